@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import PairBatch, pair_batches, progress
-from fairlab.pairs import PromptPair
+from fairlab.pairs import PromptPair, as_pairs
 
 
 def generate(
@@ -89,6 +89,7 @@ def next_token_divergence(
     ValueError
         No pairs, or an invalid pair.
     """
+    pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs))
     for batch, log_p in next_token_log_probs(model, tokenizer, pairs, batch_size=batch_size):
         log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]

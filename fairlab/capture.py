@@ -124,7 +124,7 @@ def neuron_differences(
         width.
     """
     check_option("statistic", statistic, ("absolute", "signed", "pooled"))
-    points = _check_points(model, points)
+    points, pairs = _check_points(model, points), as_pairs(pairs)
     sums: dict[tuple[str, int], Tensor] = {}
 
     def add(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:

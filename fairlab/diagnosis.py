@@ -12,7 +12,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import available_points, pair_differences
-from fairlab.pairs import PromptPair
+from fairlab.pairs import PromptPair, as_pairs
 
 ARTICLE_POINTS = ("input_norm", "attention_output", "gate_proj", "up_proj", "down_proj", "mlp_output")
 
@@ -70,7 +70,7 @@ def layer_differences(
     ValueError
         No pairs, an invalid pair, or an unknown point.
     """
-    points, pairs = list(points), list(pairs)
+    points, pairs = list(points), as_pairs(pairs)
     difference, scale = pair_differences(model, tokenizer, pairs, points=points)
     rows = [
         (pairs[p].category, p, points[c], layer, difference[p, c, layer].item(), scale[p, c, layer].item())

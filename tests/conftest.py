@@ -6,6 +6,7 @@ os.environ["TQDM_DISABLE"] = "1"  # the kernels that nbval starts inherit it: ba
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,8 @@ def bos_tokenizer(tokenizer):
 def some_pairs():
     """Pick pairs of several lengths that share prompts with each other."""
     pairs = fl.load_pairs(split="train")
-    return [pair for pair in pairs if pair.category in ("race", "religion")][:14] + pairs[200:206]
+    crossed = [replace(pairs[0], prompt_b=pairs[1].prompt_b), replace(pairs[1], prompt_b=pairs[0].prompt_b)]
+    return pairs[:10] + crossed + pairs[200:206]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,182 @@
+import csv
+import importlib.util
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import fairlab as fl
+from fairlab.pairs import encode_pair
+
+ROOT = Path(__file__).parent.parent
+CATEGORIES = {"race", "gender", "religion", "nationality", "age", "socioeconomic", "disability", "appearance"}
+
+
+def _builder():
+    spec = importlib.util.spec_from_file_location("build_data", ROOT / "tools" / "build_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["pairs_en", "neutral_en", "pairs_es"])
+def test_the_files_are_what_the_script_makes(name):
+    made = {"pairs_en": "english_pairs", "neutral_en": "neutral_pairs", "pairs_es": "spanish_pairs"}
+    with (ROOT / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == getattr(_builder(), made[name])()
+
+
+def test_english_pairs_have_the_breadth_that_the_data_card_states():
+    pairs = fl.load_pairs()
+    assert len(pairs) >= 300
+    assert {pair.category for pair in pairs} == CATEGORIES
+    templates = {pair.template: pair.split for pair in pairs}
+    counts = {split: list(templates.values()).count(split) for split in set(templates.values())}
+    assert counts == {"train": 12, "validation": 4, "held_out": 8}
+    for category in CATEGORIES:
+        splits = {(p.attribute_a, p.attribute_b): p.attribute_split for p in fl.load_pairs(category)}
+        assert len(splits) >= 3
+        assert list(splits.values()).count("held_out") == 1
+
+
+def test_neutral_pairs_stand_in_the_same_templates():
+    pairs, neutral = fl.load_pairs(), fl.load_pairs(kind="neutral")
+    assert len(neutral) >= 150
+    assert len({(pair.attribute_a, pair.attribute_b) for pair in neutral}) >= 12
+    assert {(pair.template, pair.split) for pair in neutral} == {(pair.template, pair.split) for pair in pairs}
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"])
+def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
+    pairs = fl.load_pairs(**options)
+    assert len({pair.id for pair in pairs}) == len(pairs)
+    assert len({(pair.prompt_a, pair.prompt_b) for pair in pairs}) == len(pairs)
+    splits, attribute_splits = defaultdict(set), defaultdict(set)
+    for pair in pairs:
+        splits[pair.template].add(pair.split)
+        attribute_splits[pair.category, pair.attribute_a, pair.attribute_b].add(pair.attribute_split)
+    assert all(len(found) == 1 for found in (*splits.values(), *attribute_splits.values()))
+
+
+@pytest.mark.parametrize("kind", ["demographic", "neutral"])
+def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind):
+    pairs = fl.load_pairs(kind=kind)
+    table = fl.check_pairs(tokenizer, pairs)
+    assert table.valid.all(), table[~table.valid]
+    for pair in pairs:
+        assert pair.prompt_a.split()[0] in {"The", "My", "Two"}
+        assert pair.prompt_a.split()[0] == pair.prompt_b.split()[0]
+        assert not re.search(r"\b(he|she|his|her|him|hers)\b", pair.prompt_a + pair.prompt_b, re.IGNORECASE)
+
+
+def test_the_data_card_counts_the_spanish_pairs_that_hold(tokenizer):
+    pairs = fl.load_pairs(language="es")
+    table = fl.check_pairs(tokenizer, pairs)
+    assert len(pairs) >= 60
+    assert f"| `pairs_es.csv` | {table.valid.sum()} |" in (ROOT / "data" / "README.md").read_text()
+    for pair in pairs:  # the two noun phrases differ, the rest does not
+        rest = pair.template.removeprefix("{}")
+        assert pair.prompt_a == pair.attribute_a + rest
+        assert pair.prompt_b == pair.attribute_b + rest
+
+
+def test_calibration_and_evaluation_text_are_long_enough_and_share_nothing(tokenizer):
+    texts = [fl.data_path(f"{name}_en.txt").read_text(encoding="utf-8") for name in ("calibration", "evaluation")]
+    runs = []
+    for text in texts:
+        assert len(tokenizer(text, verbose=False).input_ids) >= 4000
+        words = re.findall(r"\w+", text.lower())
+        runs.append({tuple(words[i : i + 8]) for i in range(len(words) - 7)})
+    assert not runs[0] & runs[1]
+
+
+def test_published_figures_have_a_source():
+    with fl.data_path("published.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({(row["quantity"], row["source"]) for row in rows}) == len(rows)
+    values = {(row["quantity"], row["source"]): float(row["value"]) for row in rows}
+    before, after = values["metric_before", "notebook 8_2"], values["metric_after", "notebook 8_2"]
+    assert 100 * (after / before - 1) == pytest.approx(values["metric_relative_change", "notebook 8_2"], abs=0.005)
+    assert values["parameters_before", "notebook 8_2"] - values["parameters_after", "notebook 8_2"] == 256 * 3 * 2048
+
+
+def test_load_pairs_filters_and_names_what_it_does_not_know():
+    race = fl.load_pairs("race", split="held_out")
+    assert {(pair.category, pair.split) for pair in race} == {("race", "held_out")}
+    for options, message in (
+        ({"category": "hair"}, "category: expected one of age, .*'hair'"),
+        ({"split": "test"}, "split: expected one of held_out, train, validation; got 'test'"),
+        ({"language": "xx"}, "language: expected one of en, es .*'xx'"),
+        ({"language": "es", "kind": "neutral"}, "language: expected one of en for neutral"),
+        ({"kind": "other"}, "kind: expected one of demographic, neutral; got 'other'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fl.load_pairs(**options)
+    with pytest.raises(ValueError, match=r"name: expected one of .*evaluation_en\.txt.*'nothing\.txt'"):
+        fl.data_path("nothing.txt")
+
+
+def test_build_pairs_crosses_templates_and_attributes():
+    pairs = fl.build_pairs(["The {} cook said", "My {} aunt was"], [("old", "young"), ("poor", "rich")], category="own")
+    assert len(pairs) == 4
+    assert pairs[1] == fl.PromptPair(
+        "The poor cook said", "The rich cook said", "poor", "rich", "own", "The {} cook said", "train", "train",
+        "own-01-poor-rich",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="templates: each needs exactly one {}; got 'no slot'"):
+        fl.build_pairs(["no slot"], [("a", "b")])
+    with pytest.raises(ValueError, match="attributes: .* got 'old' twice"):
+        fl.build_pairs(["The {} cook"], [("old", "old")])
+
+
+def test_check_pairs_says_what_is_wrong(tokenizer, bos_tokenizer):
+    pairs = [
+        fl.ARTICLE_PAIR,
+        fl.PromptPair("The old cook", "The old cook"),
+        fl.PromptPair("The old cook", "The Luxembourgish cook"),
+        fl.PromptPair("The old cook was old", "The young cook was young"),
+    ]
+    table = fl.check_pairs(tokenizer, pairs)
+    assert table.valid.tolist() == [True, False, False, False]
+    assert table.reason.tolist()[1:] == [
+        "the prompts do not differ",
+        f"3 and {table.tokens_b[2]} tokens",
+        "the prompts differ in more than one place",
+    ]
+    assert (table["first"][0], table.span[0]) == (1, 1)
+    assert fl.check_pairs(bos_tokenizer, pairs)["first"][0] == 2
+
+
+def test_encode_pair_shows_both_token_lists(tokenizer):
+    ids_a, ids_b, first = encode_pair(tokenizer, fl.ARTICLE_PAIR)
+    assert [t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b] == [first] == [1]
+    with pytest.raises(ValueError, match=r"same number of tokens.*'Ġold'.*'ĠLux.*check_pairs"):
+        encode_pair(tokenizer, fl.PromptPair("The old cook", "The Luxembourgish cook"))
+    with pytest.raises(ValueError, match="must differ; got 'The cook' twice"):
+        encode_pair(tokenizer, fl.PromptPair("The cook", "The cook"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "message"),
+    [
+        ([], ValueError, "pairs: expected at least one PromptPair; got an empty list"),
+        (fl.ARTICLE_PAIR, TypeError, "pairs: expected a list of PromptPair; got PromptPair"),
+        ("A man", TypeError, "pairs: expected a list of PromptPair; got str"),
+        (["A man"], TypeError, "pairs: expected PromptPair items; got str 'A man'"),
+        ([("A man", "A woman")], TypeError, "pairs: expected PromptPair items; got tuple"),
+    ],
+)
+def test_what_is_no_list_of_pairs_is_refused(model, tokenizer, pairs, error, message):
+    for call in (fl.neuron_differences, fl.next_token_divergence, fl.layer_differences, fl.bias_scores):
+        with pytest.raises(error, match=re.escape(message)):
+            call(model, tokenizer, pairs)
+    with pytest.raises(error, match=re.escape(message)):
+        fl.check_pairs(tokenizer, pairs)
+
+
+def test_pairs_are_values():
+    assert replace(fl.ARTICLE_PAIR) == fl.ARTICLE_PAIR
+    with pytest.raises(AttributeError):
+        fl.ARTICLE_PAIR.prompt_a = "changed"
