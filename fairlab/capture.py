@@ -15,6 +15,7 @@ What the points are, for a hidden state `x` that enters a decoder layer (Llama's
     residual          what the layer returns                    [hidden]
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ _PLACES = {
 }
 CAPTURE_POINTS = tuple(_PLACES)
 
-progress = partial(tqdm, delay=2, leave=False)  # shows itself only where the work takes over 2 s
+# shows itself only where the work takes over 2 s; in notebooks tqdm does not heed its own variable
+progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
 
 
 @contextmanager

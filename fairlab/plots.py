@@ -46,8 +46,8 @@ def plot_layer_differences(
         style = {"marker": "osD^"[number % 4], "linestyle": ("-", "--", ":", "-.")[number % 4]}
         ax.plot(mean.index, mean, color=COLORS[number], markersize=4, label=name, **style)
     labels = {
-        "difference": "mean |A(a) − A(b)|",
-        "scale": "mean |A|",
+        "difference": "mean |A(a) − A(b)|\n(units of activation)",
+        "scale": "mean |A|\n(units of activation)",
         "relative": "mean |A(a) − A(b)| / mean |A|",
     }
     ax.set(xlabel="layer", ylabel=labels[value], title=f"{value.capitalize()} of {points.pop()} by layer")

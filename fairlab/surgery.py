@@ -128,7 +128,7 @@ def select_neurons(
             raise ValueError(
                 f"fraction: {fraction} of {pool} neurons is less than one neuron; the smallest is {smallest:g}"
             )
-        note = f"{fraction:.3%} of each layer" if scope == "layer" else f"{fraction:.3%} of the model"
+        note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
     else:
         if not isinstance(count, int) or not 0 < count < pool:
             raise ValueError(f"count: expected a whole number from 1 to {pool - 1}; got {count!r}")

@@ -1,10 +1,6 @@
 """Models and tokenizers that the tests share."""
 
 import os
-
-os.environ["TQDM_DISABLE"] = "1"  # the kernels that nbval starts inherit it: bars would be outputs
-os.environ.setdefault("MPLBACKEND", "agg")
-
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path

@@ -13,7 +13,7 @@ PAIR = fl.ARTICLE_PAIR
 def article_algorithm(model, tokenizer, pairs, *, fraction, bias_weight):
     """Run the published algorithm step by step on plain matrices: the neurons cut in each layer, lowest index first.
 
-    It shares no code with the package: MLP inputs come from hooks of its own, and gate and up outputs from matrix products.
+    It shares no code with the package: MLP inputs come from hooks of its own, all else from the layers' own matrices.
     """
     layers = model.model.layers
     bias = [0.0] * len(layers)

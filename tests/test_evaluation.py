@@ -1,0 +1,77 @@
+import math
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import fairlab as fl
+from fairlab.evaluation import token_losses
+
+TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up."
+
+
+def one_token_at_a_time(model, ids, window, bos=()):
+    losses = []
+    for start in range(0, len(ids), window):
+        piece = [*bos, *ids[start : start + window]]
+        for t in range(1, len(piece)):
+            with torch.no_grad():
+                log_p = model(torch.tensor([piece[:t]])).logits[0, -1].double().log_softmax(-1)
+            losses.append(-log_p[piece[t]].item())
+    return losses
+
+
+@pytest.mark.parametrize("window", [5, 8, 512])
+def test_losses_equal_one_token_at_a_time(tokenizer, bos_tokenizer, window):
+    tiny = tiny_model()
+    ids = tokenizer(TEXT).input_ids
+    for some_tokenizer, bos in ((tokenizer, []), (bos_tokenizer, [bos_tokenizer.bos_token_id])):
+        losses = token_losses(tiny, some_tokenizer, TEXT, window=window)
+        expected = one_token_at_a_time(tiny, ids, window, bos)
+        assert losses.tolist() == pytest.approx(expected, rel=1e-4)
+        assert fl.perplexity(tiny, some_tokenizer, TEXT, window=window) == pytest.approx(
+            math.exp(sum(expected) / len(expected)), rel=1e-4
+        )
+
+
+def test_a_model_that_guesses_evenly_has_the_perplexity_of_its_vocabulary(tokenizer):
+    tiny = tiny_model()
+    tiny.lm_head.weight.data.zero_()
+    assert fl.perplexity(tiny, tokenizer, TEXT) == pytest.approx(49152, rel=1e-4)
+
+
+def test_shuffled_words_are_harder_to_foresee(model, tokenizer):
+    shuffled = " ".join(sorted(TEXT.split()))
+    assert fl.perplexity(model, tokenizer, TEXT) < 0.3 * fl.perplexity(model, tokenizer, shuffled)
+
+
+def test_perplexity_of_wikitext(model, tokenizer, datasets):
+    """8 × 512 tokens of WikiText-2 test: 30.15, measured by independent code."""
+    text = (datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt").read_text(encoding="utf-8")
+    ids = tokenizer(text[:40_000], verbose=False).input_ids[: 8 * 512]
+    value = fl.perplexity(model, tokenizer, tokenizer.decode(ids))
+    assert value == pytest.approx(30.15, rel=0.01)
+
+
+def test_bad_input_is_named(tokenizer):
+    tiny = tiny_model()
+    with pytest.raises(ValueError, match="text: expected at least two tokens; got 0"):
+        fl.perplexity(tiny, tokenizer, "")
+    with pytest.raises(ValueError, match="window: expected a whole number of at least 2; got 1"):
+        fl.perplexity(tiny, tokenizer, TEXT, window=1)
+    tiny.model.norm.weight.data[0] = math.nan
+    with pytest.raises(ValueError, match="losses are not finite"):
+        fl.perplexity(tiny, tokenizer, TEXT)
+
+
+def test_random_selections_have_the_same_count_in_each_layer():
+    selection = fl.NeuronSelection({0: (1, 2, 3), 4: (9,)}, (5, 1000), "by hand")
+    draws = fl.random_selections(selection, 50, seed=3)
+    for draw in draws:
+        assert {layer: len(indices) for layer, indices in draw.neurons.items()} == {0: 3, 4: 1}
+    assert len({draw.neurons[0] for draw in draws}) > 45
+    assert draws == fl.random_selections(selection, 50, seed=3)
+    assert draws != fl.random_selections(selection, 50, seed=4)
+    assert draws[:2] == fl.random_selections(selection, 2, seed=3)
+    with pytest.raises(ValueError, match="n: expected a whole number of at least 1; got 0"):
+        fl.random_selections(selection, 0)

@@ -1,0 +1,175 @@
+"""Static checks of the committed lessons: what nbval, which runs them, does not see."""
+
+import importlib.util
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+ALL = LESSONS + sorted(FOLDER.glob("solutions/*.ipynb"))
+NUMBER = re.compile(r"(?<![\w.,\-−+])[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w-]|[.,]\d)")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def tags(cell):
+    return cell["metadata"].get("tags", [])
+
+
+def code_cells(path):
+    return [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def lines(cell):
+    return sum(bool(line.strip()) for line in source(cell).splitlines())
+
+
+def markdown(path):
+    return "\n\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+
+
+def printed(path):
+    """Return all that the checked cells put out as text."""
+    texts = []
+    for cell in code_cells(path):
+        if "nbval-check-output" in tags(cell):
+            for output in cell["outputs"]:
+                texts.append("".join(output.get("text", output.get("data", {}).get("text/plain", ""))))
+    return "\n".join(texts)
+
+
+def numbers(text):
+    return {match.replace(",", "").replace("−", "-").lstrip("+") for match in NUMBER.findall(text)}
+
+
+def prose(path):
+    """Return the sentences of a lesson: no code, headings, links, list numbers, or facts of the course itself."""
+    text = markdown(path)
+    text = re.sub(r"\*Before you start\*:.*", "", text)
+    text = re.sub(
+        r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)", " ", text, flags=re.MULTILINE
+    )
+    return re.sub(r"\bsection \d+|\blesson \d+|range from 0 to 1\b|\bin nats; 0\b", " ", text)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+class TestEveryNotebook:
+    def test_ran_top_to_bottom_in_one_kernel(self, path):
+        counts = [cell["execution_count"] for cell in code_cells(path)]
+        assert counts == list(range(1, len(counts) + 1))
+
+    def test_checked_cells_have_something_to_check(self, path):
+        checked = [cell for cell in code_cells(path) if "nbval-check-output" in tags(cell)]
+        assert checked
+        for cell in checked:
+            assert cell["outputs"], source(cell)
+
+    def test_every_number_in_the_prose_was_computed(self, path):
+        known = numbers(printed(path))
+        unsigned = {number.lstrip("-") for number in known}
+        strange = {number for number in numbers(prose(path)) if number not in known | unsigned}
+        assert not strange, f"in the text, but in no checked output: {sorted(strange)}"
+
+    def test_outputs_are_clean(self, path):
+        notebook = read(path)
+        assert "widgets" not in notebook["metadata"]
+        assert path.stat().st_size < 500_000
+        for cell in code_cells(path):
+            for output in cell["outputs"]:
+                assert output.get("name") != "stderr", source(cell)
+                if "raises-exception" in tags(cell):
+                    continue
+                assert output["output_type"] != "error", source(cell)
+                assert not re.search(r"/(home|root|tmp|Users|work)/", json.dumps(output)), source(cell)
+
+    def test_cells_are_short(self, path):
+        counts = [lines(cell) for cell in code_cells(path)]
+        assert max(counts) <= 25
+        assert statistics.median(counts) <= 6
+
+    def test_words_promise_nothing(self, path):
+        assert not re.search(
+            r"\bdebias|\bunbiased\b|\bsolves? (the )?bias|\bfair model\b", markdown(path), re.IGNORECASE
+        )
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+class TestEveryLesson:
+    def test_has_the_skeleton(self, path):
+        parts = [
+            r"colab\.research\.google\.com/github/[\w-]+/[\w-]+/blob/main/notebooks/" + path.name,
+            r"mybinder\.org/v2/gh/[\w-]+/[\w-]+/main\?labpath=notebooks/" + path.name,
+            rf"\n# {path.name[:2]} · ",
+            r"\n\*\*[^*]+\?\*\*\n",
+            r"\n\*You will learn\*\n\n- .*\n- .*\n- .*\n",
+            r"\n\*Before you start\*: .*minute",
+            r"\n## 1 ",
+            r"\n## What this does and does not show\n",
+            r"\n## Exercises\n",
+            r"\n## Quiz\n\n1\. .*\n2\. .*\n3\. .*\n",
+            r"\n## In this notebook we\n\n- .*\n- .*\n- ",
+            r"\n\*\*Next\*\*: ",
+        ]
+        text, start = markdown(path), 0
+        for part in parts:
+            match = re.compile(part).search(text, start)
+            assert match, f"missing or out of order: {part}"
+            start = match.end() - 1
+
+    def test_sections_are_numbered_in_order(self, path):
+        found = [int(number) for number in re.findall(r"^## (\d+) ", markdown(path), re.MULTILINE)]
+        assert found == list(range(1, len(found) + 1))
+
+    def test_exercises_have_a_stub_and_a_check(self, path):
+        tagged = [cell for cell in code_cells(path) if "raises-exception" in tags(cell)]
+        stubs = [cell for cell in tagged if "raise NotImplementedError(" in source(cell)]
+        checks = [cell for cell in tagged if "assert " in source(cell)]
+        exercises = re.findall(r"^\*\*(\d)\. ", markdown(path).split("## Exercises")[1], re.MULTILINE)
+        assert 2 <= len(exercises) <= 3
+        assert len(stubs) == len(checks) == len(exercises)
+        assert all(any(output["output_type"] == "error" for output in cell["outputs"]) for cell in checks)
+
+    def test_has_a_toy_example_checked_against_the_helper(self, path):
+        assert any("by_hand" in source(cell) and "assert" in source(cell) for cell in code_cells(path))
+
+    def test_prose_and_code_are_in_balance(self, path):
+        share = len(markdown(path).split()) / sum(lines(cell) for cell in code_cells(path))
+        assert 4 <= share <= 10
+
+    def test_is_in_the_lesson_tables_and_has_a_solution(self, path):
+        for table in (FOLDER / "README.md", FOLDER.parent / "README.md"):
+            assert path.name in table.read_text(encoding="utf-8")
+        assert (FOLDER / "solutions" / f"{path.name[:2]}_solutions.ipynb").is_file()
+
+
+def test_the_number_rule_sees_what_it_should():
+    assert numbers("a 7.1 % fall, −22.2 %, 1,536 neurons, Llama-3.2-1B, Q4_1, layer 3.") == {
+        "7.1",
+        "-22.2",
+        "1536",
+        "3",
+    }
+
+
+def test_links_between_files_hold():
+    for path in (*ALL, *FOLDER.parent.glob("*.md"), FOLDER / "README.md", FOLDER.parent / "data" / "README.md"):
+        text = markdown(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_figure_of_the_readme_is_the_one_in_the_lesson():
+    spec = importlib.util.spec_from_file_location("figures", FOLDER.parent / "tools" / "figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    assert figures.FIGURE.read_bytes() == figures.figure(), "run: make figures"

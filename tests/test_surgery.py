@@ -1,0 +1,318 @@
+import json
+import math
+
+import pytest
+import torch
+import transformers
+from conftest import FAMILIES, tiny_model
+
+import fairlab as fl
+from fairlab.models import glu_blocks, glu_weights
+
+PROMPTS = ["The old cook said that", "Two trains left"]
+
+
+def logits_of(model, tokenizer):
+    with torch.no_grad():
+        return [model(**tokenizer(prompt, return_tensors="pt")).logits for prompt in PROMPTS]
+
+
+def furthest(one, other):
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def tiny_selection(equal=True):
+    neurons = {0: (1, 5), 1: (0, 23), 2: (7, 8)} if equal else {0: (1, 5, 9), 2: (23,)}
+    return fl.NeuronSelection(neurons, (3, 24), "by hand")
+
+
+def bytes_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bytes(model, before):
+    after = model.state_dict()
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.fixture(scope="module")
+def article_selection(model, tokenizer):
+    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
+    scores = fl.hybrid_scores(bias, fl.importance_scores(model), bias_weight=0.5)
+    return fl.select_neurons(scores, fraction=0.002, how="article")
+
+
+# ---- the article's cut on the default model
+
+
+def test_the_article_cut_lowers_its_own_metric_by_seven_percent(model, tokenizer, article_selection):
+    pruned = fl.prune(model, article_selection)
+    before, after = (fl.article_metric(m, tokenizer, fl.ARTICLE_PAIR) for m in (model, pruned))
+    assert (before, after) == (pytest.approx(0.25378, abs=1e-5), pytest.approx(0.23567, abs=1e-5))
+    assert 100 * (after / before - 1) == pytest.approx(-7.1, abs=0.05)
+    assert pruned.config.intermediate_size == 1533
+    assert {mlp.down_proj.in_features for mlp in glu_blocks(pruned)} == {1533}
+    assert sum(p.numel() for p in pruned.parameters()) == 134_515_008 - 90 * 3 * 576
+
+
+def test_ablate_and_prune_agree_on_the_default_model(model, tokenizer, article_selection):
+    with fl.ablate(model, article_selection):
+        ablated = logits_of(model, tokenizer)
+    assert furthest(ablated, logits_of(fl.prune(model, article_selection), tokenizer)) < 1e-4
+    assert furthest(ablated, logits_of(model, tokenizer)) > 0.1
+
+
+def test_the_article_cut_saves_and_reloads_with_stock_transformers(model, tokenizer, article_selection, tmp_path):
+    pruned = fl.prune(model, article_selection)
+    fl.save_model(pruned, tokenizer, tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    loaded_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded_tokenizer(PROMPTS).input_ids == tokenizer(PROMPTS).input_ids
+    assert furthest(logits_of(loaded, tokenizer), logits_of(pruned, tokenizer)) == 0
+
+
+def test_a_llama_of_one_billion_on_the_meta_device():
+    config = transformers.LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        llama = transformers.LlamaForCausalLM(config)
+    assert sum(p.numel() for p in llama.parameters()) == 1_235_814_400
+    selection = fl.select_neurons(torch.rand(16, 8192), fraction=0.002)
+    assert {len(indices) for indices in selection.neurons.values()} == {16}
+    pruned = fl.prune(llama, selection)
+    assert sum(p.numel() for p in pruned.parameters()) == 1_234_241_536
+    assert pruned.config.intermediate_size == 8176
+    assert sum(p.numel() for p in llama.parameters()) == 1_235_814_400
+
+
+# ---- every family
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["equal widths", "unequal widths"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ablate_prune_save_and_reload_agree(family, equal, tokenizer, tmp_path):
+    model, selection = tiny_model(family), tiny_selection(equal)
+    before = bytes_of(model)
+    with fl.ablate(model, selection):
+        ablated = logits_of(model, tokenizer)
+    pruned = fl.prune(model, selection)
+    cut = logits_of(pruned, tokenizer)
+    assert furthest(cut, logits_of(model, tokenizer)) > 1e-3
+    assert furthest(ablated, cut) < 1e-4
+    assert same_bytes(model, before)
+    fl.save_model(pruned, tokenizer, tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert furthest(logits_of(loaded, tokenizer), cut) <= (0 if equal else 1e-4)
+    widths = [22, 22, 22] if equal else [21, 24, 23]
+    assert [mlp.down_proj.in_features for mlp in glu_blocks(pruned)] == widths
+    assert loaded.config.get_text_config().intermediate_size == max(widths)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prune_keeps_the_right_rows_and_the_biases(family):
+    model, selection = tiny_model(family), tiny_selection(equal=False)
+    pruned = fl.prune(model, selection)
+    for layer, (old, new) in enumerate(zip(glu_blocks(model), glu_blocks(pruned), strict=True)):
+        keep = [i for i in range(24) if i not in selection.neurons.get(layer, ())]
+        gate, up, down = glu_weights(old)
+        for got, expected in zip(glu_weights(new), (gate[keep], up[keep], down[:, keep]), strict=True):
+            assert torch.equal(got, expected)
+        for name, projection in old.named_children():
+            bias = getattr(projection, "bias", None)
+            if bias is not None:
+                assert torch.equal(getattr(new, name).bias, bias if name == "down_proj" else bias[keep])
+    old_state, new_state = model.state_dict(), pruned.state_dict()
+    for name in old_state:
+        assert ".mlp." in name or torch.equal(old_state[name], new_state[name])
+
+
+def test_prune_in_place_gives_the_same_model(tokenizer):
+    model, selection = tiny_model("llama-biases"), tiny_selection(equal=False)
+    copy = fl.prune(model, selection)
+    same = fl.prune(model, selection, inplace=True)
+    assert same is model
+    assert same_bytes(copy, bytes_of(model))
+    assert model.config.intermediate_size == 24
+    assert furthest(logits_of(copy, tokenizer), logits_of(model, tokenizer)) == 0
+
+
+def test_prune_keeps_tied_embeddings_tied():
+    pruned = fl.prune(tiny_model("llama-biases"), tiny_selection())
+    assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
+
+
+def test_prune_initialises_nothing(monkeypatch):
+    model = tiny_model()
+
+    def initialise(tensor, **options):
+        assert tensor.is_meta, "weights were initialised that are then overwritten"
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", initialise)
+    fl.prune(model, tiny_selection())
+
+
+def test_prune_does_not_share_memory_with_the_old_model(tokenizer):
+    model = tiny_model()
+    pruned = fl.prune(model, tiny_selection(equal=False))
+    before = bytes_of(model)
+    for parameter in pruned.parameters():
+        parameter.data.zero_()
+    assert same_bytes(model, before)
+
+
+@pytest.mark.parametrize("matrix", ["gate", "up", "down"])
+def test_zeroing_one_matrix_is_the_whole_cut(matrix, tokenizer):
+    model, selection = tiny_model(), tiny_selection()
+    cut = logits_of(fl.prune(model, selection), tokenizer)
+    for layer, indices in selection.neurons.items():
+        gate, up, down = glu_weights(glu_blocks(model)[layer])
+        {"gate": gate, "up": up, "down": down.T}[matrix][list(indices)] = 0
+    assert furthest(logits_of(model, tokenizer), cut) < 1e-4
+
+
+# ---- ablate
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ablate_leaves_every_bit_also_after_an_exception(dtype, tokenizer):
+    model, selection = tiny_model("llama-biases", dtype), tiny_selection(equal=False)
+    before, outputs = bytes_of(model), logits_of(model, tokenizer)
+    with pytest.raises(RuntimeError, match="stop"), fl.ablate(model, selection):
+        assert furthest(logits_of(model, tokenizer), outputs) > 0
+        raise RuntimeError("stop")
+    assert same_bytes(model, before)
+    assert furthest(logits_of(model, tokenizer), outputs) == 0
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_ablate_scales_exactly_the_selected_activations(tokenizer):
+    model, selection = tiny_model(), fl.NeuronSelection({1: (3, 4)}, (3, 24))
+    inputs = tokenizer(PROMPTS[0], return_tensors="pt")
+    with fl.record(model, ["down_proj"], layers=[1]) as plain:
+        model(**inputs)
+    with fl.ablate(model, selection, scale=0.5), fl.record(model, ["down_proj_input", "down_proj"], layers=[1]) as half:
+        model(**inputs)
+    with fl.record(model, ["down_proj_input"], layers=[1]) as whole:
+        model(**inputs)
+    lost = 0.5 * whole["down_proj_input", 1][..., [3, 4]] @ glu_weights(glu_blocks(model)[1])[2][:, [3, 4]].T
+    assert torch.allclose(half["down_proj", 1], plain["down_proj", 1] - lost, atol=1e-5)
+
+
+def test_scale_one_changes_nothing_and_empty_selections_are_allowed(tokenizer):
+    model = tiny_model()
+    outputs = logits_of(model, tokenizer)
+    for selection, scale in ((tiny_selection(), 1.0), (fl.NeuronSelection({}, (3, 24)), 0.0)):
+        with fl.ablate(model, selection, scale=scale):
+            assert furthest(logits_of(model, tokenizer), outputs) == 0
+    assert furthest(logits_of(fl.prune(model, fl.NeuronSelection({}, (3, 24))), tokenizer), outputs) == 0
+
+
+def test_two_cuts_add_up(tokenizer):
+    model = tiny_model()
+    one, two = fl.NeuronSelection({0: (1,)}, (3, 24)), fl.NeuronSelection({0: (2,), 2: (3,)}, (3, 24))
+    both = fl.NeuronSelection({0: (1, 2), 2: (3,)}, (3, 24))
+    with fl.ablate(model, one), fl.ablate(model, two):
+        nested = logits_of(model, tokenizer)
+    with fl.ablate(model, both):
+        assert furthest(logits_of(model, tokenizer), nested) < 1e-6
+
+
+# ---- selections
+
+
+def test_select_within_layers_and_over_the_model():
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.2], [5.0, 7.0, 6.0, 4.0]])
+    assert fl.select_neurons(scores, count=1).neurons == {0: (1,), 1: (1,)}
+    assert fl.select_neurons(scores, fraction=0.5).neurons == {0: (1, 2), 1: (1, 2)}
+    assert fl.select_neurons(scores, count=3, scope="model").neurons == {1: (0, 1, 2)}
+    assert fl.select_neurons(scores, fraction=0.25, scope="model").neurons == {1: (1, 2)}
+    assert fl.select_neurons(scores, fraction=0.99).neurons == {0: (1, 2, 3), 1: (0, 1, 2)}  # one stays in each layer
+
+
+def test_a_fraction_too_small_names_the_smallest():
+    scores = torch.rand(2, 1536)
+    with pytest.raises(
+        ValueError, match=r"fraction: 0\.0005 of 1536 neurons is less than one neuron; the smallest is 0\.000652"
+    ):
+        fl.select_neurons(scores, fraction=0.0005)
+    assert len(fl.select_neurons(scores, fraction=0.000652)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "fraction, count: give exactly one; got fraction=None and count=None"),
+        ({"fraction": 0.5, "count": 1}, "give exactly one"),
+        ({"fraction": 0.0}, "fraction: expected a float between 0 and 1 .* got 0.0"),
+        ({"fraction": 1.0}, "fraction: expected a float between 0 and 1 .* got 1.0"),
+        ({"fraction": 2}, "fraction: .* got 2"),
+        ({"fraction": math.nan}, "fraction: .* got nan"),
+        ({"count": 0}, "count: expected a whole number from 1 to 3; got 0"),
+        ({"count": 4}, "count: expected a whole number from 1 to 3; got 4"),
+        ({"count": 1, "scope": "head"}, "scope: expected one of layer, model; got 'head'"),
+        ({"count": 4, "scope": "model"}, "layer 1 would lose all of its 4 neurons"),
+    ],
+)
+def test_select_refuses(options, message):
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.2], [5.0, 7.0, 6.0, 4.0]])
+    with pytest.raises(ValueError, match=message):
+        fl.select_neurons(scores, **options)
+
+
+def test_select_refuses_scores_that_are_no_scores():
+    with pytest.raises(ValueError, match=r"scores: expected the shape \(layers, neurons\); got \(4,\)"):
+        fl.select_neurons(torch.rand(4), count=1)
+    with pytest.raises(ValueError, match="scores: expected numbers .* got NaN"):
+        fl.select_neurons(torch.tensor([[math.nan, 1.0, 2.0]]), count=1)
+    kept = torch.tensor([[1.0, -math.inf, -math.inf]])
+    assert fl.select_neurons(kept, count=1).neurons == {0: (0,)}
+    with pytest.raises(ValueError, match="too few neurons may be cut"):
+        fl.select_neurons(kept, count=2)
+
+
+def test_a_selection_is_tidy_and_survives_json():
+    selection = fl.NeuronSelection({2: (5, 1), 0: (3,), 1: ()}, (3, 24), "by hand")
+    assert selection.neurons == {0: (3,), 2: (1, 5)}
+    assert fl.NeuronSelection.from_json(selection.to_json()) == selection
+    assert json.loads(selection.to_json())["neurons"] == {"0": [3], "2": [1, 5]}
+    assert repr(selection) == "NeuronSelection(3 neurons in 2 of 3 layers of 24; by hand)"
+    with pytest.raises(AttributeError):
+        selection.how = "changed"
+
+
+@pytest.mark.parametrize(
+    ("neurons", "message"),
+    [
+        ({3: (0,)}, "layers below 3"),
+        ({0: (24,)}, "indices below 24; got layer 0, indices from 24 to 24"),
+        ({0: (-1,)}, "indices from -1"),
+        ({0: (1, 1)}, "layer 0 names a neuron twice"),
+        ({0: tuple(range(24))}, "layer 0 would lose all of its 24 neurons"),
+    ],
+)
+def test_impossible_selections_are_refused(neurons, message):
+    with pytest.raises(ValueError, match=message):
+        fl.NeuronSelection(neurons, (3, 24))
+
+
+def test_a_selection_of_another_model_is_refused(model):
+    message = "made for 3 layers of 24 neurons, but the model has 30 layers of 1536"
+    with pytest.raises(ValueError, match=message), fl.ablate(model, tiny_selection()):
+        pass
+    for inplace in (True, False):
+        with pytest.raises(ValueError, match=message):
+            fl.prune(model, tiny_selection(), inplace=inplace)
+    with (
+        pytest.raises(ValueError, match="scale: expected a finite number"),
+        fl.ablate(model, tiny_selection(), scale=math.nan),
+    ):
+        pass
+
+
+def test_save_refuses_a_file(tokenizer, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ValueError, match="folder: expected a folder to write to; got the file"):
+        fl.save_model(tiny_model(), tokenizer, tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
