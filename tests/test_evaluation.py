@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
 
 import fairlab as fl
 from fairlab.evaluation import token_losses
+from tiny_models import tiny_model
 
 TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up."
 

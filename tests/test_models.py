@@ -7,11 +7,11 @@ import huggingface_hub.errors as hub_errors
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, tiny_model
 from safetensors.torch import save_file
 
 import fairlab as fl
 from fairlab import models
+from tiny_models import FAMILIES, tiny_model
 
 ARTICLE_IDS = [49, 4290, 555, 13197, 418, 3163, 738, 260, 7390, 30, 378, 5997, 9791, 2275, 384]
 

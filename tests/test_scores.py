@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny_model
 
 import fairlab as fl
 from fairlab.models import glu_blocks
+from tiny_models import FAMILIES, tiny_model
 
 PAIR = fl.ARTICLE_PAIR
 

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES, tiny_model
 
 import fairlab as fl
 from fairlab.models import glu_blocks, glu_weights
+from tiny_models import FAMILIES, tiny_model
 
 PROMPTS = ["The old cook said that", "Two trains left"]
 
