@@ -1,6 +1,8 @@
 # Two commands matter: `make run` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
+# glibc returns the memory of a deleted model
+export MALLOC_MMAP_THRESHOLD_ := 1000000
 
 .PHONY: setup run lab test lint figures clean
 

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--in-place", action="store_true", help="write the outputs into the lesson")
     parser.add_argument("--html", type=Path, metavar="FOLDER", help="write the executed lesson as a page")
     arguments = parser.parse_args()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # glibc returns the memory of a deleted model
     os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the kernel's bars would be outputs
     for path in arguments.lessons:
         start = time.perf_counter()
