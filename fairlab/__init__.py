@@ -7,7 +7,7 @@ The rooms, in the order in which data flows through them: `models`, `pairs` → 
 from fairlab.behavior import generate, next_token_divergence, top_token_shifts
 from fairlab.capture import CAPTURE_POINTS, neuron_differences, record
 from fairlab.diagnosis import article_metric, layer_differences
-from fairlab.evaluation import perplexity, random_selections
+from fairlab.evaluation import compare, perplexity, random_selections
 from fairlab.models import DEFAULT_MODEL, decoder_layers, describe_model, load_model
 from fairlab.pairs import ARTICLE_PAIR, PromptPair, build_pairs, check_pairs, data_path, load_pairs
 from fairlab.plots import plot_layer_differences, plot_score_plane
@@ -27,6 +27,7 @@ __all__ = [
     "bias_scores",
     "build_pairs",
     "check_pairs",
+    "compare",
     "data_path",
     "decoder_layers",
     "describe_model",

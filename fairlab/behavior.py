@@ -1,18 +1,21 @@
 """What a model writes, and which next tokens it prefers.
 
-Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `next_token_log_probs`.
+Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`; `divergence`, `token_ids` and `without`
+are the steps of the second.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import PairBatch, pair_batches, progress
+from fairlab.capture import PairBatch, progress, run_pairs
 from fairlab.pairs import PromptPair, as_pairs
+
+PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 
 
 def generate(
@@ -71,18 +74,29 @@ def generate(
 
 
 def next_token_divergence(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair], *, batch_size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    leave_out: Sequence[str] = (),
+    batch_size: int = 32,
 ) -> Tensor:
     """Compute the gap of each pair: how far apart its two next-token distributions are.
 
     Jensen–Shannon divergence `JS = ½ KL(p_a‖m) + ½ KL(p_b‖m)`, `m = (p_a + p_b) / 2`, of the distributions after the
     last prompt token, from log-softmax in float32 (float64 for a float64 model).
 
+    Parameters
+    ----------
+    leave_out : list of str
+        Words whose tokens are left out of both distributions, such as `PRONOUNS` for pairs of gender: he/she after
+        man/woman is grammar. What is left is scaled to sum to 1.
+
     Returns
     -------
     Tensor
         Shape (pairs,), in nats, from 0 (the same prediction for both prompts) to ln 2 = 0.693 (nothing in common). It
-        also counts differences that are no harm (he/she after man/woman), so read it beside neutral pairs.
+        also counts differences that are no harm, so read it beside neutral pairs.
 
     Raises
     ------
@@ -90,14 +104,36 @@ def next_token_divergence(
         No pairs, or an invalid pair.
     """
     pairs = as_pairs(pairs)
-    gaps = torch.zeros(len(pairs))
-    for batch, log_p in next_token_log_probs(model, tokenizer, pairs, batch_size=batch_size):
-        log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]
-        log_m = torch.logaddexp(log_a, log_b) - math.log(2)
-        divergence = (log_a.exp() * (log_a - log_m) + log_b.exp() * (log_b - log_m)).sum(-1) / 2
-        gaps = gaps.to(divergence.dtype)
-        gaps[batch.pairs] = divergence.clamp(min=0).cpu()
+    gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
+    left_out = token_ids(tokenizer, leave_out)
+
+    def add(batch: PairBatch, log_p: Tensor) -> None:
+        gaps[batch.pairs] = divergence(without(log_p, left_out), batch).cpu()
+
+    run_pairs(model, tokenizer, pairs, see_next=add, batch_size=batch_size)
     return gaps
+
+
+def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
+    """Compute the Jensen–Shannon divergence of the pairs of a batch from its prompts' log-probabilities."""
+    log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]
+    log_m = torch.logaddexp(log_a, log_b) - math.log(2)
+    terms = [log.exp() * (log - log_m).nan_to_num(0) for log in (log_a, log_b)]  # a token left out is −inf in all
+    return (terms[0] + terms[1]).sum(-1).div(2).clamp(min=0)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """Return the tokens that stand for the words alone, with and without a space before them and a capital."""
+    forms = {form for word in words for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}")}
+    encoded = [tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms)]
+    return sorted({ids[0] for ids in encoded if len(ids) == 1})
+
+
+def without(log_p: Tensor, left_out: Sequence[int]) -> Tensor:
+    """Leave tokens out of distributions and scale what is left to sum to 1."""
+    if not left_out:
+        return log_p
+    return log_p.index_fill(1, torch.tensor(left_out, device=log_p.device), -math.inf).log_softmax(-1)
 
 
 def top_token_shifts(
@@ -118,26 +154,11 @@ def top_token_shifts(
     """
     if not 1 <= k <= len(tokenizer):
         raise ValueError(f"k: expected a number from 1 to {len(tokenizer)}; got {k!r}")
-    ((batch, log_p),) = next_token_log_probs(model, tokenizer, [pair])
-    p_a, p_b = log_p[batch.rows_a[0]].exp().cpu(), log_p[batch.rows_b[0]].exp().cpu()
+    seen = []
+    run_pairs(model, tokenizer, [pair], see_next=lambda batch, log_p: seen.extend([batch, log_p.exp().cpu()]))
+    batch, probabilities = seen
+    p_a, p_b = probabilities[batch.rows_a.item()], probabilities[batch.rows_b.item()]
     top = (p_a - p_b).abs().topk(k).indices
     tokens = [tokenizer.decode([index]) for index in top.tolist()]
     columns = {"token": tokens, "probability_a": p_a[top].numpy(), "probability_b": p_b[top].numpy()}
     return pd.DataFrame({**columns, "shift": (p_a - p_b)[top].numpy()})
-
-
-def next_token_log_probs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair], *, batch_size: int = 32
-) -> Iterator[tuple[PairBatch, Tensor]]:
-    """Yield batches of pairs with the next-token log-probabilities of their prompts, shape (prompts, vocabulary)."""
-    for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
-        places, column = batch.last.unique(return_inverse=True)
-        with torch.no_grad():
-            logits = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=places
-            ).logits
-        logits = logits[torch.arange(len(column), device=logits.device), column]
-        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-        if not torch.isfinite(log_p).any(-1).all() or log_p.isnan().any():
-            raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
-        yield batch, log_p

@@ -210,16 +210,28 @@ def run_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
-    points: Iterable[str],
-    visit: Callable[[str, int, PairBatch, Tensor], None],
+    points: Iterable[str] = (),
+    visit: Callable[[str, int, PairBatch, Tensor], None] | None = None,
     *,
+    see_next: Callable[[PairBatch, Tensor], None] | None = None,
     positions: Literal["differing", "all"] = "differing",
     batch_size: int = 32,
 ) -> None:
-    """Run both prompts of every pair and show each batch of activations to `visit(point, layer, batch, values)`.
+    """Run both prompts of every pair once and show what comes by, batch by batch; nothing is kept.
 
-    `values` has at least float32 precision and the shape (prompts, tokens - batch.start, width). No logits are
-    computed, and nothing is kept from one layer to the next.
+    Parameters
+    ----------
+    visit : callable
+        Called as `visit(point, layer, batch, values)` with at least float32 values of the shape
+        (prompts, tokens - batch.start, width).
+    see_next : callable
+        Called as `see_next(batch, log_p)` with the next-token log-probabilities of the prompts, shape
+        (prompts, vocabulary). Without it no logits are computed.
+
+    Raises
+    ------
+    ValueError
+        Bad pairs or options, before any pass; probabilities that are not finite.
     """
     points = _check_points(model, points)
     for batch in pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size):
@@ -228,8 +240,17 @@ def run_pairs(
             precise = torch.promote_types(values.dtype, torch.float32)
             visit(point, layer, batch, values[:, batch.start :].to(precise))
 
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         with torch.no_grad(), _hooks(model, points, None, show):
-            model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            if see_next is None:
+                model.base_model(**inputs)
+                continue
+            places, column = batch.last.unique(return_inverse=True)
+            logits = model(**inputs, logits_to_keep=places).logits[torch.arange(len(column)), column.cpu()]
+        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        if log_p.isnan().any():
+            raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
+        see_next(batch, log_p)
 
 
 def pair_batches(
