@@ -372,7 +372,12 @@ def _hooks(
     for number in numbers:
         if number not in range(len(all_layers)):
             raise ValueError(f"layers: expected numbers from 0 to {len(all_layers) - 1}; got {number!r}")
-    handles = []
+    leading: list[int] = []  # (batch, tokens) of the pass, for models that flatten the two inside their MLP (OPT)
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        leading[:] = inputs[0].shape
+
+    handles = [model.get_input_embeddings().register_forward_pre_hook(note)]
     try:
         for number in numbers:
             for point in points:
@@ -380,7 +385,7 @@ def _hooks(
                 fused = point in ("gate_proj", "up_proj") and module is getattr(
                     all_layers[number].mlp, "gate_up_proj", None
                 )
-                hook = partial(_hook, see, point, number, fused)
+                hook = partial(_hook, see, point, number, fused, leading)
                 side = _PLACES[point][1]
                 handles.append(
                     module.register_forward_pre_hook(hook) if side == "input" else module.register_forward_hook(hook)
@@ -396,12 +401,15 @@ def _hook(
     point: str,
     number: int,
     fused: bool,
+    leading: list[int],
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     output: Tensor | tuple[Tensor, ...] | None = None,
 ) -> None:
     values = inputs if output is None else output
     values = values[0] if isinstance(values, tuple) else values
+    if values.ndim == 2:
+        values = values.view(*leading, -1)
     if fused:
         values = values.chunk(2, dim=-1)[0 if point == "gate_proj" else 1]
     see(point, number, values)

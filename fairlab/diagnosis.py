@@ -6,13 +6,17 @@ An activation difference says that a model *represents* two words differently, a
 It is not a disparity of behaviour, and not by itself a harm.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import available_points, pair_differences
 from fairlab.pairs import PromptPair, as_pairs
+from fairlab.statistics import bootstrap_interval
 
 ARTICLE_POINTS = ("input_norm", "attention_output", "gate_proj", "up_proj", "down_proj", "mlp_output")
 
@@ -55,28 +59,61 @@ def layer_differences(
     pairs: Sequence[PromptPair],
     *,
     points: Iterable[str] = ("mlp_output",),
+    neutral: Sequence[PromptPair] | None = None,
 ) -> pd.DataFrame:
-    """Measure each pair at each capture point and layer, from the first differing token on.
+    """Measure by how much activations differ at each capture point and layer, from the first differing token on.
+
+    Parameters
+    ----------
+    neutral : list of PromptPair, optional
+        Neutral pairs, the control: what any change of a word does.
 
     Returns
     -------
     pandas.DataFrame
-        One row a pair, point and layer: `category`, `pair` (its number in the list), `point`, `layer`, `difference`
-        (mean over tokens and dimensions of |A^a - A^b|, in units of activation), `scale` (mean of |A| of both prompts)
-        and `relative` (difference / scale; 0: no difference; 1: as large as the activations themselves).
+        One row a category, point and layer: `category`, `point`, `layer`, `pairs`; `difference` (mean over pairs,
+        tokens and dimensions of |A^a - A^b|, in units of activation); `scale` (mean of |A| of both prompts); `relative`
+        (difference / scale; 0: no difference; 1: as large as the activations themselves); their 95 % intervals over
+        templates and attribute pairs, `difference_low`, `difference_high`, `relative_low`, `relative_high` (NaN for a
+        single pair); and with `neutral` the intervals of the neutral pairs, the band `neutral_difference_low` …
+        `neutral_relative_high`.
 
     Raises
     ------
     ValueError
         No pairs, an invalid pair, or an unknown point.
     """
-    points, pairs = list(points), as_pairs(pairs)
-    difference, scale = pair_differences(model, tokenizer, pairs, points=points)
-    rows = [
-        (pairs[p].category, p, points[c], layer, difference[p, c, layer].item(), scale[p, c, layer].item())
-        for p, c, layer in (
-            (p, c, layer) for p in range(len(pairs)) for c in range(len(points)) for layer in range(scale.shape[2])
-        )
-    ]
-    table = pd.DataFrame(rows, columns=["category", "pair", "point", "layer", "difference", "scale"])
-    return table.assign(relative=table.difference / table.scale)
+    points = list(points)
+    groups = defaultdict(list)
+    for pair in as_pairs(pairs):
+        groups[pair.category].append(pair)
+    band = _layer_table(model, tokenizer, as_pairs(neutral), points) if neutral is not None else None
+    tables = []
+    for category, members in groups.items():
+        table = _layer_table(model, tokenizer, members, points)
+        for column in table.columns[-4:] if band is not None else ():
+            table[f"neutral_{column}"] = band[column]
+        tables.append(table.assign(category=category))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["category", *table.columns.drop("category")]]
+
+
+def _layer_table(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair], points: Sequence[str]
+) -> pd.DataFrame:
+    difference, scale = (values.double().numpy() for values in pair_differences(model, tokenizer, pairs, points=points))
+    clusters = [[pair.template or pair.prompt_a for pair in pairs], [(p.attribute_a, p.attribute_b) for p in pairs]]
+    tables = []
+    for number, point in enumerate(points):
+        d, s = difference[:, number], scale[:, number]
+        table = pd.DataFrame({"point": point, "layer": range(d.shape[1]), "pairs": len(pairs)})
+        table["difference"], table["scale"], table["relative"] = d.mean(0), s.mean(0), d.mean(0) / s.mean(0)
+        mean = partial(_weighted_ratio, d, np.ones_like(d))
+        table["difference_low"], table["difference_high"] = bootstrap_interval(mean, clusters)
+        table["relative_low"], table["relative_high"] = bootstrap_interval(partial(_weighted_ratio, d, s), clusters)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _weighted_ratio(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (weights @ above) / (weights @ below)

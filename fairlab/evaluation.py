@@ -168,13 +168,11 @@ def compare(
         - `p`, `p_holm`: sign-flip test over templates, and adjusted over the categories of one selection and measure;
         - `pairs`, `templates`, `attributes`: how many there are of each;
         - `random_low`, `random_high`: range of the change over random cuts; `random_below`, `n_random`: how many of
-        them lie
-          lower than this cut;
+          them lie lower than this cut; `random_changes`: all of them, separated by blanks;
         - `neutral_change`; `specificity`, `specificity_low`, `specificity_high`: change − neutral change (below 0: the
           demographic gap fell more than the neutral one);
-        - `flattening_scale`, `flattening_change`: the factor on all logits that costs the same perplexity (1 where the
-        cut
-          costs none), and the change of the gap that it brings by itself;
+        - `flattening_scale`, `flattening_change`: the factor on all logits that costs the same perplexity (1 where
+          the cut costs none), and the change of the gap that it brings by itself;
         - `sentence`: the row in words. `attrs["seconds"]` is what measuring took, whenever it was done.
 
     Raises
@@ -186,7 +184,7 @@ def compare(
     if not selections:
         raise ValueError("selections: expected at least one, by name; got none")
     for selection in selections.values():
-        with ablate(model, selection):
+        with ablate(model, selection):  # refuses a cut for another model, before any time is spent
             pass
     controls = {name: random_selections(cut, n_random, seed=seed) for name, cut in selections.items()}
     for pair in (*pairs, *neutral):
@@ -373,7 +371,9 @@ def _same_price(flattening: tuple[np.ndarray, np.ndarray, np.ndarray], extra: fl
 
 def _place_among(change: float, drawn: Sequence[float]) -> dict[str, float]:
     below = int(sum(other < change for other in drawn))
-    return {"random_low": min(drawn), "random_high": max(drawn), "random_below": below, "n_random": len(drawn)}
+    listed = " ".join(f"{other:.5f}" for other in drawn)
+    row = {"random_low": min(drawn), "random_high": max(drawn), "random_below": below, "n_random": len(drawn)}
+    return row | {"random_changes": listed}
 
 
 def _perplexity_row(name: str, before: np.ndarray, after: np.ndarray, by_chance: Sequence[np.ndarray]) -> dict:

@@ -1,6 +1,6 @@
 """Figures: data and `ax=None` in, the matplotlib `Axes` out; nothing is shown or saved.
 
-Contents: `plot_layer_differences`, `plot_score_plane`.
+Contents: `plot_layer_differences`, `plot_score_plane`, `plot_comparison`, `plot_dose_response`.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,13 @@ def plot_layer_differences(
 ) -> Axes:
     """Draw a value of `layer_differences` per layer, one line a table, all on one axis.
 
+    Intervals are drawn as bands round the lines, and the band of neutral pairs in grey, where the first table has one.
+
     Parameters
     ----------
     tables : DataFrame, or dict of DataFrames
         One table, or several by name such as {"before": …, "after": …}, each of one capture point. Where a table has
-        several pairs, the line is their mean.
+        several categories, the line is their mean, without an interval.
     value : str
         "difference", "scale" or "relative".
 
@@ -40,11 +42,18 @@ def plot_layer_differences(
     points = {point for table in tables.values() for point in table["point"].unique()}
     if len(points) != 1:
         raise ValueError(f"tables: expected one capture point; got {', '.join(sorted(points)) or 'none'}")
-    ax = ax or plt.subplots(figsize=(7, 3.2))[1]
+    ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
+    first = next(iter(tables.values())).drop_duplicates("layer")
+    if f"neutral_{value}_low" in first:
+        band = first[f"neutral_{value}_low"], first[f"neutral_{value}_high"]
+        ax.fill_between(first.layer, *band, color="0.8", linewidth=0, label="neutral pairs")
     for number, (name, table) in enumerate(tables.items()):
         mean = table.groupby("layer")[value].mean()
         style = {"marker": "osD^"[number % 4], "linestyle": ("-", "--", ":", "-.")[number % 4]}
-        ax.plot(mean.index, mean, color=COLORS[number], markersize=4, label=name, **style)
+        ax.plot(mean.index, mean, color=COLORS[number], markersize=4, label=name or None, **style)
+        if f"{value}_low" in table and table.category.nunique() == 1 and table[f"{value}_low"].notna().all():
+            band = table[f"{value}_low"], table[f"{value}_high"]
+            ax.fill_between(table.layer, *band, color=COLORS[number], alpha=0.25, linewidth=0)
     labels = {
         "difference": "mean |A(a) − A(b)|\n(units of activation)",
         "scale": "mean |A|\n(units of activation)",
@@ -52,10 +61,109 @@ def plot_layer_differences(
     }
     ax.set(xlabel="layer", ylabel=labels[value], title=f"{value.capitalize()} of {points.pop()} by layer")
     ax.set_ylim(bottom=0)
-    if len(tables) > 1:
+    if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
     sns.despine(ax=ax)
     return ax
+
+
+def plot_comparison(
+    table: pd.DataFrame, *, measure: str = "gap", category: str = "headline", ax: Axes | None = None
+) -> Axes:
+    """Draw the change that each cut of a `compare` table brings: dots with intervals, the random cuts as a cloud behind
+    them, neutral prompts as open diamonds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `compare`, or `data/results_controls.csv` with its columns `method` and `count`.
+    measure, category : str
+        Which rows: "gap" or "metric" of a category or "headline"; "perplexity" of "text".
+
+    Raises
+    ------
+    ValueError
+        No such rows; the message lists what the table has.
+    """
+    rows = _rows_of(table, measure, category)
+    names = rows.selection if "selection" in rows else rows.method + " · " + rows["count"].astype(str)
+    ax = ax or plt.subplots(figsize=(7, 0.9 + 0.34 * len(rows)), layout="constrained")[1]
+    ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    for place, row in enumerate(rows.to_dict("records")):
+        first = place == 0
+        drawn = [100 * float(change) for change in row["random_changes"].split()]
+        jitter = [place + 0.3 * ((7 * k % len(drawn)) / len(drawn) - 0.5) for k in range(len(drawn))]
+        ax.scatter(drawn, jitter, s=14, color="0.75", linewidths=0, label="random cuts" if first else None)
+        change, low, high = (100 * row[column] for column in ("change", "low", "high"))
+        ax.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6)
+        ax.plot(change, place, "o", color=COLORS[0], label="this cut, 95 % interval" if first else None)
+        if pd.notna(row.get("neutral_change")):
+            marker = {
+                "marker": "D",
+                "markerfacecolor": "none",
+                "color": COLORS[3],
+                "linestyle": "none",
+                "markersize": 6,
+            }
+            ax.plot(100 * row["neutral_change"], place, **marker, label="neutral prompts" if first else None)
+    ax.set_yticks(range(len(rows)), names)
+    ax.margins(y=0.03)
+    ax.invert_yaxis()
+    ax.set(xlabel="change in %", title=f"Change of the {measure}, {category}")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    sns.despine(ax=ax)
+    return ax
+
+
+def plot_dose_response(
+    table: pd.DataFrame, *, measure: str = "gap", category: str = "headline", ax: Axes | None = None
+) -> Axes:
+    """Draw the change against the number of neurons cut, a line a method with its intervals, the range of random cuts
+    in grey.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A `compare` table with the columns `method` and `count` (neurons a layer) in place of `selection`.
+
+    Raises
+    ------
+    ValueError
+        No such rows, or no columns `method` and `count`.
+    """
+    if not {"method", "count"} <= set(table.columns):
+        raise ValueError(f"table: expected the columns method and count; got {', '.join(table.columns)}")
+    rows = _rows_of(table, measure, category)
+    ax = ax or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
+    chance = rows.groupby("count")[["random_low", "random_high"]].agg({"random_low": "min", "random_high": "max"}) * 100
+    ax.fill_between(chance.index, chance.random_low, chance.random_high, color="0.85", label="range of random cuts")
+    ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    methods = rows.method.drop_duplicates()
+    for number, method in enumerate(methods):
+        line = rows[rows.method == method].sort_values("count")
+        shifted = line["count"] * 1.05 ** (number - len(methods) / 2)  # apart, so that no interval hides another
+        ends = 100 * (line.change - line.low), 100 * (line.high - line.change)
+        style = {
+            "marker": "osD^vP"[number % 6],
+            "linestyle": ("-", "--", ":", "-.")[number % 4],
+            "color": COLORS[number],
+        }
+        ax.errorbar(shifted, 100 * line.change, yerr=ends, **style, markersize=5, linewidth=1.2, label=method)
+    ax.set_xscale("log")
+    ax.set_xticks(chance.index, chance.index)
+    ax.minorticks_off()
+    ax.set(xlabel="neurons cut in each layer", ylabel="change in %", title=f"Change of the {measure}, {category}")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    sns.despine(ax=ax)
+    return ax
+
+
+def _rows_of(table: pd.DataFrame, measure: str, category: str) -> pd.DataFrame:
+    rows = table[(table.measure == measure) & (table.category == category)]
+    if rows.empty:
+        known = "; ".join(f"{m}: {', '.join(g.category.unique())}" for m, g in table.groupby("measure"))
+        raise ValueError(f"measure, category: expected one of {known}; got {measure!r} and {category!r}")
+    return rows
 
 
 def plot_score_plane(

@@ -25,36 +25,48 @@ def bias_scores(
     pairs: Sequence[PromptPair],
     *,
     method: Literal["activation", "article", "optipfair"] = "activation",
+    signed: bool = False,
     batch_size: int = 32,
 ) -> Tensor:
     """Score every MLP neuron by how much it differs between the two prompts of a pair, averaged over pairs.
 
     With G, U the outputs of `gate_proj` and `up_proj` and h the input of `down_proj`::
 
-        activation  mean over tokens from the first differing one on of |h^a - h^b|
-        article     mean_t |G^a - G^b| + mean_t |U^a - U^b|                     (all tokens, BOS too)
-        optipfair   (|mean_t G^a - mean_t G^b| + |mean_t U^a - mean_t U^b|) / 2 (all tokens; pooled before the absolute
-        value)
+        activation  mean |h^a - h^b| over tokens from the first differing one on
+        article     mean_t |G^a - G^b| + mean_t |U^a - U^b|, over all tokens, BOS too
+        optipfair   (|mean_t (G^a - G^b)| + |mean_t (U^a - U^b)|) / 2, over all tokens
+
+    Parameters
+    ----------
+    signed : bool
+        With "activation": the mean of h^a - h^b. Positive: more active for `attribute_a`, the group that the stereotype
+        targets. Opposite signs cancel, over tokens and over pairs.
 
     Returns
     -------
     Tensor
-        Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more; 0: blind to the word; higher =
-        cut first.
+        Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more unless signed; 0: blind to the
+        word; higher = cut first.
 
     Raises
     ------
     ValueError
-        No pairs, an invalid pair, an unknown method, a model without GLU neurons, or activations that are not finite.
+        No pairs, an invalid pair, an unknown method, `signed` with another method, a model without GLU neurons, or
+        activations that are not finite.
 
     Notes
     -----
     Sources: P. Martra, "Fairness Pruning" (2025), notebook 8_2, for "article"; optipfair 0.4.2 for "optipfair".
     """
     check_option("method", method, ("activation", "article", "optipfair"))
+    if signed and method != "activation":
+        raise ValueError(f"signed: expected False with method={method!r}, which takes absolute values; got True")
     glu_blocks(model)
     if method == "activation":
-        return neuron_differences(model, tokenizer, pairs, batch_size=batch_size)["down_proj_input"]
+        statistic = "signed" if signed else "absolute"
+        return neuron_differences(model, tokenizer, pairs, statistic=statistic, batch_size=batch_size)[
+            "down_proj_input"
+        ]
     tables = neuron_differences(
         model,
         tokenizer,

@@ -73,8 +73,7 @@ def bootstrap_interval(
                 variances[0] ** 2 / freedoms[0] + variances[1] ** 2 / freedoms[1]
             )
     estimate = statistic(np.ones((1, n)))[0]
-    with np.errstate(invalid="ignore"):
-        half = stats.t.ppf((1 + level) / 2, np.where(freedom > 0, freedom, np.nan)) * np.sqrt(variance)
+    half = stats.t.ppf((1 + level) / 2, np.where(freedom > 0, freedom, np.nan)) * np.sqrt(variance)
     return estimate - half, estimate + half
 
 

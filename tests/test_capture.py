@@ -218,14 +218,3 @@ def test_nan_weights_are_found(tokenizer, some_pairs):
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = math.nan
     with pytest.raises(ValueError, match="activations at down_proj_input are not finite; look for NaN weights"):
         fl.neuron_differences(model, tokenizer, some_pairs)
-
-
-def test_a_model_without_a_gate_can_be_looked_at(tokenizer):
-    import transformers
-
-    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=49152)
-    gpt2 = transformers.GPT2LMHeadModel(config).eval()
-    table = fl.neuron_differences(gpt2, tokenizer, [fl.ARTICLE_PAIR], points=["down_proj_input"])["down_proj_input"]
-    assert table.shape == (2, 64)
-    with pytest.raises(ValueError, match="points: GPT2LMHeadModel has no gate_proj; it has input_norm"):
-        fl.neuron_differences(gpt2, tokenizer, [fl.ARTICLE_PAIR], points=["gate_proj"])

@@ -1,7 +1,9 @@
 import logging
+import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -51,7 +53,7 @@ def test_the_metric_equals_the_slow_one(model, tokenizer, bos_tokenizer):
         assert fl.article_metric(model, some_tokenizer, PAIR) == pytest.approx(slow, rel=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama-biases", "qwen2", "gemma3"])
+@pytest.mark.parametrize("family", ["Llama, biases, tied", "Qwen2", "Gemma 3"])
 def test_the_metric_equals_the_slow_one_in_other_families(tokenizer, family):
     tiny = tiny_model(family)
     assert fl.article_metric(tiny, tokenizer, PAIR) == pytest.approx(slow_metric(tiny, tokenizer, PAIR), rel=1e-5)
@@ -83,18 +85,33 @@ def test_neutral_words_move_the_metric_more_than_white_does(model, tokenizer, wo
 
 
 def test_layer_differences_by_hand(model, tokenizer):
-    pairs = [PAIR, swapped_for("tired")]
+    pairs = [replace(PAIR, category="one"), replace(swapped_for("tired"), category="two")]
     table = fl.layer_differences(model, tokenizer, pairs, points=["mlp_output", "gate_proj"])
     assert len(table) == 2 * 2 * 30
     ids = [tokenizer(prompt).input_ids for prompt in (pairs[1].prompt_a, pairs[1].prompt_b)]
     with fl.record(model, ["gate_proj"], layers=[7]) as activations:
         model(torch.tensor(ids))
     a, b = activations["gate_proj", 7][:, 1:]  # "A" comes before the word
-    row = table[(table.pair == 1) & (table.point == "gate_proj") & (table.layer == 7)].iloc[0]
+    row = table[(table.category == "two") & (table.point == "gate_proj") & (table.layer == 7)].iloc[0]
     assert row.difference == pytest.approx((a - b).abs().mean().item(), rel=1e-5)
     assert row.scale == pytest.approx((a.abs() + b.abs()).mean().item() / 2, rel=1e-5)
     assert row.relative == pytest.approx(row.difference / row.scale)
-    assert row.category == "race"
+    assert math.isnan(row.difference_low)  # one pair has no interval
+    assert row.pairs == 1
+
+
+def test_layer_differences_have_intervals_and_a_neutral_band(tokenizer):
+    tiny = tiny_model()
+    pairs = [pair for pair in fl.load_pairs("race", split="train") if pair.attribute_split == "train"]
+    neutral = fl.load_pairs("time", split="train", kind="neutral")
+    table = fl.layer_differences(tiny, tokenizer, pairs, neutral=neutral)
+    apart = [fl.layer_differences(tiny, tokenizer, [pair]).difference for pair in pairs]
+    assert table.difference.tolist() == pytest.approx(np.mean(apart, axis=0).tolist(), rel=1e-5)
+    for value in ("difference", "relative"):
+        assert (table[f"{value}_low"] < table[value]).all()
+        assert (table[value] < table[f"{value}_high"]).all()
+    alone = fl.layer_differences(tiny, tokenizer, [replace(pair, category="x") for pair in neutral])
+    assert table.neutral_relative_high.tolist() == pytest.approx(alone.relative_high.tolist())
 
 
 def test_a_model_without_an_input_norm_is_measured_at_the_other_points(tokenizer):

@@ -285,7 +285,7 @@ def test_layers_and_weights_of_each_family(family):
         gate, up, down = models.glu_weights(mlp)
         assert gate.shape == up.shape == (24, 32)
         assert down.shape == (32, 24)
-        if family == "phi3":
+        if family == "Phi-3":
             assert torch.equal(torch.cat([gate, up]), mlp.gate_up_proj.weight)
 
 

@@ -60,7 +60,7 @@ def test_article_mode_cuts_the_neurons_that_the_article_cuts(model, tokenizer):
     assert len(selection) == 90
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-biases", "qwen2", "gemma3"])
+@pytest.mark.parametrize("family", ["Llama", "Llama, biases, tied", "Qwen2", "Gemma 3"])
 def test_article_mode_on_several_pairs_and_families(tokenizer, some_pairs, family):
     tiny = tiny_model(family)
     selection = select(tiny, tokenizer, some_pairs, fraction=0.2)

@@ -129,7 +129,7 @@ def test_prune_keeps_the_right_rows_and_the_biases(family):
 
 
 def test_prune_in_place_gives_the_same_model(tokenizer):
-    model, selection = tiny_model("llama-biases"), tiny_selection(equal=False)
+    model, selection = tiny_model("Llama, biases, tied"), tiny_selection(equal=False)
     copy = fl.prune(model, selection)
     same = fl.prune(model, selection, inplace=True)
     assert same is model
@@ -139,7 +139,7 @@ def test_prune_in_place_gives_the_same_model(tokenizer):
 
 
 def test_prune_keeps_tied_embeddings_tied():
-    pruned = fl.prune(tiny_model("llama-biases"), tiny_selection())
+    pruned = fl.prune(tiny_model("Llama, biases, tied"), tiny_selection())
     assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
 
 
@@ -177,7 +177,7 @@ def test_zeroing_one_matrix_is_the_whole_cut(matrix, tokenizer):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_ablate_leaves_every_bit_also_after_an_exception(dtype, tokenizer):
-    model, selection = tiny_model("llama-biases", dtype), tiny_selection(equal=False)
+    model, selection = tiny_model("Llama, biases, tied", dtype), tiny_selection(equal=False)
     before, outputs = bytes_of(model), logits_of(model, tokenizer)
     with pytest.raises(RuntimeError, match="stop"), fl.ablate(model, selection):
         assert furthest(logits_of(model, tokenizer), outputs) > 0

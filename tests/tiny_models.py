@@ -5,13 +5,32 @@ import transformers
 
 # family -> (config class, options): real config classes, random weights, sizes that a test can afford
 FAMILIES = {
-    "llama": ("LlamaConfig", {}),
-    "llama-biases": ("LlamaConfig", {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True}),
-    "mistral": ("MistralConfig", {"sliding_window": None}),
-    "qwen2": ("Qwen2Config", {}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8}),
-    "phi3": ("Phi3Config", {"pad_token_id": 0}),
+    "Llama": ("LlamaConfig", {}),
+    "Llama, biases, tied": ("LlamaConfig", {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True}),
+    "Mistral": ("MistralConfig", {"sliding_window": 8}),
+    "Qwen2": ("Qwen2Config", {}),
+    "Qwen3": ("Qwen3Config", {"head_dim": 8}),
+    "Gemma 2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 8}),
+    "Gemma 3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8, "tie_word_embeddings": True}),
+    "Gemma 3, multimodal": ("Gemma3Config", {}),
+    "SmolLM3": ("SmolLM3Config", {"pad_token_id": 0}),
+    "Granite": ("GraniteConfig", {"mlp_bias": True, "logits_scaling": 2.0}),
+    "OLMo 2": ("Olmo2Config", {"pad_token_id": 0}),
+    "Phi-3": ("Phi3Config", {"pad_token_id": 0}),
 }
+UNGATED = {
+    "GPT-2": ("GPT2Config", {"n_layer": 3, "n_embd": 32, "n_head": 4, "vocab_size": 49152}),
+    "GPT-NeoX": (
+        "GPTNeoXConfig",
+        {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+         "num_attention_heads": 4},
+    ),
+    "OPT": (
+        "OPTConfig",
+        {"vocab_size": 49152, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "word_embed_proj_dim": 32, "max_position_embeddings": 128},
+    ),
+}  # fmt: skip
 SIZES = {
     "vocab_size": 49152,
     "hidden_size": 32,
@@ -24,10 +43,27 @@ SIZES = {
 }
 
 
-def tiny_model(family: str = "llama", dtype: torch.dtype = torch.float32, **sizes: int) -> transformers.PreTrainedModel:
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+}
+
+
+def tiny_model(family: str = "Llama", dtype: torch.dtype = torch.float32, **sizes: int) -> transformers.PreTrainedModel:
     """Build a small random model of a real config class, with weights large enough that layers matter."""
-    name, options = FAMILIES[family]
-    config = getattr(transformers, name)(**{**SIZES, **options, **sizes})
+    if family in UNGATED:
+        name, options = UNGATED[family]
+        config = getattr(transformers, name)(**options)
+    else:
+        name, options = FAMILIES[family]
+        options = {**SIZES, **options, **sizes}
+        if name == "Gemma3Config":
+            text = {**options, "head_dim": 8, "sliding_window": 8}
+            options = {"text_config": text, "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 9}
+        config = getattr(transformers, name)(**options)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():

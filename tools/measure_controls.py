@@ -2,10 +2,10 @@
 
     python tools/measure_controls.py
 
-Six ways to choose neurons, each at 1, 3 and 15 neurons a layer, all scored on pairs whose template and words are both in the
-train split (or on the article's own pair), are read on pairs whose template and words were both held out, each beside 20
-random cuts of the same size. Writes `data/results_controls.csv`. Takes about a quarter of an hour on 2 CPU cores; a run
-that was stopped goes on from `build/controls/`.
+Six ways to choose neurons, each at 1, 3 and 15 neurons a layer, all scored on pairs whose template and words are both
+in the train split (or on the article's own pair), are read on pairs whose template and words were both held out, each
+beside 20 random cuts of the same size. Writes `data/results_controls.csv`. Takes about a quarter of an hour on 2 CPU
+cores; a run that was stopped goes on from `build/controls/`.
 """
 
 import platform
