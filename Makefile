@@ -4,7 +4,7 @@ BIN := .venv/bin
 # glibc returns the memory of a deleted model
 export MALLOC_MMAP_THRESHOLD_ := 1000000
 
-.PHONY: setup run lab test lint figures clean
+.PHONY: setup run lab test lint bench figures clean
 
 setup: .venv/.ready
 
@@ -28,6 +28,9 @@ test: lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: setup
+	$(BIN)/python benchmarks/against_optipfair.py
 
 figures: setup
 	$(BIN)/python tools/figures.py

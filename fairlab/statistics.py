@@ -68,10 +68,9 @@ def bootstrap_interval(
         variance, freedom = variances[kind], np.asarray(freedoms[kind], float)
     else:
         variance = np.maximum(variances[0] + variances[1] - variances[2], variances[2])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            freedom = (variances[0] + variances[1]) ** 2 / (
-                variances[0] ** 2 / freedoms[0] + variances[1] ** 2 / freedoms[1]
-            )
+        total = variances[0] + variances[1]
+        parts = variances[0] ** 2 / freedoms[0] + variances[1] ** 2 / freedoms[1]
+        freedom = np.where(parts == 0, min(freedoms[:2]), total**2 / np.where(parts == 0, 1, parts))
     estimate = statistic(np.ones((1, n)))[0]
     half = stats.t.ppf((1 + level) / 2, np.where(freedom > 0, freedom, np.nan)) * np.sqrt(variance)
     return estimate - half, estimate + half

@@ -1,0 +1,211 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import fairlab as fl
+from fairlab import evaluation
+from fairlab.behavior import PRONOUNS
+from tiny_models import tiny_model
+
+TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. " * 4
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Pairs of two categories in five templates, and neutral ones in the same."""
+    templates = list(dict.fromkeys(pair.template for pair in fl.load_pairs("race")))[:5]
+    chosen = [p for p in fl.load_pairs() if p.category in ("race", "gender") and p.template in templates]
+    neutral = [p for p in fl.load_pairs("mood", kind="neutral") if p.template in templates][:25]
+    return {"pairs": chosen, "neutral": neutral, "text": TEXT}
+
+
+@pytest.fixture(scope="module")
+def cut():
+    return fl.NeuronSelection({0: (1, 5, 9), 2: (0, 23)}, (3, 24), "by hand")
+
+
+@pytest.fixture(scope="module")
+def table(tiny, tokenizer, data, cut):
+    return fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1)
+
+
+def row_of(table, measure, category):
+    return table[(table.measure == measure) & (table.category == category)].iloc[0]
+
+
+def test_rows_are_what_the_functions_measure(tiny, tokenizer, data, cut, table):
+    race = [pair for pair in data["pairs"] if pair.category == "race"]
+    gender = [pair for pair in data["pairs"] if pair.category == "gender"]
+
+    def measured():
+        return [
+            fl.next_token_divergence(tiny, tokenizer, race).mean().item(),
+            fl.next_token_divergence(tiny, tokenizer, gender, leave_out=PRONOUNS).mean().item(),
+            np.mean([fl.article_metric(tiny, tokenizer, pair) for pair in data["neutral"]]),
+            fl.perplexity(tiny, tokenizer, TEXT),
+        ]
+
+    before = measured()
+    with fl.ablate(tiny, cut):
+        after = measured()
+    wanted = [("gap", "race"), ("gap", "gender without pronouns"), ("metric", "neutral"), ("perplexity", "text")]
+    for (measure, category), b, a in zip(wanted, before, after, strict=True):
+        row = row_of(table, measure, category)
+        assert (row.before, row.after) == (pytest.approx(b, rel=1e-4), pytest.approx(a, rel=1e-4))
+        assert row.change == pytest.approx(a / b - 1, abs=1e-3)
+    assert row_of(table, "gap", "race").pairs == len(race)
+    assert row_of(table, "gap", "race").templates == 5
+    assert row_of(table, "gap", "race").attributes == 4
+
+
+def test_the_headline_is_the_mean_over_categories(table):
+    for measure in ("gap", "metric"):
+        changes = [row_of(table, measure, category).change for category in ("race", "gender")]
+        headline = row_of(table, measure, "headline")
+        assert headline.change == pytest.approx(np.mean(changes), rel=1e-6)
+        assert headline.specificity == pytest.approx(
+            headline.change - row_of(table, measure, "neutral").change, abs=1e-6
+        )
+        assert headline.neutral_change == pytest.approx(row_of(table, measure, "neutral").change)
+
+
+def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, table):
+    race = [pair for pair in data["pairs"] if pair.category == "race"]
+    before = fl.next_token_divergence(tiny, tokenizer, race).mean()
+    changes = []
+    for draw in fl.random_selections(cut, 4, seed=1):
+        with fl.ablate(tiny, draw):
+            changes.append((fl.next_token_divergence(tiny, tokenizer, race).mean() / before - 1).item())
+    row = row_of(table, "gap", "race")
+    assert [float(change) for change in row.random_changes.split()] == pytest.approx(changes, abs=2e-3)
+    assert (row.random_low, row.random_high) == pytest.approx((min(changes), max(changes)), abs=2e-3)
+    assert row.random_below == sum(change < row.change for change in changes)
+
+
+def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
+    rows = table[table.measure != "perplexity"]
+    assert (rows.low <= rows.change).all()
+    assert (rows.change <= rows.high).all()
+    tested = rows[(rows.measure == "gap") & rows.category.isin(["race", "gender"])]
+    assert sorted(tested.p_holm) == pytest.approx(
+        sorted([min(1, 2 * tested.p.min()), max(tested.p.max(), min(1, 2 * tested.p.min()))])
+    )
+    assert (tested.p >= 2 / 2**5).all()
+
+
+def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
+    table = fl.compare(tiny, tokenizer, {"none": fl.NeuronSelection({}, (3, 24))}, **data, n_random=2)
+    for column in ("change", "low", "high", "random_low", "random_high"):
+        assert (table[column] == 0).all()
+    assert (table.random_below == 0).all()
+    assert (table.flattening_scale.dropna() == 1).all()
+    assert (table.flattening_change.dropna() == 0).all()
+
+
+def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
+    scales, perplexities, gaps = evaluation._flattening(tiny, tokenizer, data["pairs"], TEXT)
+    flat = tiny_model()
+    flat.lm_head.weight.data *= scales[6]
+    assert perplexities[6] == pytest.approx(fl.perplexity(flat, tokenizer, TEXT), rel=1e-4)
+    assert gaps[6] == pytest.approx(fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3)
+
+
+def test_the_flattening_of_the_same_price():
+    scales = np.linspace(1, 0.3, 15)
+    perplexities = 20 * np.exp((1 - scales) ** 2)
+    gaps = np.outer(scales**2, [0.01, 0.04])
+    price = math.log(perplexities[4] / perplexities[0])
+    scale, flat = evaluation._same_price((scales, perplexities, gaps), price)
+    assert scale == pytest.approx(scales[4])
+    assert flat == pytest.approx(gaps[4])
+    for gain in (0.0, -0.1):
+        scale, flat = evaluation._same_price((scales, perplexities, gaps), gain)
+        assert scale == 1
+        assert flat == pytest.approx(gaps[0])
+
+
+def test_a_stopped_run_goes_on_from_its_cache(tiny, tokenizer, data, cut, table, tmp_path, monkeypatch):
+    read, calls = evaluation._read, []
+
+    def stops_after_three(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    monkeypatch.setattr(evaluation, "_read", stops_after_three)
+    options = {**data, "n_random": 4, "seed": 1, "cache": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        fl.compare(tiny, tokenizer, {"cut": cut}, **options)
+    again = fl.compare(tiny, tokenizer, {"cut": cut}, **options)
+    assert len(calls) == 4 + 3  # the original, the cut and four random cuts are six, three of them were kept
+    assert again.drop(columns="sentence").equals(table.drop(columns="sentence"))
+    monkeypatch.setattr(evaluation, "_read", lambda *a: pytest.fail("measured again"))
+    fl.compare(tiny, tokenizer, {"cut": cut}, **options)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        fl.compare(tiny, tokenizer, {"cut": cut}, **{**options, "text": TEXT + " More."})
+
+
+def test_sentences_say_the_row(table):
+    row = row_of(table, "gap", "race")
+    assert row.sentence.startswith(f"cut: the gap for race changes by {row.change:+.1%} (interval {row.low:+.1%} … ")
+    assert f"lower than {4 - row.random_below} of 4 random cuts" in row.sentence
+    assert f"neutral prompts by {row.neutral_change:+.1%}" in row.sentence
+    assert "a flattening of the same price brings" in row.sentence
+
+
+def test_the_model_stays_as_it_is(tokenizer, data, cut):
+    model = tiny_model()
+    before = evaluation.bits_of(model)
+    fl.compare(model, tokenizer, {"cut": cut}, **data, n_random=1)
+    assert evaluation.bits_of(model) == before
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-3
+    assert evaluation.bits_of(model) != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"selections": {}}, "selections: expected at least one, by name; got none"),
+        ({"selections": {"x": fl.NeuronSelection({0: (1,)}, (3, 25))}}, "made for 3 layers of 25 neurons"),
+        ({"pairs": []}, "pairs: expected at least one"),
+        ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b="A tired")]}, "same number of tokens"),
+        ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
+        ({"text": ""}, "text: expected at least two tokens; got 0"),
+    ],
+)
+def test_bad_input_is_refused(tokenizer, data, cut, changes, message):
+    model = tiny_model()
+    options = {"selections": {"cut": cut}, **data, "n_random": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        fl.compare(model, tokenizer, options.pop("selections"), **options)
+
+
+def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
+    from scipy.spatial.distance import jensenshannon
+
+    pair = next(pair for pair in fl.load_pairs("gender", split="held_out") if pair.attribute_a == "woman")
+    left_out = [
+        tokenizer(form).input_ids[0]
+        for word in PRONOUNS
+        for form in (word, word.title(), f" {word}", f" {word.title()}")
+        if len(tokenizer(form).input_ids) == 1
+    ]
+    distributions = []
+    for prompt in (pair.prompt_a, pair.prompt_b):
+        with torch.no_grad():
+            p = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].double().softmax(-1)
+        p[left_out] = 0
+        distributions.append(p / p.sum())
+    expected = jensenshannon(*distributions) ** 2
+    assert fl.next_token_divergence(model, tokenizer, [pair], leave_out=PRONOUNS).item() == pytest.approx(
+        expected, rel=1e-3
+    )
