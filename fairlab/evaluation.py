@@ -391,9 +391,10 @@ def _sentence(row: dict) -> str:
     subject = {"gap": "the gap", "metric": "the article's metric", "perplexity": "perplexity"}[row["measure"]]
     where = {"headline": " (mean over categories)", "text": "", "neutral": " of neutral pairs"}.get(row["category"])
     where = f" for {row['category']}" if where is None else where
+    clusters = f", {row['templates']} templates" if row["templates"] else ""
     parts = [f"{subject}{where} changes by {row['change']:+.1%}"]
     if not math.isnan(row["low"]):
-        parts[0] += f" (interval {row['low']:+.1%} … {row['high']:+.1%})"
+        parts[0] += f" (interval {row['low']:+.1%} … {row['high']:+.1%}{clusters})"
     above = row["n_random"] - row["random_below"]
     parts.append(
         f"lower than {above} of {row['n_random']} random cuts ({row['random_low']:+.1%} … {row['random_high']:+.1%})"
