@@ -1,7 +1,8 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `models`, `pairs`, `statistics` → `capture` → `diagnosis`,
-`behavior` → `scores` → `surgery` → `evaluation` → `plots`. The names that lessons use are here; nothing runs on import.
+`projection`, `behavior` → `scores` → `surgery` → `evaluation` → `plots`. The names that lessons use are here; nothing
+runs on import.
 """
 
 from fairlab.behavior import generate, next_token_divergence, top_token_shifts
@@ -11,6 +12,7 @@ from fairlab.evaluation import compare, perplexity, random_selections
 from fairlab.models import DEFAULT_MODEL, decoder_layers, describe_model, load_model
 from fairlab.pairs import ARTICLE_PAIR, PromptPair, build_pairs, check_pairs, data_path, load_pairs
 from fairlab.plots import plot_comparison, plot_dose_response, plot_layer_differences, plot_score_plane
+from fairlab.projection import project_pair
 from fairlab.scores import bias_scores, hybrid_scores, importance_scores
 from fairlab.surgery import NeuronSelection, ablate, prune, save_model, select_neurons
 
@@ -44,6 +46,7 @@ __all__ = [
     "plot_dose_response",
     "plot_layer_differences",
     "plot_score_plane",
+    "project_pair",
     "prune",
     "random_selections",
     "record",

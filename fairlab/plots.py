@@ -9,11 +9,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from fairlab.surgery import NeuronSelection
 
 COLORS = sns.color_palette("colorblind")
+WIDE = 2.0  # changes beyond ±200 % are drawn on an axis that is linear up to 50 % and logarithmic beyond
 
 
 def plot_layer_differences(
@@ -105,10 +107,11 @@ def plot_comparison(
                 "linestyle": "none",
                 "markersize": 6,
             }
-            ax.plot(100 * row["neutral_change"], place, **marker, label="neutral prompts" if first else None)
+            ax.plot(100 * row["neutral_change"], place + 0.25, **marker, label="neutral prompts" if first else None)
+    if rows[["low", "high"]].abs().max(axis=None) > WIDE:
+        _stretch(ax, "x")
     ax.set_yticks(range(len(rows)), names)
-    ax.margins(y=0.03)
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set(xlabel="change in %", title=f"Change of the {measure}, {category}")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     sns.despine(ax=ax)
@@ -149,13 +152,23 @@ def plot_dose_response(
             "color": COLORS[number],
         }
         ax.errorbar(shifted, 100 * line.change, yerr=ends, **style, markersize=5, linewidth=1.2, label=method)
+    if rows[["low", "high"]].abs().max(axis=None) > WIDE:
+        _stretch(ax, "y")
     ax.set_xscale("log")
     ax.set_xticks(chance.index, chance.index)
-    ax.minorticks_off()
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="neurons cut in each layer", ylabel="change in %", title=f"Change of the {measure}, {category}")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     sns.despine(ax=ax)
     return ax
+
+
+def _stretch(ax: Axes, which: str) -> None:
+    getattr(ax, f"set_{which}scale")("symlog", linthresh=50)
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(FixedLocator([-1000, -300, -100, -30, 0, 30, 100, 300, 1000, 3000, 10_000]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _rows_of(table: pd.DataFrame, measure: str, category: str) -> pd.DataFrame:

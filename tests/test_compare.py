@@ -1,7 +1,9 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from fairlab import evaluation
 from fairlab.behavior import PRONOUNS
 from tiny_models import tiny_model
 
+ROOT = Path(__file__).parent.parent
 TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. " * 4
 
 
@@ -209,3 +212,15 @@ def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
     assert fl.next_token_divergence(model, tokenizer, [pair], leave_out=PRONOUNS).item() == pytest.approx(
         expected, rel=1e-3
     )
+
+
+def test_the_frozen_controls_are_complete_and_the_readme_says_what_they_say():
+    table = pd.read_csv(fl.data_path("results_controls.csv"))
+    assert len(table) == 6 * 3 * 22
+    assert not table[["model", "weights_sha256", "commit", "versions", "seed", "seconds"]].isna().any(axis=None)
+    assert (table.n_random == 20).all()
+    headline = table[(table.category == "headline") & (table.measure == "gap")].set_index(["method", "count"])
+    assert len(headline) == 18
+    assert not (headline.specificity_high < 0).any()
+    own = headline.loc["article, own pair", 3]
+    assert f"{own.change:+.1%} [{own.low:+.1%}, {own.high:+.1%}]" in (ROOT / "README.md").read_text(encoding="utf-8")

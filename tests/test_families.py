@@ -30,12 +30,18 @@ def save_and_reload(model, tokenizer):
         transformers.AutoModelForCausalLM.from_pretrained(folder)
 
 
+def look_into(model, tokenizer):
+    fl.article_metric(model, tokenizer, PAIR)
+    fl.layer_differences(model, tokenizer, [PAIR])
+    fl.project_pair(model, tokenizer, PAIR)
+    fl.next_token_divergence(model, tokenizer, [PAIR])
+    fl.generate(model, tokenizer, [PAIR.prompt_a], max_length=18)
+
+
 def row(family, tokenizer):
     """Try everything on a small random model of a family, and write down what works."""
     model = tiny_model(family)
-    look = attempt(
-        lambda: (fl.article_metric(model, tokenizer, PAIR), fl.next_token_divergence(model, tokenizer, [PAIR]))
-    )
+    look = attempt(lambda: look_into(model, tokenizer))
     score = attempt(lambda: (fl.bias_scores(model, tokenizer, [PAIR]), fl.importance_scores(model)))
     cut = attempt(lambda: save_and_reload(fl.prune(model, fl.NeuronSelection({1: (2,)}, (3, 24))), tokenizer))
     missing = [point for point in CAPTURE_POINTS if point not in available_points(model)]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,6 +100,16 @@ def test_the_activation_method_reads_the_input_of_down_proj(tokenizer, some_pair
     tiny = tiny_model()
     scores = fl.bias_scores(tiny, tokenizer, some_pairs)
     assert torch.equal(scores, fl.neuron_differences(tiny, tokenizer, some_pairs)["down_proj_input"])
+
+
+def test_signed_scores_say_for_whom_a_neuron_is_more_active(tokenizer, some_pairs):
+    tiny = tiny_model()
+    swapped = [replace(pair, prompt_a=pair.prompt_b, prompt_b=pair.prompt_a) for pair in some_pairs]
+    signed, turned = (fl.bias_scores(tiny, tokenizer, pairs, signed=True) for pairs in (some_pairs, swapped))
+    assert torch.allclose(signed, -turned, atol=1e-7)
+    assert (signed.abs() <= fl.bias_scores(tiny, tokenizer, some_pairs) + 1e-6).all()
+    with pytest.raises(ValueError, match="signed: expected False with method='article'"):
+        fl.bias_scores(tiny, tokenizer, some_pairs, method="article", signed=True)
 
 
 @pytest.mark.parametrize("method", ["activation", "article", "optipfair"])
