@@ -110,7 +110,7 @@ def importance_scores(
     Sources: P. Martra, "Fairness Pruning" (2025) for "maw" and "maw_printed"; optipfair 0.4.2 for the others.
     """
     formulas = {
-        "maw": lambda w: w.amax(1) + w.amin(1).abs(),
+        "maw": _peaks,
         "maw_printed": lambda w: w.abs().amax(1),
         "vow": lambda w: w.var(1),
         "pon": lambda w: w.abs().sum(1),
@@ -163,6 +163,11 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
         if not torch.isfinite(table).all():
             raise ValueError(f"{argument}: expected finite values; got NaN or infinity")
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
+
+
+def _peaks(weight: Tensor) -> Tensor:
+    low, high = torch.aminmax(weight, dim=1)
+    return high + low.abs()
 
 
 def _min_max(table: Tensor) -> Tensor:

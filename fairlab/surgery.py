@@ -9,7 +9,7 @@ without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so
 import copy
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -203,24 +203,22 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
     """
     blocks = _matching_blocks(model, selection)
     cut: dict[int, nn.Linear] = {}  # id of a projection → its smaller stand-in, which deepcopy puts in its place
-    for layer, mlp in enumerate(blocks):
-        removed = set(selection.neurons.get(layer, ()))
-        keep = torch.tensor(
-            [i for i in range(selection.shape[1]) if i not in removed], device=mlp.down_proj.weight.device
-        )
-        if removed and hasattr(mlp, "gate_up_proj"):
-            cut[id(mlp.gate_up_proj)] = _slice(mlp.gate_up_proj, torch.cat([keep, keep + selection.shape[1]]), 0)
-        elif removed:
-            cut[id(mlp.gate_proj)] = _slice(mlp.gate_proj, keep, 0)
-            cut[id(mlp.up_proj)] = _slice(mlp.up_proj, keep, 0)
-        if removed:
-            cut[id(mlp.down_proj)] = _slice(mlp.down_proj, keep, 1)
-    if inplace:
-        for mlp in blocks:
-            for name, projection in list(mlp.named_children()):
-                setattr(mlp, name, cut.get(id(projection), projection))
-    else:
-        model = copy.deepcopy(model, dict(cut))
+    spare = None
+    for layer, indices in selection.neurons.items():
+        mlp, width = blocks[layer], selection.shape[1]
+        for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
+            if not hasattr(mlp, name):
+                continue
+            projection = getattr(mlp, name)
+            rows = (*indices, *(width + i for i in indices)) if name == "gate_up_proj" else indices
+            smaller = _leave_out(projection, rows, 1 if name == "down_proj" else 0, spare)
+            if inplace:
+                setattr(mlp, name, smaller)
+                spare = projection.weight.detach()  # the next matrix goes here: no memory is asked for
+            else:
+                cut[id(projection)] = smaller
+    if not inplace:
+        model = copy.deepcopy(model, cut)
     _update_widths(model)
     return model
 
@@ -279,11 +277,25 @@ def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
     return new.train(like.training)
 
 
-def _slice(projection: nn.Linear, keep: Tensor, dim: int) -> nn.Linear:
-    bias = projection.bias
+def _leave_out(projection: nn.Linear, indices: Sequence[int], dim: int, spare: Tensor | None) -> nn.Linear:
+    """Copy a projection without some rows (dim 0) or columns (dim 1), in one go between one of them and the next."""
+
+    def left(tensor: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
+        starts, ends = [0, *(i + 1 for i in indices)], [*indices, tensor.shape[dim]]
+        parts = [tensor.narrow(dim, start, end - start) for start, end in zip(starts, ends, strict=True)]
+        return torch.cat(parts, dim) if out is None else torch.cat(parts, dim, out=out)
+
+    weight, bias = projection.weight.detach(), projection.bias
     if bias is not None:
-        bias = bias.detach().index_select(0, keep) if dim == 0 else bias.detach().clone()
-    return _linear(projection.weight.detach().index_select(dim, keep), bias, projection)
+        bias = left(bias.detach(), 0) if dim == 0 else bias.detach().clone()
+    shape = [size - len(indices) * (axis == dim) for axis, size in enumerate(weight.shape)]
+    if (
+        spare is None
+        or spare.numel() < math.prod(shape)
+        or (spare.dtype, spare.device) != (weight.dtype, weight.device)
+    ):
+        return _linear(left(weight, dim), bias, projection)
+    return _linear(left(weight, dim, spare.flatten()[: math.prod(shape)].view(shape)), bias, projection)
 
 
 def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
