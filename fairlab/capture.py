@@ -416,6 +416,7 @@ def _hook(
 
 
 def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise a ValueError that names the argument, what is allowed and what came."""
     if value not in allowed:
         raise ValueError(f"{argument}: expected one of {', '.join(allowed)}; got {value!r}")
 
