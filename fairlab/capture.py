@@ -160,11 +160,9 @@ def pair_differences(
     positions: Literal["differing", "all"] = "differing",
     batch_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Measure the mean absolute difference of each pair at each point and layer, and the scale of the activations
-    there.
+    """Measure the mean absolute difference of each pair at each point and layer, and the activations' scale there.
 
-    `difference = mean over t and dimensions of |A^a - A^b|`; `scale = mean over t and dimensions of (|A^a| + |A^b|) /
-    2`.
+    Means over t and dimensions: `difference` of |A^a - A^b|, `scale` of (|A^a| + |A^b|) / 2.
 
     Returns
     -------
@@ -303,8 +301,7 @@ def pair_batches(
 
 
 def _group(prompts: list[tuple[tuple[int, ...], tuple[int, ...]]], batch_size: int) -> list[list[int]]:
-    """Split pair numbers into batches of at most `batch_size` unique prompts, keeping pairs that share a prompt
-    together."""
+    """Split pair numbers into batches of at most `batch_size` unique prompts; pairs that share one stay together."""
     parent: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def root(prompt: tuple[int, ...]) -> tuple[int, ...]:

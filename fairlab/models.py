@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import huggingface_hub.errors as hub_errors
@@ -93,7 +93,7 @@ def load_model(
                 f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly (a token is put in "
                 'front of every prompt); run: pip install --upgrade "transformers>=5.6"'
             )
-        with _no_progress_bar() if cached else _as_it_is():
+        with _no_progress_bar() if cached else nullcontext():
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
@@ -321,11 +321,6 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 @contextmanager

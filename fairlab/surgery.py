@@ -188,8 +188,8 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
     Parameters
     ----------
     inplace : bool
-        False: return a new model and leave the old one as it is. True: cut the model given, which needs no second copy
-        in memory.
+        False: return a new model and leave the old one as it is. True: cut the model given in the memory that
+        it has; tensors taken from its MLPs before are overwritten.
 
     Returns
     -------
