@@ -1,21 +1,40 @@
 """Figures: data and `ax=None` in, the matplotlib `Axes` out; nothing is shown or saved.
 
-Contents: `plot_layer_differences`, `plot_score_plane`, `plot_comparison`, `plot_dose_response`.
+Contents: `plot_token_shifts`, `plot_layer_differences`, `plot_projection`, `plot_distances`, `plot_score_plane`,
+`plot_comparison`, `plot_dose_response`; `token_artists` and `token_labels`, which the explorers share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
+from fairlab.projection import Projection
 from fairlab.surgery import NeuronSelection
 
 COLORS = sns.color_palette("colorblind")
 WIDE = 2.0  # changes beyond ±200 % are drawn on an axis that is linear up to 50 % and logarithmic beyond
+
+
+def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the two probabilities of each token of a `top_token_shifts` table, joined by a line: the shift."""
+    ax = ax or plt.subplots(figsize=(6, 0.9 + 0.26 * len(table)), layout="constrained")[1]
+    places = range(len(table))
+    ax.hlines(places, table.probability_a, table.probability_b, color="0.75", linewidth=2, zorder=0)
+    ax.plot(table.probability_a, places, "o", color=COLORS[0], label="after prompt a")
+    ax.plot(table.probability_b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
+    ax.set_yticks(places, [repr(token) for token in table.token])
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    ax.set(xlabel="probability of the next token", title="The next tokens that shift most")
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return ax
 
 
 def plot_layer_differences(
@@ -177,6 +196,91 @@ def _rows_of(table: pd.DataFrame, measure: str, category: str) -> pd.DataFrame:
         known = "; ".join(f"{m}: {', '.join(g.category.unique())}" for m, g in table.groupby("measure"))
         raise ValueError(f"measure, category: expected one of {known}; got {measure!r} and {category!r}")
     return rows
+
+
+def plot_projection(projection: Projection, *, layer: int, ax: Axes | None = None) -> Axes:
+    """Draw the tokens of both prompts in the two main axes of one layer, an arrow from prompt a to prompt b.
+
+    Raises
+    ------
+    ValueError
+        A layer that is not there.
+    """
+    if layer not in range(len(projection.coordinates)):
+        raise ValueError(f"layer: expected a number from 0 to {len(projection.coordinates) - 1}; got {layer!r}")
+    ax = ax or plt.subplots(figsize=(5.5, 4.2), layout="constrained")[1]
+    token_artists(ax, len(projection.tokens_a))(projection, layer)
+    return ax
+
+
+def plot_distances(projection: Projection, *, relative: bool = False, ax: Axes | None = None) -> Axes:
+    """Draw the distance between the prompts at every token and layer as a heatmap.
+
+    Parameters
+    ----------
+    relative : bool
+        Divide by the length of the representation: 0, no difference; 1, as large as the representation itself.
+    """
+    ax = ax or plt.subplots(figsize=(6.5, 4), layout="constrained")[1]
+    values = projection.distances / projection.norms if relative else projection.distances
+    image = ax.imshow(values, aspect="auto", origin="lower", cmap="cividis", interpolation="nearest", vmin=0)
+    name = "distance / length" if relative else "distance"
+    ax.figure.colorbar(image, ax=ax, label=name)
+    ax.set_xticks(range(values.shape[1]), token_labels(projection), rotation=60, ha="right", rotation_mode="anchor")
+    ax.set(ylabel="layer", title=f"{name.capitalize()} between the prompts, {projection.point}")
+    return ax
+
+
+def token_labels(projection: Projection) -> list[str]:
+    """Return a label for each position: the token, or both where they differ."""
+    pairs = zip(projection.tokens_a, projection.tokens_b, strict=True)
+    return [a.strip() or repr(a) if a == b else f"{a.strip()}/{b.strip()}" for a, b in pairs]
+
+
+def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
+    """Put the artists for at most so many tokens on an Axes; return a function that moves them to a layer.
+
+    It is called as `show(projection, layer, shared=False)`; with `shared` the limits are those of all layers.
+    """
+    style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.005, "zorder": 2}
+    arrows = ax.quiver(np.zeros(tokens), np.zeros(tokens), np.zeros(tokens), np.zeros(tokens), color="0.55", **style)
+    a = ax.scatter([], [], s=22, color=COLORS[0], label="prompt a", zorder=3)
+    b = ax.scatter([], [], s=26, marker="D", facecolors="none", edgecolors=[COLORS[1]], label="prompt b", zorder=3)
+    style = {"textcoords": "offset points", "fontsize": 8, "annotation_clip": True}
+    texts = [[ax.annotate("", (0, 0), xytext=(4, up), **style) for _ in range(tokens)] for up in (-10, 4)]
+    for text in texts[0]:
+        text.set_color(COLORS[0])
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    sns.despine(ax=ax)
+
+    def show(projection: Projection, layer: int, shared: bool = False) -> None:
+        at_a, at_b = projection.coordinates[layer]
+        moved = (projection.distances[layer] > 0)[:, None]
+        lengths = np.where(moved, at_b - at_a, np.nan)  # an arrow of no length would be drawn as a dot
+        full = np.full((tokens, 4), np.nan)
+        full[: len(at_a)] = np.hstack([at_a, lengths])
+        arrows.set_offsets(full[:, :2])
+        arrows.set_UVC(full[:, 2], full[:, 3])
+        a.set_offsets(at_a)
+        b.set_offsets(at_b)
+        for k in range(tokens):
+            known = k < len(at_a)
+            same = known and projection.tokens_a[k] == projection.tokens_b[k]
+            texts[0][k].set_visible(known and not same)
+            texts[1][k].set_visible(known)
+            for side, labels, at in ((0, projection.tokens_a, at_a), (1, projection.tokens_b, at_b)):
+                if known:
+                    texts[side][k].set_text(labels[k].strip())
+                    texts[side][k].xy = at[k]
+        shares = 100 * projection.explained[layer]
+        ax.set(xlabel=f"axis 1 ({shares[0]:.0f} % of the variance)", ylabel=f"axis 2 ({shares[1]:.0f} %)")
+        ax.set_title(f"{projection.point}, layer {layer}")
+        drawn = projection.coordinates if shared else projection.coordinates[layer]
+        low, high = drawn.reshape(-1, 2).min(0), drawn.reshape(-1, 2).max(0)
+        room = 0.12 * (high - low) + 1e-9
+        ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
+
+    return show
 
 
 def plot_score_plane(

@@ -25,16 +25,30 @@ class Projection:
     coordinates: np.ndarray  # (layers, 2 prompts, tokens, 2)
     explained: np.ndarray  # (layers, 2) share of the variance along each axis, from 0 to 1
     distances: np.ndarray  # (layers, tokens) distance between the prompts at each position, in all dimensions
+    norms: np.ndarray  # (layers, tokens) length of the representation, the mean of both prompts
 
 
 def project_pair(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair: PromptPair, *, point: str = "residual"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    *,
+    point: str = "residual",
+    start: int = 0,
 ) -> Projection:
     """Project the token representations of both prompts by PCA, layer by layer.
 
     Each layer has axes of its own, fitted on the tokens of both prompts together; an axis is turned round where that
     brings it closer to the layer before, so that signs do not flip at random. Labels and activations come from the same
     token ids, special tokens included.
+
+    Parameters
+    ----------
+    point : str
+        One of `CAPTURE_POINTS`.
+    start : int
+        Leave out the positions before it. A model's first token is often so large that, with 0, the first axis shows
+        little else.
 
     Returns
     -------
@@ -45,21 +59,24 @@ def project_pair(
     Raises
     ------
     ValueError
-        An invalid pair, or an unknown point.
+        An invalid pair, an unknown point, or a start that leaves no token that differs.
     """
     check_option("point", point, CAPTURE_POINTS)
-    ids_a, ids_b, _ = encode_pair(tokenizer, pair)
+    ids_a, ids_b, first = encode_pair(tokenizer, pair)
+    if not isinstance(start, int) or not 0 <= start <= first:
+        raise ValueError(f"start: expected a number from 0 to {first}, the first token that differs; got {start!r}")
     with record(model, [point]) as activations, torch.no_grad():
         model.base_model(input_ids=torch.tensor([ids_a, ids_b], device=model.device), use_cache=False)
-    coordinates, explained, distances = [], [], []
+    coordinates, explained, distances, norms = [], [], [], []
     for layer in range(len(decoder_layers(model))):
-        values = activations[point, layer].numpy()
+        values = activations[point, layer][:, start:].numpy()
         pca = PCA(n_components=2, svd_solver="full")
-        flat = pca.fit_transform(values.reshape(-1, values.shape[-1])).reshape(2, len(ids_a), 2)
+        flat = pca.fit_transform(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:2], 2)
         if coordinates:
             flat = flat * np.where((flat * coordinates[-1]).sum((0, 1)) < 0, -1.0, 1.0)
         coordinates.append(flat)
         explained.append(pca.explained_variance_ratio_)
         distances.append(np.linalg.norm(values[0] - values[1], axis=-1))
-    labels = [tuple(tokenizer.decode([index]) for index in ids) for ids in (ids_a, ids_b)]
-    return Projection(point, *labels, np.stack(coordinates), np.stack(explained), np.stack(distances))
+        norms.append(np.linalg.norm(values, axis=-1).mean(0))
+    labels = [tuple(tokenizer.decode([index]) for index in ids[start:]) for ids in (ids_a, ids_b)]
+    return Projection(point, *labels, *map(np.stack, (coordinates, explained, distances, norms)))

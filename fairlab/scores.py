@@ -87,11 +87,14 @@ def importance_scores(
 
     ::
 
-        maw          (max_j g_j + |min_j g_j|) + (max_j u_j + |min_j u_j|)   Maximum Absolute Weight, as the article's
-        code has it maw_printed  max_j |g_j| + max_j |u_j|                               the same, as the article prints
-        it: another score vow          var(g) + var(u)                                         Variance Of Weights
-        (unbiased variance) pon          ‖g‖₁ · ‖u‖₁                                             Product Of Norms
+        maw          (max_j g_j + |min_j g_j|) + (max_j u_j + |min_j u_j|)
+        maw_printed  max_j |g_j| + max_j |u_j|
+        vow          var(g) + var(u)
+        pon          ‖g‖₁ · ‖u‖₁
         l2           ‖g‖₂ + ‖u‖₂
+
+    "maw" is the Maximum Absolute Weight as the article's code has it, "maw_printed" as its text has it: another score.
+    "vow" is the Variance Of Weights (unbiased), "pon" the Product Of Norms.
 
     None of them sees data or the down projection.
 

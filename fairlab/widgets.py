@@ -1,0 +1,376 @@
+"""Explorers: sliders above a picture of what was computed before.
+
+Contents: `pca_explorer`, `layer_explorer`, `score_explorer`, `surgery_explorer`; `Explorer`, what they return.
+
+No model runs here. An explorer keeps one figure, moves its artists, and sends a PNG to an image widget: several times
+faster than a new figure at every step. This is the only module that needs ipywidgets.
+"""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from fairlab.plots import COLORS, token_artists, token_labels
+from fairlab.projection import Projection
+from fairlab.scores import hybrid_scores
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 56rem; margin: 1rem auto; padding: 0 1rem }}
+img {{ width: 100% }} input {{ width: 100% }}
+</style>
+<h1>{title}</h1>
+<label for="layer">layer <output id="number"></output> (drag, or use the arrow keys)</label>
+<input id="layer" type="range" min="0" max="{last}" value="{layer}">
+<img id="picture" alt="">
+<p id="caption" aria-live="polite"></p>
+<script>
+const frames = {frames}, captions = {captions}, slider = document.getElementById("layer");
+function show() {{
+  document.getElementById("picture").src = "data:image/png;base64," + frames[slider.value];
+  document.getElementById("picture").alt = captions[slider.value];
+  document.getElementById("caption").textContent = captions[slider.value];
+  document.getElementById("number").textContent = slider.value;
+}}
+slider.addEventListener("input", show);
+show();
+</script>
+"""
+
+
+class Explorer:
+    """Controls above a picture and a sentence that says what it shows; the last line of a cell displays it.
+
+    `controls` holds the widgets by name, so a cell can set `explorer.controls["layer"].value = 12`.
+    """
+
+    def __init__(self, title: str, figure: Figure, controls: Mapping[str, Any], draw: Callable[..., tuple[str, str]]):
+        widgets = _ipywidgets()
+        self.title, self.controls = title, dict(controls)
+        self._canvas, self._draw = FigureCanvasAgg(figure), draw
+        figure.set_layout_engine("constrained")
+        self._picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self._sentence, self._below = widgets.HTML(), widgets.HTML()
+        for control in self.controls.values():
+            control.style.description_width = "initial"
+            control.observe(self._update, names="value")
+        row = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
+        self.widget = widgets.VBox([row, self._picture, self._sentence, self._below])
+        self._update()
+        figure.set_layout_engine("none")  # laid out once: half of the time of a frame
+
+    def _values(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self.controls.items()}
+
+    def _frame(self, **values: Any) -> tuple[bytes, str, str]:
+        sentence, below = self._draw(**values)
+        buffer = io.BytesIO()
+        self._canvas.print_png(buffer, pil_kwargs={"compress_level": 1})
+        return buffer.getvalue(), sentence, below
+
+    def _update(self, _: Any = None) -> None:
+        self._picture.value, sentence, below = self._frame(**self._values())
+        self._sentence.value = f"<p aria-live='polite'>{html.escape(sentence)}</p>"
+        self._below.value = below
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """Show the widget; where there is no kernel (GitHub, a page), the picture."""
+        still = {"image/png": base64.b64encode(self._picture.value).decode()}
+        return {**self.widget._repr_mimebundle_(), **still, "text/plain": f"{self.title} (run the cell for sliders)"}
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page of its own for the current pair, with a layer slider that needs no kernel and no network.
+
+        Raises
+        ------
+        ValueError
+            An explorer without a layer slider.
+        """
+        if "layer" not in self.controls:
+            raise ValueError(f"to_html: expected an explorer with a layer slider; {self.title!r} has none")
+        now, frames, captions = self._values(), [], []
+        for layer in range(self.controls["layer"].max + 1):
+            png, sentence, _ = self._frame(**(now | {"layer": layer}))
+            small = io.BytesIO()
+            Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+            frames.append(base64.b64encode(small.getvalue()).decode())
+            captions.append(sentence)
+        page = _PAGE.format(
+            title=html.escape(" · ".join([self.title, *(str(v) for v in now.values() if isinstance(v, str))])),
+            last=len(frames) - 1,
+            layer=now["layer"],
+            frames=json.dumps(frames),
+            captions=json.dumps(captions).replace("<", "\\u003c"),  # a token may look like the end of the script
+        )
+        path = Path(path)
+        path.write_text(page, encoding="utf-8")
+        return path
+
+
+def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:
+    """Explore the tokens of both prompts in the two main axes of each layer, and their distances in all dimensions.
+
+    Parameters
+    ----------
+    projections : dict
+        Name of a pair → its projections, one a capture point, the same points for each pair, from `project_pair`.
+    layer : int
+        The layer to begin with.
+
+    Raises
+    ------
+    ValueError
+        Nothing to show, pairs with different points or numbers of layers, or a layer that is not there.
+    ImportError
+        ipywidgets is missing; the message says how to install it.
+    """
+    table, size, controls = _choices(projections, layer)
+    controls["shared"] = _ipywidgets().Checkbox(value=False, description="same limits in all layers")
+    figure = Figure(figsize=(9, 4.4), dpi=100)
+    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    move, measure = token_artists(plane, size), _bars(side, size, "distance between the prompts")
+
+    def draw(pair: str, point: str, layer: int, shared: bool) -> tuple[str, str]:
+        projection = table[pair, point]
+        distances = projection.distances
+        move(projection, layer, shared)
+        measure(token_labels(projection), distances[layer], distances.max() if shared else distances[layer].max())
+        shares = projection.explained[layer].sum()
+        return f"{_says(pair, projection, layer)} The two axes show {shares:.0%} of the variance.", ""
+
+    return Explorer("Tokens of both prompts", figure, controls, draw)
+
+
+def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:
+    """Explore the distance between the prompts at every token and layer: a heatmap, and one layer of it as bars.
+
+    Parameters and errors are those of `pca_explorer`. With "relative" a distance is divided by the length of the
+    representation, since both grow with depth.
+    """
+    table, size, controls = _choices(projections, layer)
+    controls["relative"] = _ipywidgets().Checkbox(value=False, description="relative to the length")
+    figure = Figure(figsize=(9, 4.4), dpi=100)
+    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    measure = _bars(side, size, "distance between the prompts")
+    image = plane.imshow(np.zeros((2, 2)), aspect="auto", origin="lower", cmap="cividis", interpolation="nearest")
+    bar = figure.colorbar(image, ax=plane)
+    (line,) = plane.plot([], [], color="white", linewidth=1.2)
+    plane.set_ylabel("layer")
+
+    def draw(pair: str, point: str, layer: int, relative: bool) -> tuple[str, str]:
+        projection = table[pair, point]
+        values = projection.distances / projection.norms if relative else projection.distances
+        layers, tokens = values.shape
+        image.set_data(values)
+        image.set_extent((-0.5, tokens - 0.5, -0.5, layers - 0.5))
+        image.set_clim(0, values.max())
+        bar.set_label("distance / length" if relative else "distance")
+        edges = [-0.5, tokens - 0.5, tokens - 0.5, -0.5, -0.5]
+        line.set_data(edges, layer + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]))
+        labels = token_labels(projection)
+        plane.set_xticks(range(tokens), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        plane.set(xlim=(-0.5, tokens - 0.5), ylim=(-0.5, layers - 0.5), title=f"{projection.point}, all layers")
+        measure(labels, values[layer], values[layer].max())
+        side.set(title=f"layer {layer}", xlabel="distance / length" if relative else "distance")
+        return _says(pair, projection, layer), ""
+
+    return Explorer("Distance by token and layer", figure, controls, draw)
+
+
+def score_explorer(bias: Tensor, importance: Mapping[str, Tensor], *, count: int = 3, layer: int = 0) -> Explorer:
+    """Explore which neurons of a layer the hybrid score takes, by the weight of its bias part.
+
+    Parameters
+    ----------
+    bias : Tensor
+        From `bias_scores`, shape (layers, neurons).
+    importance : dict
+        Name → table from `importance_scores`, of the same shape.
+    count : int
+        Neurons to choose in the layer, to begin with.
+
+    Raises
+    ------
+    ValueError
+        No importance score, tables of unequal shape, a count or layer out of range.
+    ImportError
+        ipywidgets is missing; the message says how to install it.
+    """
+    if not importance or any(table.shape != bias.shape for table in importance.values()):
+        shapes = [tuple(table.shape) for table in importance.values()]
+        raise ValueError(f"importance: expected tables of the shape of bias, {tuple(bias.shape)}; got {shapes}")
+    layers, width = bias.shape
+    _check_layer(layer, layers)
+    most = min(30, width - 1)
+    if not 1 <= count <= most:
+        raise ValueError(f"count: expected a number from 1 to {most}; got {count!r}")
+    widgets = _ipywidgets()
+    controls = {
+        "score": widgets.Dropdown(options=list(importance), description="importance"),
+        "layer": widgets.IntSlider(value=layer, max=layers - 1, description="layer"),
+        "weight": widgets.FloatSlider(value=0.5, max=1, step=0.05, description="bias weight"),
+        "count": widgets.IntSlider(value=count, min=1, max=most, description="neurons"),
+    }
+    figure = Figure(figsize=(8, 4.4), dpi=100)
+    ax = figure.subplots()
+    kept = ax.scatter([], [], s=8, color="0.6", linewidths=0, label="kept")
+    cut = ax.scatter([], [], s=50, marker="X", color=[COLORS[3]], label="cut", zorder=3)
+    (border,) = ax.plot([], [], "--", color=COLORS[0], label="equal hybrid score: the border")
+    names = [ax.annotate("", (0, 0), (5, 4), textcoords="offset points", fontsize=8) for _ in range(10)]
+    ax.set(ylabel="bias score")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    def draw(score: str, layer: int, weight: float, count: int) -> tuple[str, str]:
+        x, y = importance[score][layer : layer + 1], bias[layer : layer + 1]
+        hybrid = hybrid_scores(y, x, bias_weight=weight)[0]
+        chosen = hybrid.topk(count).indices
+        places = np.column_stack([x[0], y[0]])
+        kept.set_offsets(places)
+        cut.set_offsets(places[chosen])
+        low, high = places.min(0), places.max(0)
+        room = 0.06 * (high - low) + 1e-9
+        ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
+        across, worst = np.array([0.0, 1.0]), hybrid[chosen[-1]].item()
+        if weight > 0:  # w · N(bias) + (1 − w) · (1 − N(importance)) = worst, solved for the bias score
+            up = (worst - (1 - weight) * (1 - across)) / weight
+            border.set_data(low[0] + across * (high[0] - low[0]), low[1] + up * (high[1] - low[1]))
+        else:
+            border.set_data([low[0] + (1 - worst) * (high[0] - low[0])] * 2, [low[1], high[1]])
+        for place, text in enumerate(names):
+            text.set_visible(place < count <= len(names))
+            if text.get_visible():
+                text.set_text(str(chosen[place].item()))
+                text.xy = places[chosen[place]]
+        ax.set(xlabel=f"importance score ({score})", title=f"Neurons of layer {layer}, bias weight {weight:.2f}")
+        listed = ", ".join(map(str, chosen.tolist()))
+        return f"Layer {layer}, {score}, bias weight {weight:.2f}: neurons {listed} would be cut.", ""
+
+    return Explorer("Which neurons are chosen", figure, controls, draw)
+
+
+def surgery_explorer(table: pd.DataFrame, *, settings: Sequence[str], measures: Sequence[str]) -> Explorer:
+    """Explore what precomputed cuts did: numbers and texts, by the settings of the cut.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a setting; the columns `text_a`, `text_b` (what the model wrote after each prompt), those of `settings`
+        and those of `measures` (the relative change each cut brings; 0: none).
+    settings, measures : list of str
+        Columns: one slider each; one row of the picture each.
+
+    Raises
+    ------
+    ValueError
+        Missing columns, or settings that are no full grid of combinations with one row each.
+    ImportError
+        ipywidgets is missing; the message says how to install it.
+    """
+    missing = [column for column in (*settings, *measures, "text_a", "text_b") if column not in table]
+    if missing or not settings or not measures:
+        raise ValueError(
+            f"table, settings, measures: missing {', '.join(missing) or 'names'}; got {', '.join(table.columns)}"
+        )
+    options = {name: sorted(table[name].unique().tolist()) for name in settings}
+    rows = table.set_index(list(settings), verify_integrity=False)
+    if not rows.index.is_unique or len(rows) != np.prod([len(values) for values in options.values()]):
+        raise ValueError(f"table: expected one row for each combination of {', '.join(settings)}; got {len(rows)} rows")
+    widgets = _ipywidgets()
+    controls = {
+        name: widgets.SelectionSlider(options=values, description=name.replace("_", " "))
+        for name, values in options.items()
+    }
+    figure = Figure(figsize=(8, 1.1 + 0.5 * len(measures)), dpi=100)
+    ax = figure.subplots()
+    for place, measure in enumerate(measures):
+        label = "all settings" if place == 0 else None
+        ax.plot(100 * table[measure], [place] * len(table), "o", color="0.8", markersize=4, label=label)
+    (here,) = ax.plot([], [], "X", color=COLORS[3], markersize=10, label="this setting")
+    ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    ax.set_xscale("symlog", linthresh=20)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_yticks(range(len(measures)), measures)
+    ax.set_ylim(len(measures) - 0.5, -0.5)
+    ax.set(xlabel="change in %")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    def draw(**chosen: Any) -> tuple[str, str]:
+        key = tuple(chosen[name] for name in settings)
+        row = rows.loc[key if len(key) > 1 else key[0]]
+        here.set_data([100 * row[measure] for measure in measures], range(len(measures)))
+        ax.set_title(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items()))
+        texts = "".join(f"<blockquote>{html.escape(row[text])}</blockquote>" for text in ("text_a", "text_b"))
+        return "; ".join(f"{measure} {row[measure]:+.1%}" for measure in measures) + ".", texts
+
+    return Explorer("What a cut does", figure, controls, draw)
+
+
+def _ipywidgets() -> Any:
+    try:
+        import ipywidgets
+    except ImportError as error:
+        raise ImportError('explorers need ipywidgets: pip install "ipywidgets>=8.1"') from error
+    return ipywidgets
+
+
+def _check_layer(layer: int, layers: int) -> None:
+    if not isinstance(layer, int) or layer not in range(layers):
+        raise ValueError(f"layer: expected a number from 0 to {layers - 1}; got {layer!r}")
+
+
+def _choices(projections: Mapping[str, Sequence[Projection]], layer: int) -> tuple[dict, int, dict]:
+    """Return the projections by (pair, point), the largest number of tokens, and sliders for pair, point and layer."""
+    kinds = {tuple((p.point, len(p.distances)) for p in members) for members in projections.values()}
+    if len(kinds) != 1 or kinds == {()} or len({layers for _, layers in next(iter(kinds))}) != 1:
+        raise ValueError(
+            "projections: expected a dict of lists, for each pair the same capture points and layers; got "
+            f"{ {name: [p.point for p in members] for name, members in projections.items()} }"
+        )
+    table = {(name, p.point): p for name, members in projections.items() for p in members}
+    _check_layer(layer, len(next(iter(table.values())).distances))
+    widgets = _ipywidgets()
+    points = list(dict.fromkeys(point for _, point in table))
+    controls = {
+        "pair": widgets.SelectionSlider(options=list(projections), description="pair"),
+        "point": widgets.SelectionSlider(options=points, description="capture point"),
+        "layer": widgets.IntSlider(
+            value=layer, max=len(next(iter(table.values())).distances) - 1, description="layer", layout={"width": "95%"}
+        ),
+    }
+    return table, max(len(p.tokens_a) for p in table.values()), controls
+
+
+def _bars(ax: Axes, size: int, label: str) -> Callable[[list[str], np.ndarray, float], None]:
+    bars = ax.barh(range(size), np.zeros(size), color=COLORS[0])
+    ax.set(xlabel=label)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+    def show(labels: list[str], values: np.ndarray, limit: float) -> None:
+        for place, bar in enumerate(bars):
+            bar.set_width(values[place] if place < len(values) else 0)
+        ax.set_yticks(range(len(labels)), labels, fontsize=8)
+        ax.set(ylim=(len(labels) - 0.4, -0.6), xlim=(0, 1.05 * limit + 1e-9))
+
+    return show
+
+
+def _says(pair: str, projection: Projection, layer: int) -> str:
+    distances = projection.distances[layer]
+    most = int(distances.argmax())
+    word = token_labels(projection)[most]
+    return f"{pair}, {projection.point}, layer {layer}: {word!r} moves most, by {distances[most]:.3g}."
