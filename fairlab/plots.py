@@ -251,6 +251,7 @@ def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
     for text in texts[0]:
         text.set_color(COLORS[0])
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    ax.locator_params(nbins=4)
     sns.despine(ax=ax)
 
     def show(projection: Projection, layer: int, shared: bool = False) -> None:

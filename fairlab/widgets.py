@@ -26,6 +26,9 @@ from fairlab.plots import COLORS, token_artists, token_labels
 from fairlab.projection import Projection
 from fairlab.scores import hybrid_scores
 
+# fixed margins: a layout engine would take half of the time of a frame
+_MARGINS = {"right": 0.98, "bottom": 0.2, "top": 0.92}
+
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -62,7 +65,6 @@ class Explorer:
         widgets = _ipywidgets()
         self.title, self.controls = title, dict(controls)
         self._canvas, self._draw = FigureCanvasAgg(figure), draw
-        figure.set_layout_engine("constrained")
         self._picture = widgets.Image(format="png", layout={"max_width": "100%"})
         self._sentence, self._below = widgets.HTML(), widgets.HTML()
         for control in self.controls.values():
@@ -71,7 +73,6 @@ class Explorer:
         row = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
         self.widget = widgets.VBox([row, self._picture, self._sentence, self._below])
         self._update()
-        figure.set_layout_engine("none")  # laid out once: half of the time of a frame
 
     def _values(self) -> dict[str, Any]:
         return {name: control.value for name, control in self.controls.items()}
@@ -140,9 +141,9 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
     """
     table, size, controls = _choices(projections, layer)
     controls["shared"] = _ipywidgets().Checkbox(value=False, description="same limits in all layers")
-    figure = Figure(figsize=(9, 4.4), dpi=100)
-    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1])
-    move, measure = token_artists(plane, size), _bars(side, size, "distance between the prompts")
+    figure = Figure(figsize=(9, 4.2), dpi=90)
+    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1], gridspec_kw=_MARGINS | {"left": 0.07, "wspace": 0.38})
+    move, measure = token_artists(plane, size), _bars(side, size, "distance, a to b")
 
     def draw(pair: str, point: str, layer: int, shared: bool) -> tuple[str, str]:
         projection = table[pair, point]
@@ -163,11 +164,12 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
     """
     table, size, controls = _choices(projections, layer)
     controls["relative"] = _ipywidgets().Checkbox(value=False, description="relative to the length")
-    figure = Figure(figsize=(9, 4.4), dpi=100)
-    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1])
-    measure = _bars(side, size, "distance between the prompts")
+    figure = Figure(figsize=(9, 4.2), dpi=90)
+    columns = [(0.06, 0.46), (0.53, 0.012), (0.74, 0.24)]
+    plane, scale, side = [figure.add_axes((left, 0.24, width, 0.68)) for left, width in columns]
+    measure = _bars(side, size, "distance")
     image = plane.imshow(np.zeros((2, 2)), aspect="auto", origin="lower", cmap="cividis", interpolation="nearest")
-    bar = figure.colorbar(image, ax=plane)
+    figure.colorbar(image, cax=scale)
     (line,) = plane.plot([], [], color="white", linewidth=1.2)
     plane.set_ylabel("layer")
 
@@ -178,7 +180,7 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
         image.set_data(values)
         image.set_extent((-0.5, tokens - 0.5, -0.5, layers - 0.5))
         image.set_clim(0, values.max())
-        bar.set_label("distance / length" if relative else "distance")
+        scale.set_title("relative" if relative else "distance", fontsize=8)
         edges = [-0.5, tokens - 0.5, tokens - 0.5, -0.5, -0.5]
         line.set_data(edges, layer + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]))
         labels = token_labels(projection)
@@ -225,11 +227,11 @@ def score_explorer(bias: Tensor, importance: Mapping[str, Tensor], *, count: int
         "weight": widgets.FloatSlider(value=0.5, max=1, step=0.05, description="bias weight"),
         "count": widgets.IntSlider(value=count, min=1, max=most, description="neurons"),
     }
-    figure = Figure(figsize=(8, 4.4), dpi=100)
-    ax = figure.subplots()
+    figure = Figure(figsize=(8, 4.2), dpi=90)
+    ax = figure.subplots(gridspec_kw=_MARGINS | {"left": 0.1, "right": 0.84, "bottom": 0.13})
     kept = ax.scatter([], [], s=8, color="0.6", linewidths=0, label="kept")
     cut = ax.scatter([], [], s=50, marker="X", color=[COLORS[3]], label="cut", zorder=3)
-    (border,) = ax.plot([], [], "--", color=COLORS[0], label="equal hybrid score: the border")
+    (border,) = ax.plot([], [], "--", color=COLORS[0], label="border")
     names = [ax.annotate("", (0, 0), (5, 4), textcoords="offset points", fontsize=8) for _ in range(10)]
     ax.set(ylabel="bias score")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -294,8 +296,8 @@ def surgery_explorer(table: pd.DataFrame, *, settings: Sequence[str], measures: 
         name: widgets.SelectionSlider(options=values, description=name.replace("_", " "))
         for name, values in options.items()
     }
-    figure = Figure(figsize=(8, 1.1 + 0.5 * len(measures)), dpi=100)
-    ax = figure.subplots()
+    figure = Figure(figsize=(9, 1.4 + 0.4 * len(measures)), dpi=90)
+    ax = figure.subplots(gridspec_kw={"left": 0.25, "right": 0.8, "bottom": 0.55 / figure.get_figheight()})
     for place, measure in enumerate(measures):
         label = "all settings" if place == 0 else None
         ax.plot(100 * table[measure], [place] * len(table), "o", color="0.8", markersize=4, label=label)
@@ -357,6 +359,8 @@ def _choices(projections: Mapping[str, Sequence[Projection]], layer: int) -> tup
 def _bars(ax: Axes, size: int, label: str) -> Callable[[list[str], np.ndarray, float], None]:
     bars = ax.barh(range(size), np.zeros(size), color=COLORS[0])
     ax.set(xlabel=label)
+    ax.locator_params(axis="x", nbins=3)
+    ax.tick_params(axis="y", length=0)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
 

@@ -57,6 +57,21 @@ def evaluation_text(tokenizer) -> str:
     return tokenizer.decode(tokenizer(text, verbose=False).input_ids[:2048])
 
 
+def provenance(model) -> dict[str, str]:
+    """Return what a frozen row must say of where it comes from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {
+        "model": fl.DEFAULT_MODEL,
+        "weights_sha256": bits_of(model),
+        "device": f"{model.device}, {model.dtype}",
+        "commit": commit.stdout.strip(),
+        "versions": f"fairlab {fl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+
+
 def main() -> None:
     """Measure, and write the table with its provenance in every row."""
     model, tokenizer = fl.load_model()
@@ -74,24 +89,12 @@ def main() -> None:
     names = table.pop("selection").str.split(" · ", expand=True)
     table.insert(0, "method", names[0])
     table.insert(1, "count", names[1].astype(int))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    provenance = {
-        "model": fl.DEFAULT_MODEL,
-        "weights_sha256": bits_of(model),
-        "device": f"{model.device}, {model.dtype}",
-        "commit": commit.stdout.strip(),
-        "versions": f"fairlab {fl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"Python {platform.python_version()}",
-        "seed": SEED,
-        "seconds": round(table.attrs["seconds"]),
-    }
-    table = table.assign(**provenance)
+    seconds = round(table.attrs["seconds"])
+    table = table.assign(**provenance(model), seed=SEED, seconds=seconds)
     path = ROOT / "data" / "results_controls.csv"
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     print(table[table.category.isin(["headline", "text"]) & (table.measure != "metric")].sentence.to_string())
-    print(f"{path.relative_to(ROOT)}: {len(table)} rows, {provenance['seconds']} s of measuring")
+    print(f"{path.relative_to(ROOT)}: {len(table)} rows, {seconds} s of measuring")
 
 
 if __name__ == "__main__":
