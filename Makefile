@@ -31,6 +31,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/against_optipfair.py
+	$(BIN)/python benchmarks/explorers.py
 
 figures: setup
 	$(BIN)/python tools/figures.py

@@ -28,7 +28,7 @@ def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.hlines(places, table.probability_a, table.probability_b, color="0.75", linewidth=2, zorder=0)
     ax.plot(table.probability_a, places, "o", color=COLORS[0], label="after prompt a")
     ax.plot(table.probability_b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
-    ax.set_yticks(places, [repr(token) for token in table.token])
+    ax.set_yticks(places, [repr(token) for token in table.token], parse_math=False)
     ax.invert_yaxis()
     ax.set_xlim(left=0)
     ax.set(xlabel="probability of the next token", title="The next tokens that shift most")
@@ -226,7 +226,9 @@ def plot_distances(projection: Projection, *, relative: bool = False, ax: Axes |
     image = ax.imshow(values, aspect="auto", origin="lower", cmap="cividis", interpolation="nearest", vmin=0)
     name = "distance / length" if relative else "distance"
     ax.figure.colorbar(image, ax=ax, label=name)
-    ax.set_xticks(range(values.shape[1]), token_labels(projection), rotation=60, ha="right", rotation_mode="anchor")
+    slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
+    ax.set_xticks(range(values.shape[1]), token_labels(projection), **slanted)
+    ax.yaxis.get_major_locator().set_params(integer=True)
     ax.set(ylabel="layer", title=f"{name.capitalize()} between the prompts, {projection.point}")
     return ax
 
@@ -246,7 +248,8 @@ def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
     arrows = ax.quiver(np.zeros(tokens), np.zeros(tokens), np.zeros(tokens), np.zeros(tokens), color="0.55", **style)
     a = ax.scatter([], [], s=22, color=COLORS[0], label="prompt a", zorder=3)
     b = ax.scatter([], [], s=26, marker="D", facecolors="none", edgecolors=[COLORS[1]], label="prompt b", zorder=3)
-    style = {"textcoords": "offset points", "fontsize": 8, "annotation_clip": True}
+    # a token may hold dollar signs, which are no formula
+    style = {"textcoords": "offset points", "fontsize": 8, "annotation_clip": True, "parse_math": False}
     texts = [[ax.annotate("", (0, 0), xytext=(4, up), **style) for _ in range(tokens)] for up in (-10, 4)]
     for text in texts[0]:
         text.set_color(COLORS[0])
@@ -264,15 +267,12 @@ def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
         arrows.set_UVC(full[:, 2], full[:, 3])
         a.set_offsets(at_a)
         b.set_offsets(at_b)
-        for k in range(tokens):
-            known = k < len(at_a)
-            same = known and projection.tokens_a[k] == projection.tokens_b[k]
-            texts[0][k].set_visible(known and not same)
-            texts[1][k].set_visible(known)
-            for side, labels, at in ((0, projection.tokens_a, at_a), (1, projection.tokens_b, at_b)):
-                if known:
-                    texts[side][k].set_text(labels[k].strip())
-                    texts[side][k].xy = at[k]
+        for labels, at, row in ((projection.tokens_a, at_a, texts[0]), (projection.tokens_b, at_b, texts[1])):
+            for k, text in enumerate(row):
+                text.set_visible(k < len(at) and (row is texts[1] or labels[k] != projection.tokens_b[k]))
+                if text.get_visible():
+                    text.set_text(labels[k].strip())
+                    text.xy = at[k]
         shares = 100 * projection.explained[layer]
         ax.set(xlabel=f"axis 1 ({shares[0]:.0f} % of the variance)", ylabel=f"axis 2 ({shares[1]:.0f} %)")
         ax.set_title(f"{projection.point}, layer {layer}")

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,6 @@ from torch import Tensor
 from fairlab.plots import COLORS, token_artists, token_labels
 from fairlab.projection import Projection
 from fairlab.scores import hybrid_scores
-
-# fixed margins: a layout engine would take half of the time of a frame
-_MARGINS = {"right": 0.98, "bottom": 0.2, "top": 0.92}
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -101,10 +99,11 @@ class Explorer:
         ValueError
             An explorer without a layer slider.
         """
-        if "layer" not in self.controls:
+        last = getattr(self.controls.get("layer"), "max", None)
+        if last is None:
             raise ValueError(f"to_html: expected an explorer with a layer slider; {self.title!r} has none")
         now, frames, captions = self._values(), [], []
-        for layer in range(self.controls["layer"].max + 1):
+        for layer in range(last + 1):
             png, sentence, _ = self._frame(**(now | {"layer": layer}))
             small = io.BytesIO()
             Image.open(io.BytesIO(png)).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
@@ -112,7 +111,7 @@ class Explorer:
             captions.append(sentence)
         page = _PAGE.format(
             title=html.escape(" · ".join([self.title, *(str(v) for v in now.values() if isinstance(v, str))])),
-            last=len(frames) - 1,
+            last=last,
             layer=now["layer"],
             frames=json.dumps(frames),
             captions=json.dumps(captions).replace("<", "\\u003c"),  # a token may look like the end of the script
@@ -142,16 +141,18 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
     table, size, controls = _choices(projections, layer)
     controls["shared"] = _ipywidgets().Checkbox(value=False, description="same limits in all layers")
     figure = Figure(figsize=(9, 4.2), dpi=90)
-    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1], gridspec_kw=_MARGINS | {"left": 0.07, "wspace": 0.38})
+    # fixed margins, here and below: a layout engine would take half of the time of a frame
+    margins = {"left": 0.07, "right": 0.98, "bottom": 0.2, "top": 0.92, "wspace": 0.38}
+    plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1], gridspec_kw=margins)
     move, measure = token_artists(plane, size), _bars(side, size, "distance, a to b")
 
     def draw(pair: str, point: str, layer: int, shared: bool) -> tuple[str, str]:
         projection = table[pair, point]
-        distances = projection.distances
         move(projection, layer, shared)
-        measure(token_labels(projection), distances[layer], distances.max() if shared else distances[layer].max())
+        distances = projection.distances[layer]
+        measure(projection, distances, projection.distances.max() if shared else distances.max())
         shares = projection.explained[layer].sum()
-        return f"{_says(pair, projection, layer)} The two axes show {shares:.0%} of the variance.", ""
+        return f"{_says(pair, projection, layer, distances)} The two axes show {shares:.0%} of the variance.", ""
 
     return Explorer("Tokens of both prompts", figure, controls, draw)
 
@@ -172,6 +173,7 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
     figure.colorbar(image, cax=scale)
     (line,) = plane.plot([], [], color="white", linewidth=1.2)
     plane.set_ylabel("layer")
+    plane.yaxis.get_major_locator().set_params(integer=True)
 
     def draw(pair: str, point: str, layer: int, relative: bool) -> tuple[str, str]:
         projection = table[pair, point]
@@ -183,12 +185,12 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
         scale.set_title("relative" if relative else "distance", fontsize=8)
         edges = [-0.5, tokens - 0.5, tokens - 0.5, -0.5, -0.5]
         line.set_data(edges, layer + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]))
-        labels = token_labels(projection)
-        plane.set_xticks(range(tokens), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8, "parse_math": False}
+        plane.set_xticks(range(tokens), token_labels(projection), **slanted)
         plane.set(xlim=(-0.5, tokens - 0.5), ylim=(-0.5, layers - 0.5), title=f"{projection.point}, all layers")
-        measure(labels, values[layer], values[layer].max())
+        measure(projection, values[layer], values[layer].max())
         side.set(title=f"layer {layer}", xlabel="distance / length" if relative else "distance")
-        return _says(pair, projection, layer), ""
+        return _says(pair, projection, layer, values[layer], " of its length" if relative else ""), ""
 
     return Explorer("Distance by token and layer", figure, controls, draw)
 
@@ -208,18 +210,18 @@ def score_explorer(bias: Tensor, importance: Mapping[str, Tensor], *, count: int
     Raises
     ------
     ValueError
-        No importance score, tables of unequal shape, a count or layer out of range.
+        No importance score, tables of unequal shape or with NaN, a count or layer out of range.
     ImportError
         ipywidgets is missing; the message says how to install it.
     """
-    if not importance or any(table.shape != bias.shape for table in importance.values()):
-        shapes = [tuple(table.shape) for table in importance.values()]
-        raise ValueError(f"importance: expected tables of the shape of bias, {tuple(bias.shape)}; got {shapes}")
+    if not importance:
+        raise ValueError(f"importance: expected a dict of tables; got {importance!r}")
+    for table in importance.values():
+        hybrid_scores(bias, table)  # raises what a slider would raise later
     layers, width = bias.shape
-    _check_layer(layer, layers)
     most = min(30, width - 1)
-    if not 1 <= count <= most:
-        raise ValueError(f"count: expected a number from 1 to {most}; got {count!r}")
+    _check("layer", layer, 0, layers - 1)
+    _check("count", count, 1, most)
     widgets = _ipywidgets()
     controls = {
         "score": widgets.Dropdown(options=list(importance), description="importance"),
@@ -228,7 +230,7 @@ def score_explorer(bias: Tensor, importance: Mapping[str, Tensor], *, count: int
         "count": widgets.IntSlider(value=count, min=1, max=most, description="neurons"),
     }
     figure = Figure(figsize=(8, 4.2), dpi=90)
-    ax = figure.subplots(gridspec_kw=_MARGINS | {"left": 0.1, "right": 0.84, "bottom": 0.13})
+    ax = figure.subplots(gridspec_kw={"left": 0.1, "right": 0.84, "bottom": 0.13, "top": 0.92})
     kept = ax.scatter([], [], s=8, color="0.6", linewidths=0, label="kept")
     cut = ax.scatter([], [], s=50, marker="X", color=[COLORS[3]], label="cut", zorder=3)
     (border,) = ax.plot([], [], "--", color=COLORS[0], label="border")
@@ -239,26 +241,26 @@ def score_explorer(bias: Tensor, importance: Mapping[str, Tensor], *, count: int
     def draw(score: str, layer: int, weight: float, count: int) -> tuple[str, str]:
         x, y = importance[score][layer : layer + 1], bias[layer : layer + 1]
         hybrid = hybrid_scores(y, x, bias_weight=weight)[0]
-        chosen = hybrid.topk(count).indices
+        chosen = hybrid.topk(count).indices.tolist()
         places = np.column_stack([x[0], y[0]])
         kept.set_offsets(places)
         cut.set_offsets(places[chosen])
         low, high = places.min(0), places.max(0)
         room = 0.06 * (high - low) + 1e-9
         ax.set(xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1]))
-        across, worst = np.array([0.0, 1.0]), hybrid[chosen[-1]].item()
-        if weight > 0:  # w · N(bias) + (1 − w) · (1 − N(importance)) = worst, solved for the bias score
-            up = (worst - (1 - weight) * (1 - across)) / weight
-            border.set_data(low[0] + across * (high[0] - low[0]), low[1] + up * (high[1] - low[1]))
+        worst = hybrid[chosen[-1]].item()
+        if weight > 0:  # w · N(bias) + (1 − w) · (1 − N(importance)) = worst, solved for N(bias)
+            ends = [(n, (worst - (1 - weight) * (1 - n)) / weight) for n in (0, 1)]
         else:
-            border.set_data([low[0] + (1 - worst) * (high[0] - low[0])] * 2, [low[1], high[1]])
+            ends = [(1 - worst, n) for n in (0, 1)]
+        border.set_data(*(low + np.array(ends) * (high - low)).T)
         for place, text in enumerate(names):
             text.set_visible(place < count <= len(names))
             if text.get_visible():
-                text.set_text(str(chosen[place].item()))
+                text.set_text(str(chosen[place]))
                 text.xy = places[chosen[place]]
         ax.set(xlabel=f"importance score ({score})", title=f"Neurons of layer {layer}, bias weight {weight:.2f}")
-        listed = ", ".join(map(str, chosen.tolist()))
+        listed = ", ".join(map(str, chosen))
         return f"Layer {layer}, {score}, bias weight {weight:.2f}: neurons {listed} would be cut.", ""
 
     return Explorer("Which neurons are chosen", figure, controls, draw)
@@ -288,9 +290,9 @@ def surgery_explorer(table: pd.DataFrame, *, settings: Sequence[str], measures: 
             f"table, settings, measures: missing {', '.join(missing) or 'names'}; got {', '.join(table.columns)}"
         )
     options = {name: sorted(table[name].unique().tolist()) for name in settings}
-    rows = table.set_index(list(settings), verify_integrity=False)
-    if not rows.index.is_unique or len(rows) != np.prod([len(values) for values in options.values()]):
-        raise ValueError(f"table: expected one row for each combination of {', '.join(settings)}; got {len(rows)} rows")
+    rows = {tuple(row[name] for name in settings): row for row in table.to_dict("records")}
+    if not len(table) == len(rows) == math.prod(map(len, options.values())):
+        raise ValueError(f"table: expected one row a combination of {', '.join(settings)}; got {len(table)} rows")
     widgets = _ipywidgets()
     controls = {
         name: widgets.SelectionSlider(options=values, description=name.replace("_", " "))
@@ -311,8 +313,7 @@ def surgery_explorer(table: pd.DataFrame, *, settings: Sequence[str], measures: 
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
     def draw(**chosen: Any) -> tuple[str, str]:
-        key = tuple(chosen[name] for name in settings)
-        row = rows.loc[key if len(key) > 1 else key[0]]
+        row = rows[tuple(chosen.values())]
         here.set_data([100 * row[measure] for measure in measures], range(len(measures)))
         ax.set_title(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items()))
         texts = "".join(f"<blockquote>{html.escape(row[text])}</blockquote>" for text in ("text_a", "text_b"))
@@ -329,34 +330,30 @@ def _ipywidgets() -> Any:
     return ipywidgets
 
 
-def _check_layer(layer: int, layers: int) -> None:
-    if not isinstance(layer, int) or layer not in range(layers):
-        raise ValueError(f"layer: expected a number from 0 to {layers - 1}; got {layer!r}")
+def _check(argument: str, value: int, low: int, high: int) -> None:
+    if value not in range(low, high + 1):
+        raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
 
 
 def _choices(projections: Mapping[str, Sequence[Projection]], layer: int) -> tuple[dict, int, dict]:
     """Return the projections by (pair, point), the largest number of tokens, and sliders for pair, point and layer."""
-    kinds = {tuple((p.point, len(p.distances)) for p in members) for members in projections.values()}
-    if len(kinds) != 1 or kinds == {()} or len({layers for _, layers in next(iter(kinds))}) != 1:
-        raise ValueError(
-            "projections: expected a dict of lists, for each pair the same capture points and layers; got "
-            f"{ {name: [p.point for p in members] for name, members in projections.items()} }"
-        )
     table = {(name, p.point): p for name, members in projections.items() for p in members}
-    _check_layer(layer, len(next(iter(table.values())).distances))
+    layers = {name: {p.point: len(p.distances) for p in members} for name, members in projections.items()}
+    first = next(iter(layers.values()), {})
+    if any(found != first for found in layers.values()) or len(set(first.values())) != 1:
+        raise ValueError(f"projections: expected the same points and numbers of layers for each pair; got {layers}")
+    last = max(first.values()) - 1
+    _check("layer", layer, 0, last)
     widgets = _ipywidgets()
-    points = list(dict.fromkeys(point for _, point in table))
     controls = {
         "pair": widgets.SelectionSlider(options=list(projections), description="pair"),
-        "point": widgets.SelectionSlider(options=points, description="capture point"),
-        "layer": widgets.IntSlider(
-            value=layer, max=len(next(iter(table.values())).distances) - 1, description="layer", layout={"width": "95%"}
-        ),
+        "point": widgets.SelectionSlider(options=list(first), description="capture point"),
+        "layer": widgets.IntSlider(value=layer, max=last, description="layer", layout={"width": "95%"}),
     }
     return table, max(len(p.tokens_a) for p in table.values()), controls
 
 
-def _bars(ax: Axes, size: int, label: str) -> Callable[[list[str], np.ndarray, float], None]:
+def _bars(ax: Axes, size: int, label: str) -> Callable[[Projection, np.ndarray, float], None]:
     bars = ax.barh(range(size), np.zeros(size), color=COLORS[0])
     ax.set(xlabel=label)
     ax.locator_params(axis="x", nbins=3)
@@ -364,17 +361,16 @@ def _bars(ax: Axes, size: int, label: str) -> Callable[[list[str], np.ndarray, f
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
 
-    def show(labels: list[str], values: np.ndarray, limit: float) -> None:
+    def show(projection: Projection, values: np.ndarray, limit: float) -> None:
         for place, bar in enumerate(bars):
             bar.set_width(values[place] if place < len(values) else 0)
-        ax.set_yticks(range(len(labels)), labels, fontsize=8)
-        ax.set(ylim=(len(labels) - 0.4, -0.6), xlim=(0, 1.05 * limit + 1e-9))
+        ax.set_yticks(range(len(values)), token_labels(projection), fontsize=8, parse_math=False)
+        ax.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, 1.05 * limit + 1e-9))
 
     return show
 
 
-def _says(pair: str, projection: Projection, layer: int) -> str:
-    distances = projection.distances[layer]
-    most = int(distances.argmax())
+def _says(pair: str, projection: Projection, layer: int, values: np.ndarray, unit: str = "") -> str:
+    most = int(values.argmax())
     word = token_labels(projection)[most]
-    return f"{pair}, {projection.point}, layer {layer}: {word!r} moves most, by {distances[most]:.3g}."
+    return f"{pair}, {projection.point}, layer {layer}: {word!r} moves most, by {values[most]:.3g}{unit}."

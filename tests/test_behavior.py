@@ -26,6 +26,14 @@ def test_generate_is_stock_generation_with_the_article_settings(model, tokenizer
     assert text.startswith(prompt + " Paris")
 
 
+def test_generate_keeps_the_order_of_prompts_of_any_length(model, tokenizer):
+    prompts = ["The capital of France is", "Two and two", "The capital of Spain is", "The sky over the sea"]
+    alone = [fl.generate(model, tokenizer, [prompt], max_length=9)[0] for prompt in prompts]
+    assert len(set(alone)) == 4
+    for batch_size in (1, 2, 16):
+        assert fl.generate(model, tokenizer, prompts, max_length=9, batch_size=batch_size) == alone
+
+
 def test_generate_refuses_what_it_cannot_do(model, tokenizer):
     with pytest.raises(TypeError, match="prompts: expected a list of strings; got one string"):
         fl.generate(model, tokenizer, "The capital")

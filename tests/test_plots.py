@@ -1,9 +1,11 @@
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import fairlab as fl
+from fairlab.projection import Projection
 
 
 def table(scale=1.0, point="mlp_output"):
@@ -68,8 +70,80 @@ def test_dose_response_has_a_line_a_method():
         fl.plot_dose_response(comparison().drop(columns="count"))
 
 
+def projection():
+    numbers = np.random.default_rng(0)
+    coordinates, distances = numbers.normal(size=(3, 2, 4, 2)), numbers.uniform(1, 2, (3, 4))
+    coordinates[:, 1, 0], distances[:, 0] = coordinates[:, 0, 0], 0
+    norms, explained = numbers.uniform(3, 9, (3, 4)), np.array([[0.5, 0.25], [0.4, 0.2], [0.3, 0.1]])
+    words = ("A", " man", " $$", "\n"), ("A", " woman", " $$", "\n")  # dollar signs are no formula
+    return Projection("residual", *words, coordinates, explained, distances, norms)
+
+
+def drawn(axis):
+    """Return the tick labels as they are drawn."""
+    axis.get_figure().canvas.draw()
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+def test_token_shifts_join_the_two_probabilities_of_a_token():
+    tokens = [" her", "\n", " $$", " $x$"]
+    table = pd.DataFrame({"token": tokens, "probability_a": [0.4, 0.1, 0.2, 0], "probability_b": [0.1, 0.3, 0, 0.1]})
+    ax = fl.plot_token_shifts(table)
+    (joints,), (a, b) = ax.collections, ax.lines
+    assert [line.tolist() for line in joints.get_segments()] == [
+        [[row.probability_a, place], [row.probability_b, place]] for place, row in enumerate(table.itertuples())
+    ]
+    assert a.get_xydata().tolist() == [[value, place] for place, value in enumerate(table.probability_a)]
+    assert b.get_xydata().tolist() == [[value, place] for place, value in enumerate(table.probability_b)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["after prompt a", "after prompt b"]
+    assert a.get_marker() != b.get_marker()  # to be told apart without colour too
+    assert drawn(ax.yaxis) == [repr(token) for token in tokens]
+    assert ax.yaxis_inverted() and ax.get_xlim()[0] == 0  # the largest shift, which comes first, on top
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_projection_draws_both_prompts_and_an_arrow_where_they_differ(layer):
+    expected = projection()
+    at_a, at_b = expected.coordinates[layer]
+    ax = fl.plot_projection(expected, layer=layer)
+    arrows, a, b = ax.collections
+    assert np.array_equal(a.get_offsets(), at_a) and np.array_equal(b.get_offsets(), at_b)
+    assert arrows.Umask.tolist() == [True, False, False, False]
+    assert np.allclose((arrows.get_offsets() + np.c_[arrows.U, arrows.V])[1:], at_b[1:])
+    labels = [(text.get_text(), text.xy) for text in ax.texts if text.get_visible()]
+    assert [label for label, _ in labels] == ["man", "A", "woman", "$$", ""]  # what is the same is written once
+    assert np.array_equal([at for _, at in labels], [at_a[1], *at_b])
+    assert ax.get_title() == f"residual, layer {layer}"
+    first, second = {0: (50, 25), 2: (30, 10)}[layer]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (f"axis 1 ({first} % of the variance)", f"axis 2 ({second} %)")
+    ax.figure.canvas.draw()
+    for k in (1, 2, 3):  # the tip on the screen: the point of an arrow that is farthest from its beginning
+        outline = arrows.get_transform().transform(arrows.get_paths()[k].vertices)
+        tip = outline[np.linalg.norm(outline, axis=1).argmax()]
+        assert tip == pytest.approx(np.subtract(*ax.transData.transform([at_b[k], at_a[k]])), abs=0.1)
+    assert a.get_paths()[0].vertices.shape != b.get_paths()[0].vertices.shape  # not by colour alone
+
+
+def test_distances_are_a_heatmap_of_tokens_and_layers():
+    expected = projection()
+    for relative, values in ((False, expected.distances), (True, expected.distances / expected.norms)):
+        ax = fl.plot_distances(expected, relative=relative)
+        (image,) = ax.images
+        assert np.array_equal(image.get_array(), values) and image.origin == "lower"
+        assert image.get_clim() == (0, values.max())
+        assert drawn(ax.xaxis) == ["A", "man/woman", "$$", repr("\n")]
+        name = "distance / length" if relative else "distance"
+        assert image.colorbar.ax.get_ylabel() == name
+        assert ax.get_title() == f"{name.capitalize()} between the prompts, residual"
+        assert all(tick == int(tick) for tick in ax.get_yticks())  # no layer 0.5
+
+
 def test_figures_are_drawn_where_they_are_asked_to_be():
     _, ax = plt.subplots()
+    assert fl.plot_projection(projection(), layer=0, ax=ax) is ax
+    assert fl.plot_distances(projection(), ax=ax) is ax
+    shifts = pd.DataFrame({"token": ["a"], "probability_a": [0.1], "probability_b": [0.2]})
+    assert fl.plot_token_shifts(shifts, ax=ax) is ax
     assert fl.plot_layer_differences(table(), ax=ax) is ax
     assert fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=0, ax=ax) is ax
 
@@ -94,4 +168,7 @@ def test_bad_input_is_named():
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 6), layer=0)
     with pytest.raises(ValueError, match="layer: expected a number from 0 to 1; got 2"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=2)
+    for layer in (3, -1, "0"):
+        with pytest.raises(ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"):
+            fl.plot_projection(projection(), layer=layer)
     assert plt.get_fignums() == []

@@ -1,0 +1,153 @@
+"""The explorers in a real JupyterLab and a real Chromium: a key pressed on a slider changes the picture.
+
+Each lesson runs as a copy, all its cells at once, as a learner would run them. Screenshots go to build/.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason='no Playwright: pip install "playwright>=1.45"')
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+BUILD = Path(__file__).parent.parent / "build"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+FOLDERS = [f"JUPYTER{name}_DIR" for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")]
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+}
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium: none of {', '.join(BROWSERS)} is installed")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Serve a copy of the notebooks, without their outputs, in a JupyterLab with no settings of the user's."""
+    folder = tmp_path / "notebooks"
+    shutil.copytree(NOTEBOOKS, folder)
+    for path in folder.glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell.update(outputs=[], execution_count=None)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+    own = {name: str(tmp_path / name) for name in (*FOLDERS, "IPYTHONDIR")}
+    overrides = Path(own["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
+    overrides.parent.mkdir(parents=True)
+    overrides.write_text(json.dumps(SETTINGS))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token, log = secrets.token_hex(16), tmp_path / "lab.log"
+    options = f"--ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --allow-root"
+    command = f"-m jupyter lab --no-browser --expose-app-in-browser {options}".split()
+    server = subprocess.Popen(
+        [sys.executable, *command, f"--ServerApp.root_dir={folder}"],
+        env=os.environ | own,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        for _ in range(240):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.25)
+        else:
+            pytest.fail(log.read_text())
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+    finally:
+        server.terminate()  # the server ends its kernels first
+        server.wait(timeout=60)
+
+
+@pytest.fixture
+def page():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        browser.close()
+
+
+def run_all(page, url):
+    """Open a notebook, run all its cells, and return them as JupyterLab would save them."""
+    page.goto(url)
+    page.wait_for_function(
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000
+    )
+    # the command settles at the first error, even an expected one; an empty request ends when all before it have ended
+    page.evaluate(
+        """() => {
+            const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const last = () => kernel.requestExecute({code: "", silent: true, store_history: false}).done;
+            const end = () => { window.ended = true };
+            jupyterapp.commands.execute("notebook:run-all-cells").then(last, last).then(end, end);
+        }"""
+    )
+    page.wait_for_function("window.ended", timeout=900_000)
+    return page.evaluate("jupyterapp.shell.currentWidget.content.model.toJSON()")["cells"]
+
+
+def find_explorer(page, cells):
+    """Return the output of the last cell that shows sliders; no cell may have failed that was not meant to."""
+    boxes = []
+    for place, cell in enumerate(cells):
+        tags = cell["metadata"].get("tags", [])
+        for output in cell.get("outputs", []):
+            failed = output["output_type"] == "error" and "raises-exception" not in tags
+            assert not failed, f"{output['ename']}: {output['evalue']} in\n{cell['source']}"
+            if "nbval-ignore-output" in tags and "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                boxes.append(page.locator(".jp-Notebook .jp-Cell").nth(place).locator(".jp-OutputArea"))
+    idle = [cell["source"] for cell in cells if cell["cell_type"] == "code" and not cell["execution_count"]]
+    assert not idle, f"did not run:\n{idle[0]}"
+    for box in boxes:
+        box.locator(".jupyter-widgets").first.wait_for()
+    boxes = [box for box in boxes if box.locator(".noUi-handle").count()]
+    assert boxes, "no cell tagged nbval-ignore-output shows a slider"
+    return boxes[-1]
+
+
+def picture(box):
+    """Return the bytes that the explorer shows."""
+    code = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
+    return bytes(box.locator("img").evaluate(code))
+
+
+@pytest.mark.parametrize(("number", "label"), [("03", "layer"), ("04", "layer"), ("05", "")])
+def test_a_key_on_the_slider_changes_the_picture(number, label, lab, page, capsys):
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    start = time.perf_counter()
+    box = find_explorer(page, run_all(page, lab.format(path.name)))
+    seconds = time.perf_counter() - start
+    slider = box.locator(".widget-slider").filter(has=page.locator(".widget-label", has_text=label)).first
+    readout = slider.locator(".widget-readout")
+    box.locator("img").evaluate(
+        """image => {
+            image.scrollIntoView({block: "center"});
+            image.addEventListener("load", () => { window.shown = performance.now() });
+            document.addEventListener("keydown", () => { window.pressed = performance.now() }, true);
+        }"""
+    )
+    before, text = picture(box), readout.inner_text()
+    BUILD.mkdir(exist_ok=True)
+    page.screenshot(path=BUILD / f"browser_{number}_before.png")
+    slider.locator(".noUi-handle").press("ArrowRight")
+    page.wait_for_function("window.shown > window.pressed", timeout=10_000)
+    page.screenshot(path=BUILD / f"browser_{number}_after.png")
+    assert picture(box) != before
+    assert readout.inner_text() != text
+    wait = page.evaluate("window.shown - window.pressed")
+    with capsys.disabled():
+        print(f"\n{path.name}: ran in {seconds:.0f} s; {wait:.0f} ms from the key to the new picture")
