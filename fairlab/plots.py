@@ -80,7 +80,8 @@ def plot_layer_differences(
         "scale": "mean |A|\n(units of activation)",
         "relative": "mean |A(a) − A(b)| / mean |A|",
     }
-    ax.set(xlabel="layer", ylabel=labels[value], title=f"{value.capitalize()} of {points.pop()} by layer")
+    title = f"{'Relative difference' if value == 'relative' else value.capitalize()} of {points.pop()} by layer"
+    ax.set(xlabel="layer", ylabel=labels[value], title=title)
     ax.set_ylim(bottom=0)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
