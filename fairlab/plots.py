@@ -254,7 +254,8 @@ def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
     texts = [[ax.annotate("", (0, 0), xytext=(4, up), **style) for _ in range(tokens)] for up in (-10, 4)]
     for text in texts[0]:
         text.set_color(COLORS[0])
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+    # the pad counts in font sizes: right below the axis label, whatever the size of the Axes
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=4, ncols=2)
     ax.locator_params(nbins=4)
     sns.despine(ax=ax)
 
