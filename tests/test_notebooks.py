@@ -59,7 +59,7 @@ def prose(path):
     text = re.sub(
         r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)", " ", text, flags=re.MULTILINE
     )
-    return re.sub(r"\bsections? \d+|\blessons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b", " ", text)
+    return re.sub(r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b", " ", text)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
