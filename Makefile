@@ -4,7 +4,7 @@ BIN := .venv/bin
 # glibc returns the memory of a deleted model
 export MALLOC_MMAP_THRESHOLD_ := 1000000
 
-.PHONY: setup run lab test lint bench figures clean
+.PHONY: setup run lab test lint bench figures lesson-table clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,9 @@ bench: setup
 
 figures: setup
 	$(BIN)/python tools/figures.py
+
+lesson-table: setup
+	$(BIN)/python tools/lesson_table.py
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache

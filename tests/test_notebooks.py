@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def prose(path):
     text = re.sub(
         r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)", " ", text, flags=re.MULTILINE
     )
-    return re.sub(r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b", " ", text)
+    return re.sub(
+        r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b", " ", text
+    )
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -175,8 +178,22 @@ def test_links_between_files_hold():
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def tool(name):
+    path = FOLDER.parent / "tools"
+    spec = importlib.util.spec_from_file_location(name, path / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path))
+    return module
+
+
 def test_the_figure_of_the_readme_is_the_one_in_the_lesson():
-    spec = importlib.util.spec_from_file_location("figures", FOLDER.parent / "tools" / "figures.py")
-    figures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figures)
+    figures = tool("figures")
     assert figures.FIGURE.read_bytes() == figures.figure(), "run: make figures"
+
+
+def test_the_lesson_table_is_not_stale():
+    assert tool("lesson_table").stale() == [], "run: make lesson-table"

@@ -7,6 +7,7 @@ python tools/run_lesson.py notebooks/*.ipynb --in-place                 # run an
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -15,8 +16,11 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
-    """Run every cell of a lesson in its own folder and return it with its outputs."""
+def execute(path: Path, before_end: Callable[[NotebookClient], None] | None = None) -> nbformat.NotebookNode:
+    """Run every cell of a lesson in its own folder and return it with its outputs.
+
+    `before_end` is called with the client while the kernel, which has run all cells, is still alive.
+    """
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     with tqdm(total=len(code), desc=path.stem, unit="cell", disable=False) as bar:
@@ -31,7 +35,11 @@ def execute(path: Path) -> nbformat.NotebookNode:
             extra_arguments=["--log-level=ERROR"],
             on_cell_executed=lambda **event: bar.update(event["cell"].cell_type == "code"),
         )
-        client.execute()
+        with client.setup_kernel():
+            for index, cell in enumerate(notebook.cells):
+                client.execute_cell(cell, index)
+            if before_end:
+                before_end(client)
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     return notebook
 
