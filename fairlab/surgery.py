@@ -240,12 +240,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     blocks = glu_blocks(model)
     widest = max(mlp.down_proj.in_features for mlp in blocks)
     if any(mlp.down_proj.in_features < widest for mlp in blocks):
-        padded: dict[int, nn.Linear] = {}
+        # what deepcopy finds here it takes as it is: only the MLPs cost memory
+        stand_ins: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         for mlp in blocks:
             for name, projection in mlp.named_children():
                 if isinstance(projection, nn.Linear):
-                    padded[id(projection)] = _pad(projection, widest, name)
-        model = copy.deepcopy(model, padded)
+                    stand_ins[id(projection)] = _pad(projection, widest, name)
+        model = copy.deepcopy(model, stand_ins)
         _update_widths(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
