@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
+README = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 ALL = LESSONS + sorted(FOLDER.glob("solutions/*.ipynb"))
 NUMBER = re.compile(r"(?<![\w.,\-−+])[-−+]?\d+(?:,\d{3})*(?:\.\d+)?(?![\w-]|[.,]\d)")
@@ -196,4 +197,8 @@ def test_the_figure_of_the_readme_is_the_one_in_the_lesson():
 
 
 def test_the_lesson_table_is_not_stale():
-    assert tool("lesson_table").stale() == [], "run: make lesson-table"
+    table = tool("lesson_table")
+    assert table.stale() == [], "run: make lesson-table"
+    for path, (minutes, memory, _) in table.measured().items():
+        row = re.search(rf"\(notebooks/{path}\) .* \| {minutes} \| {memory} \|$", README, re.MULTILINE)
+        assert row, f"README.md: the row of {path} is not that of notebooks/README.md; run: make lesson-table"

@@ -1,10 +1,11 @@
-"""Measure the minutes and the peak memory of each lesson, and write the table of `notebooks/README.md`.
+"""Measure the minutes and the peak memory of each lesson, and write the tables of both READMEs.
 
-    python tools/lesson_table.py            # run all lessons (copies; about five minutes) and write the table
+    python tools/lesson_table.py            # run the lessons whose row is stale (copies) and write the tables
+    python tools/lesson_table.py --all      # run all lessons: several minutes
     python tools/lesson_table.py --check    # run nothing; say which rows are stale
 
-A row is stale when the code of its lesson has changed since it was measured. Memory is the peak resident memory of the
-kernel process (VmHWM), so it needs Linux.
+`notebooks/README.md` holds what was measured; `README.md` repeats it. A row is stale when the code of its lesson has
+changed since it was measured. Memory is the peak resident memory of the kernel process (VmHWM), so it needs Linux.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from run_lesson import execute
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "notebooks" / "README.md"
-LIMIT_GIB = 1.6  # Binder gives 2, and the server takes its part
+LIMIT_GB = 1.6  # Binder gives 2, and the server takes its part
+BEYOND_BINDER = ("09", "11")
 PEAK = """
 with open("/proc/self/status") as status:
     print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
@@ -45,7 +47,7 @@ def question(path: Path) -> str:
 
 
 def measure(path: Path) -> tuple[float, float]:
-    """Run a lesson in a fresh kernel; return the seconds it took and its peak memory in GiB."""
+    """Run a lesson in a fresh kernel; return the seconds it took and its peak memory in GB."""
     peak = []
 
     def read(client: NotebookClient) -> None:
@@ -56,40 +58,59 @@ def measure(path: Path) -> tuple[float, float]:
 
     start = time.perf_counter()
     execute(path, before_end=read)
-    return time.perf_counter() - start, peak[0] / 1024**2
+    return time.perf_counter() - start, peak[0] * 1024 / 1e9
 
 
-def row(path: Path) -> str:
-    """Measure a lesson and return its row."""
-    seconds, memory = measure(path)
-    if memory > LIMIT_GIB:
-        raise SystemExit(f"{path.name}: {memory:.2f} GiB, more than the {LIMIT_GIB} GiB that Binder leaves")
-    link = f"[{path.name}]({path.name})"
-    return f"| {path.name[:2]} | {link} | {question(path)} | {seconds / 60:.1f} | {memory:.2f} GiB | {code_hash(path)} |"
+def measured() -> dict[str, tuple[str, str, str]]:
+    """Return minutes, memory and code hash of the rows that stand in the table, by the lesson's file name."""
+    rows = re.findall(
+        r"\]\((\S+)\) \|.*\| (\S+) \| (\S+ GB) \| (\w+) \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {name: tuple(values) for name, *values in rows}
 
 
-def stale() -> list[str]:
+def stale() -> list[Path]:
     """Return the lessons whose row is missing or was measured with other code."""
-    text = TABLE.read_text(encoding="utf-8")
-    return [path.name for path in lessons() if not re.search(rf"\({path.name}\).*\| {code_hash(path)} \|", text)]
+    known = measured()
+    return [path for path in lessons() if known.get(path.name, ("",))[-1] != code_hash(path)]
+
+
+def write(path: Path, rows: list[str]) -> None:
+    """Replace the rows of the lesson table in a file."""
+    text = path.read_text(encoding="utf-8")
+    text, found = re.subn(r"(?<=\|---\|\n)(\| \d\d \|.*\n)*", "".join(f"{row}\n" for row in rows), text, count=1)
+    assert found, f"{path} has no table"
+    path.write_text(text, encoding="utf-8")
+
+
+def write_tables(known: dict[str, tuple[str, str, str]]) -> None:
+    """Write the rows of both tables."""
+    rows = [(path, f"| {path.name[:2]} | [{path.name}](%s{path.name}) | {question(path)} |") for path in lessons()]
+    write(TABLE, [f"{row % ''} {' | '.join(known[path.name])} |" for path, row in rows])
+    write(ROOT / "README.md", [f"{row % 'notebooks/'} {' | '.join(known[path.name][:2])} |" for path, row in rows])
 
 
 def main() -> None:
-    """Write the table, or check it."""
+    """Measure and write the tables, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    if parser.parse_args().check:
-        if names := stale():
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="measure all lessons again")
+    which.add_argument("--check", action="store_true", help="run nothing; exit with 1 where a row is stale")
+    options = parser.parse_args()
+    if options.check:
+        if names := [path.name for path in stale()]:
             raise SystemExit(f"measured with other code: {', '.join(names)}; run: make lesson-table")
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    rows = "\n".join(row(path) for path in lessons())
-    text = TABLE.read_text(encoding="utf-8")
-    text, found = re.subn(r"(?<=\|---\|\n)(\|.*\n)+", rows + "\n", text, count=1)
-    assert found
-    TABLE.write_text(text, encoding="utf-8")
-    print(rows)
+    known = measured()
+    for path in lessons() if options.all else stale():
+        seconds, memory = measure(path)
+        if memory > LIMIT_GB and path.name[:2] not in BEYOND_BINDER:
+            raise SystemExit(f"{path.name}: {memory:.2f} GB, more than the {LIMIT_GB} GB that Binder leaves")
+        known[path.name] = f"{seconds / 60:.1f}", f"{memory:.2f} GB", code_hash(path)
+    write_tables(known)
+    print(TABLE.read_text(encoding="utf-8").split("\n\n")[2])
 
 
 if __name__ == "__main__":
