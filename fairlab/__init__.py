@@ -22,7 +22,7 @@ from fairlab.plots import (
 )
 from fairlab.projection import project_pair
 from fairlab.scores import bias_scores, hybrid_scores, importance_scores
-from fairlab.surgery import NeuronSelection, ablate, prune, save_model, select_neurons
+from fairlab.surgery import NeuronSelection, ablate, prune, removed_neurons, save_model, select_neurons
 from fairlab.widgets import layer_explorer, pca_explorer, score_explorer, surgery_explorer
 
 __version__ = "0.1.0"
@@ -64,6 +64,7 @@ __all__ = [
     "prune",
     "random_selections",
     "record",
+    "removed_neurons",
     "save_model",
     "score_explorer",
     "select_neurons",

@@ -1,6 +1,7 @@
 """Choose neurons, try the cut, make it real, save it.
 
-Contents: `NeuronSelection`, `select_neurons`, `ablate` (reversible), `prune` (smaller matrices), `save_model`.
+Contents: `NeuronSelection`, `select_neurons`, `ablate` (reversible), `prune` (smaller matrices), `save_model`,
+`removed_neurons` (what somebody else cut).
 
 Zeroing neuron i's gate row, its up row or its down column, or its activation `h_i`, is one and the same cut in a GLU
 without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so it equals `prune` with biases too.
@@ -9,6 +10,7 @@ without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so
 import copy
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import check_option
-from fairlab.models import glu_blocks
+from fairlab.models import glu_blocks, glu_weights
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,48 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
+def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSelection:
+    """Find which neurons of a model are missing in a pruned copy of it, such as a published one.
+
+    A neuron is recognised by its gate row, up row and down column together, which must be equal to the bit; in which
+    order the copy keeps its neurons does not matter, and neurons of zeros in it count as missing. The model's weights
+    are cast to the dtype of the copy first, so a bfloat16 checkpoint can be compared with a float16 copy.
+
+    Returns
+    -------
+    NeuronSelection
+        For the shape of `model`; empty if none is missing.
+
+    Raises
+    ------
+    ValueError
+        Unequal numbers of layers; layers of unequal width in `model`; or a neuron of the copy that the model does not
+        have, as after fine-tuning.
+    """
+    blocks, smaller = glu_blocks(model), glu_blocks(pruned)
+    widths = {mlp.down_proj.in_features for mlp in blocks}
+    if len(blocks) != len(smaller) or len(widths) != 1:
+        raise ValueError(
+            f"model, pruned: expected as many layers in both, of one width in the model; got {len(blocks)} and "
+            f"{len(smaller)} layers, of {' or '.join(map(str, sorted(widths)))} neurons"
+        )
+    neurons = {}
+    for layer, (whole, cut) in enumerate(zip(blocks, smaller, strict=True)):
+        left = defaultdict(list)
+        for index, key in enumerate(_neuron_bytes(whole, cut.down_proj.weight.dtype)):
+            left[key].append(index)
+        for index, key in enumerate(_neuron_bytes(cut, cut.down_proj.weight.dtype)):
+            if not any(key):
+                continue
+            if not left[key]:
+                raise ValueError(
+                    f"pruned: neuron {index} of layer {layer} is none of the model's; were weights changed?"
+                )
+            left[key].pop()
+        neurons[layer] = tuple(index for indices in left.values() for index in indices)
+    return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
+
+
 def _matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
     blocks = glu_blocks(model)
     widths = {mlp.down_proj.in_features for mlp in blocks}
@@ -262,6 +306,12 @@ def _matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list
             f"but the model has {len(blocks)} layers of {found}"
         )
     return blocks
+
+
+def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
+    gate, up, down = glu_weights(mlp)
+    rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
+    return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
 def _masked(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

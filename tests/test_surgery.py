@@ -321,3 +321,37 @@ def test_save_refuses_a_file(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="folder: expected a folder to write to; got the file"):
         fl.save_model(tiny_model(), tokenizer, tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+# ---- what somebody else cut
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("equal", [True, False])
+def test_removed_neurons_are_found_again(family, equal, tokenizer, tmp_path):
+    model, selection = tiny_model(family), tiny_selection(equal)
+    fl.save_model(fl.prune(model, selection), tokenizer, tmp_path)  # layers of unequal width are filled with zeros
+    copy = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert fl.removed_neurons(model, copy).neurons == selection.neurons
+    assert fl.removed_neurons(model, model).neurons == {}
+
+
+def test_removed_neurons_are_found_in_another_order_and_dtype():
+    model = tiny_model(dtype=torch.bfloat16)
+    copy = fl.prune(model, tiny_selection()).to(torch.float16)
+    for mlp in glu_blocks(copy):
+        order = torch.randperm(mlp.down_proj.in_features, generator=torch.Generator().manual_seed(0))
+        mlp.gate_proj.weight.data = mlp.gate_proj.weight.data[order]
+        mlp.up_proj.weight.data = mlp.up_proj.weight.data[order]
+        mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, order]
+    assert fl.removed_neurons(model, copy).neurons == tiny_selection().neurons
+
+
+def test_removed_neurons_refuses_what_is_no_cut():
+    model = tiny_model()
+    tuned = fl.prune(model, tiny_selection())
+    glu_blocks(tuned)[1].up_proj.weight.data[3, 3] += 1e-3
+    with pytest.raises(ValueError, match="neuron 3 of layer 1 is none of the model's"):
+        fl.removed_neurons(model, tuned)
+    with pytest.raises(ValueError, match="as many layers in both"):
+        fl.removed_neurons(model, tiny_model(num_hidden_layers=2))
