@@ -173,7 +173,8 @@ def compare(
           demographic gap fell more than the neutral one);
         - `flattening_scale`, `flattening_change`: the factor on all logits that costs the same perplexity (1 where
           the cut costs none), and the change of the gap that it brings by itself;
-        - `sentence`: the row in words. `attrs["seconds"]` is what measuring took, whenever it was done.
+        - `sentence`: the row in words. `attrs["seconds"]` is what measuring took, whenever it was done; `attrs["seed"]`
+          is that of the random cuts.
 
     Raises
     ------
@@ -208,6 +209,7 @@ def compare(
         by_chance = [readings[draw.to_json()] for draw in controls[name]]
         tables.append(_rows(name, pairs, neutral, before, after, by_chance, flattening))
     result = pd.concat(tables, ignore_index=True)
+    result.attrs["seed"] = seed
     result.attrs["seconds"] = sum(float(reading["seconds"]) for reading in (before, *readings.values()))
     return result
 

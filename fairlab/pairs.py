@@ -1,6 +1,7 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
-Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `check_pairs`, `encode_pair`, `data_path`.
+Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`, `encode_pair`,
+`data_path`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in exactly one span. Then
 token `t` of one prompt stands opposite token `t` of the other, and all that differs inside the model comes from that
@@ -9,7 +10,7 @@ span. Before the first differing token a causal model's activations are equal by
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +106,63 @@ def load_pairs(
                 raise ValueError(f"{argument}: expected one of {', '.join(known)}; got {wanted!r}")
             pairs = [pair for pair in pairs if getattr(pair, argument) == wanted]
     return pairs
+
+
+def read_pairs(path: str | Path) -> list[PromptPair]:
+    """Read prompt pairs of one's own from a CSV file.
+
+    The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed. Where they are missing, `template` and
+    the two attributes are taken from the words in which the prompts differ, `category` is "custom", and every third
+    template (the second, the fifth, …) is held out, the others are for training: never two rows of one template apart.
+
+    Raises
+    ------
+    ValueError
+        No such file, no rows, a column missing or unknown, a prompt missing, or a split other than "train",
+        "validation" and "held_out".
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"path: no such file: {path}")
+    known = [field.name for field in fields(PromptPair)]
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if not {"prompt_a", "prompt_b"} <= set(columns) <= set(known):
+            raise ValueError(
+                f"path: {path} needs the columns prompt_a and prompt_b, and may have {', '.join(known[2:])}; "
+                f"got {', '.join(columns) or 'none'}"
+            )
+        pairs = []
+        for number, row in enumerate(reader, 1):
+            if not (row["prompt_a"] and row["prompt_b"]) or None in row:
+                raise ValueError(f"path: row {number} of {path} lacks a prompt or has more cells than columns: {row}")
+            pairs.append(_completed(PromptPair(**{key: cell or "" for key, cell in row.items()}), number))
+    if not pairs:
+        raise ValueError(f"path: {path} holds no pairs")
+    if "split" not in columns:
+        templates = list(dict.fromkeys(pair.template for pair in pairs))
+        held_out = set(templates[1::3])
+        return [replace(pair, split="held_out" if pair.template in held_out else "train") for pair in pairs]
+    for pair in pairs:
+        if pair.split not in ("train", "validation", "held_out"):
+            raise ValueError(f"path: split must be train, validation or held_out; got {pair.split!r} for {pair.id}")
+    return pairs
+
+
+def _completed(pair: PromptPair, number: int) -> PromptPair:
+    """Fill in what a row did not say, from the words in which its prompts differ."""
+    words_a, words_b = pair.prompt_a.split(" "), pair.prompt_b.split(" ")
+    first = _first_difference(words_a, words_b)
+    shared = _first_difference(words_a[first:][::-1], words_b[first:][::-1])
+    end_a, end_b = len(words_a) - shared, len(words_b) - shared
+    return replace(
+        pair,
+        template=pair.template or " ".join([*words_a[:first], "{}", *words_a[end_a:]]),
+        attribute_a=pair.attribute_a or " ".join(words_a[first:end_a]),
+        attribute_b=pair.attribute_b or " ".join(words_b[first:end_b]),
+        category=pair.category or "custom",
+        id=pair.id or f"row-{number}",
+    )
 
 
 def build_pairs(
@@ -215,5 +273,5 @@ def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
     return pairs
 
 
-def _first_difference(ids_a: list[int], ids_b: list[int]) -> int:
+def _first_difference(ids_a: Sequence, ids_b: Sequence) -> int:
     return next((t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=False)) if a != b), min(len(ids_a), len(ids_b)))
