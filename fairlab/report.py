@@ -138,8 +138,8 @@ def write_report(
     facts = plain(facts)
     pictures = {"Change of the gap, by category": _picture(_by_category(table))}
     if dose is not None:
-        ax = Figure(figsize=(7, 3.6), layout="constrained").subplots()
-        pictures["Change of the gap, by number of neurons cut"] = _picture(plot_dose_response(dose, ax=ax))
+        ax = plot_dose_response(dose, ax=Figure(figsize=(5.5, 3.8), layout="constrained").subplots())
+        pictures["Change of the gap, by number of neurons cut"] = _picture(_legend_below(ax))
     pictures |= {caption: _picture(figure) for caption, figure in (figures or {}).items()}
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"percent": _percent, "number": lambda x: "–" if x is None else f"{x:.4g}"}
@@ -179,7 +179,7 @@ def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
     try:
         facts = json.loads(Path(report).read_text(encoding="utf-8"))
         name, shape = facts["model"]["name"], facts["selection"]["shape"]
-        sentences = [row["sentence"] for row in facts["results"]]
+        overall = [row for row in facts["results"] if row["category"] in ("headline", "neutral", "text")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"report: expected the JSON file that write_report wrote; got {str(report)!r}") from error
     base = _base_model(name) | ({"license": license} if license else {})
@@ -189,7 +189,7 @@ def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
         "verdict": facts["verdict"],
         "method": [f"{key}: {value}" for key, value in facts["method"].items()],
         "counts": [f"{key}: {value}" for key, value in facts["settings"].items() if value is not None],
-        "sentences": sentences,
+        "sentences": [row["sentence"] for row in overall],
         "limits": facts["warnings"] + facts["limits"],
     }
     return ModelCard.from_template(
@@ -364,9 +364,17 @@ def _base_model(name: str) -> dict[str, str]:
 
 def _by_category(table: pd.DataFrame) -> Axes:
     rows = table[table["measure"] == "gap"]
-    rows = rows.assign(selection=rows["category"].replace("headline", "mean over categories"), category="headline")
-    ax = Figure(figsize=(7, 0.9 + 0.34 * len(rows)), layout="constrained").subplots()
-    plot_comparison(rows, ax=ax).set_title("Change of the gap, by category")
+    names = {"headline": "mean over categories", "neutral": "neutral pairs"}
+    rows = rows.assign(selection=rows["category"].replace(names), category="headline")
+    ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(rows)), layout="constrained").subplots()
+    plot_comparison(rows, ax=ax).set_title("")
+    return _legend_below(ax)
+
+
+def _legend_below(ax: Axes) -> Axes:
+    """Move the legend from the right of a figure to below it, so that the figure is readable on a telephone."""
+    ax.get_legend().remove()
+    ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return ax
 
 
@@ -374,12 +382,12 @@ def _picture(figure: Axes | Figure) -> str:
     """Return a figure as a data address."""
     buffer = io.BytesIO()
     figure = figure.figure if isinstance(figure, Axes) else figure
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None or math.isnan(share) else f"{100 * share:+.1f} %"
+    return "–" if share is None or math.isnan(share) else f"{share:+.1%}"
 
 
 def _span(low: float, high: float) -> str:

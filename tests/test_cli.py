@@ -1,0 +1,260 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import fairlab as fl
+from fairlab import cli
+from tiny_models import tiny_model
+
+ROOT = Path(__file__).parent.parent
+CUT = ["--fraction", "0.1"]
+SENTENCES = ("The {} man called the office, and", "My {} friend read the letter. Then", "Two {} guests came to")
+WORDS = (("Black", "white"), ("young", "old"))
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """Save a tiny Llama with the default tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny")
+    fl.save_model(tiny_model(), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def run(folder, capfd, monkeypatch, tmp_path_factory):
+    """Run the command line on the tiny model and a short text; return exit code, standard output and error."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    text.write_text("The tide comes in twice a day, and twice a day it goes out again. " * 5)
+    monkeypatch.setattr(fl, "data_path", lambda name: text)
+
+    def run(command, *options):
+        arguments = [command, "--model", folder, *options]
+        monkeypatch.setattr(sys, "argv", ["fairlab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def pairs_csv(tmp_path):
+    """Write a function that writes a CSV file of pairs."""
+
+    def write(rows, name="pairs.csv"):
+        path = tmp_path / name
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    return write
+
+
+def rows_of(sentences, words=WORDS, **more):
+    return [
+        {"prompt_a": s.replace("{}", a), "prompt_b": s.replace("{}", b), **more} for s in sentences for a, b in words
+    ]
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_help_comes_at_once():
+    """Importing the command line imports neither torch nor transformers."""
+    code = (
+        "import sys, fairlab.cli; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert cli.DEFAULT == fl.DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("command", ["diagnose", "score", "prune", "compare", "report"])
+def test_each_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: fairlab {command}" in result.stdout
+    for option in ("--model", "--pairs", "--device", "--dtype", "--out", "--json"):
+        assert option in result.stdout
+
+
+def test_diagnose_measures_what_the_functions_do(run, folder, tmp_path):
+    code, out, _ = run("diagnose", "--pairs", "race", "--out", tmp_path / "d.csv", "--json")
+    assert code == 0
+    rows = strict(out)["categories"]
+    assert [(row["kind"], row["category"]) for row in rows] == [
+        ("demographic", "race"), ("neutral", "mood"), ("neutral", "time"),
+    ]  # fmt: skip
+    model, tokenizer = fl.load_model(folder)
+    pairs = fl.load_pairs("race")
+    assert rows[0]["gap"] == pytest.approx(fl.next_token_divergence(model, tokenizer, pairs).mean().item(), rel=1e-4)
+    assert rows[0]["low"] < rows[0]["gap"] < rows[0]["high"]
+    table = pd.read_csv(tmp_path / "d.csv")
+    assert len(table) == sum(row["pairs"] for row in rows)
+    assert table.metric[3] == pytest.approx(fl.article_metric(model, tokenizer, pairs[3]), rel=1e-4)
+    assert rows[0]["metric"] == pytest.approx(table[table.category == "race"].metric.mean(), rel=1e-4)
+
+
+def test_score_lists_the_neurons(run, folder, tmp_path):
+    options = ["--pairs", "race", "--method", "activation+vow", "--bias-weight", "0.8"]
+    code, out, _ = run("score", *options, "--out", tmp_path / "s.csv", "--json")
+    assert code == 0
+    top = strict(out)["top"]
+    model, tokenizer = fl.load_model(folder)
+    train = [p for p in fl.load_pairs("race", split="train") if p.attribute_split == "train"]
+    bias = fl.bias_scores(model, tokenizer, train, method="activation")
+    scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="vow"), bias_weight=0.8)
+    assert len(top) == 20
+    assert [row["score"] for row in top] == pytest.approx(scores.flatten().sort(descending=True).values[:20].tolist())
+    for row in top:
+        assert row["score"] == pytest.approx(scores[row["layer"], row["neuron"]].item())
+        assert row["bias"] == pytest.approx(bias[row["layer"], row["neuron"]].item())
+    assert len(pd.read_csv(tmp_path / "s.csv")) == scores.numel()
+    assert run("score", *options)[1].split()[:5] == ["layer", "neuron", "score", "bias", "importance"]
+
+
+def test_prune_is_the_surgery_of_the_functions(run, folder, tmp_path):
+    code, out, _ = run("prune", *CUT, "--out", tmp_path / "cut", "--json")
+    assert code == 0
+    facts = strict(out)
+    model, tokenizer = fl.load_model(folder)
+    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
+    scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="maw"), bias_weight=0.5)
+    expected = fl.select_neurons(scores, fraction=0.1)
+    selection = fl.NeuronSelection.from_json((tmp_path / "cut" / "selection.json").read_text())
+    assert selection.neurons == expected.neurons
+    assert facts["selection"] == json.loads(selection.to_json())
+    cut = fl.prune(model, expected)
+    assert facts["parameters_after"] == cut.num_parameters() < facts["parameters_before"]
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    assert torch.equal(again.model.layers[1].mlp.up_proj.weight, cut.model.layers[1].mlp.up_proj.weight)
+
+
+def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(run, folder, tmp_path, monkeypatch):
+    seen, kept, original = {}, [], fl.compare
+
+    def compare(model, tokenizer, selections, **options):
+        seen.update(options)
+        kept.append(kept[0] if kept else original(model, tokenizer, selections, **options))
+        return kept[0]
+
+    monkeypatch.setattr(fl, "compare", compare)
+    options = [*CUT, "--pairs", "race", "--n-random", "2", "--seed", "5", "--out", tmp_path / "c.csv"]
+    code, out, _ = run("compare", *options, "--json")
+    assert code == 0
+    assert all(pair.split == pair.attribute_split == "held_out" for pair in (*seen["pairs"], *seen["neutral"]))
+    assert {pair.category for pair in seen["pairs"]} == {"race"}
+    facts = strict(out)
+    assert facts["seed"] == seen["seed"] == 5
+    table = pd.read_csv(tmp_path / "c.csv")
+    assert len(facts["rows"]) == len(table)
+    assert table.change.tolist() == pytest.approx([row["change"] for row in facts["rows"]], rel=1e-4)
+    sentences = run("compare", *options)[1].strip().split("\n")
+    assert sentences == [row["sentence"] for row in facts["rows"]]
+
+
+def test_report_writes_page_and_numbers(run, tmp_path):
+    code, out, _ = run("report", *CUT, "--pairs", "race", "--n-random", "2", "--out", tmp_path / "r.html")
+    assert code == 0
+    facts = strict((tmp_path / "r.json").read_text())
+    assert out.startswith(" ".join(facts["verdict"]))
+    assert facts["warnings"] == []
+    assert {pair["split"] for pair in facts["pairs"]["chosen_on"]} == {"train"}
+    assert {pair["split"] for pair in facts["pairs"]["measured_on"]} == {"held_out"}
+    assert len(facts["texts"]) == 4 and facts["texts"][0]["after"].startswith(facts["texts"][0]["prompt"])
+    assert "<h2>What the model writes</h2>" in (tmp_path / "r.html").read_text()
+
+
+def test_a_file_is_split_by_sentence(run, pairs_csv, tmp_path):
+    path = pairs_csv(rows_of(SENTENCES))
+    code, _, err = run(
+        "report", *CUT, "--pairs", path, "--n-random", "1", "--out", tmp_path / "r.html", "--neutral", path
+    )
+    assert code == 0, err
+    facts = strict((tmp_path / "r.json").read_text())
+    assert {pair["template"] for pair in facts["pairs"]["chosen_on"]} == {SENTENCES[0], SENTENCES[2]}
+    assert {pair["template"] for pair in facts["pairs"]["measured_on"]} == {SENTENCES[1]}
+    assert "2 of the 2 word pairs measured also chose the neurons, in other sentences" in facts["warnings"][0]
+    assert len(facts["pairs"]["neutral"]) == 6
+
+
+def test_a_file_with_splits_keeps_them(run, pairs_csv, monkeypatch):
+    rows = rows_of(SENTENCES[:1], split="held_out") + rows_of(SENTENCES[1:], split="train")
+    monkeypatch.setattr(fl, "compare", lambda *a, **options: pytest.fail(str([p.split for p in options["pairs"]])))
+    with pytest.raises(pytest.fail.Exception, match=r"\['held_out', 'held_out'\]"):
+        run("compare", *CUT, "--pairs", pairs_csv(rows))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["compare", "--pairs", "rase"], "category: expected one of age, appearance"),
+        (["score", "--method", "magic"], "method: expected one of"),
+        (["score", "--method", "article+magic"], "method: expected one of"),
+        (["prune", "--fraction", "0.001", "--out", "cut"], "is less than one neuron"),
+        (["report", "--out", "page.txt"], "out: expected a name that ends in .html"),
+        (["diagnose", "--pairs", "missing.csv"], "path: no such file: missing.csv"),
+        (["diagnose", "--device", "moon"], "device: expected 'auto' or a device"),
+        (["diagnose", "--model", "no such"], "name: expected"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith("fairlab: ") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (rows_of(SENTENCES[:1]), "is held out, and a cut measured on the pairs that chose it looks good"),
+        (rows_of(SENTENCES, split="held_out"), "none of the 6 pairs of"),
+        (rows_of(SENTENCES, split="test"), "split must be train, validation or held_out; got 'test' for row-1"),
+        (rows_of(SENTENCES, [("Black", "extraordinarily white")]), "2 of 2 of"),
+    ],
+)
+def test_files_that_allow_no_comparison_are_refused(run, pairs_csv, rows, message):
+    code, out, err = run("compare", *CUT, "--pairs", pairs_csv(rows))
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+def test_an_unknown_option_is_code_2():
+    assert CliRunner().invoke(cli.app, ["prune", "--colour", "red"]).exit_code == 2
+
+
+def test_a_failure_that_is_no_input_keeps_its_traceback(run, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(fl, "load_model", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("score")
+
+
+def test_the_whole_surgery_on_the_default_model_in_one_line(model, tmp_path):
+    command = [sys.executable, "-m", "fairlab", "prune", "--out", tmp_path / "pruned"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    removed = 30 * 3 * 3 * model.config.hidden_size  # layers × neurons × rows and columns of a neuron
+    assert again.num_parameters() == model.num_parameters() - removed
+    assert f"{again.num_parameters():,} after; saved in {tmp_path}" in done.stdout
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "pruned")
+    text = again.generate(**tokenizer(fl.ARTICLE_PAIR.prompt_a, return_tensors="pt"), max_new_tokens=3)
+    assert torch.isfinite(again(text).logits).all()

@@ -1,0 +1,289 @@
+import json
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import huggingface_hub
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import transformers
+import yaml
+
+import fairlab as fl
+from fairlab import report
+from fairlab.evaluation import bits_of
+from fairlab.models import glu_blocks
+from tiny_models import tiny_model
+
+HOSTILE = '<script src="https://example.org/x.js">alert("&")</script>'
+CUT = fl.NeuronSelection({0: (1, 5, 9), 2: (0, 23)}, (3, 24), "by hand")
+
+
+class Page(HTMLParser):
+    """Collects the tags, what they point at, and the text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def strict(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, tokenizer):
+    """Compare a cut on a few pairs, one of which has a hostile category."""
+    held_out = fl.load_pairs("race", split="held_out")
+    neutral = fl.load_pairs("mood", kind="neutral", split="held_out")[:12]
+    pairs = [*held_out, *(replace(pair, category=HOSTILE) for pair in held_out[::2])]
+    table = fl.compare(
+        tiny, tokenizer, {"cut": CUT}, pairs=pairs, neutral=neutral, text="The tide comes in. " * 9, n_random=3, seed=7
+    )
+    return {"table": table, "pairs": pairs, "neutral": neutral, "chosen_on": fl.load_pairs("race", split="train")}
+
+
+@pytest.fixture
+def written(tiny, measured, tmp_path):
+    """Write the report with hostile names, prompts and texts."""
+    options = {key: value for key, value in measured.items() if key != "table"}
+    options["chosen_on"] = [*options["chosen_on"], fl.PromptPair(f"A {HOSTILE}", f"B {HOSTILE}")]
+    ax = plt.subplots()[1]
+    fl.write_report(
+        tmp_path / "new" / "page.html",
+        measured["table"],
+        CUT,
+        model=tiny,
+        model_name=f"org/{HOSTILE}",
+        **options,
+        method={"score": HOSTILE, "weight": np.float32(0.5), "nothing": float("nan")},
+        texts={f"A {HOSTILE}": ("before", HOSTILE)},
+        figures={HOSTILE: ax},
+    )
+    plt.close(ax.figure)
+    return tmp_path / "new" / "page.html"
+
+
+def test_the_page_stands_alone_and_escapes_every_text(written):
+    page, source = Page(written), written.read_text(encoding="utf-8")
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert len(page.addresses) == 2
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert "url(" not in source and "@import" not in source
+    assert page.text.count(HOSTILE) >= 8
+    assert "<script" not in source
+    assert len(source) < 1_500_000
+    assert not plt.get_fignums()
+
+
+def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
+    facts = strict(written.with_suffix(".json"))
+    table = measured["table"]
+    assert len(facts["results"]) == len(table)
+    for row, expected in zip(facts["results"], table.to_dict("records"), strict=True):
+        assert row == {key: None if isinstance(v, float) and np.isnan(v) else v for key, v in expected.items()}
+    assert any(value is None for row in facts["results"] for value in row.values())
+    assert facts["selection"] == json.loads(CUT.to_json())
+    assert facts["model"]["weights_sha256"] == bits_of(tiny)
+    assert (facts["settings"]["seed"], facts["settings"]["random cuts"]) == (7, 3)
+    assert facts["settings"]["pairs measured"] == len(measured["pairs"])
+    assert facts["method"]["weight"] == 0.5 and facts["method"]["nothing"] is None
+    assert facts["environment"]["transformers"] == transformers.__version__
+    text = Page(written).text
+    headline = next(row for row in facts["results"] if (row["measure"], row["category"]) == ("gap", "headline"))
+    for shown in (f"{headline['before']:.4g}", f"{headline['low']:+.1%} … {headline['high']:+.1%}", *facts["limits"]):
+        assert shown in text
+    assert "1, 5, 9" in text
+
+
+def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path):
+    folder = tmp_path / "private" / "mine"
+    folder.mkdir(parents=True)
+    options = {key: value for key, value in measured.items() if key != "table"}
+    fl.write_report(tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name=folder, **options)
+    assert strict(tmp_path / "p.json")["model"]["name"] == "mine"
+    assert "private" not in (tmp_path / "p.html").read_text()
+
+
+def test_dose_is_drawn_and_kept(tiny, measured, tmp_path):
+    frozen = pd.read_csv(fl.data_path("results_controls.csv"))
+    options = {key: value for key, value in measured.items() if key != "table"}
+    fl.write_report(
+        tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name="x", **options, dose=frozen, title="Dose"
+    )
+    assert len(strict(tmp_path / "p.json")["dose"]) == len(frozen)
+    page = Page(tmp_path / "p.html")
+    assert len(page.addresses) == 2
+    assert page.text.strip().startswith("Dose")
+
+
+def table_with(**numbers):
+    gap = {
+        "change": -0.3, "low": -0.4, "high": -0.2, "random_low": -0.1, "random_high": 0.1, "n_random": 20,
+        "neutral_change": -0.05, "specificity_low": -0.3, "specificity_high": -0.1, "flattening_change": -0.1,
+    }  # fmt: skip
+    rows = [{"measure": "gap", "category": "headline", **gap, **numbers}]
+    return pd.DataFrame(
+        [*rows, {"measure": "perplexity", "category": "text", "change": 0.02, "low": 0.01, "high": 0.03}]
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said", "not_said"),
+    [
+        ({}, ["narrowed the gap", "-30.0%", "It is specific"], ["No effect", "not shown", "Flattening"]),
+        ({"specificity_high": 0.1}, ["narrowed the gap", "It is not shown to be specific"], ["It is specific"]),
+        ({"specificity_high": np.nan}, ["It is not shown to be specific"], ["It is specific"]),
+        ({"flattening_change": -0.5}, ["narrowed", "Flattening all predictions", "-50.0%"], []),
+        ({"high": 0.1}, ["No effect can be told", "includes 0"], ["narrowed", "specific"]),
+        ({"random_low": -0.35}, ["No effect can be told", "not clear of"], ["narrowed", "specific"]),
+        ({"random_low": -0.25}, ["No effect can be told", "not clear of"], ["narrowed", "specific"]),
+        ({"low": np.nan, "high": np.nan}, ["No effect can be told", "no interval"], ["narrowed", "specific"]),
+        ({"change": 0.3, "low": 0.2, "high": 0.4}, ["widened the gap"], ["narrowed", "No effect", "specific"]),
+        ({"change": 0.1, "low": 0.05, "high": 0.15}, ["No effect can be told", "not clear of"], ["widened"]),
+    ],
+)
+def test_the_verdict_follows_the_numbers(numbers, said, not_said):
+    verdict = " ".join(report._verdict(table_with(**numbers)))
+    for words in (*said, "Perplexity changes by +2.0% (+1.0% … +3.0%)."):
+        assert words in verdict
+    for words in not_said:
+        assert words not in verdict
+
+
+def test_what_was_not_held_out_is_said():
+    pair = fl.ARTICLE_PAIR
+    words = replace(pair, prompt_a="x", prompt_b="y", template="another {}")
+    sentence = replace(pair, prompt_a="x", prompt_b="y", attribute_a="old", attribute_b="young")
+    fresh = replace(words, attribute_a="old", attribute_b="young")
+    assert "1 of the 2 pairs measured also chose" in report._warnings([pair], [pair, fresh])[0]
+    assert "1 of the 1 sentences measured also chose" in report._warnings([pair], [sentence])[0]
+    assert "1 of the 1 word pairs measured also chose" in report._warnings([pair], [words])[0]
+    assert report._warnings([pair], [fresh]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "page.txt"}, "path: expected a name that ends in .html; got"),
+        ({"selection": fl.NeuronSelection({0: (1,)}, (3, 25))}, "made for 3 layers of 25 neurons"),
+        ({"pairs": []}, "pairs: expected at least one"),
+        ({"table": lambda t: pd.concat([t, t.assign(selection="b")])}, "expected one selection; got cut, b"),
+        ({"table": lambda t: t[t.category != "headline"]}, "expected one row of the gap, headline"),
+    ],
+)  # fmt: skip
+def test_bad_input_writes_nothing(tiny, measured, tmp_path, changes, message):
+    options = {"path": "page.html", "selection": CUT, **measured, **changes}
+    table = options["table"](measured["table"]) if callable(options["table"]) else options["table"]
+    options = {**options, "path": tmp_path / options["path"], "table": table}
+    with pytest.raises(ValueError, match=message):
+        fl.write_report(
+            options.pop("path"), options.pop("table"), options.pop("selection"), model=tiny, model_name="x", **options
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_says_what_the_report_says(written, monkeypatch):
+    class Base:
+        data = huggingface_hub.ModelCardData(license="other", license_name="own", license_link="LICENSE")
+
+    monkeypatch.setattr(report.ModelCard, "load", lambda name: Base)
+    facts = strict(written.with_suffix(".json"))
+    card = fl.model_card(written.with_suffix(".json"))
+    header = yaml.safe_load(card.content.split("---")[1])
+    assert header == card.data.to_dict()
+    assert header["base_model"] == f"org/{HOSTILE}"
+    assert (header["license"], header["license_name"], header["license_link"]) == ("other", "own", "LICENSE")
+    assert (header["tags"], header["library_name"]) == (["fairlab", "pruned"], "transformers")
+    assert "<script" not in card.text
+    assert "5 of 72 MLP neurons" in card.text
+    overall = [row["sentence"] for row in facts["results"] if row["category"] in ("headline", "neutral", "text")]
+    for line in (*facts["verdict"], *facts["limits"], *overall, facts["model"]["weights_sha256"], "Out-of-scope use"):
+        assert line.replace("<", "&lt;") in card.text
+
+
+def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
+    facts = strict(written.with_suffix(".json"))
+
+    def card(name, **options):
+        facts["model"]["name"] = name
+        written.with_suffix(".json").write_text(json.dumps(facts))
+        return fl.model_card(written.with_suffix(".json"), **options).data.to_dict()
+
+    def offline(name):
+        raise OSError("no Hub")
+
+    monkeypatch.setattr(report.ModelCard, "load", offline)
+    default = card(fl.DEFAULT_MODEL)
+    assert (default["base_model"], default["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    hub = card("org/model")
+    assert hub["base_model"] == "org/model" and "license" not in hub
+    folder = card("folder")
+    assert "base_model" not in folder and "license" not in folder
+    assert card("folder", license="mit")["license"] == "mit"
+
+
+def test_a_card_needs_a_report(tmp_path):
+    (tmp_path / "other.json").write_text('{"model": 3}')
+    for name in ("other.json", "missing.json"):
+        with pytest.raises(ValueError, match=r"report: expected the JSON file that write_report wrote; got"):
+            fl.model_card(tmp_path / name)
+
+
+class LocalHub:
+    """Stands in for the Hub: a repository is a folder."""
+
+    root = None
+
+    def create_repo(self, repo_id, *, private, exist_ok):
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        (self.root / f"{repo_id}.private").write_text(str(private))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_folder(self, *, repo_id, folder_path, allow_patterns):
+        paths = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
+        for name in huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns):
+            shutil.copy(folder_path / name, self.root / repo_id / name)
+
+
+def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HfApi", LocalHub)
+    monkeypatch.setattr(LocalHub, "root", tmp_path / "hub")
+    folder = tmp_path / "pruned"
+    cut = fl.prune(tiny, CUT)
+    fl.save_model(cut, tokenizer, folder)
+    with pytest.raises(ValueError, match=r"folder: .* lacks README.md; fill it with"):
+        fl.push_to_hub(folder, "ann/pruned")
+    assert not (tmp_path / "hub").exists()
+    facts = strict(written.with_suffix(".json"))
+    facts["model"]["name"] = "folder"
+    written.with_suffix(".json").write_text(json.dumps(facts))
+    fl.model_card(written.with_suffix(".json")).save(folder / "README.md")
+    (folder / "secret.env").write_text("KEY=1")
+    assert fl.push_to_hub(folder, "ann/pruned") == "https://huggingface.co/ann/pruned"
+    pushed = tmp_path / "hub" / "ann" / "pruned"
+    assert (tmp_path / "hub" / "ann" / "pruned.private").read_text() == "True"
+    assert not (pushed / "secret.env").exists()
+    assert huggingface_hub.ModelCard.load(pushed / "README.md").data.tags == ["fairlab", "pruned"]
+    again = transformers.AutoModelForCausalLM.from_pretrained(pushed)
+    assert transformers.AutoTokenizer.from_pretrained(pushed)("A Black man").input_ids == [49, 4290, 555]
+    expected = glu_blocks(cut)[0].down_proj.weight
+    assert (glu_blocks(again)[0].down_proj.weight[:, : expected.shape[1]] == expected).all()
