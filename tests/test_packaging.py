@@ -11,6 +11,7 @@ import fairlab
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA_NAMES = {
+    "huggingface-hub": {"huggingface_hub"},
     "torch": {"pytorch", "pytorch-cpu"},
     "matplotlib": {"matplotlib", "matplotlib-base"},
     "seaborn": {"seaborn", "seaborn-base"},
@@ -29,12 +30,15 @@ def test_the_wheel_carries_the_data(tmp_path):
     # the dependencies come from this environment; its own editable fairlab does not, since a .pth is followed once
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     code = (
-        "import fairlab as fl; print(fl.__file__, len(fl.load_pairs()), len(fl.load_pairs(kind='neutral')), "
-        "len(fl.load_pairs(language='es')), fl.data_path('calibration_en.txt'), fl.data_path('published.csv'))"
+        "from pathlib import Path; import fairlab as fl; "
+        "print(fl.__file__, len(fl.load_pairs()), len(fl.load_pairs(kind='neutral')), "
+        "len(fl.load_pairs(language='es')), fl.data_path('calibration_en.txt'), fl.data_path('published.csv'), "
+        "*(p for p in Path(fl.__file__).parent.iterdir() if p.name in ('report.html', 'model_card.md')))"
     )
     run = subprocess.run([python, "-I", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
     origin, english, neutral, spanish, *files = run.stdout.split()
     assert str(tmp_path) in origin
+    assert len(files) == 4
     assert all(str(tmp_path) in file for file in files)
     counts = [
         len(fairlab.load_pairs()),

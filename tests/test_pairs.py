@@ -180,3 +180,54 @@ def test_pairs_are_values():
     assert replace(fl.ARTICLE_PAIR) == fl.ARTICLE_PAIR
     with pytest.raises(AttributeError):
         fl.ARTICLE_PAIR.prompt_a = "changed"
+
+
+def test_a_file_says_what_it_says_and_the_rest_is_filled_in(tmp_path):
+    path = tmp_path / "mine.csv"
+    rows = ["prompt_a,prompt_b,category", "The old cook sang,The young cook sang,age"]
+    rows += ["The old cook left,The young cook left,", "Two very old men,Two men,", "A b,A c,", "A b d,A c d,"]
+    path.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    pairs = fl.read_pairs(path)
+    assert pairs[0] == fl.PromptPair(
+        "The old cook sang", "The young cook sang", "old", "young", "age", "The {} cook sang", "train", "", "row-1"
+    )
+    assert [pair.split for pair in pairs] == ["train", "held_out", "train", "train", "held_out"]
+    assert (pairs[2].template, pairs[2].attribute_a, pairs[2].attribute_b) == ("Two {} men", "very old", "")
+    assert pairs[1].category == "custom"
+
+
+def test_rows_of_one_template_are_never_apart(tmp_path):
+    path = tmp_path / "mine.csv"
+    built = fl.build_pairs([f"The {{}} cook had {n}" for n in "abcdefg"], [("old", "young"), ("poor", "rich")])
+    path.write_text("prompt_a,prompt_b\n" + "\n".join(f"{pair.prompt_a},{pair.prompt_b}" for pair in built))
+    pairs = fl.read_pairs(path)
+    assert [(p.template, p.attribute_a, p.attribute_b) for p in pairs] == [
+        (p.template, p.attribute_a, p.attribute_b) for p in built
+    ]
+    splits = {template: {p.split for p in pairs if p.template == template} for template in {p.template for p in pairs}}
+    assert sorted(map(sorted, splits.values())) == [["held_out"]] * 2 + [["train"]] * 5
+
+
+def test_fairlabs_own_file_is_read_as_it_is():
+    assert fl.read_pairs(fl.data_path("pairs_en.csv")) == fl.load_pairs()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt_a,b\nx,y", "needs the columns prompt_a and prompt_b, and may have attribute_a, .*; got prompt_a, b"),
+        ("prompt_a,prompt_b,note\nx,y,z", "got prompt_a, prompt_b, note"),
+        ("", "got none"),
+        ("prompt_a,prompt_b\n", "holds no pairs"),
+        ("prompt_a,prompt_b\nx,y\nx,", "row 2 of .* lacks a prompt"),
+        ("prompt_a,prompt_b\nx,y,z", "row 1 of .* more cells than columns"),
+        ("prompt_a,prompt_b,split\nx,y,test", "split must be train, validation or held_out; got 'test' for row-1"),
+    ],
+)
+def test_a_file_that_is_no_list_of_pairs_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"path: .*{message}"):
+        fl.read_pairs(path)
+    with pytest.raises(ValueError, match="path: no such file: .*none.csv"):
+        fl.read_pairs(tmp_path / "none.csv")
