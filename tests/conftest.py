@@ -1,6 +1,8 @@
 """Fixtures that the tests share."""
 
 import os
+import shutil
+import subprocess
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +57,21 @@ def datasets():
     if not folder:
         pytest.skip("FAIRLAB_DATASETS is not set: no public data sets to measure on")
     return Path(folder)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Copy what git tracks, as it is now, into a repository of its own."""
+    root, copy = Path(__file__).parent.parent, tmp_path / "checkout"
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (root / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, copy / name)
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "--all"], [*author, "commit", "-q", "-m", "as it is now"]):
+        subprocess.run(["git", *command], cwd=copy, check=True)
+    return copy
 
 
 @pytest.fixture(autouse=True, scope="session")

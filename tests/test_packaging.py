@@ -1,3 +1,5 @@
+import json
+import os
 import re
 import subprocess
 import sys
@@ -6,10 +8,16 @@ import tomllib
 import venv
 from pathlib import Path
 
+import nbformat
+import pytest
+import yaml
+
 import fairlab
+from fairlab.models import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CONDA_NAMES = {
     "huggingface-hub": {"huggingface_hub"},
     "torch": {"pytorch", "pytorch-cpu"},
@@ -85,15 +93,111 @@ def test_versions_agree():
 
 
 def test_the_weights_are_pinned_by_hash():
-    from fairlab.models import DEFAULT_WEIGHTS
-
     assert re.search(
         rf"^{re.escape(DEFAULT_WEIGHTS)} --hash=sha256:[0-9a-f]{{64}}$",
         (ROOT / "requirements-weights.txt").read_text(),
         re.MULTILINE,
     )
-    assert (ROOT / "binder" / "postBuild").stat().st_mode & 0o111
-    assert "set -e" in (ROOT / "binder" / "postBuild").read_text()
+
+
+def test_binder_takes_the_repository(checkout):
+    """Let repo2docker write the Dockerfile; the image itself is built by the weekly workflow."""
+    command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
+    run = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True)
+    dockerfile = run.stdout + run.stderr
+    assert re.search(r'env update .*--file "binder/environment.yml"', dockerfile)
+    assert "RUN ./binder/postBuild" in dockerfile
+    assert 'R2D_ENTRYPOINT="${REPO_DIR}/binder/start"' in dockerfile
+    assert (checkout / "binder" / "postBuild").stat().st_mode & 0o111
+    assert "set -e" in (checkout / "binder" / "postBuild").read_text()
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("2.0", "2"), ("1", "1"), ("0.5", "1"), (None, "2")])
+def test_binder_starts_as_many_threads_as_it_gives(limit, threads):
+    environment = {name: value for name, value in os.environ.items() if name != "CPU_LIMIT"}
+    environment |= {"CPU_LIMIT": limit} if limit else {}
+    command = [ROOT / "binder" / "start", "sh", "-c", "echo $OMP_NUM_THREADS $MKL_NUM_THREADS $OPENBLAS_NUM_THREADS"]
+    run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert run.stdout.split() == [threads] * 3
+
+
+def test_the_workflows_fit_the_schema():
+    assert len(WORKFLOWS) == 2
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_workflows_run_the_commands_of_the_makefile(tmp_path):
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    workflows = [yaml.safe_load(path.read_text()) for path in WORKFLOWS]
+    assert all(workflow["permissions"] == {"contents": "read"} for workflow in workflows)
+    assert all(workflow["concurrency"]["cancel-in-progress"] for workflow in workflows)
+    steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
+    (listing,) = [step["run"] for step in steps if step.get("id") == "list"]
+    made = [step["run"].split() for step in steps if "run" in step and step.get("id") != "list"]
+    assert all(command[0] == "make" and command[1] in targets for command in made)
+    assert {"lint", "unit", "lesson"} <= {command[1] for command in made}
+
+    output = tmp_path / "output"
+    subprocess.run(["bash", "-c", listing], cwd=ROOT, env={**os.environ, "GITHUB_OUTPUT": str(output)}, check=True)
+    lessons = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    assert json.loads(output.read_text().removeprefix("notebooks=")) == [*lessons, "notebooks/solutions"]
+
+
+def badges(checkout):
+    """Run `make badges` in the copy and return the files that it wrote."""
+    run = subprocess.run([sys.executable, "tools/badges.py"], cwd=checkout, check=True, capture_output=True, text=True)
+    return run.stdout.split()
+
+
+def test_every_file_follows_the_address(checkout):
+    assert badges(checkout) == [], "run: make badges"
+    old, fork = PROJECT["urls"]["Homepage"], "some-one/their.course"
+    new = f"https://github.com/{fork}"
+    project = checkout / "pyproject.toml"
+    project.write_text(project.read_text().replace(f'Homepage = "{old}"', f'Homepage = "{new}"'))
+    written = badges(checkout)
+    assert {"README.md", "CITATION.cff", "pyproject.toml"} <= set(written)
+    lessons = [path.name for path in (checkout / "notebooks").glob("[0-9][0-9]_*.ipynb")]
+    assert {f"notebooks/{name}" for name in lessons} <= set(written)
+    for path in (path for path in checkout.rglob("*") if path.is_file() and ".git" not in path.parts):
+        assert old.removeprefix("https://github.com").encode() not in path.read_bytes(), path
+    for name in lessons:
+        text = (checkout / "notebooks" / name).read_text()
+        assert f"colab.research.google.com/github/{fork}/blob/main/notebooks/{name})" in text
+        assert f"mybinder.org/v2/gh/{fork}/main?labpath=notebooks/{name})" in text
+        assert f"git+{new}\\" in text
+    assert badges(checkout) == []
+    project.write_text(project.read_text().replace(f'Homepage = "{new}"', f'Homepage = "{old}"'))
+    badges(checkout)
+    subprocess.run(["git", "diff", "--exit-code"], cwd=checkout, check=True)
+
+
+def test_a_new_lesson_gets_badges_and_an_install_cell(checkout):
+    path = checkout / "notebooks" / "00_quickstart.ipynb"
+    whole = nbformat.reads(path.read_text(), as_version=4)
+    bare = nbformat.reads(path.read_text(), as_version=4)
+    bare.cells[0].source = bare.cells[0].source.split("\n\n", 1)[1]
+    bare.cells = [cell for cell in bare.cells if "colab" not in cell.metadata.get("tags", [])]
+    nbformat.write(bare, path)
+    assert badges(checkout) == ["notebooks/00_quickstart.ipynb"]
+    made = nbformat.reads(path.read_text(), as_version=4)
+    (place,) = [place for place, cell in enumerate(made.cells) if "colab" in cell.metadata.get("tags", [])]
+    assert not any(cell.cell_type == "code" for cell in made.cells[:place])
+    install = made.cells[place]
+    assert (install.execution_count, install.outputs) == (None, [])
+    assert f"--no-deps {DEFAULT_WEIGHTS.split('==')[0]}" in install.source
+    install.execution_count = whole.cells[place].execution_count
+    assert made == whole
+
+
+def test_an_address_elsewhere_is_refused(checkout):
+    project = checkout / "pyproject.toml"
+    project.write_text(project.read_text().replace("https://github.com/", "https://example.org/"))
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        badges(checkout)
+    assert "must be https://github.com/OWNER/NAME, not https://example.org/" in error.value.stderr
 
 
 def test_every_public_name_is_documented():

