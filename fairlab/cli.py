@@ -69,6 +69,8 @@ def diagnose(
     """
     import pandas as pd
 
+    from fairlab.capture import available_points, pair_differences
+    from fairlab.diagnosis import ARTICLE_POINTS
     from fairlab.statistics import bootstrap_interval
 
     loaded = fl.load_model(model, device=device, dtype=dtype)
@@ -76,7 +78,8 @@ def diagnose(
     readings = pd.DataFrame([{"kind": kind, **vars(pair)} for kind, some in kinds.items() for pair in some])
     everything = [pair for some in kinds.values() for pair in some]
     readings["gap"] = fl.next_token_divergence(*loaded, everything).numpy()
-    readings["metric"] = [fl.article_metric(*loaded, pair) for pair in everything]
+    points = [point for point in ARTICLE_POINTS if point in available_points(loaded[0])]
+    readings["metric"] = pair_differences(*loaded, everything, points=points, positions="all")[0].mean((1, 2)).numpy()
     rows = []
     for (kind, category), part in readings.groupby(["kind", "category"], sort=False):
         gaps, words = part["gap"].to_numpy(), part["attribute_a"] + "/" + part["attribute_b"]

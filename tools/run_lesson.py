@@ -6,6 +6,7 @@ python tools/run_lesson.py notebooks/*.ipynb --in-place                 # run an
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,10 @@ def execute(path: Path, before_end: Callable[[NotebookClient], None] | None = No
                 client.execute_cell(cell, index)
             if before_end:
                 before_end(client)
+    for cell in code:
+        for output in cell.outputs:
+            if output.output_type == "error":  # an expected one: where its files lie is nobody's business
+                output.traceback = [line.replace(f"{sys.prefix}{os.sep}", "") for line in output.traceback]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     return notebook
 
