@@ -40,6 +40,7 @@ lesson: setup
 bench: setup
 	$(BIN)/python benchmarks/against_optipfair.py
 	$(BIN)/python benchmarks/explorers.py
+	$(BIN)/python benchmarks/llama_shape.py
 
 figures: setup
 	$(BIN)/python tools/figures.py

@@ -277,7 +277,7 @@ def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
                     text.xy = at[k]
         shares = 100 * projection.explained[layer]
         ax.set(xlabel=f"axis 1 ({shares[0]:.0f} % of the variance)", ylabel=f"axis 2 ({shares[1]:.0f} %)")
-        ax.set_title(f"{projection.point}, layer {layer}")
+        ax.title.set_text(f"{projection.point}, layer {layer}")  # set_title would search for its place anew
         drawn = projection.coordinates if shared else projection.coordinates[layer]
         low, high = drawn.reshape(-1, 2).min(0), drawn.reshape(-1, 2).max(0)
         room = 0.12 * (high - low) + 1e-9
