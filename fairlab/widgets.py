@@ -390,7 +390,7 @@ def _bars(ax: Axes, size: int, label: str) -> Callable[[Projection, np.ndarray, 
         ax.figure.canvas.draw()
         left, right = int(ax.yaxis.get_tightbbox().x0), int(ax.get_window_extent().x0)
         strip = np.array(ax.figure.canvas.buffer_rgba())[:, left:right]
-        strips.append(ax.figure.figimage(strip, xo=left, origin="upper"))
+        strips.append(ax.figure.figimage(strip, xo=left, origin="upper", zorder=-1))
         ax.yaxis.set_visible(False)
         for other in seen:
             other.set_visible(True)
