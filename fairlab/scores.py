@@ -8,7 +8,7 @@ question, which the methods "attribution" and "patching" ask.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,8 @@ from fairlab.behavior import divergence
 from fairlab.capture import PairBatch, check_option, neuron_differences, pair_batches, progress, record
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
+
+_LOSS_SCALE = 1024.0  # the gradient of a gap is often below what float16 can hold; a power of two costs no precision
 
 
 def bias_scores(
@@ -54,8 +56,9 @@ def bias_scores(
         With "activation": the mean of h^a - h^b. Positive: more active for `attribute_a`, the group that the stereotype
         targets. Opposite signs cancel, over tokens and over pairs.
     steps : int, optional
-        With "attribution": average the gradient at so many midpoints of the path on which the masks of one layer go
-        from 1 to 0 while all others stay at 1. This costs steps × layers passes a batch.
+        With "attribution": deal the neurons out to so many groups (number modulo steps), and take the gradient of each
+        group with its masks at 1/2, halfway to the cut, and all others at 1: one forward and one backward a batch and
+        group. STEPSDOC
 
     Returns
     -------
@@ -80,9 +83,9 @@ def bias_scores(
     if signed and method != "activation":
         why = "has a sign already" if method in ("attribution", "patching") else "takes absolute values"
         raise ValueError(f"signed: expected False with method={method!r}, which {why}; got True")
-    if steps is not None and (method != "attribution" or not isinstance(steps, int) or steps < 1):
+    if steps is not None and (method != "attribution" or not isinstance(steps, int) or steps < 2):
         raise ValueError(
-            f"steps: expected a whole number of at least 1, with method='attribution'; got {steps!r} with {method!r}"
+            f"steps: expected a whole number of at least 2, with method='attribution'; got {steps!r} with {method!r}"
         )
     glu_blocks(model)
     if method in ("attribution", "patching"):
@@ -113,24 +116,24 @@ def _gap_gradients(
     steps: int | None,
     batch_size: int,
 ) -> Tensor:
-    pairs, layers = as_pairs(pairs), range(len(glu_blocks(model)))
-    sums: list[Tensor | float] = [0.0 for _ in layers]
-    path = [(layers, 1.0)]
-    if steps:
-        path = [((layer,), (step + 0.5) / steps) for layer in layers for step in range(steps)]
+    pairs, blocks = as_pairs(pairs), glu_blocks(model)
+    width = _one_width([mlp.down_proj.in_features for mlp in blocks])
+    group_of = torch.arange(len(blocks) * width).view(-1, width) % (steps or 1)
+    sums = torch.zeros(group_of.shape, dtype=torch.promote_types(model.dtype, torch.float32))
 
-    def add(layer: int, h: Tensor, gradient: Tensor) -> None:
+    def add(group: int, layer: int, h: Tensor, gradient: Tensor) -> None:
         if patching:  # rows: all prompts a, then all prompts b; h - mean is half the difference, with either sign
             (a, b), (to_a, to_b) = h.chunk(2), gradient.chunk(2)
             h, gradient = (a - b) / 2, to_a - to_b
-        sums[layer] = sums[layer] + (h * gradient).sum((0, 1)).cpu()
+        sums[layer] += (h * gradient).sum((0, 1)).cpu() * (group_of[layer] == group)
 
     for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
         for part in _rows_apart(batch, batch_size // 2) if patching else [batch]:
-            for some_layers, scale in progress(path, desc="path", unit="pass"):
-                with _gradients(model, add, some_layers, scale):
-                    _backward(divergence(next_log_p(model, part), part).sum(), model.dtype)
-    return _table(sums) / (len(pairs) * (steps or 1))
+            for group in progress(range(steps), desc="groups", unit="group") if steps else [0]:
+                masks = torch.where(group_of == group, 0.5, 1.0) if steps else None
+                with _gradients(model, partial(add, group), masks):
+                    (divergence(next_log_p(model, part), part).sum() * _LOSS_SCALE).backward()
+    return _table(sums / len(pairs))
 
 
 def _rows_apart(batch: PairBatch, count: int) -> Iterator[PairBatch]:
@@ -154,23 +157,22 @@ def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
 
 @contextmanager
 def _gradients(
-    model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None], layers: Iterable[int], scale: float = 1.0
+    model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None], masks: Tensor | None = None
 ) -> Iterator[None]:
-    """Call `see(layer, h, gradient)` for the layers asked for, in every backward pass (`_backward`) inside the block.
+    """Call `see(layer, h, gradient)` for every layer, in every backward pass inside the block.
 
-    h is the input of `down_proj`, shape (rows, tokens, neurons); it goes on times `scale`, and the gradient is that
-    with respect to the product: both in at least float32. The model's parameters get no gradient, and cost none.
+    h is the input of `down_proj`, shape (rows, tokens, neurons); it goes on times the layer's row of `masks`, and the
+    gradient is that of the loss, given times `_LOSS_SCALE`, with respect to the product: both in at least float32. The
+    model's parameters get no gradient, and cost none.
     """
 
     def watch(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         precise = torch.promote_types(inputs[0].dtype, torch.float32)
         h = inputs[0].detach()  # a hook that held what it hangs on would keep the graph alive
-        product = inputs[0] * scale
-        if not product.requires_grad:  # the lowest of the layers: the graph begins here
+        product = inputs[0] if masks is None else inputs[0] * masks[layer].to(h)
+        if not product.requires_grad:  # the first layer: the graph begins here
             product.requires_grad_()
-        product.register_hook(
-            lambda gradient: see(layer, h.to(precise), gradient.to(precise) / _loss_scale(gradient.dtype))
-        )
+        product.register_hook(lambda gradient: see(layer, h.to(precise), gradient.to(precise) / _LOSS_SCALE))
         return (product, *inputs[1:])
 
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -178,8 +180,8 @@ def _gradients(
     try:
         for parameter in learning:
             parameter.requires_grad_(False)
-        for layer in layers:
-            handles.append(blocks[layer].down_proj.register_forward_pre_hook(partial(watch, layer)))
+        for layer, mlp in enumerate(blocks):
+            handles.append(mlp.down_proj.register_forward_pre_hook(partial(watch, layer)))
         with torch.enable_grad():
             yield
     finally:
@@ -189,17 +191,14 @@ def _gradients(
             parameter.requires_grad_()
 
 
-def _backward(loss: Tensor, dtype: torch.dtype) -> None:
-    (loss * _loss_scale(dtype)).backward()
-
-
-def _loss_scale(dtype: torch.dtype) -> float:
-    return 1024.0 if dtype == torch.float16 else 1.0  # the gradient of a gap is often below what float16 can hold
-
-
-def _table(rows: Sequence[Tensor], what: str = "activations or gradients") -> Tensor:
-    if len({len(row) for row in rows}) > 1:
+def _one_width(widths: Sequence[int]) -> int:
+    if len(set(widths)) > 1:
         raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
+    return widths[0]
+
+
+def _table(rows: Sequence[Tensor] | Tensor, what: str = "activations or gradients") -> Tensor:
+    _one_width([len(row) for row in rows])
     table = torch.stack(list(rows)).float()
     if not torch.isfinite(table).all():
         raise ValueError(f"model: its {what} are not finite (NaN or infinity)")
@@ -310,12 +309,11 @@ def _loss_gradients(model: PreTrainedModel, chunk: list[int]) -> Tensor:
         rows[layer] = (h * gradient).sum((0, 1)).cpu()
 
     tokens = torch.tensor([chunk], device=model.device)
-    layers = range(len(glu_blocks(model)))
-    with _gradients(model, keep, layers):
+    with _gradients(model, keep):
         logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        _backward(nn.functional.cross_entropy(precise, tokens[0, 1:]), model.dtype)
-    return _table([rows[layer] for layer in layers])
+        (nn.functional.cross_entropy(precise, tokens[0, 1:]) * _LOSS_SCALE).backward()
+    return _table([rows[layer] for layer in sorted(rows)])
 
 
 def _mean_activations(model: PreTrainedModel, chunk: list[int]) -> Tensor:
@@ -360,7 +358,7 @@ def guarded_scores(
     neutral: Tensor | None = None,
     charge: float = 1.0,
     protect: float = 0.1,
-    floor: float = 0.1,
+    floor: float = 1.0,
 ) -> Tensor:
     """Weigh what a cut is expected to bring against what it is expected to break.
 
