@@ -58,7 +58,7 @@ def bias_scores(
     steps : int, optional
         With "attribution": deal the neurons out to so many groups (number modulo steps), and take the gradient of each
         group with its masks at 1/2, halfway to the cut, and all others at 1: one forward and one backward a batch and
-        group. STEPSDOC
+        group. With as many steps as neurons, each goes its path alone. See the notes for what it is good for.
 
     Returns
     -------
@@ -77,7 +77,22 @@ def bias_scores(
     -----
     Sources: P. Martra, "Fairness Pruning" (2025), notebook 8_2, for "article"; optipfair 0.4.2 for "optipfair";
     P. Molchanov et al. (2017, arXiv 1611.06440) for the first-order effect of a removal; N. Nanda, "Attribution
-    Patching" (2023) for "patching"; D. Dai et al. (2022, arXiv 2104.08696) for the path.
+    Patching" (2023) for "patching".
+
+    Spearman correlation of "attribution" with removing neurons one by one (default model, 12 training pairs; 300
+    neurons at even ranks of the score without steps, the 45 highest, the 45 lowest)::
+
+        no steps                                     0.985   0.57   0.44
+        steps=60                                     0.927   0.81   0.91
+        steps=90                                     0.938   0.91   0.91
+        all masks together from 1 to 0, 4 points    -0.005   0.02  -0.14
+        one layer's masks at a time, 1 point         0.758   0.70   0.38
+        one layer's masks at a time, 4 points        0.725   0.22   0.51
+
+    The gap is nearly straight along the mask of a neuron with a small effect, and what moves with it only adds noise;
+    it bends where the effect is large, which halfway sees and the end does not. Moving many neurons at once measures
+    what they do together, in a model that is broken on the way. For the few neurons that are to be cut, see
+    `refine_scores`, which removes them one by one.
     """
     check_option("method", method, ("activation", "article", "optipfair", "attribution", "patching"))
     if signed and method != "activation":
@@ -367,7 +382,9 @@ def guarded_scores(
         (bias − charge · |neutral|) / (importance² + floor · mean importance²)
 
     Made for `bias_scores(method="attribution")` or "patching" and `importance_scores(method="fisher")`: with Fisher's
-    F, half of F² estimates to second order by how much the loss rises if the neuron is removed.
+    F, half of F² estimates to second order by how much the loss rises if the neuron is removed. The square of another
+    importance has no such meaning: with "maw" or "wanda" in place of "fisher" the perplexity rose by 63 and 22 %, where
+    it did not rise with "fisher" (default model, 92 neurons, validation pairs).
 
     Parameters
     ----------
