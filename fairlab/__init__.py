@@ -27,8 +27,16 @@ _ROOMS = {
     ),
     "projection": ("project_pair",),
     "report": ("model_card", "push_to_hub", "write_report"),
-    "scores": ("bias_scores", "hybrid_scores", "importance_scores"),
-    "surgery": ("NeuronSelection", "ablate", "prune", "removed_neurons", "save_model", "select_neurons"),
+    "scores": ("bias_scores", "guarded_scores", "hybrid_scores", "importance_scores"),
+    "surgery": (
+        "NeuronSelection",
+        "ablate",
+        "prune",
+        "refine_scores",
+        "removed_neurons",
+        "save_model",
+        "select_neurons",
+    ),
     "widgets": ("layer_explorer", "pca_explorer", "score_explorer", "surgery_explorer"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -1,22 +1,29 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, `importance_scores`, `hybrid_scores`.
+Contents: `bias_scores`, `importance_scores`, `hybrid_scores`, `guarded_scores`; `next_log_p` runs one batch of pairs.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a difference of
 activations: a neuron with a high one *reacts* to the word. Whether it *causes* a difference of behaviour is another
-question.
+question, which the methods "attribution" and "patching" ask.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import check_option, neuron_differences
+from fairlab.behavior import divergence
+from fairlab.capture import PairBatch, check_option, neuron_differences, pair_batches, progress, record
 from fairlab.models import glu_blocks, glu_weights
-from fairlab.pairs import PromptPair
+from fairlab.pairs import PromptPair, as_pairs
+
+_LOSS_SCALE = 1024.0  # the gradient of a gap is often below what float16 can hold; a power of two costs no precision
 
 
 def bias_scores(
@@ -24,44 +31,80 @@ def bias_scores(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
     *,
-    method: Literal["activation", "article", "optipfair"] = "activation",
+    method: Literal["activation", "article", "optipfair", "attribution", "patching"] = "activation",
     signed: bool = False,
+    steps: int | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much it differs between the two prompts of a pair, averaged over pairs.
+    """Score every MLP neuron by how much it differs between the two prompts of a pair, or causes, averaged over pairs.
 
     With G, U the outputs of `gate_proj` and `up_proj` and h the input of `down_proj`::
 
-        activation  mean |h^a - h^b| over tokens from the first differing one on
-        article     mean_t |G^a - G^b| + mean_t |U^a - U^b|, over all tokens, BOS too
-        optipfair   (|mean_t (G^a - G^b)| + |mean_t (U^a - U^b)|) / 2, over all tokens
+        activation   mean |h^a - h^b| over tokens from the first differing one on
+        article      mean_t |G^a - G^b| + mean_t |U^a - U^b|, over all tokens, BOS too
+        optipfair    (|mean_t (G^a - G^b)| + |mean_t (U^a - U^b)|) / 2, over all tokens
+        attribution  ∂gap/∂m at m = 1, with m * h in place of h: one m a neuron, for all tokens of both prompts
+        patching     Σ_t over both prompts (h - (h^a + h^b) / 2) · ∂gap/∂h
+
+    The gap is that of `next_token_divergence`. To first order, "attribution" is by how much it narrows if the neuron is
+    removed, "patching" if each of its activations is replaced by the mean of the pair at that token. One forward and
+    one backward a batch score all neurons.
 
     Parameters
     ----------
     signed : bool
         With "activation": the mean of h^a - h^b. Positive: more active for `attribute_a`, the group that the stereotype
         targets. Opposite signs cancel, over tokens and over pairs.
+    steps : int, optional
+        With "attribution": deal the neurons out to so many groups (number modulo steps), and take the gradient of each
+        group with its masks at 1/2, halfway to the cut, and all others at 1: one forward and one backward a batch and
+        group. With as many steps as neurons, each goes its path alone. See the notes for what it is good for.
 
     Returns
     -------
     Tensor
-        Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more unless signed; 0: blind to the
-        word; higher = cut first.
+        Float32 on the CPU, shape (layers, neurons); higher = cut first. The first three: in units of activation, 0 or
+        more unless signed; 0: blind to the word. "attribution" and "patching": in nats; positive: the intervention
+        narrows the gap, negative: it widens it; 0: no effect to first order.
 
     Raises
     ------
     ValueError
-        No pairs, an invalid pair, an unknown method, `signed` with another method, a model without GLU neurons, or
-        activations that are not finite.
+        No pairs, an invalid pair, an unknown method, `signed` or `steps` with another method, a model without GLU
+        neurons, layers of unequal width, or activations or gradients that are not finite.
 
     Notes
     -----
-    Sources: P. Martra, "Fairness Pruning" (2025), notebook 8_2, for "article"; optipfair 0.4.2 for "optipfair".
+    Sources: P. Martra, "Fairness Pruning" (2025), notebook 8_2, for "article"; optipfair 0.4.2 for "optipfair";
+    P. Molchanov et al. (2017, arXiv 1611.06440) for the first-order effect of a removal; N. Nanda, "Attribution
+    Patching" (2023) for "patching".
+
+    Spearman correlation of "attribution" with removing neurons one by one (default model, 12 training pairs; 300
+    neurons at even ranks of the score without steps, the 45 highest, the 45 lowest)::
+
+        no steps                                     0.985   0.57   0.44
+        steps=60                                     0.927   0.81   0.91
+        steps=90                                     0.938   0.91   0.91
+        all masks together from 1 to 0, 4 points    -0.005   0.02  -0.14
+        one layer's masks at a time, 1 point         0.758   0.70   0.38
+        one layer's masks at a time, 4 points        0.725   0.22   0.51
+
+    The gap is nearly straight along the mask of a neuron with a small effect, and what moves with it only adds noise;
+    it bends where the effect is large, which halfway sees and the end does not. Moving many neurons at once measures
+    what they do together, in a model that is broken on the way. For the few neurons that are to be cut, see
+    `refine_scores`, which removes them one by one.
     """
-    check_option("method", method, ("activation", "article", "optipfair"))
+    check_option("method", method, ("activation", "article", "optipfair", "attribution", "patching"))
     if signed and method != "activation":
-        raise ValueError(f"signed: expected False with method={method!r}, which takes absolute values; got True")
+        why = "has a sign already" if method in ("attribution", "patching") else "takes absolute values"
+        raise ValueError(f"signed: expected False with method={method!r}, which {why}; got True")
+    if steps is not None and (method != "attribution" or not isinstance(steps, int) or steps < 2):
+        raise ValueError(
+            f"steps: expected a whole number of at least 2, with method='attribution'; got {steps!r} with {method!r}"
+        )
     glu_blocks(model)
+    if method in ("attribution", "patching"):
+        return _gap_gradients(model, tokenizer, pairs, method == "patching", steps, batch_size)
     if method == "activation":
         statistic = "signed" if signed else "absolute"
         return neuron_differences(model, tokenizer, pairs, statistic=statistic, batch_size=batch_size)[
@@ -80,12 +123,113 @@ def bias_scores(
     return total if method == "article" else total / 2
 
 
-def importance_scores(
-    model: PreTrainedModel, *, method: Literal["maw", "maw_printed", "vow", "pon", "l2"] = "maw"
+def _gap_gradients(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    patching: bool,
+    steps: int | None,
+    batch_size: int,
 ) -> Tensor:
-    """Score every MLP neuron by the size of its gate row g and up row u.
+    pairs, blocks = as_pairs(pairs), glu_blocks(model)
+    width = _one_width([mlp.down_proj.in_features for mlp in blocks])
+    group_of = torch.arange(len(blocks) * width).view(-1, width) % (steps or 1)
+    sums = torch.zeros(group_of.shape, dtype=torch.promote_types(model.dtype, torch.float32))
 
-    ::
+    def add(group: int, layer: int, h: Tensor, gradient: Tensor) -> None:
+        if patching:  # rows: all prompts a, then all prompts b; h - mean is half the difference, with either sign
+            (a, b), (to_a, to_b) = h.chunk(2), gradient.chunk(2)
+            h, gradient = (a - b) / 2, to_a - to_b
+        sums[layer] += (h * gradient).sum((0, 1)).cpu() * (group_of[layer] == group)
+
+    for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
+        for part in _rows_apart(batch, batch_size // 2) if patching else [batch]:
+            for group in progress(range(steps), desc="groups", unit="group") if steps else [0]:
+                masks = torch.where(group_of == group, 0.5, 1.0) if steps else None
+                with _gradients(model, partial(add, group), masks):
+                    (divergence(next_log_p(model, part), part).sum() * _LOSS_SCALE).backward()
+    return _table(sums / len(pairs))
+
+
+def _rows_apart(batch: PairBatch, count: int) -> Iterator[PairBatch]:
+    """Give every pair two rows of its own, `count` pairs at a time: a gradient at a shared row belongs to no pair."""
+    for some in torch.arange(len(batch.pairs)).split(count):
+        rows, number = torch.cat([batch.rows_a[some], batch.rows_b[some]]), torch.arange(len(some))
+        yield replace(
+            batch, input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows], last=batch.last[rows],
+            pairs=batch.pairs[some], rows_a=number, rows_b=number + len(some), weights=batch.weights[some],
+        )  # fmt: skip
+
+
+def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
+    """Compute the next-token log-probabilities of the prompts of a batch in at least float32, with gradients if these
+    are enabled; shape (prompts, vocabulary)."""
+    places, column = batch.last.unique(return_inverse=True)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    logits = model(**inputs, logits_to_keep=places).logits[torch.arange(len(column)), column.cpu()]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+@contextmanager
+def _gradients(
+    model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None], masks: Tensor | None = None
+) -> Iterator[None]:
+    """Call `see(layer, h, gradient)` for every layer, in every backward pass inside the block.
+
+    h is the input of `down_proj`, shape (rows, tokens, neurons); it goes on times the layer's row of `masks`, and the
+    gradient is that of the loss, given times `_LOSS_SCALE`, with respect to the product: both in at least float32. The
+    model's parameters get no gradient, and cost none.
+    """
+
+    def watch(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        precise = torch.promote_types(inputs[0].dtype, torch.float32)
+        h = inputs[0].detach()  # a hook that held what it hangs on would keep the graph alive
+        product = inputs[0] if masks is None else inputs[0] * masks[layer].to(h)
+        if not product.requires_grad:  # the first layer: the graph begins here
+            product.requires_grad_()
+        product.register_hook(lambda gradient: see(layer, h.to(precise), gradient.to(precise) / _LOSS_SCALE))
+        return (product, *inputs[1:])
+
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    blocks, handles = glu_blocks(model), []
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        for layer, mlp in enumerate(blocks):
+            handles.append(mlp.down_proj.register_forward_pre_hook(partial(watch, layer)))
+        with torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in learning:
+            parameter.requires_grad_()
+
+
+def _one_width(widths: Sequence[int]) -> int:
+    if len(set(widths)) > 1:
+        raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
+    return widths[0]
+
+
+def _table(rows: Sequence[Tensor] | Tensor, what: str = "activations or gradients") -> Tensor:
+    _one_width([len(row) for row in rows])
+    table = torch.stack(list(rows)).float()
+    if not torch.isfinite(table).all():
+        raise ValueError(f"model: its {what} are not finite (NaN or infinity)")
+    return table
+
+
+def importance_scores(
+    model: PreTrainedModel,
+    *,
+    method: Literal["maw", "maw_printed", "vow", "pon", "l2", "fisher", "taylor", "wanda"] = "maw",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text: str | None = None,
+) -> Tensor:
+    """Score every MLP neuron by the size of its weights, or by what the model does without it on a text.
+
+    From the gate row g and the up row u alone::
 
         maw          (max_j g_j + |min_j g_j|) + (max_j u_j + |min_j u_j|)
         maw_printed  max_j |g_j| + max_j |u_j|
@@ -96,21 +240,41 @@ def importance_scores(
     "maw" is the Maximum Absolute Weight as the article's code has it, "maw_printed" as its text has it: another score.
     "vow" is the Variance Of Weights (unbiased), "pon" the Product Of Norms.
 
-    None of them sees data or the down projection.
+    From a text, with h the input of `down_proj`, d the neuron's column of `down_proj`, and m * h in place of h (one m a
+    neuron, for all tokens)::
+
+        fisher       sqrt(mean over chunks of (∂loss/∂m)²) at m = 1
+        taylor       |mean over chunks of ∂loss/∂m| at m = 1
+        wanda        ‖d‖₂ · mean_t |h|
+
+    The text is tokenised as a whole and cut into chunks of 256 tokens (BOS stands before each, where the tokenizer adds
+    one), which run one at a time. What is left at the end is dropped; a shorter text is one chunk. `loss` is the mean
+    next-token cross-entropy of the chunk.
+
+    Parameters
+    ----------
+    tokenizer, text
+        Needed by "fisher", "taylor" and "wanda", not used by the others. Plain prose that measures nothing else, such
+        as `fairlab.data_path("calibration_en.txt").read_text()`.
 
     Returns
     -------
     Tensor
-        Float32 on the CPU, shape (layers, neurons); 0: all weights 0; higher = the model is assumed to need it more.
+        Float32 on the CPU, shape (layers, neurons), 0 or more; higher = the model is assumed to need it more. "fisher"
+        and "taylor" in nats, the others in units of weight (times activation). 0: all weights 0, or no effect on the
+        loss to first order.
 
     Raises
     ------
     ValueError
-        Unknown method, a model without GLU neurons, layers of unequal width, or weights that are not finite.
+        Unknown method, a model without GLU neurons, layers of unequal width, weights or gradients that are not finite,
+        tokenizer or text missing, or a text of fewer than two tokens.
 
     Notes
     -----
-    Sources: P. Martra, "Fairness Pruning" (2025) for "maw" and "maw_printed"; optipfair 0.4.2 for the others.
+    Sources: P. Martra, "Fairness Pruning" (2025) for "maw" and "maw_printed"; optipfair 0.4.2 for the next three;
+    P. Molchanov et al. (2019, arXiv 1906.10771) for "fisher" and "taylor"; M. Sun et al. (2023, arXiv 2306.11695) for
+    "wanda", here summed over a neuron's column.
     """
     formulas = {
         "maw": _peaks,
@@ -119,17 +283,58 @@ def importance_scores(
         "pon": lambda w: w.abs().sum(1),
         "l2": lambda w: w.norm(dim=1),
     }
-    check_option("method", method, tuple(formulas))
+    check_option("method", method, (*formulas, "fisher", "taylor", "wanda"))
+    blocks = glu_blocks(model)
+    if method not in formulas:
+        missing = " and ".join(name for name, value in (("tokenizer", tokenizer), ("text", text)) if value is None)
+        if missing:
+            raise ValueError(
+                f"{missing}: method={method!r} needs a tokenizer and a text, such as that of "
+                'fairlab.data_path("calibration_en.txt"); got None'
+            )
+        chunks = progress(_chunks(tokenizer, text), desc="calibration text", unit="chunk")
+        if method == "wanda":
+            norms = _table([glu_weights(mlp)[2].float().norm(dim=0).cpu() for mlp in blocks], "down_proj weights")
+            return norms * sum(_mean_activations(model, chunk) for chunk in chunks) / len(chunks)
+        slopes = (_loss_gradients(model, chunk) for chunk in chunks)
+        if method == "taylor":
+            return (sum(slopes) / len(chunks)).abs()
+        return (sum(slope**2 for slope in slopes) / len(chunks)).sqrt()
     rows = []
-    for mlp in glu_blocks(model):
+    for mlp in blocks:
         gate, up = (formulas[method](weight.float()) for weight in glu_weights(mlp)[:2])
         rows.append((gate * up if method == "pon" else gate + up).cpu())
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
-    scores = torch.stack(rows)
-    if not torch.isfinite(scores).all():
-        raise ValueError("model: its gate_proj or up_proj weights are not finite (NaN or infinity)")
-    return scores
+    return _table(rows, "gate_proj or up_proj weights")
+
+
+def _chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if len(ids) < 2:
+        raise ValueError(f"text: expected at least two tokens; got {len(ids)}")
+    first = tokenizer("a").input_ids[0]
+    bos = [first] if first == tokenizer.bos_token_id else []
+    return [bos + ids[start : start + size] for start in range(0, max(len(ids) - size, 0) + 1, size)]
+
+
+def _loss_gradients(model: PreTrainedModel, chunk: list[int]) -> Tensor:
+    """Compute ∂loss/∂m of one chunk for every neuron."""
+    rows: dict[int, Tensor] = {}
+
+    def keep(layer: int, h: Tensor, gradient: Tensor) -> None:
+        rows[layer] = (h * gradient).sum((0, 1)).cpu()
+
+    tokens = torch.tensor([chunk], device=model.device)
+    with _gradients(model, keep):
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        (nn.functional.cross_entropy(precise, tokens[0, 1:]) * _LOSS_SCALE).backward()
+    return _table([rows[layer] for layer in sorted(rows)])
+
+
+def _mean_activations(model: PreTrainedModel, chunk: list[int]) -> Tensor:
+    with record(model, ["down_proj_input"]) as activations, torch.no_grad():
+        model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)
+    return _table([h[0].abs().mean(0) for _, h in sorted(activations.items())])
 
 
 def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5) -> Tensor:
@@ -155,17 +360,84 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
     ValueError
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
-    if bias.ndim != 2 or bias.shape != importance.shape:
-        raise ValueError(
-            "bias, importance: expected two tables of one shape (layers, neurons); "
-            f"got {tuple(bias.shape)} and {tuple(importance.shape)}"
-        )
+    _check_tables(bias=bias, importance=importance)
     if not 0 <= bias_weight <= 1:
         raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
-    for argument, table in (("bias", bias), ("importance", importance)):
+    return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
+
+
+def guarded_scores(
+    bias: Tensor,
+    importance: Tensor,
+    *,
+    neutral: Tensor | None = None,
+    charge: float = 1.0,
+    protect: float = 0.1,
+    floor: float = 1.0,
+) -> Tensor:
+    """Weigh what a cut is expected to bring against what it is expected to break.
+
+    ::
+
+        (bias − charge · |neutral|) / (importance² + floor · mean importance²)
+
+    Made for `bias_scores(method="attribution")` or "patching" and `importance_scores(method="fisher")`: with Fisher's
+    F, half of F² estimates to second order by how much the loss rises if the neuron is removed. The square of another
+    importance has no such meaning: with "maw" or "wanda" in place of "fisher" the perplexity rose by 63 and 22 %, where
+    it did not rise with "fisher" (default model, 92 neurons, validation pairs).
+
+    Parameters
+    ----------
+    bias, importance : Tensor
+        Shape (layers, neurons).
+    neutral : Tensor, optional
+        The bias score of neutral pairs in the same templates. A neuron that moves their gap, either way, reacts to any
+        word: cutting many of these makes a model deaf.
+    charge : float
+        How much an effect on neutral pairs counts against one on demographic pairs, 0 or more.
+    protect : float
+        Share of the model's neurons that stay because they are the most important, from 0 to below 1.
+    floor : float
+        Damage that every neuron is taken to do, as a share of the mean, above 0: no neuron is free.
+
+    Returns
+    -------
+    Tensor
+        Shape (layers, neurons); higher = cut first, in units of bias / importance², comparable across layers. −inf
+        (`select_neurons` leaves them): protected, or without an expected gain (bias ≤ charge · |neutral|).
+
+    Raises
+    ------
+    ValueError
+        Unequal shapes, values that are not finite, an option out of range, or importance that is 0 everywhere.
+    """
+    _check_tables(bias=bias, importance=importance, **({} if neutral is None else {"neutral": neutral}))
+    for argument, value, allowed, fits in (
+        ("charge", charge, "a number of at least 0", 0 <= charge < math.inf),
+        ("protect", protect, "a number from 0 to below 1", 0 <= protect < 1),
+        ("floor", floor, "a number above 0", 0 < floor < math.inf),
+    ):
+        if not fits:
+            raise ValueError(f"{argument}: expected {allowed}; got {value!r}")
+    damage = importance.double() ** 2
+    if not damage.any():
+        raise ValueError("importance: expected values that are not all 0")
+    gain = bias - charge * neutral.abs() if neutral is not None else bias
+    scores = (gain / (damage + floor * damage.mean())).float()
+    scores[gain <= 0] = -math.inf
+    scores.view(-1)[damage.flatten().topk(int(protect * damage.numel())).indices] = -math.inf
+    return scores
+
+
+def _check_tables(**tables: Tensor) -> None:
+    shapes = [tuple(table.shape) for table in tables.values()]
+    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+        raise ValueError(
+            f"{', '.join(tables)}: expected tables of one shape (layers, neurons); got {' and '.join(map(str, shapes))}"
+        )
+    for argument, table in tables.items():
         if not torch.isfinite(table).all():
             raise ValueError(f"{argument}: expected finite values; got NaN or infinity")
-    return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
 
 def _peaks(weight: Tensor) -> Tensor:

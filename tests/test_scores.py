@@ -3,12 +3,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import fairlab as fl
-from fairlab.models import glu_blocks
+from fairlab.models import glu_blocks, glu_weights
 from tiny_models import FAMILIES, tiny_model
 
 PAIR = fl.ARTICLE_PAIR
+# a prompt that two pairs share, and two lengths
+CROSSED = [
+    fl.PromptPair("The old cook said", "The young cook said"),
+    fl.PromptPair("The old cook said", "The tall cook said"),
+    fl.PromptPair("My old friend read the letter and", "My young friend read the letter and"),
+]
 
 
 def article_algorithm(model, tokenizer, pairs, *, fraction, bias_weight):
@@ -166,10 +173,291 @@ def test_hybrid_knows_each_layer_only_by_itself():
     assert torch.allclose(*hybrids, atol=1e-6)
 
 
+# ---- causal scores
+
+
+def gap_of(model, tokenizer, pair, change):
+    """Compute the gap of one pair by hand, with `change(layer, h)` in place of each h, shape (2, tokens, neurons)."""
+    handles = [
+        mlp.down_proj.register_forward_pre_hook(lambda m, inputs, layer=layer: (change(layer, inputs[0]),))
+        for layer, mlp in enumerate(glu_blocks(model))
+    ]
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer(p).input_ids for p in (pair.prompt_a, pair.prompt_b)])).logits[:, -1]
+    for handle in handles:
+        handle.remove()
+    a, b = logits.softmax(-1)
+    m = (a + b) / 2
+    return ((a * (a / m).log()).sum() + (b * (b / m).log()).sum()).item() / 2
+
+
+def removing(layer, neuron, amount):
+    def change(number, h):
+        if number == layer:
+            h = h.clone()
+            h[..., neuron] *= 1 - amount
+        return h
+
+    return change
+
+
+def replacing(layer, neuron, amount):
+    def change(number, h):
+        if number == layer:
+            h = h.clone()
+            h[..., neuron] += amount * (h[..., neuron].mean(0) - h[..., neuron])
+        return h
+
+    return change
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("method", "change"), [("attribution", removing), ("patching", replacing)])
+def test_causal_scores_equal_finite_differences(family, method, change, tokenizer):
+    tiny = tiny_model(family, torch.float64)
+    scores = fl.bias_scores(tiny, tokenizer, CROSSED, method=method)
+    assert (scores.shape, scores.dtype) == ((3, 24), torch.float32)
+    step = 0.01  # the models' norms compute in float32, whatever the dtype: a smaller step drowns in their rounding
+    for layer, neurons in enumerate(scores.abs().topk(3).indices.tolist()):
+        for neuron in neurons:
+            less, more = (
+                sum(gap_of(tiny, tokenizer, pair, change(layer, neuron, amount)) for pair in CROSSED) / len(CROSSED)
+                for amount in (step, -step)
+            )
+            assert scores[layer, neuron].item() == pytest.approx((more - less) / (2 * step), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["attribution", "patching"])
+def test_causal_scores_do_not_depend_on_the_batch(method, tokenizer, some_pairs):
+    tiny = tiny_model(dtype=torch.float64)
+    scores = fl.bias_scores(tiny, tokenizer, some_pairs, method=method)
+    for batch_size in (2, 5):
+        again = fl.bias_scores(tiny, tokenizer, some_pairs, method=method, batch_size=batch_size)
+        assert torch.allclose(scores, again, rtol=1e-6, atol=1e-9)
+    apart = [fl.bias_scores(tiny, tokenizer, [pair], method=method) for pair in some_pairs]
+    assert torch.allclose(scores, torch.stack(apart).mean(0), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [5, 72])
+def test_steps_take_the_gradient_halfway_with_the_neurons_group(steps, tokenizer):
+    tiny = tiny_model(dtype=torch.float64)
+    scores = fl.bias_scores(tiny, tokenizer, CROSSED, method="attribution", steps=steps)
+    group_of = torch.arange(72).view(3, 24) % steps  # with 72, every neuron is alone
+    for layer, neurons in enumerate(scores.abs().topk(2).indices.tolist()):
+        for neuron in neurons:
+            masks = torch.where(group_of == group_of[layer, neuron], 0.5, 1.0).double()
+            gaps = []
+            for step in (0.01, -0.01):
+                masks[layer, neuron] = 0.5 + step
+                gaps.append(
+                    sum(gap_of(tiny, tokenizer, pair, lambda n, h, masks=masks: h * masks[n]) for pair in CROSSED) / 3
+                )
+            assert scores[layer, neuron].item() == pytest.approx((gaps[0] - gaps[1]) / 0.02, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_causal_scores_in_half_precision(dtype, tokenizer, some_pairs):
+    tiny = tiny_model()
+    text = " ".join(pair.prompt_a for pair in some_pairs)
+    for score in (
+        lambda model: fl.bias_scores(model, tokenizer, some_pairs, method="attribution"),
+        lambda model: fl.bias_scores(model, tokenizer, some_pairs, method="patching"),
+        lambda model: fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text),
+    ):
+        exact, rough = score(tiny), score(tiny_model(dtype=dtype))
+        assert rough.dtype == torch.float32
+        assert (exact - rough).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("method", ["attribution", "patching", "fisher"])
+def test_causal_scores_leave_the_model_as_it_was(method, fails, tokenizer):
+    tiny = tiny_model("Llama, biases, tied")
+    tiny.model.layers[1].requires_grad_(False)
+    tiny.lm_head.weight.grad = torch.ones_like(tiny.lm_head.weight)
+    asked = [parameter.requires_grad for parameter in tiny.parameters()]
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    if fails:
+        tiny.model.norm.register_forward_hook(lambda *_: 1 / 0)
+
+    def score():
+        with torch.no_grad():  # the caller's setting does not matter, and stays
+            if method == "fisher":
+                fl.importance_scores(tiny, method=method, tokenizer=tokenizer, text="A short text.")
+            else:
+                fl.bias_scores(tiny, tokenizer, CROSSED, method=method)
+            assert not torch.is_grad_enabled()
+
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            score()
+    else:
+        score()
+    assert torch.is_grad_enabled()
+    assert [parameter.requires_grad for parameter in tiny.parameters()] == asked
+    for name, parameter in tiny.named_parameters():
+        if parameter is tiny.lm_head.weight:
+            assert torch.equal(parameter.grad, torch.ones_like(parameter))
+        else:
+            assert parameter.grad is None, name
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in tiny.modules())
+
+
+def test_a_neuron_that_is_cut_already_has_no_effect(tokenizer):
+    tiny = tiny_model()
+    with fl.ablate(tiny, fl.NeuronSelection({1: (2,)}, (3, 24))):
+        scores = fl.bias_scores(tiny, tokenizer, CROSSED, method="attribution")
+    assert scores[1, 2] == 0
+    assert (scores != 0).sum() == scores.numel() - 1
+
+
+def test_attribution_orders_neurons_as_removing_them_one_by_one_does(model, tokenizer):
+    pairs = fl.load_pairs(split="train")[::90][:4]
+    scores = fl.bias_scores(model, tokenizer, pairs, method="attribution")
+    tried = scores.flatten().argsort()[576::1152]  # 40 of 46,080, evenly over the ranks
+    shortlist = torch.full_like(scores, -math.inf)
+    shortlist.view(-1)[tried] = scores.view(-1)[tried]
+    exact = fl.refine_scores(model, tokenizer, shortlist, pairs, count=40)
+    assert spearmanr(scores.view(-1)[tried], exact.view(-1)[tried]).statistic >= 0.85
+
+
+# ---- importance on a text
+
+TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. " * 30
+
+
+def mask_gradients(model, ids):
+    """Compute ∂loss/∂m for an explicit mask, with the loss that transformers computes."""
+    masks = torch.ones(3, 24, dtype=model.dtype, requires_grad=True)
+    handles = [
+        mlp.down_proj.register_forward_pre_hook(lambda m, inputs, layer=layer: (inputs[0] * masks[layer],))
+        for layer, mlp in enumerate(glu_blocks(model))
+    ]
+    loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    for handle in handles:
+        handle.remove()
+    return torch.autograd.grad(loss, masks)[0]
+
+
+@pytest.mark.parametrize("family", ["Llama, biases, tied", "Phi-3"])
+def test_importance_from_text_equals_a_slow_reference(family, tokenizer, bos_tokenizer):
+    tiny = tiny_model(family, torch.float64, max_position_embeddings=512)
+    for some_tokenizer, bos in ((tokenizer, []), (bos_tokenizer, [bos_tokenizer.bos_token_id])):
+        ids = tokenizer(TEXT).input_ids
+        assert 512 < len(ids) < 768  # two chunks, and a rest that is dropped
+        chunks = [bos + ids[:256], bos + ids[256:512]]
+        slopes = torch.stack([mask_gradients(tiny, chunk) for chunk in chunks])
+        with fl.record(tiny, ["down_proj_input"]) as activations:
+            tiny(torch.tensor(chunks))
+        sizes = torch.stack([activations["down_proj_input", layer].abs().mean((0, 1)) for layer in range(3)])
+        columns = torch.stack([glu_weights(mlp)[2].norm(dim=0) for mlp in glu_blocks(tiny)])
+        expected = {
+            "fisher": slopes.square().mean(0).sqrt(),
+            "taylor": slopes.mean(0).abs(),
+            "wanda": sizes.double() * columns,
+        }
+        for method, table in expected.items():
+            scores = fl.importance_scores(tiny, method=method, tokenizer=some_tokenizer, text=TEXT)
+            assert (scores.shape, scores.dtype) == ((3, 24), torch.float32)
+            assert torch.allclose(scores.double(), table, rtol=1e-4, atol=1e-10), method
+
+
+def test_a_text_shorter_than_a_chunk_is_one_chunk(tokenizer):
+    tiny = tiny_model(dtype=torch.float64)
+    ids = tokenizer("Two trains left at noon.").input_ids
+    scores = fl.importance_scores(tiny, method="taylor", tokenizer=tokenizer, text="Two trains left at noon.")
+    assert torch.allclose(scores.double(), mask_gradients(tiny, ids).abs(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fisher", "taylor", "wanda"])
+def test_importance_from_text_needs_a_text(method, tokenizer):
+    tiny = tiny_model()
+    for options, message in (
+        ({}, "tokenizer and text: method='%s' needs .*calibration_en.txt.*got None"),
+        ({"tokenizer": tokenizer}, "^text: method='%s' needs"),
+        ({"text": TEXT}, "^tokenizer: method='%s' needs"),
+    ):
+        with pytest.raises(ValueError, match=message % method):
+            fl.importance_scores(tiny, method=method, **options)
+    with pytest.raises(ValueError, match="text: expected at least two tokens; got 1"):
+        fl.importance_scores(tiny, method=method, tokenizer=tokenizer, text="a")
+    tiny.model.norm.weight.data[0] = math.nan
+    if method != "wanda":  # which never comes as far as the last norm
+        with pytest.raises(ValueError, match="are not finite"):
+            fl.importance_scores(tiny, method=method, tokenizer=tokenizer, text=TEXT)
+
+
+# ---- guarded scores
+
+
+def test_guarded_by_hand():
+    bias = torch.tensor([[3.0, 2.0, 1.0], [-1.0, 4.0, 0.5]])
+    importance = torch.tensor([[1.0, 2.0, 0.0], [0.5, 9.0, 3.0]])
+    mean = (1 + 4 + 0 + 0.25 + 81 + 9) / 6
+    stays = -math.inf
+    plain = fl.guarded_scores(bias, importance, protect=0.2, floor=0.5)
+    expected = [[3 / (1 + mean / 2), 2 / (4 + mean / 2), 1 / (mean / 2)], [stays, stays, 0.5 / (9 + mean / 2)]]
+    assert torch.allclose(plain, torch.tensor(expected))
+    neutral = torch.tensor([[1.0, -0.5, 0.25], [0.0, 0.0, -0.25]])
+    charged = fl.guarded_scores(bias, importance, neutral=neutral, charge=2.0, protect=0.0, floor=0.5)
+    expected = [[1 / (1 + mean / 2), 1 / (4 + mean / 2), 0.5 / (mean / 2)], [stays, 4 / (81 + mean / 2), stays]]
+    assert torch.allclose(charged, torch.tensor(expected))
+
+
+def test_guarded_protects_the_share_it_says():
+    bias, importance = torch.rand(4, 50) + 0.1, torch.rand(4, 50)
+    scores = fl.guarded_scores(bias, importance, protect=0.25)
+    kept = scores == -math.inf
+    assert kept.sum() == 50
+    assert importance[kept].min() > importance[~kept].max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"neutral": torch.rand(2, 4)}, r"bias, importance, neutral: expected tables of one shape .* and \(2, 4\)"),
+        ({"neutral": torch.full((2, 3), math.nan)}, "neutral: expected finite values"),
+        ({"importance": torch.zeros(2, 3)}, "importance: expected values that are not all 0"),
+        ({"charge": -1.0}, "charge: expected a number of at least 0; got -1.0"),
+        ({"protect": 1.0}, "protect: expected a number from 0 to below 1; got 1.0"),
+        ({"floor": 0.0}, "floor: expected a number above 0; got 0.0"),
+        ({"floor": math.nan}, "floor: expected a number above 0; got nan"),
+    ],
+)
+def test_guarded_refuses(options, message):
+    good = {"bias": torch.rand(2, 3), "importance": torch.rand(2, 3)}
+    with pytest.raises(ValueError, match=message):
+        fl.guarded_scores(**{**good, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "attribution", "signed": True}, "signed: expected False with method='attribution', which has a"),
+        ({"method": "patching", "signed": True}, "signed: expected False with method='patching', which has a sign"),
+        ({"method": "attribution", "steps": 1}, "steps: expected a whole number of at least 2, .* got 1"),
+        ({"method": "patching", "steps": 4}, "with method='attribution'; got 4 with 'patching'"),
+        ({"method": "attribution", "batch_size": 1}, "batch_size: expected a whole number of at least 2"),
+    ],
+)
+def test_causal_scores_refuse(options, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        fl.bias_scores(tiny_model(), tokenizer, [PAIR], **options)
+
+
+def test_causal_scores_find_nan_weights(tokenizer):
+    tiny = tiny_model()
+    tiny.model.norm.weight.data[0] = math.nan
+    for method in ("attribution", "patching"):
+        with pytest.raises(ValueError, match="are not finite"):
+            fl.bias_scores(tiny, tokenizer, [PAIR], method=method)
+
+
 def test_bad_input_is_named(model, tokenizer):
-    with pytest.raises(ValueError, match="method: expected one of activation, article, optipfair; got 'magic'"):
+    with pytest.raises(ValueError, match="method: expected one of activation, .*, patching; got 'magic'"):
         fl.bias_scores(model, tokenizer, [PAIR], method="magic")
-    with pytest.raises(ValueError, match="method: expected one of maw, maw_printed, vow, pon, l2; got 'magic'"):
+    with pytest.raises(ValueError, match="method: expected one of maw, .*, wanda; got 'magic'"):
         fl.importance_scores(model, method="magic")
     good = torch.rand(2, 3)
     for bias, importance, weight, message in (
@@ -200,3 +488,13 @@ def test_a_model_without_a_gate_is_refused(tokenizer):
         fl.bias_scores(gpt2, tokenizer, [PAIR])
     with pytest.raises(ValueError, match="not a gated linear unit"):
         fl.importance_scores(gpt2)
+
+
+def test_layers_of_unequal_width_make_no_table(tokenizer):
+    cut = fl.prune(tiny_model(), fl.NeuronSelection({1: (2,)}, (3, 24)))
+    for method in ("attribution", "patching"):
+        with pytest.raises(ValueError, match="its layers have different widths"):
+            fl.bias_scores(cut, tokenizer, [PAIR], method=method)
+    for method in ("maw", "fisher", "wanda"):
+        with pytest.raises(ValueError, match="its layers have different widths"):
+            fl.importance_scores(cut, method=method, tokenizer=tokenizer, text=TEXT)

@@ -224,6 +224,74 @@ def test_two_cuts_add_up(tokenizer):
         assert furthest(logits_of(model, tokenizer), nested) < 1e-6
 
 
+# ---- refined scores
+
+REFINE_PAIRS = [
+    fl.PromptPair("The old cook said", "The young cook said"),
+    fl.PromptPair("The old cook said", "The tall cook said"),
+    fl.PromptPair("My old friend read the letter and", "My young friend read the letter and"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_refined_scores_are_gaps_of_single_cuts(family, tokenizer):
+    model = tiny_model(family, torch.float64)
+    before = bytes_of(model)
+    scores = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
+    refined = fl.refine_scores(model, tokenizer, scores, REFINE_PAIRS, count=7, neutral=REFINE_PAIRS[1:], charge=0.5)
+    assert (refined.shape, refined.dtype) == ((3, 24), torch.float32)
+    tried = torch.isfinite(refined)
+    assert set(scores[tried].tolist()) == set(scores.flatten().topk(7).values.tolist())
+    assert (refined[~tried] == -math.inf).all()
+
+    def gap(pairs):
+        return fl.next_token_divergence(model, tokenizer, pairs).mean().item()
+
+    plain, plain_neutral = gap(REFINE_PAIRS), gap(REFINE_PAIRS[1:])
+    for layer, neuron in tried.nonzero().tolist():
+        with fl.ablate(model, fl.NeuronSelection({layer: (neuron,)}, (3, 24))):
+            expected = plain - gap(REFINE_PAIRS) - 0.5 * abs(plain_neutral - gap(REFINE_PAIRS[1:]))
+        assert refined[layer, neuron].item() == pytest.approx(expected, rel=1e-5, abs=1e-10)
+    assert same_bytes(model, before)
+    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+
+
+def test_refined_scores_do_not_depend_on_the_batch(tokenizer, some_pairs):
+    model, scores = tiny_model(dtype=torch.float64), torch.rand(3, 24)
+    tables = [fl.refine_scores(model, tokenizer, scores, some_pairs, count=5, batch_size=size) for size in (2, 5, 32)]
+    for table in tables[1:]:
+        assert torch.allclose(table, tables[0], rtol=1e-5, atol=1e-10)
+
+
+def test_refined_scores_leave_the_model_also_after_an_exception(tokenizer):
+    model = tiny_model()
+    passes = []
+
+    def fail(*_):
+        passes.append(1)
+        if len(passes) == 3:
+            raise RuntimeError("stop")
+
+    handle = model.model.norm.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        fl.refine_scores(model, tokenizer, torch.arange(72.0).view(3, 24), REFINE_PAIRS, count=5)
+    handle.remove()
+    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+
+
+def test_refine_refuses(tokenizer):
+    model, scores = tiny_model(), torch.rand(3, 24)
+    for options, message in (
+        ({"count": 0}, "count: expected a whole number from 1 to 71; got 0"),
+        ({"charge": -1.0}, "charge: expected a number of at least 0; got -1.0"),
+        ({"scores": torch.rand(3, 25)}, "made for 3 layers of 25 neurons, but the model has 3 layers of 24"),
+        ({"pairs": []}, "pairs: expected at least one"),
+        ({"neutral": []}, "pairs: expected at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fl.refine_scores(model, tokenizer, **{"scores": scores, "pairs": REFINE_PAIRS, "count": 5, **options})
+
+
 # ---- selections
 
 
