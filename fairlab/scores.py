@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.behavior import divergence
+from fairlab.behavior import divergence, next_token_divergence
 from fairlab.capture import PairBatch, check_option, neuron_differences, pair_batches, progress, record
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
@@ -34,6 +34,7 @@ def bias_scores(
     method: Literal["activation", "article", "optipfair", "attribution", "patching"] = "activation",
     signed: bool = False,
     steps: int | None = None,
+    relative: bool = False,
     batch_size: int = 32,
 ) -> Tensor:
     """Score every MLP neuron by how much it differs between the two prompts of a pair, or causes, averaged over pairs.
@@ -59,19 +60,25 @@ def bias_scores(
         With "attribution": deal the neurons out to so many groups (number modulo steps), and take the gradient of each
         group with its masks at 1/2, halfway to the cut, and all others at 1: one forward and one backward a batch and
         group. With as many steps as neurons, each goes its path alone. See the notes for what it is good for.
+    relative : bool
+        With "attribution" and "patching": the effect on the headline of `compare`. In each category the mean over pairs
+        is divided by the mean gap of these pairs, then the mean over categories is taken. Without it the category with
+        the largest gap decides: mostly gender, by he and she.
 
     Returns
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons); higher = cut first. The first three: in units of activation, 0 or
-        more unless signed; 0: blind to the word. "attribution" and "patching": in nats; positive: the intervention
-        narrows the gap, negative: it widens it; 0: no effect to first order.
+        more unless signed; 0: blind to the word. "attribution" and "patching": in nats, or with `relative` as a share
+        of the gap (0.01 is one per cent); positive: the intervention narrows the gap, negative: it widens it; 0: no
+        effect to first order.
 
     Raises
     ------
     ValueError
-        No pairs, an invalid pair, an unknown method, `signed` or `steps` with another method, a model without GLU
-        neurons, layers of unequal width, or activations or gradients that are not finite.
+        No pairs, an invalid pair, an unknown method, `signed`, `steps` or `relative` with another method, a category
+        without any gap with `relative`, a model without GLU neurons, layers of unequal width, or activations or
+        gradients that are not finite.
 
     Notes
     -----
@@ -102,9 +109,21 @@ def bias_scores(
         raise ValueError(
             f"steps: expected a whole number of at least 2, with method='attribution'; got {steps!r} with {method!r}"
         )
+    if relative and method not in ("attribution", "patching"):
+        raise ValueError(f"relative: expected False with method={method!r}, which measures no gap; got True")
     glu_blocks(model)
     if method in ("attribution", "patching"):
-        return _gap_gradients(model, tokenizer, pairs, method == "patching", steps, batch_size)
+        options = {"patching": method == "patching", "steps": steps, "batch_size": batch_size}
+        if not relative:
+            return _gap_gradients(model, tokenizer, pairs, **options)
+        tables = []
+        for category in dict.fromkeys(pair.category for pair in as_pairs(pairs)):
+            group = [pair for pair in pairs if pair.category == category]
+            gap = next_token_divergence(model, tokenizer, group, batch_size=batch_size).mean()
+            if not gap:
+                raise ValueError(f"relative: the pairs of category {category!r} have a gap of 0, which has no share")
+            tables.append(_gap_gradients(model, tokenizer, group, **options) / gap.float())
+        return torch.stack(tables).mean(0)
     if method == "activation":
         statistic = "signed" if signed else "absolute"
         return neuron_differences(model, tokenizer, pairs, statistic=statistic, batch_size=batch_size)[
@@ -127,6 +146,7 @@ def _gap_gradients(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
+    *,
     patching: bool,
     steps: int | None,
     batch_size: int,

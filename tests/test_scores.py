@@ -238,6 +238,18 @@ def test_causal_scores_do_not_depend_on_the_batch(method, tokenizer, some_pairs)
     assert torch.allclose(scores, torch.stack(apart).mean(0), rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["attribution", "patching"])
+def test_relative_scores_are_shares_of_the_gap_of_each_category(method, tokenizer):
+    tiny = tiny_model(dtype=torch.float64)
+    race, age = fl.load_pairs("race")[:3], fl.load_pairs("age")[:1]
+    parts = []
+    for part in (race, age):
+        gap = fl.next_token_divergence(tiny, tokenizer, part).mean()
+        parts.append(fl.bias_scores(tiny, tokenizer, part, method=method) / gap.item())
+    scores = fl.bias_scores(tiny, tokenizer, [race[0], *age, *race[1:]], method=method, relative=True)
+    assert torch.allclose(scores, (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [5, 72])
 def test_steps_take_the_gradient_halfway_with_the_neurons_group(steps, tokenizer):
     tiny = tiny_model(dtype=torch.float64)
@@ -438,6 +450,7 @@ def test_guarded_refuses(options, message):
         ({"method": "patching", "signed": True}, "signed: expected False with method='patching', which has a sign"),
         ({"method": "attribution", "steps": 1}, "steps: expected a whole number of at least 2, .* got 1"),
         ({"method": "patching", "steps": 4}, "with method='attribution'; got 4 with 'patching'"),
+        ({"method": "article", "relative": True}, "relative: expected False with method='article', which measures no"),
         ({"method": "attribution", "batch_size": 1}, "batch_size: expected a whole number of at least 2"),
     ],
 )
