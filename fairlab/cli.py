@@ -19,9 +19,11 @@ DEFAULT = "SmolLM2-135M-Instruct"  # fl.DEFAULT_MODEL, without the wait
 Model = Annotated[str, Option(help="The default model, a Hub id (org/name), a model folder, or a .gguf file.")]
 Pairs = Annotated[str, Option(help="article, all, a category such as race, or a CSV file (see fairlab --help).")]
 Neutral = Annotated[str | None, Option(help="CSV file of neutral pairs, the control; fairlab's own without it.")]
-Method = Annotated[str, Option(help="Bias score, or bias+importance: article, activation+maw, … (score --help).")]
+Method = Annotated[
+    str, Option(help="Bias score, or bias+importance: article, activation+maw, attribution, … (score --help).")
+]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]
-Fraction = Annotated[float, Option(help="Share of the neurons of each layer to cut.")]
+Fraction = Annotated[float, Option(help="Share of the neurons to cut: of each layer, or of the model if guarded.")]
 Random = Annotated[int, Option(help="Random cuts of the same size to compare with.")]
 Seed = Annotated[int, Option(help="Of the random cuts.")]
 Table = Annotated[Path | None, Option(help="CSV file to write the whole table to.")]
@@ -99,7 +101,10 @@ def score(
     --method is a bias score of fairlab.bias_scores (article, activation, optipfair, …) and, after a plus, an importance
     score of fairlab.importance_scores (maw if none is given); a wrong name gets the list of all. The two are combined
     as hybrid score; the article weights them 0.5, optipfair 0.8. Prints the twenty neurons with the highest score.
-    Scores are scaled within each layer: ranks across layers compare unlike units.
+    Hybrid scores are scaled within each layer: ranks across layers compare unlike units.
+
+    attribution and patching ask which neurons cause the gap. They are combined by fairlab.guarded_scores with Fisher's
+    importance and a charge for neutral pairs, in place of --bias-weight, and ranked over all layers.
 
     \b
     Example: fairlab score --pairs race --method activation+vow --out scores.csv
@@ -246,15 +251,26 @@ def _usable(tokenizer, pairs, name):
 
 def _scores(loaded, pairs, method, bias_weight):
     bias_method, _, importance_method = method.partition("+")
-    bias = fl.bias_scores(*loaded, pairs, method=bias_method)
-    importance = fl.importance_scores(loaded[0], method=importance_method or "maw")
-    hybrid = fl.hybrid_scores(bias, importance, bias_weight=bias_weight)
-    return {"score": hybrid, "bias": bias, "importance": importance}
+    causal = bias_method in ("attribution", "patching")
+    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    bias = fl.bias_scores(*loaded, pairs, method=bias_method, relative=causal)
+    importance = fl.importance_scores(
+        loaded[0], method=importance_method or ("fisher" if causal else "maw"), tokenizer=loaded[1], text=text
+    )
+    tables = {"bias": bias, "importance": importance}
+    if causal:
+        neutral = _usable(loaded[1], _part(fl.load_pairs(kind="neutral"), "train"), None)
+        tables["neutral"] = fl.bias_scores(*loaded, neutral, method=bias_method, relative=True)
+        return {"score": fl.guarded_scores(bias, importance, neutral=tables["neutral"])} | tables
+    return {"score": fl.hybrid_scores(bias, importance, bias_weight=bias_weight)} | tables
 
 
 def _select(loaded, pairs, method, bias_weight, fraction):
-    how = f"{method}, bias weight {bias_weight:g}, {len(pairs)} pairs"
-    return fl.select_neurons(_scores(loaded, pairs, method, bias_weight)["score"], fraction=fraction, how=how)
+    scores = _scores(loaded, pairs, method, bias_weight)
+    guarded = "neutral" in scores
+    note = "guarded" if guarded else f"bias weight {bias_weight:g}"
+    how, scope = f"{method}, {note}, {len(pairs)} pairs", "model" if guarded else "layer"
+    return fl.select_neurons(scores["score"], fraction=fraction, scope=scope, how=how)
 
 
 def _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed):

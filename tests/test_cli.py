@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,33 @@ def test_score_lists_the_neurons(run, folder, tmp_path):
         assert row["bias"] == pytest.approx(bias[row["layer"], row["neuron"]].item())
     assert len(pd.read_csv(tmp_path / "s.csv")) == scores.numel()
     assert run("score", *options)[1].split()[:5] == ["layer", "neuron", "score", "bias", "importance"]
+
+
+def test_causal_scores_are_guarded(run, folder, tmp_path):
+    code, out, _ = run("score", "--pairs", "race", "--method", "attribution", "--out", tmp_path / "s.csv", "--json")
+    assert code == 0
+    model, tokenizer = fl.load_model(folder)
+    demographic, neutral = (
+        fl.bias_scores(
+            model,
+            tokenizer,
+            [p for p in pairs if p.split == p.attribute_split == "train"],
+            method="attribution",
+            relative=True,
+        )
+        for pairs in (fl.load_pairs("race"), fl.load_pairs(kind="neutral"))
+    )
+    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
+    scores = fl.guarded_scores(demographic, fisher, neutral=neutral).flatten()
+    listed = [math.nan if row["score"] is None else row["score"] for row in strict(out)["top"]]
+    best = scores.sort(descending=True).values[:20]
+    assert listed == pytest.approx(best.where(best.isfinite(), math.nan).tolist(), rel=1e-4, nan_ok=True)
+    cut = fl.select_neurons(fl.guarded_scores(demographic, fisher, neutral=neutral), fraction=0.1, scope="model")
+    options = ["--pairs", "race", "--method", "attribution", "--fraction", "0.1"]
+    selection = strict(run("prune", *options, "--out", tmp_path / "cut", "--json")[1])["selection"]
+    assert {int(layer): tuple(some) for layer, some in selection["neurons"].items()} == dict(cut.neurons)
+    assert "attribution, guarded, 36 pairs" in selection["how"]
 
 
 def test_prune_is_the_surgery_of_the_functions(run, folder, tmp_path):
