@@ -24,6 +24,7 @@ _ROOMS = {
         "plot_projection",
         "plot_score_plane",
         "plot_token_shifts",
+        "plot_tradeoff",
     ),
     "projection": ("project_pair",),
     "report": ("model_card", "push_to_hub", "write_report"),

@@ -1,7 +1,7 @@
 """Figures: data and `ax=None` in, the matplotlib `Axes` out; nothing is shown or saved.
 
 Contents: `plot_token_shifts`, `plot_layer_differences`, `plot_projection`, `plot_distances`, `plot_score_plane`,
-`plot_comparison`, `plot_dose_response`; `token_artists` and `token_labels`, which the explorers share.
+`plot_comparison`, `plot_dose_response`, `plot_tradeoff`; `token_artists` and `token_labels`, which the explorers share.
 """
 
 from collections.abc import Callable, Mapping
@@ -178,6 +178,70 @@ def plot_dose_response(
     ax.set_xticks(chance.index, chance.index)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="neurons cut in each layer", ylabel="change in %", title=f"Change of the {measure}, {category}")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    sns.despine(ax=ax)
+    return ax
+
+
+def plot_tradeoff(table: pd.DataFrame, *, category: str = "headline", ax: Axes | None = None) -> Axes:
+    """Draw what each cut brings against what it costs: change of the gap over change of the perplexity.
+
+    Dots with intervals are the cuts, those of one method joined in order of size; an open diamond is what the same cut
+    does to neutral prompts: a long stem between the two is a cut that acts on the word's meaning, a short one has made
+    the model deaf. Grey dots are random cuts. The dotted line is a mere flattening of the predictions: a cut above it
+    buys less than a temperature.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `compare`, or `data/results_tradeoff.csv` with its columns `method` and `count`.
+    category : str
+        Whose gap: a category, or "headline".
+
+    Raises
+    ------
+    ValueError
+        No such rows; the message lists what the table has.
+    """
+    key = ["method", "count"] if "method" in table else ["selection"]
+    prices = _rows_of(table, "perplexity", "text")[[*key, "change", "random_changes"]]
+    rows = _rows_of(table, "gap", category).merge(prices, on=key, suffixes=("", "_price"))
+    ax = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
+    ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    drawn = rows.dropna(subset="random_changes").drop_duplicates(["random_changes", "random_changes_price"])
+    cloud = [
+        (100 * float(x), 100 * float(y))
+        for row in drawn.to_dict("records")
+        for x, y in zip(row["random_changes_price"].split(), row["random_changes"].split(), strict=True)
+    ]
+    if cloud:
+        ax.scatter(*zip(*cloud, strict=True), s=14, color="0.75", linewidths=0, label="random cuts")
+    flat = rows[rows.flattening_scale < 1].sort_values("change_price")
+    if len(flat) > 1:
+        line = 100 * flat[["change_price", "flattening_change"]]
+        ax.plot(*line.to_numpy().T, ":", color="0.4", linewidth=1.2, label="flattening of the same price")
+    for number, (method, some) in enumerate(rows.groupby(key[0], sort=False)):
+        line = some.sort_values(key[-1])
+        x, y, color = 100 * line.change_price, 100 * line.change, COLORS[number % len(COLORS)]
+        ends = 100 * (line.change - line.low), 100 * (line.high - line.change)
+        ax.errorbar(
+            x, y, yerr=ends, fmt="-" + "osD^vP"[number % 6], markersize=5, linewidth=1, color=color, label=method
+        )
+        ax.vlines(x, y, 100 * line.neutral_change, color=color, linewidth=3, alpha=0.25)
+        label = "neutral prompts, same cut" if number == 0 else None
+        ax.plot(x, 100 * line.neutral_change, "D", markerfacecolor="none", markersize=5, color=color, label=label)
+    if 100 * rows.change_price.abs().max() > 20:
+        ax.set_xscale("symlog", linthresh=2)
+        ax.xaxis.set_major_locator(FixedLocator([-2, -1, 0, 1, 2, 5, 10, 30, 100, 300, 1000]))
+        ax.xaxis.set_major_formatter("{x:g}")
+    if rows[["low", "high"]].abs().max(axis=None) > WIDE:
+        _stretch(ax, "y")
+    ax.set(
+        xlabel="change of the perplexity in %",
+        ylabel="change of the gap in %",
+        title=f"What a cut brings and costs, {category}",
+    )
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     sns.despine(ax=ax)
     return ax

@@ -70,6 +70,24 @@ def test_dose_response_has_a_line_a_method():
         fl.plot_dose_response(comparison().drop(columns="count"))
 
 
+def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
+    gap = comparison().query("category == 'headline' and measure == 'gap'")
+    price = gap.assign(measure="perplexity", category="text", change=gap["count"] / 100, random_changes="0.01 0.02 0.03")
+    gap = gap.assign(neutral_change=0.2, flattening_scale=0.9, flattening_change=-gap["count"] / 10)
+    ax = fl.plot_tradeoff(pd.concat([gap, price]))
+    dots = [container.lines[0] for container in ax.containers]
+    assert [container.get_label() for container in ax.containers] == list(dict.fromkeys(gap.method))
+    assert dots[0].get_xdata().tolist() == pytest.approx([1, 3, 15])
+    assert dots[0].get_ydata().tolist() == pytest.approx([-1, -3, -15])
+    assert ax.collections[0].get_offsets()[:3].tolist() == [pytest.approx(at) for at in ([1, -10], [2, 5], [3, 1])]
+    flat = next(line for line in ax.lines if line.get_label() == "flattening of the same price")
+    assert flat.get_ydata().tolist() == pytest.approx([-10, -10, -30, -30, -150, -150])
+    diamonds = [line for line in ax.lines if line.get_marker() == "D" and line.get_markerfacecolor() == "none"]
+    assert [set(line.get_ydata()) for line in diamonds] == [{20}, {20}]
+    with pytest.raises(ValueError, match="measure, category: expected one of gap: headline"):
+        fl.plot_tradeoff(comparison())
+
+
 def projection():
     numbers = np.random.default_rng(0)
     coordinates, distances = numbers.normal(size=(3, 2, 4, 2)), numbers.uniform(1, 2, (3, 4))
