@@ -1,0 +1,135 @@
+"""Measure what cuts by causal scores bring and cost, beside the article's, and freeze the table and the best cut.
+
+    python tools/measure_tradeoff.py
+
+Seven ways to choose, at 3 and 9 neurons a layer (0.2 and 0.6 %), scored on pairs whose template and words are both
+in the train split, read on pairs whose template and words were both held out, each beside 20 random cuts of the same
+size. The options of `guarded_scores` were chosen on the validation templates. Writes `data/results_tradeoff.csv` and
+`data/selection_guarded.json`. Takes about half an hour on 2 CPU cores; a run that was stopped goes on from
+`build/tradeoff/`.
+"""
+
+import random
+
+import torch
+from measure_controls import ROOT, evaluation_text, held_out, provenance
+
+import fairlab as fl
+
+COUNTS = (3, 9)
+CATEGORIES = ("race", "gender", "religion", "nationality", "age", "disability", "appearance", "socioeconomic")
+SEED = 0
+CACHE = ROOT / "build" / "tradeoff"
+
+
+def train(**options) -> list[fl.PromptPair]:
+    """Return the pairs of which template and words may both choose neurons."""
+    return [pair for pair in fl.load_pairs(split="train", **options) if pair.attribute_split == "train"]
+
+
+def scored(name: str, compute) -> torch.Tensor:
+    """Compute a table of scores, or read it from an earlier run."""
+    path = CACHE / f"{name}.pt"
+    if not path.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        torch.save(compute(), path)
+    return torch.load(path)
+
+
+def in_rounds(model, tokenizer, demographic, neutral, fisher, *, count: int) -> fl.NeuronSelection:
+    """Choose a third of the neurons, score again with these cut, choose the next third, and so on.
+
+    Each new look takes 12 pairs of every category and 60 neutral ones, drawn anew, and counts as much as all former
+    looks together.
+    """
+    draw = random.Random(SEED)
+    chosen: dict[int, list[int]] = {layer: [] for layer in range(len(fisher))}
+    for start in range(0, count, count // 3):
+        cut = fl.NeuronSelection(chosen, tuple(fisher.shape))
+        if start:
+            pairs = [pair for category in CATEGORIES for pair in draw.sample(train(category=category), 12)]
+            with fl.ablate(model, cut):
+                looks = [
+                    fl.bias_scores(model, tokenizer, some, method="attribution", relative=True)
+                    for some in (pairs, draw.sample(train(kind="neutral"), 60))
+                ]
+            demographic, neutral = (demographic + looks[0]) / 2, (neutral + looks[1]) / 2
+        scores = fl.guarded_scores(demographic, fisher, neutral=neutral)
+        for layer, indices in cut.neurons.items():
+            scores[layer, list(indices)] = -torch.inf
+        for layer, indices in fl.select_neurons(scores, count=count // 3).neurons.items():
+            chosen[layer] += indices
+    return fl.NeuronSelection(chosen, tuple(fisher.shape), f"guarded, in rounds: {count} in each layer")
+
+
+def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
+    """Return the selections by name, "method · count"."""
+    pairs, neutral = train(), train(kind="neutral")
+    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    fisher = scored("fisher", lambda: fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text))
+    causal = {
+        (method, kind): scored(
+            f"{method}-{kind}",
+            lambda method=method, some=some: fl.bias_scores(model, tokenizer, some, method=method, relative=True),
+        )
+        for method in ("attribution", "patching")
+        for kind, some in (("pairs", pairs), ("neutral", neutral))
+    }
+    maw = fl.importance_scores(model, method="maw")
+    own = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
+    article = scored("article", lambda: fl.bias_scores(model, tokenizer, pairs, method="article"))
+    attribution = causal["attribution", "pairs"]
+    scores = {
+        "guarded": fl.guarded_scores(attribution, fisher, neutral=causal["attribution", "neutral"]),
+        "guarded, no neutral charge": fl.guarded_scores(attribution, fisher),
+        "guarded, patching": fl.guarded_scores(
+            causal["patching", "pairs"], fisher, neutral=causal["patching", "neutral"]
+        ),
+        "attribution alone": attribution,
+        "article, own pair": fl.hybrid_scores(own, maw, bias_weight=0.5),
+        "article, train pairs": fl.hybrid_scores(article, maw, bias_weight=0.5),
+    }
+    cuts = {
+        f"{method} · {count}": fl.select_neurons(table, count=count, how=method)
+        for method, table in scores.items()
+        for count in COUNTS
+        if count == 3 or method == "guarded" or method.startswith("article")
+    }
+    for count in COUNTS:
+        path = CACHE / f"in_rounds-{count}.json"
+        if not path.is_file():
+            tables = attribution, causal["attribution", "neutral"], fisher
+            path.write_text(in_rounds(model, tokenizer, *tables, count=count).to_json(), encoding="utf-8")
+        cuts[f"guarded, in rounds · {count}"] = fl.NeuronSelection.from_json(path.read_text(encoding="utf-8"))
+    return cuts
+
+
+def main() -> None:
+    """Measure, and write the table with its provenance in every row."""
+    model, tokenizer = fl.load_model()
+    cuts = choose(model, tokenizer)
+    table = fl.compare(
+        model,
+        tokenizer,
+        cuts,
+        pairs=held_out(),
+        neutral=held_out(kind="neutral"),
+        text=evaluation_text(tokenizer),
+        n_random=20,
+        seed=SEED,
+        cache=CACHE,
+    )
+    names = table.pop("selection").str.split(" · ", expand=True)
+    table.insert(0, "method", names[0])
+    table.insert(1, "count", names[1].astype(int))
+    seconds = round(table.attrs["seconds"])
+    table = table.assign(**provenance(model), seed=SEED, seconds=seconds)
+    path = ROOT / "data" / "results_tradeoff.csv"
+    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    (ROOT / "data" / "selection_guarded.json").write_text(cuts["guarded · 3"].to_json() + "\n", encoding="utf-8")
+    print(table[table.category.isin(["headline", "text"]) & (table.measure != "metric")].sentence.to_string())
+    print(f"{path.relative_to(ROOT)}: {len(table)} rows, {seconds} s of measuring")
+
+
+if __name__ == "__main__":
+    main()
