@@ -13,7 +13,7 @@ _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
     "diagnosis": ("article_metric", "layer_differences"),
-    "evaluation": ("compare", "perplexity", "random_selections"),
+    "evaluation": ("compare", "perplexity", "random_selections", "score_planted"),
     "models": ("DEFAULT_MODEL", "decoder_layers", "describe_model", "load_model"),
     "pairs": ("ARTICLE_PAIR", "PromptPair", "build_pairs", "check_pairs", "data_path", "load_pairs", "read_pairs"),
     "plots": (
@@ -32,6 +32,7 @@ _ROOMS = {
     "surgery": (
         "NeuronSelection",
         "ablate",
+        "plant_neurons",
         "prune",
         "refine_scores",
         "removed_neurons",

@@ -1,6 +1,7 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, `importance_scores`, `hybrid_scores`, `guarded_scores`; `next_log_p` runs one batch of pairs.
+Contents: `bias_scores`, `importance_scores`, `hybrid_scores`, `guarded_scores`; `next_log_p` runs one batch of pairs,
+`chunk_loss` one chunk of `text_chunks`.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a difference of
 activations: a neuron with a high one *reacts* to the word. Whether it *causes* a difference of behaviour is another
@@ -312,7 +313,7 @@ def importance_scores(
                 f"{missing}: method={method!r} needs a tokenizer and a text, such as that of "
                 'fairlab.data_path("calibration_en.txt"); got None'
             )
-        chunks = progress(_chunks(tokenizer, text), desc="calibration text", unit="chunk")
+        chunks = progress(text_chunks(tokenizer, text), desc="calibration text", unit="chunk")
         if method == "wanda":
             norms = _table([glu_weights(mlp)[2].float().norm(dim=0).cpu() for mlp in blocks], "down_proj weights")
             return norms * sum(_mean_activations(model, chunk) for chunk in chunks) / len(chunks)
@@ -327,7 +328,8 @@ def importance_scores(
     return _table(rows, "gate_proj or up_proj weights")
 
 
-def _chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+    """Cut a text into chunks of tokens of one size, BOS before each where the tokenizer adds one."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < 2:
         raise ValueError(f"text: expected at least two tokens; got {len(ids)}")
@@ -343,12 +345,16 @@ def _loss_gradients(model: PreTrainedModel, chunk: list[int]) -> Tensor:
     def keep(layer: int, h: Tensor, gradient: Tensor) -> None:
         rows[layer] = (h * gradient).sum((0, 1)).cpu()
 
-    tokens = torch.tensor([chunk], device=model.device)
     with _gradients(model, keep):
-        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        (nn.functional.cross_entropy(precise, tokens[0, 1:]) * _LOSS_SCALE).backward()
+        (chunk_loss(model, chunk) * _LOSS_SCALE).backward()
     return _table([rows[layer] for layer in sorted(rows)])
+
+
+def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:
+    """Compute the mean next-token cross-entropy of a chunk in at least float32, with gradients if these are enabled."""
+    tokens = torch.tensor([chunk], device=model.device)
+    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+    return nn.functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens[0, 1:])
 
 
 def _mean_activations(model: PreTrainedModel, chunk: list[int]) -> Tensor:

@@ -75,3 +75,49 @@ def test_random_selections_have_the_same_count_in_each_layer():
     assert draws[:2] == fl.random_selections(selection, 2, seed=3)
     with pytest.raises(ValueError, match="n: expected a whole number of at least 1; got 0"):
         fl.random_selections(selection, 0)
+
+
+def by_hand(ones, others):
+    """Share of pairs in which the first is higher; a tie is half a pair."""
+    return sum((a > b) + 0.5 * (a == b) for a in ones for b in others) / (len(ones) * len(others))
+
+
+@pytest.mark.parametrize("levels", [3, 1000, None])
+def test_scores_of_planted_neurons_equal_a_count_by_hand(levels):
+    torch.manual_seed(0)
+    bias, decoys = (fl.NeuronSelection(n, (3, 40), "") for n in ({0: (1, 2), 2: (39,)}, {0: (0,), 1: (5, 6, 7)}))
+    scores = torch.rand(3, 40)
+    if levels:
+        scores = (scores * levels).floor()
+    scores[1, 5] = scores[0, 2] = -math.inf
+    names = {(m, i): 0 for m in range(3) for i in range(40)}
+    names |= {(m, i): kind for kind, s in ((1, bias), (2, decoys)) for m, ix in s.neurons.items() for i in ix}
+    of = {kind: [scores[place].item() for place, k in names.items() if k == kind] for kind in (0, 1, 2)}
+    result = fl.score_planted(scores, bias, decoys)
+    assert result["bias against decoy"] == pytest.approx(by_hand(of[1], of[2]))
+    assert result["bias against natural"] == pytest.approx(by_hand(of[1], of[0]))
+    assert result["decoy against natural"] == pytest.approx(by_hand(of[2], of[0]))
+    assert result["chance"] == 3 / 120
+    order = torch.stack([torch.randperm(120) for _ in range(2000)])  # ties broken by lot
+    top = [sorted(o.tolist(), key=lambda i: -scores.flatten()[i].item())[:3] for o in order]
+    found = sum(names[i // 40, i % 40] == 1 for three in top for i in three) / 6000
+    assert result["recall"] == pytest.approx(found, abs=0.02)
+
+
+def test_the_best_and_the_blind_score():
+    bias, decoys = fl.NeuronSelection({0: (1, 2)}, (2, 50), ""), fl.NeuronSelection({1: (3,)}, (2, 50), "")
+    blind = fl.score_planted(torch.zeros(2, 50), bias, decoys)
+    assert list(blind.values()) == pytest.approx([0.5, 0.5, 0.5, 0.02, 0.02])
+    best = torch.zeros(2, 50)
+    best[0, 1:3], best[1, 3] = 1, -1
+    assert list(fl.score_planted(best, bias, decoys).values()) == pytest.approx([1, 1, 0, 1, 0.02])
+
+
+def test_bad_scores_of_planted_neurons_are_named():
+    bias, decoys = fl.NeuronSelection({0: (1, 2)}, (2, 50), ""), fl.NeuronSelection({1: (3,)}, (2, 50), "")
+    for scores in (torch.zeros(3, 50), torch.full((2, 50), math.nan)):
+        with pytest.raises(ValueError, match="scores, bias, decoys: expected one shape and no NaN"):
+            fl.score_planted(scores, bias, decoys)
+    for one, other in ((bias, bias), (fl.NeuronSelection({}, (2, 50)), decoys)):
+        with pytest.raises(ValueError, match="bias, decoys: expected at least one neuron each, and none in both"):
+            fl.score_planted(torch.zeros(2, 50), one, other)
