@@ -70,6 +70,78 @@ def test_dose_response_has_a_line_a_method():
         fl.plot_dose_response(comparison().drop(columns="count"))
 
 
+def overlaps():
+    """Return what three sets of people's words and two of neutral ones share."""
+    shared = {"demographic": [("race", "age", 7), ("age", "race", 9), ("race", "race", 12), ("age", "age", 3)],
+              "mixed": [("race", "mood", 2), ("race", "time", 6), ("age", "mood", 4), ("age", "time", 4)],
+              "neutral": [("mood", "time", 5)], "mixed, same sentence": [("race", "mood", 40)]}  # fmt: skip
+    rows = [(words, *row) for words, several in shared.items() for row in several]
+    table = pd.DataFrame(rows, columns=["words", "one", "other", "shared"])
+    return table.assign(chance_low=0, chance_high=1, neurons=90.0, score="article", comparison="attributes")
+
+
+def test_overlap_draws_each_set_against_both_lines():
+    ax = fl.plot_overlap(overlaps())
+    assert drawn(ax.yaxis) == ["race", "age", "mood", "time"] and ax.yaxis_inverted()  # neutral sets below the others
+    strip, *bands = ax.patches
+    assert (strip.get_x(), strip.get_width(), strip.get_label()) == (0, 1, "chance, 95 %")
+    assert [(b.get_x(), b.get_width(), b.get_y() + b.get_height() / 2) for b in bands] == [(2, 4, 0), (4, 0, 1)]
+    marks = {}  # all that is drawn with a marker, by row
+    for line in ax.lines:
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            marks.setdefault((line.get_marker(), round(y)), []).append(x)
+    assert marks == {
+        ("|", 0): [4], ("|", 1): [4], ("o", 0): [7, 9], ("o", 1): [7, 9], ("*", 0): [12], ("*", 1): [3],
+        ("D", 2): [5], ("D", 3): [5],
+    }  # fmt: skip
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert set(names) == {
+        "chance, 95 %", "with neutral words", "their mean", "with the other sets", "the same words again",
+        "neutral with neutral",
+    }  # fmt: skip
+    assert ax.get_title() == "Neurons that two sets of 90 share"
+
+
+def test_overlap_of_sets_of_people_alone_has_no_band():
+    ax = fl.plot_overlap(overlaps().query("words == 'demographic' and one != other").drop(columns="neurons"))
+    assert len(ax.patches) == 1
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["chance, 95 %", "with the other sets"]
+    assert ax.get_title() == "Neurons that two sets share"
+
+
+def transfer():
+    cells = [
+        ("race", "race", -0.4, -0.6, -0.2), ("race", "neutral", 0.02, -0.1, 0.1), ("race", "age", -0.1, -0.3, 0.1),
+        ("age", "race", 0.3, 0.1, 0.5), ("age", "neutral", 0.01, -0.04, 0.06), ("age", "age", -0.25, np.nan, np.nan),
+    ]  # fmt: skip
+    table = pd.DataFrame(cells, columns=["chosen_on", "read_on", "change", "low", "high"])
+    return table.assign(random_low=-0.03, random_high=table.read_on.map({"race": 0.05, "age": 0.04, "neutral": 0.06}))
+
+
+@pytest.mark.parametrize("inches", [9, 2.2])
+def test_transfer_is_a_heatmap_with_pale_cells_where_nothing_can_be_told(inches):
+    _, ax = plt.subplots(figsize=(inches, 3), layout="constrained")
+    assert fl.plot_transfer(transfer(), ax=ax) is ax
+    assert drawn(ax.xaxis) == ["race", "age", "neutral"]  # neutral comes last, and apart
+    assert drawn(ax.yaxis) == ["race", "age", "random cuts"]
+    cells = {(patch.get_x(), patch.get_y()): patch for patch in ax.patches}
+    assert list(cells) == [(0, 0), (2.3, 0), (1, 0), (0, 1), (2.3, 1), (1, 1)]
+    alphas = {place: patch.get_facecolor()[3] for place, patch in cells.items()}
+    assert {place for place, alpha in alphas.items() if alpha == 1} == {(0, 0), (0, 1)}
+    assert set(alphas.values()) == {0.3, 1}
+    fall, rise = cells[0, 0].get_facecolor(), cells[0, 1].get_facecolor()
+    assert fall[2] > fall[0] and rise[0] > rise[2]  # blue where the gap narrows, red where it widens
+    framed = [place for place, patch in cells.items() if patch.get_edgecolor()[:3] == (0, 0, 0)]
+    assert framed == [(0, 0), (1, 1)]
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert texts[0.5, 0.5] == ("-40\n-60 … -20" if inches == 9 else "-40")  # no room, no interval
+    assert texts[1.5, 1.5] == ("-25\nno interval" if inches == 9 else "-25")
+    assert [texts[x, 2.8] for x in (0.5, 1.5, 2.8)] == ["-3 … +5", "-3 … +4", "-3 … +6"]
+    (bar,) = [other for other in ax.figure.axes if other is not ax]
+    assert bar.get_ylim() == pytest.approx((-40, 40)) and bar.get_ylabel() == "change of the gap in %"
+
+
 def projection():
     numbers = np.random.default_rng(0)
     coordinates, distances = numbers.normal(size=(3, 2, 4, 2)), numbers.uniform(1, 2, (3, 4))
@@ -145,6 +217,7 @@ def test_figures_are_drawn_where_they_are_asked_to_be():
     shifts = pd.DataFrame({"token": ["a"], "probability_a": [0.1], "probability_b": [0.2]})
     assert fl.plot_token_shifts(shifts, ax=ax) is ax
     assert fl.plot_layer_differences(table(), ax=ax) is ax
+    assert fl.plot_overlap(overlaps(), ax=ax) is ax
     assert fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=0, ax=ax) is ax
 
 
@@ -168,6 +241,13 @@ def test_bad_input_is_named():
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 6), layer=0)
     with pytest.raises(ValueError, match="layer: expected a number from 0 to 1; got 2"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=2)
+    with pytest.raises(ValueError, match="table: expected one score; got article, attribution"):
+        fl.plot_overlap(pd.concat([overlaps(), overlaps().assign(score="attribution")]))
+    with pytest.raises(ValueError, match="table: expected demographic rows; got mixed"):
+        fl.plot_overlap(overlaps().query("words == 'mixed'"))
+    for wrong in (transfer()[:0], pd.concat([transfer(), transfer()[:1]])):
+        with pytest.raises(ValueError, match="table: expected one row for each chosen_on and read_on; got"):
+            fl.plot_transfer(wrong)
     for layer in (3, -1, "0"):
         with pytest.raises(ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"):
             fl.plot_projection(projection(), layer=layer)
