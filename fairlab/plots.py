@@ -230,17 +230,19 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         if words == "neutral":
             marker = {"marker": "D", "color": "0.4", "markerfacecolor": "none", "label": "neutral with neutral"}
         ax.plot(apart, up, **others | marker)
-        if words == "demographic" and same.any():
+        if same.any():
             star = {"marker": "*", "color": COLORS[3], "markersize": 11, "linestyle": "none"}
             ax.plot(own[words].shared[same], [place] * same.sum(), **star, label="the same words again")
     ax.set_yticks(range(len(people + neutral)), people + neutral)
     ax.set_ylim(len(people + neutral) - 0.4, -0.6)
     ax.set_xlim(left=-0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     size = f" of {table.neurons.iloc[0]:.0f}" if "neurons" in table else ""
     ax.set(xlabel="neurons in both sets", title=f"Neurons that two sets{size} share")
-    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(named.values(), named.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # each kind once
+    names = sorted(named, key=lambda name: not name.startswith(("chance", "with neutral")))
+    style = {"frameon": False, "fontsize": "small", "loc": "upper left", "bbox_to_anchor": (1, 1)}
+    ax.legend([named[name] for name in names], names, **style)
     sns.despine(ax=ax)
     return ax
 
@@ -248,8 +250,9 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw what a cut chosen on one category (row) does to the gap of another (column), in per cent.
 
-    Cells hold the change and its interval (where there is room), and are pale where the interval contains 0. A frame
-    marks a cut read on its own category; neutral words stand apart; the last row is the range of random cuts.
+    Cells hold the change and its interval, and are pale where the interval contains 0. A frame marks a cut read on its
+    own category; neutral words stand apart; the last row is the range of random cuts. Where the figure is too small,
+    intervals and ranges are left out.
 
     Parameters
     ----------
@@ -285,20 +288,24 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         own = row["chosen_on"] == row["read_on"]
         frame = {"edgecolor": "black", "linewidth": 1.2, "zorder": 2} if own else {"edgecolor": "white"}
         ax.add_patch(Rectangle((x, y), 1, 1, facecolor=color, **frame))
-        ink = "0.5" if not told else "white" if sns.utils.relative_luminance(color) < 0.4 else "black"
+        ink = "0.4" if not told else "white" if sns.utils.relative_luminance(color) < 0.4 else "black"
         weight = "bold" if told and roomy else "normal"
         ends = f"{low:+.0f} … {high:+.0f}" if pd.notna(low) else "no interval"
         write(x, y, f"{change:+.0f}", ends, color=ink, weight=weight)
-    chance = table.dropna(subset="random_low").drop_duplicates("read_on")
+    chance = table.dropna(subset="random_low").drop_duplicates("read_on") if roomy else table[:0]
     for row in chance.to_dict("records"):
         low, high = 100 * row["random_low"], 100 * row["random_high"]
         write(left[row["read_on"]], len(names) + 0.3, "", f"{low:+.0f} … {high:+.0f}", color="0.3")
-    ax.set_xticks([x + 0.5 for x in left.values()], columns, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks([*(y + 0.5 for y in range(len(names))), len(names) + 0.8], [*names, "random cuts"])
-    ax.set(xlim=(0, len(columns) + 0.3), ylim=(len(names) + 1.3, 0))
+    labels = [name.replace(" without", "\nwithout") for name in columns]
+    ax.set_xticks([x + 0.5 for x in left.values()], labels, rotation=40, ha="right", rotation_mode="anchor")
+    rows = dict(zip(names, (y + 0.5 for y in range(len(names))), strict=True))
+    if len(chance):
+        rows["random cuts"] = len(names) + 0.8
+    ax.set_yticks(list(rows.values()), rows)
+    ax.set(xlim=(0, max(left.values()) + 1), ylim=(max(rows.values()) + 0.5, 0))
     ax.tick_params(length=0)
     ax.figure.colorbar(colors, ax=ax, label="change of the gap in %", aspect=30)
-    ax.set(xlabel="read on", ylabel="cut chosen on", title="Does a cut carry over? Pale: the interval contains 0")
+    ax.set(xlabel="read on (pale: the interval contains 0)", ylabel="cut chosen on", title="Does a cut carry over?")
     sns.despine(ax=ax, left=True, bottom=True)
     return ax
 

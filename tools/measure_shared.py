@@ -3,11 +3,12 @@
     python tools/measure_shared.py                       # cuts are read on the held-out pairs
     python tools/measure_shared.py --split validation    # while anything about the measurement can still change
 
-**Overlap.** Sets of 90 neurons, chosen on equal numbers of training pairs in two ways: by the article's recipe (3 in
-each layer) and by guarded attribution (90 of the model). The guard charges nothing for neutral pairs here, or sets of
-neutral words could share nothing with others. Two sets are always chosen in different sentences. **Transfer.** One cut
-a category (guarded attribution at its defaults, charged for all neutral training pairs, 90 neurons), one from all of
-them; each is read on every category in sentences and words that chose nothing, beside 20 random cuts.
+**Overlap.** Sets of 90 neurons, each chosen on training pairs of one attribute, one pair of words or one sentence, in
+two ways: by the article's recipe (3 in each layer) and by guarded attribution (90 of the model). The guard charges
+nothing for neutral pairs here, or sets of neutral words could share nothing with others. Two sets that are compared
+have equally many pairs, in different sentences. **Transfer.** One cut a category (guarded attribution at its
+defaults, charged for all neutral training pairs, 90 neurons), one from all of them; each is read on every category in
+sentences and words that chose nothing, beside 20 random cuts.
 
 Writes `data/results_shared.csv`. Takes about a quarter of an hour on one CPU core; a run that was stopped goes on from
 `build/shared/`.
@@ -36,7 +37,7 @@ from fairlab.evaluation import bits_of
 from fairlab.statistics import bootstrap_interval
 
 NEURONS = 90  # the article's 0.2 %: 3 of 1,536 in each of 30 layers
-PAIRS = 15  # of each set; the rarest words have no more in half of the sentences
+PAIRS = 15  # of each set of several words; the rarest have no more in half of the sentences
 NEUTRAL_WORDS = {"mood 1": ("mood", (0, 1, 2)), "mood 2": ("mood", (3, 4, 5)), "time": ("time", (0, 1, 2))}
 N_RANDOM, SEED = 20, 0
 GRAMMAR = "gender without pronouns"
@@ -96,22 +97,24 @@ def sets_to_compare(pairs: dict[str, list[fl.PromptPair]]) -> Iterator[tuple[str
         for half, sentences in (("first half", templates[::2]), ("second half", templates[1::2])):
             own = [pair for pair in members if pair.template in sentences]
             yield "attributes", name, half, random.Random(SEED).sample(own, PAIRS)
+            for a, b in dict.fromkeys((pair.attribute_a, pair.attribute_b) for pair in own):
+                if name in ("race", "mood 1"):
+                    yield "words", f"{a} / {b}", half, [pair for pair in own if pair.attribute_a == a]
     for template in templates[::2]:
         scene = template.split("{} ")[1].split()[0]
-        for name, label in (("race", "race"), ("mood 1", "mood")):
-            yield "sentences", f"{label}: {scene}", scene, [p for p in by_words(pairs)[name] if p.template == template]
+        for name in ("race", "mood 1"):
+            yield "sentences", f"{name}: {scene}", scene, [p for p in by_words(pairs)[name] if p.template == template]
 
 
-def overlaps(comparison: str, sets: list[tuple[str, str, set]], total: int) -> list[dict]:
+def overlaps(comparison: str, sets: list[tuple[str, str, set, bool]], total: int) -> list[dict]:
     """Return one row for each two sets of different sentences, and for other words in the same single sentence."""
-    neutral_sets = {name for name, _, _ in sets if name in NEUTRAL_WORDS or name.startswith("mood: ")}
     chance = hypergeom(total, NEURONS, NEURONS)
     low, high = chance.interval(0.95)
     rows = []
-    for (one, here, a), (other, there, b) in itertools.combinations(sets, 2):
-        kind = ("demographic", "mixed", "neutral")[(one in neutral_sets) + (other in neutral_sets)]
+    for (one, here, a, is_neutral), (other, there, b, too) in itertools.combinations(sets, 2):
+        kind = ("demographic", "mixed", "neutral")[is_neutral + too]
         if here == there:
-            if comparison == "attributes":
+            if comparison != "sentences":
                 continue
             kind = f"{kind}, same sentence"
         row = {"comparison": comparison, "words": kind, "one": one, "other": other, "shared": len(a & b)}
@@ -128,7 +131,7 @@ def overlap_rows(tables: dict[str, dict[str, Tensor]], importance: dict[str, Ten
     """Choose the sets by both scores and count what they share."""
     rows = []
     for score in ("article", "attribution"):
-        found: dict[str, list[tuple[str, str, set]]] = {}
+        found: dict[str, list[tuple[str, str, set, bool]]] = {}
         for comparison, name, sentences, members in sets_to_compare(pairs):
             mean = torch.stack([tables[score][pair.id] for pair in members]).mean(0)
             if score == "article":
@@ -136,7 +139,9 @@ def overlap_rows(tables: dict[str, dict[str, Tensor]], importance: dict[str, Ten
                 cut = fl.select_neurons(table, count=NEURONS // len(table))
             else:
                 cut = fl.select_neurons(fl.guarded_scores(mean, importance["fisher"]), count=NEURONS, scope="model")
-            found.setdefault(comparison, []).append((name, sentences, neurons_of(cut)))
+            found.setdefault(comparison, []).append(
+                (name, sentences, neurons_of(cut), members[0].category in ("mood", "time"))
+            )
         for comparison, sets in found.items():
             for row in overlaps(comparison, sets, importance["maw"].numel()):
                 rows.append({"part": "overlap", "score": score, "neurons": NEURONS, "split": "train"} | row)
@@ -213,17 +218,22 @@ def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> lis
         found |= {"split": split, "change": value, "low": float(low), "high": float(high)}
         return found | {"pairs": len(used), "templates": len(set(templates[used])), "attributes": len(set(words[used]))}
 
-    everyone = np.ones((1, len(before)))
+    def among_random(value: float, several: Sequence[str]) -> dict:
+        """Return the range over random cuts of the mean change of several categories, and a value's place in it."""
+        everyone = np.ones((1, len(before)))
+        drawn = [np.mean([change(reading, name, everyone)[0] for name in several]) for reading in by_chance]
+        below = sum(other < value for other in drawn)
+        return {"random_low": min(drawn), "random_high": max(drawn), "n_random": len(drawn), "random_below": below}
+
     rows = []
     for name, cut in selections.items():
         for category in members:
-            drawn = [change(reading, category, everyone)[0] for reading in by_chance]
             cell = row(name, category, [(name, category, 1)])
             cell |= {"before": before[members[category]].mean(), "after": after[name][members[category]].mean()}
-            cell |= {"random_low": min(drawn), "random_high": max(drawn), "n_random": len(drawn)}
-            rows.append(cell | {"random_below": sum(other < cell["change"] for other in drawn)})
+            rows.append(cell | among_random(cell["change"], [category]))
         others = [other for other in categories if other != name]
         rows.append(row(name, "other attributes", [(name, other, 1 / len(others)) for other in others], "summary"))
+        rows[-1] |= among_random(rows[-1]["change"], others)
         rows.append({"part": "cut", "score": "guarded", "neurons": NEURONS, "split": "train", "chosen_on": name})
         rows[-1] |= {"read_on": "perplexity", "change": perplexity(cut) / price - 1, "cut": cut.to_json()}
     n = len(categories)
@@ -240,6 +250,8 @@ def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> lis
         "other attributes − neutral": others + less(neutral),
     }.items():
         rows.append(row("mean of cuts", label, terms, "summary"))
+        if "−" not in label:  # a difference within a single random cut would be one of categories alone
+            rows[-1] |= among_random(rows[-1]["change"], ["neutral"] if label == "neutral" else categories)
     return rows
 
 
