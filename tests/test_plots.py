@@ -70,9 +70,82 @@ def test_dose_response_has_a_line_a_method():
         fl.plot_dose_response(comparison().drop(columns="count"))
 
 
+def overlaps():
+    """Return what three sets of people's words and two of neutral ones share."""
+    shared = {"demographic": [("race", "age", 7), ("age", "race", 9), ("race", "race", 12), ("age", "age", 3)],
+              "mixed": [("race", "mood", 2), ("race", "time", 6), ("age", "mood", 4), ("age", "time", 4)],
+              "neutral": [("mood", "time", 5)], "mixed, same sentence": [("race", "mood", 40)]}  # fmt: skip
+    rows = [(words, *row) for words, several in shared.items() for row in several]
+    table = pd.DataFrame(rows, columns=["words", "one", "other", "shared"])
+    return table.assign(chance_low=0, chance_high=1, neurons=90.0, score="article", comparison="attributes")
+
+
+def test_overlap_draws_each_set_against_both_lines():
+    ax = fl.plot_overlap(overlaps())
+    assert drawn(ax.yaxis) == ["race", "age", "mood", "time"] and ax.yaxis_inverted()  # neutral sets below the others
+    strip, *bands = ax.patches
+    assert (strip.get_x(), strip.get_width(), strip.get_label()) == (0, 1, "chance, 95 %")
+    assert [(b.get_x(), b.get_width(), b.get_y() + b.get_height() / 2) for b in bands] == [(2, 4, 0), (4, 0, 1)]
+    marks = {}  # all that is drawn with a marker, by row
+    for line in ax.lines:
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
+            marks.setdefault((line.get_marker(), round(y)), []).append(x)
+    assert marks == {
+        ("|", 0): [4], ("|", 1): [4], ("o", 0): [7, 9], ("o", 1): [7, 9], ("*", 0): [12], ("*", 1): [3],
+        ("D", 2): [5], ("D", 3): [5],
+    }  # fmt: skip
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names[:2] == ["chance, 95 %", "with neutral words"]
+    assert set(names[2:]) == {"their mean", "with the other sets", "the same words again", "neutral with neutral"}
+    assert ax.get_title() == "Neurons that two sets of 90 share"
+
+
+def test_overlap_of_sets_of_people_alone_has_no_band():
+    ax = fl.plot_overlap(overlaps().query("words == 'demographic' and one != other").drop(columns="neurons"))
+    assert len(ax.patches) == 1
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["chance, 95 %", "with the other sets"]
+    assert ax.get_title() == "Neurons that two sets share"
+
+
+def transfer():
+    cells = [
+        ("race", "race", -0.4, -0.6, -0.2), ("race", "neutral", 0.02, -0.1, 0.1), ("race", "age", -0.1, -0.3, 0.1),
+        ("age", "race", 0.3, 0.1, 0.5), ("age", "neutral", 0.01, -0.04, 0.06), ("age", "age", -0.25, np.nan, np.nan),
+    ]  # fmt: skip
+    table = pd.DataFrame(cells, columns=["chosen_on", "read_on", "change", "low", "high"])
+    return table.assign(random_low=-0.03, random_high=table.read_on.map({"race": 0.05, "age": 0.04, "neutral": 0.06}))
+
+
+@pytest.mark.parametrize("inches", [9, 2.2])
+def test_transfer_is_a_heatmap_with_pale_cells_where_nothing_can_be_told(inches):
+    _, ax = plt.subplots(figsize=(inches, 3), layout="constrained")
+    assert fl.plot_transfer(transfer(), ax=ax) is ax
+    assert drawn(ax.xaxis) == ["race", "age", "neutral"]  # neutral comes last, and apart
+    assert drawn(ax.yaxis) == ["race", "age", "random cuts"][: 3 if inches == 9 else 2]
+    cells = {(patch.get_x(), patch.get_y()): patch for patch in ax.patches}
+    assert list(cells) == [(0, 0), (2.3, 0), (1, 0), (0, 1), (2.3, 1), (1, 1)]
+    alphas = {place: patch.get_facecolor()[3] for place, patch in cells.items()}
+    assert {place for place, alpha in alphas.items() if alpha == 1} == {(0, 0), (0, 1)}
+    assert set(alphas.values()) == {0.3, 1}
+    fall, rise = cells[0, 0].get_facecolor(), cells[0, 1].get_facecolor()
+    assert fall[2] > fall[0] and rise[0] > rise[2]  # blue where the gap narrows, red where it widens
+    framed = [place for place, patch in cells.items() if patch.get_edgecolor()[:3] == (0, 0, 0)]
+    assert framed == [(0, 0), (1, 1)]
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert texts[0.5, 0.5] == ("-40\n-60 … -20" if inches == 9 else "-40")  # no room, no interval
+    assert texts[1.5, 1.5] == ("-25\nno interval" if inches == 9 else "-25")
+    ranges = ["-3 … +5", "-3 … +4", "-3 … +6"] if inches == 9 else [None] * 3
+    assert [texts.get((x, 2.8)) for x in (0.5, 1.5, 2.8)] == ranges
+    (bar,) = [other for other in ax.figure.axes if other is not ax]
+    assert bar.get_ylim() == pytest.approx((-40, 40)) and bar.get_ylabel() == "change of the gap in %"
+
+
 def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
     gap = comparison().query("category == 'headline' and measure == 'gap'")
-    price = gap.assign(measure="perplexity", category="text", change=gap["count"] / 100, random_changes="0.01 0.02 0.03")
+    price = gap.assign(
+        measure="perplexity", category="text", change=gap["count"] / 100, random_changes="0.01 0.02 0.03"
+    )
     gap = gap.assign(neutral_change=0.2, flattening_scale=0.9, flattening_change=-gap["count"] / 10)
     ax = fl.plot_tradeoff(pd.concat([gap, price]))
     dots = [container.lines[0] for container in ax.containers]
@@ -163,6 +236,7 @@ def test_figures_are_drawn_where_they_are_asked_to_be():
     shifts = pd.DataFrame({"token": ["a"], "probability_a": [0.1], "probability_b": [0.2]})
     assert fl.plot_token_shifts(shifts, ax=ax) is ax
     assert fl.plot_layer_differences(table(), ax=ax) is ax
+    assert fl.plot_overlap(overlaps(), ax=ax) is ax
     assert fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=0, ax=ax) is ax
 
 
@@ -186,7 +260,45 @@ def test_bad_input_is_named():
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 6), layer=0)
     with pytest.raises(ValueError, match="layer: expected a number from 0 to 1; got 2"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=2)
+    with pytest.raises(ValueError, match="table: expected one score; got article, attribution"):
+        fl.plot_overlap(pd.concat([overlaps(), overlaps().assign(score="attribution")]))
+    with pytest.raises(ValueError, match="table: expected demographic rows; got mixed"):
+        fl.plot_overlap(overlaps().query("words == 'mixed'"))
+    for wrong in (transfer()[:0], pd.concat([transfer(), transfer()[:1]])):
+        with pytest.raises(ValueError, match="table: expected one row for each chosen_on and read_on; got"):
+            fl.plot_transfer(wrong)
     for layer in (3, -1, "0"):
         with pytest.raises(ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"):
             fl.plot_projection(projection(), layer=layer)
     assert plt.get_fignums() == []
+
+
+def test_the_frozen_overlaps_and_transfers_are_complete_and_agree_with_themselves():
+    table = pd.read_csv(fl.data_path("results_shared.csv"))
+    assert not table[["model", "weights_sha256", "commit", "versions", "seed", "split"]].isna().any(axis=None)
+    overlap = table[table.part == "overlap"]
+    counts = overlap.groupby(["score", "comparison"]).size().to_dict()
+    assert counts == {
+        (score, comparison): count
+        for score in ("article", "attribution")
+        for comparison, count in (("attributes", 11 * 11), ("words", 6 * 6), ("sentences", 12 * 11 // 2))
+    }
+    assert overlap.shared.between(0, 90).all() and np.allclose(overlap.chance, 90 * 90 / 46080)
+    race, age = (overlap[(overlap.one == name) & (overlap.words == "mixed")] for name in ("race", "age"))
+    own = [rows[(rows.score == "article") & (rows.comparison == "attributes")].shared for rows in (race, age)]
+    row = overlap.query("score == 'article' and one == 'race' and other == 'age'").iloc[0]
+    expected = pd.concat(own)
+    assert len(expected) == 12  # three groups of neutral words, both halves of the sentences, two attributes
+    assert (row.neutral_low, row.neutral_high) == (expected.min(), expected.max())
+    assert row.neutral == pytest.approx(expected.mean(), rel=1e-5)
+    cells = table[table.part == "transfer"].pivot(index="chosen_on", columns="read_on", values="change")
+    assert cells.shape == (9, 10) and cells.notna().all(axis=None)
+    summary = table[table.part == "summary"].set_index(["chosen_on", "read_on"]).change
+    people = [name for name in cells.index if name != "all"]
+    own = np.mean([cells.loc[name, name] for name in people])
+    others = np.mean([cells.loc[a, b] for a in people for b in people if a != b])
+    assert summary["mean of cuts", "own attribute"] == pytest.approx(own, rel=1e-4)
+    assert summary["mean of cuts", "own − other attributes"] == pytest.approx(own - others, rel=1e-4)
+    assert summary["all", "other attributes"] == pytest.approx(cells.loc["all", people].mean(), rel=1e-4)
+    cuts = table[table.part == "cut"].cut.map(fl.NeuronSelection.from_json)
+    assert [len(cut) for cut in cuts] == [90] * 9
