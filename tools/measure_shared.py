@@ -148,12 +148,15 @@ def overlap_rows(tables: dict[str, dict[str, Tensor]], importance: dict[str, Ten
     return rows
 
 
-def cuts(tables: dict[str, Tensor], fisher: Tensor, pairs) -> dict[str, fl.NeuronSelection]:
-    """Return the cut of each category, and the one of all."""
-    mean = {name: torch.stack([tables[pair.id] for pair in members]).mean(0) for name, members in pairs.items()}
-    neutral_pairs = pairs["mood"] + pairs["time"]
-    neutral = torch.stack([tables[pair.id] for pair in neutral_pairs]).mean(0)
-    people = {name: table for name, table in mean.items() if name not in ("mood", "time")}
+def cuts(model, tokenizer, tables: dict[str, Tensor], fisher: Tensor, pairs) -> dict[str, fl.NeuronSelection]:
+    """Return the cut of each category, and the one of all; scores as `bias_scores(relative=True)` has them."""
+    relative = {
+        name: torch.stack([tables[pair.id] for pair in members]).mean(0)
+        / fl.next_token_divergence(model, tokenizer, members).mean()
+        for name, members in pairs.items()
+    }
+    neutral = (relative["mood"] + relative["time"]) / 2
+    people = {name: table for name, table in relative.items() if name not in ("mood", "time")}
     people["all"] = torch.stack(list(people.values())).mean(0)
     return {
         name: fl.select_neurons(
@@ -274,7 +277,7 @@ def main() -> None:
         lambda: fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text),
     )
     rows = overlap_rows(tables, {"maw": fl.importance_scores(model), "fisher": fisher}, pairs)
-    rows += transfer_rows(model, tokenizer, cuts(tables["attribution"], fisher, pairs), split, folder)
+    rows += transfer_rows(model, tokenizer, cuts(model, tokenizer, tables["attribution"], fisher, pairs), split, folder)
     table = pd.DataFrame(rows).assign(**provenance(model), seed=SEED)
     path = ROOT / "data" / "results_shared.csv"
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
