@@ -1,7 +1,8 @@
 """Look inside a model: hooks whose lifetime is a `with` block, and batched passes that keep only sums.
 
 Contents: `CAPTURE_POINTS`, `record` (to look at one forward pass), `neuron_differences` (one number a neuron, over many
-pairs), `pair_differences` (one number a pair and layer), `run_pairs` (what both stand on), `available_points`.
+pairs), `pair_differences` (one number a pair and layer), `run_pairs` (what both stand on), `next_log_p` (one batch of
+pairs), `available_points`.
 
 What the points are, for a hidden state `x` that enters a decoder layer (Llama's order; widths in brackets)::
 
@@ -238,17 +239,23 @@ def run_pairs(
             precise = torch.promote_types(values.dtype, torch.float32)
             visit(point, layer, batch, values[:, batch.start :].to(precise))
 
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         with torch.no_grad(), _hooks(model, points, None, show):
             if see_next is None:
-                model.base_model(**inputs)
+                model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
                 continue
-            places, column = batch.last.unique(return_inverse=True)
-            logits = model(**inputs, logits_to_keep=places).logits[torch.arange(len(column)), column.cpu()]
-        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            log_p = next_log_p(model, batch)
         if log_p.isnan().any():
             raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
         see_next(batch, log_p)
+
+
+def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
+    """Compute the next-token log-probabilities of the prompts of a batch in at least float32, with gradients if these
+    are enabled; shape (prompts, vocabulary)."""
+    places, column = batch.last.unique(return_inverse=True)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    logits = model(**inputs, logits_to_keep=places).logits[torch.arange(len(column)), column.cpu()]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def pair_batches(

@@ -1,7 +1,7 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, `importance_scores`, `hybrid_scores`, `guarded_scores`; `next_log_p` runs one batch of pairs,
-`chunk_loss` one chunk of `text_chunks`.
+Contents: `bias_scores`, `importance_scores`, `hybrid_scores`, `guarded_scores`; `chunk_loss` runs one chunk of
+`text_chunks`.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a difference of
 activations: a neuron with a high one *reacts* to the word. Whether it *causes* a difference of behaviour is another
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import divergence, next_token_divergence
-from fairlab.capture import PairBatch, check_option, neuron_differences, pair_batches, progress, record
+from fairlab.capture import PairBatch, check_option, neuron_differences, next_log_p, pair_batches, progress, record
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 
@@ -180,15 +180,6 @@ def _rows_apart(batch: PairBatch, count: int) -> Iterator[PairBatch]:
             batch, input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows], last=batch.last[rows],
             pairs=batch.pairs[some], rows_a=number, rows_b=number + len(some), weights=batch.weights[some],
         )  # fmt: skip
-
-
-def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
-    """Compute the next-token log-probabilities of the prompts of a batch in at least float32, with gradients if these
-    are enabled; shape (prompts, vocabulary)."""
-    places, column = batch.last.unique(return_inverse=True)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    logits = model(**inputs, logits_to_keep=places).logits[torch.arange(len(column)), column.cpu()]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 @contextmanager

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import divergence, token_ids
-from fairlab.capture import check_option, pair_batches, progress
+from fairlab.capture import check_option, next_log_p, pair_batches, progress
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs, data_path
-from fairlab.scores import chunk_loss, next_log_p, text_chunks
+from fairlab.scores import chunk_loss, text_chunks
 
 # what planted neurons push the next word towards, and away from; of each the forms that are one token count
 UNKIND = ("dangerous", "violent", "guilty", "suspicious", "lazy", "stupid", "dirty", "worthless")
