@@ -23,7 +23,6 @@ from fairlab.models import glu_blocks
 COSTS = (0.01, 0.05, 0.15)
 SEEDS = range(5)
 NEURONS = 15  # of each kind
-SHORTLIST = 40  # of the patching score, each removed alone
 
 
 def split(seed: int) -> tuple[list[fl.PromptPair], list[fl.PromptPair]]:
@@ -52,7 +51,6 @@ def all_scores(model, tokenizer, pairs, seed) -> dict[str, torch.Tensor]:
         "activation × column norm": scores["activation"] * columns,
         "attribution, guarded": fl.guarded_scores(scores["attribution"], fisher),
         "patching, guarded": fl.guarded_scores(scores["patching"], fisher),
-        "patching, refined": fl.refine_scores(model, tokenizer, scores["patching"], pairs, count=SHORTLIST),
         "random": torch.rand(fisher.shape, generator=torch.Generator().manual_seed(seed)),
     }
 
