@@ -406,6 +406,7 @@ def plant_neurons(
     n: int,
     cost: float,
     seed: int = 0,
+    inplace: bool = False,
 ) -> tuple[PreTrainedModel, NeuronSelection, NeuronSelection]:
     """Write neurons with a known effect into a copy of a model: a truth that every score can be held against.
 
@@ -431,14 +432,16 @@ def plant_neurons(
         How many of each kind.
     cost : float
         By how much perplexity rises, to a twentieth of it: 0.05 is +5 %. Decides on the strength, one for all 2n
-        neurons, by bisection on 512 tokens of "calibration_en.txt"; 1,024 others of it are the plain text above.
+        neurons, by bisection on 5 chunks of 128 tokens of "calibration_en.txt"; 10 others are the plain text above.
     seed : int
         Draws which of the least used neurons make room, and where the decoys write.
+    inplace : bool
+        False: write into a copy and leave the model as it is. True: write into the model given.
 
     Returns
     -------
     (planted, bias, decoys)
-        The copy, of the same shape, and which neurons are which.
+        The planted model, of the same shape, and which neurons are which.
 
     Raises
     ------
@@ -460,49 +463,57 @@ def plant_neurons(
     for name, tokens in words.items():
         if not tokens:
             raise ValueError(f"tokenizer: expected one that has some word of surgery.{name} as one token; it has none")
-    planted = copy.deepcopy(model)
-    learning = [parameter for parameter in planted.parameters() if parameter.requires_grad]
-    planted.requires_grad_(False)
-    unembedding = planted.get_output_embeddings().weight.float()
+    unembedding = model.get_output_embeddings().weight.detach().float()
     harm = unembedding[words["UNKIND"]].mean(0) - unembedding[words["KIND"]].mean(0)
     chunks = text_chunks(tokenizer, data_path("calibration_en.txt").read_text(encoding="utf-8"), 128)
     plain, priced = chunks[::4], chunks[2::8]  # of all its subjects
-    a, b = _last_inputs(planted, tokenizer, pairs, layers)
-    text, use, slopes = _on_text(planted, plain, layers)
+    planted = model if inplace else copy.deepcopy(model)
+    blocks = glu_blocks(planted)
+    learning = [parameter for parameter in planted.parameters() if parameter.requires_grad]
+    untouched = {layer: copy.deepcopy(blocks[layer].state_dict()) for layer in layers if inplace}
+    try:
+        planted.requires_grad_(False)
+        a, b = _last_inputs(planted, tokenizer, pairs, layers)
+        text, use, slopes = _on_text(planted, plain, layers)
+        loss = _pricing(planted, priced, layers[0])
+        before = loss()
+        draw = random.Random(seed)
+        order = draw.sample(layers, len(layers))
+        homes = [order[k % len(order)] for k in range(n)]
+        columns = {}  # (layer, neuron) → what its activation is to write, before strength
+        bias, decoys = defaultdict(list), defaultdict(list)
+        for layer in layers:
+            count = homes.count(layer)
+            slots = draw.sample(use[layer].argsort()[: max(2 * count, width // 20)].tolist(), 2 * count)
+            detector = 3 * _detector(a[layer], b[layer], text[layer])
+            unread = torch.linalg.eigh(slopes[layer].T @ slopes[layer]).eigenvectors[:, : max(2, len(harm) // 32)]
+            for place, index in enumerate(slots):
+                (bias if place < count else decoys)[layer].append(index)
+                mixed = unread @ torch.tensor([draw.gauss(0, 1) for _ in range(unread.shape[1])]).to(unread)
+                column = harm if place < count else mixed
+                columns[layer, index] = column / column.norm()
+                _write_rows(blocks[layer], index, detector)
 
-    draw, blocks = random.Random(seed), glu_blocks(planted)
-    order = draw.sample(layers, len(layers))
-    homes = [order[k % len(order)] for k in range(n)]
-    columns = {}  # (layer, neuron) → what its activation is to write, before strength
-    bias, decoys = defaultdict(list), defaultdict(list)
-    for layer in layers:
-        count = homes.count(layer)
-        least_used = use[layer].argsort()[: max(2 * count, width // 20)].tolist()
-        slots = draw.sample(least_used, 2 * count)
-        detector = 3 * _detector(a[layer], b[layer], text[layer])
-        unread = torch.linalg.eigh(slopes[layer].T @ slopes[layer]).eigenvectors[:, : max(2, len(harm) // 32)]
-        for place, index in enumerate(slots):
-            (bias if place < count else decoys)[layer].append(index)
-            mixed = unread @ torch.tensor([draw.gauss(0, 1) for _ in range(unread.shape[1])]).to(unread)
-            column = harm if place < count else mixed
-            columns[layer, index] = column / column.norm()
-            gate, up, _ = glu_weights(blocks[layer])
-            gate[index] = up[index] = detector.to(gate)
-            for name in ("gate_proj", "up_proj", "gate_up_proj"):
-                projection = getattr(blocks[layer], name, None)
-                if projection is not None and projection.bias is not None:
-                    projection.bias.view(-1, width)[:, index] = 0
+        def price(strength: float) -> float:
+            for (layer, index), column in columns.items():
+                down = blocks[layer].down_proj.weight.detach()
+                down[:, index] = (strength * column).to(down)
+            return math.exp(min(loss() - before, 50)) - 1
 
-    strength = _strength(model, planted, priced, layers[0], cost, partial(_write_columns, blocks, columns))
-    for parameter in learning:
-        parameter.requires_grad_()
-    how = f"{{}} planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
-    shape = (len(blocks), width)
-    return (
-        planted,
-        NeuronSelection(bias, shape, how.format("bias neurons")),
-        NeuronSelection(decoys, shape, how.format("decoys")),
+        strength = _strength(price, cost)
+    except BaseException:
+        for layer, weights in untouched.items():
+            blocks[layer].load_state_dict(weights)
+        raise
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_()
+    how = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
+    named = (
+        NeuronSelection(x, (len(blocks), width), f"{kind} {how}")
+        for kind, x in (("bias neurons", bias), ("decoys", decoys))
     )
+    return planted, *named
 
 
 def _last_inputs(
@@ -578,37 +589,42 @@ def _detector(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
     return d / (parts[0] @ d).mean()
 
 
-def _write_columns(blocks: Sequence[nn.Module], columns: Mapping[tuple[int, int], Tensor], strength: float) -> None:
-    for (layer, index), column in columns.items():
-        down = blocks[layer].down_proj.weight.detach()
-        down[:, index] = (strength * column).to(down)
+def _write_rows(mlp: nn.Module, index: int, detector: Tensor) -> None:
+    gate, up, _ = glu_weights(mlp)
+    gate[index] = up[index] = detector.to(gate)
+    for name in ("gate_proj", "up_proj", "gate_up_proj"):
+        projection = getattr(mlp, name, None)
+        if projection is not None and projection.bias is not None:
+            projection.bias.detach().view(-1, len(gate))[:, index] = 0
 
 
-def _strength(
-    model: PreTrainedModel,
-    planted: PreTrainedModel,
-    chunks: Sequence[list[int]],
-    first: int,
-    cost: float,
-    write: Callable[[float], None],
-) -> float:
-    """Write at the strength at which perplexity is 1 + cost times that of the model, and return it."""
-    entering: list[Tensor] = []  # the first planted layer: what comes before it need not run again
+def _pricing(model: PreTrainedModel, chunks: Sequence[list[int]], first: int) -> Callable[[], float]:
+    """Return a function that computes the mean loss over chunks; what comes before a layer is run once, now."""
+    layers, entering = decoder_layers(model), []
     with ExitStack() as stack, torch.no_grad():
-        hook = decoder_layers(model)[first].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
+        hook = layers[first].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
         stack.callback(hook.remove)
-        before = [chunk_loss(model, chunk) for chunk in chunks]
-    strength, low, high = 1.0, 0.0, math.inf
-    for _ in range(40):
-        write(strength)
-        after = []
+        for chunk in chunks:
+            model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)
+
+    def loss() -> float:
+        total = 0.0
         for chunk, hidden in zip(chunks, entering, strict=True):
-            with torch.no_grad(), _entering(decoder_layers(planted)[:first], hidden):
-                after.append(chunk_loss(planted, chunk))
-        price = math.exp((sum(after) - sum(before)).item() / len(chunks)) - 1
-        if abs(price / cost - 1) < 0.05:
+            with torch.no_grad(), _entering(layers[:first], hidden):
+                total += chunk_loss(model, chunk).item()
+        return total / len(chunks)
+
+    return loss
+
+
+def _strength(price: Callable[[float], float], cost: float) -> float:
+    """Find by bisection the strength whose price is the cost, to a twentieth of it."""
+    strength, low, high = 1.0, 0.0, math.inf
+    for _ in range(30):
+        paid = price(strength)
+        if abs(paid / cost - 1) < 0.05:
             return strength
-        low, high = (strength, high) if price < cost else (low, strength)
+        low, high = (strength, high) if paid < cost else (low, strength)
         strength = 2 * low if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
     raise ValueError(
         f"cost: no strength raises perplexity by {cost:.1%} on the calibration text; try another n or cost"

@@ -527,6 +527,8 @@ def test_planting_in_every_kind_of_glu(family, tokenizer, some_pairs):
     again = fl.plant_neurons(model, tokenizer, some_pairs, n=2, cost=0.01)
     assert same_bytes(again[0], bytes_of(planted)) and again[1:] == (bias, decoys)
     assert fl.plant_neurons(model, tokenizer, some_pairs, n=2, cost=0.01, seed=1)[1:] != (bias, decoys)
+    assert fl.plant_neurons(model, tokenizer, some_pairs, n=2, cost=0.01, inplace=True)[0] is model
+    assert same_bytes(model, bytes_of(planted))
 
 
 def test_bad_plantings_are_named(model, tokenizer, some_pairs):
@@ -545,5 +547,7 @@ def test_bad_plantings_are_named(model, tokenizer, some_pairs):
         fl.plant_neurons(tiny_model("GPT-2"), tokenizer, some_pairs, n=1, cost=0.05)
     with torch.no_grad():
         tiny.lm_head.weight.zero_()
+    before = bytes_of(tiny)
     with pytest.raises(ValueError, match="cost: no strength raises perplexity by 5.0%"):
-        fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=0.05)
+        fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=0.05, inplace=True)
+    assert same_bytes(tiny, before) and all(parameter.requires_grad for parameter in tiny.parameters())
