@@ -1,0 +1,113 @@
+"""Measure what cuts do to LAMBADA, BoolQ, CrowS-Pairs and WikiText, and freeze the table.
+
+    FAIRLAB_DATASETS=folder python tools/measure_benchmarks.py [--only NAME ...]
+
+The original, the article's cut scored on its own pair and on all train pairs, and five random cuts of the same size,
+through the lm-evaluation-harness. Every item is kept in `build/benchmarks/`, so a run that was stopped goes on, and
+processes with different `--only` share the models. Without `--only` what is missing is measured and
+`data/results_benchmarks.csv` is written. About 25 minutes a model on one CPU core.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from measure_controls import ROOT, provenance
+
+import fairlab as fl
+from fairlab.benchmarks import _rows_of
+
+SEED = 0
+CACHE = ROOT / "build" / "benchmarks"
+FILES = {
+    "lambada_openai": "lambada/lambada_openai_test.jsonl",
+    "boolq": "boolq/boolq_dev.jsonl",
+    "crows_pairs_english": "crows_pairs/crows_pairs_anonymized.csv",
+    "wikitext": "wikitext2/wikitext-2-raw-v1_test.txt",
+}
+
+
+def best_causal_cut(model, tokenizer) -> fl.NeuronSelection | None:
+    """Return the best cut by causal scores; None: there is none yet, and it is left out."""
+    return None
+
+
+def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
+    """Return the models by name: the empty cut is the original."""
+    train = [pair for pair in fl.load_pairs(split="train") if pair.attribute_split == "train"]
+    importance = fl.importance_scores(model, method="maw")
+    cuts = {"original": fl.NeuronSelection({}, tuple(importance.shape))}
+    for name, pairs in {"article, own pair": [fl.ARTICLE_PAIR], "article, train pairs": train}.items():
+        bias = fl.bias_scores(model, tokenizer, pairs, method="article")
+        cuts[name] = fl.select_neurons(fl.hybrid_scores(bias, importance, bias_weight=0.5), count=3, how=name)
+    best = best_causal_cut(model, tokenizer)
+    if best is not None:
+        cuts["best causal"] = best
+    draws = fl.random_selections(cuts["article, own pair"], 5, seed=SEED)
+    return cuts | {f"random {number}": draw for number, draw in enumerate(draws, start=1)}
+
+
+def samples(tokenizer, files: dict[str, Path]) -> dict[str, int | list[int]]:
+    """Return which items to run: about 300,000 tokens.
+
+    WikiText: in random order, pages of at most 2,500 tokens until there are 20,000: many short pages tell more than
+    four long ones.
+    """
+    pages = [len(tokenizer(row["page"], verbose=False).input_ids) for row in _rows_of("wikitext", files["wikitext"])]
+    short = [number for number, tokens in enumerate(pages) if tokens <= 2500]
+    chosen: list[int] = []
+    for number in random.Random(SEED).sample(short, len(short)):
+        if sum(pages[other] for other in chosen) < 20_000:
+            chosen.append(number)
+    return {"lambada_openai": 1000, "boolq": 1000, "crows_pairs_english": 1508, "wikitext": sorted(chosen)}
+
+
+def read(model, tokenizer, cut, task, file, wanted, origin) -> dict:
+    """Return the items of one model and task, and where they come from: out of the cache, or measured."""
+    neurons = {layer: list(indices) for layer, indices in cut.neurons.items()}
+    known = json.dumps([origin["weights_sha256"], neurons, task, wanted])
+    path = CACHE / f"{task}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    start = time.perf_counter()
+    with fl.ablate(model, cut):
+        table = fl.run_lm_eval(model, tokenizer, task, data={task: file}, samples={task: wanted}, batch_size=4)
+    seconds = round(time.perf_counter() - start)
+    result = {"origin": origin, "seconds": seconds, "items": table.attrs["items"]}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(part, path)
+    print(f"{task}: {len(table.attrs['items'])} items in {seconds} s", flush=True)
+    return result
+
+
+def main() -> None:
+    """Measure, and write the table with its provenance in every row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", metavar="NAME", help="measure this model alone; write no table")
+    only = parser.parse_args().only
+    folder = os.environ.get("FAIRLAB_DATASETS")
+    if not folder:
+        parser.error("FAIRLAB_DATASETS is not set: it names the folder with the public data sets")
+    files = {task: Path(folder) / name for task, name in FILES.items()}
+    model, tokenizer = fl.load_model()
+    origin = provenance(model)
+    origin["versions"] += f", lm-eval {version('lm-eval')}"
+    cuts = choose(model, tokenizer)
+    if unknown := set(only or ()) - set(cuts):
+        parser.error(f"--only: expected names among {', '.join(cuts)}; got {', '.join(sorted(unknown))}")
+    wanted = samples(tokenizer, files)
+    for name in only or cuts:
+        print(name, flush=True)
+        for task, file in files.items():
+            read(model, tokenizer, cuts[name], task, file, wanted[task], origin)
+
+
+if __name__ == "__main__":
+    main()
