@@ -71,7 +71,8 @@ def samples(tokenizer, files: dict[str, Path]) -> dict[str, int | list[int]]:
 
 def halve(model) -> None:
     """Put all but the head into bfloat16."""
-    model.lm_head = copy.deepcopy(model.lm_head)  # tied to the embeddings until now
+    model.config.tie_word_embeddings = False  # or the harness ties them again
+    model.lm_head = copy.deepcopy(model.lm_head)
     model.model.bfloat16()
     model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0].float(),))
 
