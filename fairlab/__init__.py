@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
-    "benchmarks": ("run_lm_eval", "summarize_items"),
+    "benchmarks": ("bbq_scores", "paired_changes", "run_lm_eval", "summarize_items"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
     "diagnosis": ("article_metric", "layer_differences"),
     "evaluation": ("compare", "perplexity", "random_selections"),

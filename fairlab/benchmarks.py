@@ -1,9 +1,11 @@
 """What the field's benchmarks say of a model, and whether a cut changed it.
 
-Contents: `run_lm_eval` (EleutherAI's lm-evaluation-harness on a model in memory), `summarize_items` (its items as a
-table of metrics), `paired_changes` (the same items before and after).
+Contents: `run_lm_eval` (EleutherAI's lm-evaluation-harness on a model in memory), `bbq_scores` (BBQ with one pass a
+context, and as a forced choice), `summarize_items` (items as a table of metrics), `paired_changes` (the same items
+before and after).
 """
 
+import copy
 import csv
 import json
 import logging
@@ -16,9 +18,14 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from fairlab.capture import check_option, progress
+from fairlab.statistics import bootstrap_interval
 
 # task -> (its folder in the harness; id, configuration and split on the Hub; the columns it reads)
 _TASKS = {
@@ -89,22 +96,14 @@ def run_lm_eval(
     for argument, given in (("data", data), ("samples", samples)):
         for name in given:
             check_option(argument, name, names)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: expected a whole number of at least 1; got {batch_size!r}")
-    if model.training:
-        raise ValueError("model: it is in training mode, where dropout adds noise; call model.eval()")
-    try:
-        import datasets
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'run_lm_eval needs the lm-evaluation-harness; run: pip install "fairlab[eval]"'
-        ) from error
+    _check(model, batch_size)
     rows = {name: _rows_of(name, data[name]) for name in names if name in data}
     chosen = {name: _choose(name, len(rows[name]), samples.get(name)) for name in rows}
     items = []
     for name in names:
         if name not in rows:
+            import datasets
+
             _, hub_id, configuration, split, columns = _TASKS[name]
             fetched = datasets.load_dataset(hub_id, configuration, split=split)
             rows[name] = [{column: row[column] for column in columns} for row in fetched]
@@ -115,8 +114,22 @@ def run_lm_eval(
     return table
 
 
+def _check(model: PreTrainedModel, batch_size: int) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: expected a whole number of at least 1; got {batch_size!r}")
+    if model.training:
+        raise ValueError("model: it is in training mode, where dropout adds noise; call model.eval()")
+    try:
+        import datasets  # noqa: F401
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            'benchmarks need the lm-evaluation-harness; run: pip install "fairlab[eval]"'
+        ) from error
+
+
 def _rows_of(task: str, source: str | Path | Sequence[Mapping]) -> list[dict]:
-    """Read the rows of a task and check their columns."""
+    """Return the rows of a task, out of a file or as given, with the columns that it reads and no others."""
     columns = _TASKS[task][4]
     if isinstance(source, str | Path):
         path = Path(source)
@@ -253,12 +266,151 @@ def _run(
         elif task == "wikitext":
             item |= {"loglikelihood": logs[0], "words": sample["word_perplexity"][1]}
         else:
-            _, biased, answered, _ = sample["amb_bias_score"]
-            item |= {"cluster": f"{row['category']} {row['question_index']}", "category": row["category"]}
-            item |= {"ambiguous": row["context_condition"] == "ambig", "acc": sample["acc"]}
-            item |= {"biased": biased, "answered": answered}
-        items.append({key: value.item() if isinstance(value, np.generic) else value for key, value in item.items()})
+            prompt, texts = sample["arguments"][0][0], [text for _, text in sample["arguments"]]
+            lengths = [len(ids) for ids in _encode(tokenizer, prompt, texts)[1]]
+            item |= _bbq_item(sample["doc"], logs, lengths)
+        items.append(item)
     return items
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """Tokenise as the harness does: the prompt alone, and of each continuation what is beyond the prompt's tokens."""
+    ids = tokenizer(prompt).input_ids
+    return ids, [tokenizer(prompt + text).input_ids[len(ids) :] for text in texts]
+
+
+def _bbq_item(doc: Mapping, logs: Sequence[float], lengths: Sequence[int]) -> dict:
+    """Return what an answer to a BBQ question shows: by the harness's rule, and between the two groups alone.
+
+    `logs` and `lengths`: log-probability and tokens of the two group answers, then of the wordings of "unknown".
+    """
+    from lm_eval.tasks.bbq.utils import doc_to_choice, process_results_multiple_choice
+
+    chosen = process_results_multiple_choice(doc, [(log, False) for log in logs])
+    _, biased, answered, _ = chosen["amb_bias_score"]
+    per_token = [log / length for log, length in zip(logs[:2], lengths[:2], strict=True)]
+    groups = doc_to_choice(doc)[:2]
+    sides = [group in doc["biased_answers"] for group in groups]
+    log_odds = per_token[sides.index(True)] - per_token[sides.index(False)] if sum(sides) == 1 else math.nan
+    right = doc[f"ans{doc['label']}"]
+    return {
+        "cluster": f"{doc['category']} {doc['question_index']}",
+        "category": doc["category"],
+        "ambiguous": doc["context_condition"] == "ambig",
+        "acc": chosen["acc"],
+        "biased": biased,
+        "answered": answered,
+        "log_odds": log_odds,
+        "forced_acc": float(groups[int(np.argmax(per_token))] == right) if right in groups else math.nan,
+    }
+
+
+def bbq_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: str | Path | Sequence[Mapping],
+    *,
+    batch_size: int = 8,
+) -> pd.DataFrame:
+    """Score BBQ twice from one pass over each context: as the harness does, and as a choice between the two groups.
+
+    The harness offers two group answers and ten wordings of "unknown", and takes the one with the highest probability
+    in all: "Unknown" is short and wins. With few answers that name a group its bias score rests on next to nothing, and
+    without any biased answer it is 0.0, which reads like "no bias". So `share of unknown` stands beside it, and the
+    forced choice looks at the two group answers alone::
+
+        log-odds = mean over tokens of log p(biased answer) − mean over tokens of log p(other answer)
+
+    A biased answer is the stereotyped group for a negative question, the other group for a non-negative one.
+
+    Parameters
+    ----------
+    items : str, Path or list of dict
+        A .jsonl file or rows with BBQ's own columns.
+    batch_size : int
+        Contexts in a forward pass; twelve answers follow each. The result does not depend on it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As of `run_lm_eval(…, "bbq")`, which gives the same numbers and runs every context twelve times.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        The harness, whose definitions are used, is not installed.
+    ValueError, FileNotFoundError
+        Rows without a column, a file of another kind, a batch size that is no whole number, a model in training mode.
+    """
+    _check(model, batch_size)
+    import datasets
+    from lm_eval.tasks.bbq.utils import doc_to_choice, process_docs
+
+    with _quiet_harness():
+        docs = list(process_docs(datasets.Dataset.from_list(_rows_of("bbq", items))))
+    encoded = [
+        _encode(tokenizer, f"{doc['context']}\n\nQ: {doc['question']}\nA:", [f" {text}" for text in doc_to_choice(doc)])
+        for doc in docs
+    ]
+    by_length = sorted(range(len(docs)), key=lambda number: len(encoded[number][0]))
+    batches = [by_length[start : start + batch_size] for start in range(0, len(docs), batch_size)]
+    scored = {}
+    for batch in progress(batches, desc="BBQ", unit="batch"):
+        logs = _log_probabilities(model, tokenizer.pad_token_id or 0, *zip(*(encoded[n] for n in batch), strict=True))
+        scored.update(zip(batch, logs, strict=True))
+    rows = []
+    for number, doc in enumerate(docs):
+        lengths = [len(ids) for ids in encoded[number][1]]
+        rows.append({"task": "bbq", "item": number} | _bbq_item(doc, scored[number], lengths))
+    table = summarize_items(rows)
+    table.attrs["items"] = rows
+    return table
+
+
+def _log_probabilities(
+    model: PreTrainedModel, pad: int, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]
+) -> list[list[float]]:
+    """Return log p(answer | its prompt) of equally many answers to each prompt; each prompt is run once, and its keys
+    and values are kept for the answers."""
+    device, width = model.device, max(map(len, prompts))
+    # padded on the left, so that all answers start at the same place
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    result = [[0.0] * len(several) for several in answers]
+    by_length = [sorted(range(len(several)), key=lambda n: len(several[n])) for several in answers]
+    with torch.no_grad():
+        start = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+        middle = len(answers[0]) // 2
+        for part in (slice(middle), slice(middle, None)):  # short and long answers apart: less padding
+            chosen = [order[part] for order in by_length]
+            flat = [several[n] for several, own in zip(answers, chosen, strict=True) for n in own]
+            logs = _follow(model, pad, start, mask, flat).view(len(prompts), -1).tolist()
+            for own, values, row in zip(chosen, logs, result, strict=True):
+                for n, value in zip(own, values, strict=True):
+                    row[n] = value
+    return result
+
+
+def _follow(model: PreTrainedModel, pad: int, start: ModelOutput, mask: Tensor, answers: Sequence[list[int]]) -> Tensor:
+    """Return log p of answers, equally many after each prompt of `start`, whose cache is left as it was."""
+    device, count, longest = model.device, len(answers) // len(mask), max(map(len, answers))
+    ids = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers], device=device)
+    counted = torch.arange(longest, device=device) < torch.tensor([[len(answer)] for answer in answers], device=device)
+    mask = mask.repeat_interleave(count, 0)
+    logits = start.logits.repeat_interleave(count, 0)
+    if longest > 1:
+        cache = copy.deepcopy(start.past_key_values)
+        cache.batch_repeat_interleave(count)
+        rest = model(
+            input_ids=ids[:, :-1],
+            attention_mask=torch.cat([mask, counted[:, :-1].long()], 1),
+            position_ids=mask.sum(1)[:, None] + torch.arange(longest - 1, device=device),
+            past_key_values=cache,
+        )
+        logits = torch.cat([logits, rest.logits], 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return ((logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)) * counted).sum(1)
 
 
 Formula = tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]  # of weighted sums; the columns that are summed
@@ -305,6 +457,9 @@ def _metrics(task: str, items: pd.DataFrame) -> dict[str, Formula]:
         return metrics | {"log_odds": _mean(items.log_odds)}
     amb, dis = items.ambiguous.astype(bool), ~items.ambiguous.astype(bool)
     metrics = {"acc": _mean(items.acc), "share of unknown": _mean(1 - items.answered)}
+    sided, log_odds = items.log_odds.notna(), items.log_odds.fillna(0)
+    if dis.any():
+        metrics["forced_accuracy_disamb"] = _mean(items.forced_acc.fillna(0), dis & items.forced_acc.notna())
     for name, where, ambiguous in (("amb", amb, True), ("disamb", dis, False)):
         if where.any():
             metrics[f"accuracy_{name}"] = _mean(items.acc, where)
@@ -312,6 +467,9 @@ def _metrics(task: str, items: pd.DataFrame) -> dict[str, Formula]:
             for category in sorted(items.category[where].unique()):
                 own = where & (items.category == category)
                 metrics[f"{name}_bias_score_{category}"] = _bbq_bias(items, own, ambiguous=ambiguous)
+            metrics[f"log_odds_{name}"] = _mean(log_odds, where & sided)
+            for category in sorted(items.category[where & sided].unique()):
+                metrics[f"log_odds_{name}_{category}"] = _mean(log_odds, where & sided & (items.category == category))
     return metrics
 
 
@@ -331,18 +489,27 @@ def _majority(task: str, metric: str, items: pd.DataFrame) -> float:
     return math.nan
 
 
-def _standard_error(formula: Formula, clusters: pd.Series) -> float:
-    """Leave one cluster out at a time (jackknife); for a mean over items that stand alone this is s / √n."""
+def _clusters(formula: Formula, clusters: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return which items count for a metric, and the number of the cluster of each of these."""
+    counted = formula[1].any(-1)
+    return counted, pd.factorize(clusters[counted])[0]
+
+
+def _standard_error(formula: Formula, clusters: pd.Series) -> tuple[float, int]:
+    """Leave one cluster out at a time (jackknife): for a mean over items that stand alone this is s / √n.
+
+    Also return the degrees of freedom. NaN where all clusters are alike: nothing shows by how much others would differ.
+    """
     compute, columns = formula
-    counted = columns.any(-1)
-    numbers = pd.factorize(clusters[counted])[0]
-    n = numbers.max() + 1
+    counted, numbers = _clusters(formula, clusters)
+    n = numbers.max(initial=-1) + 1
     if n < 2:
-        return math.nan
+        return math.nan, 0
     of_cluster = np.zeros((n, columns.shape[1]))
     np.add.at(of_cluster, numbers, columns[counted])
     without = compute(of_cluster.sum(0) - of_cluster)
-    return math.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    error = math.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    return error if error > 1e-12 else math.nan, n - 1
 
 
 def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
@@ -351,25 +518,119 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     items : list of dict, or DataFrame
-        As `run_lm_eval` keeps them, of one task or several.
+        As `run_lm_eval` and `bbq_scores` keep them, of one task or several.
 
     Returns
     -------
     pandas.DataFrame
-        One row a task and metric: `task`, `metric` (the harness's name where it is the harness's metric), `n`
-        (items that count for it), `value`, `standard_error` (jackknife over clusters: passages, templates, else items),
-        `majority` (the accuracy of always giving the commonest answer, NaN where there is none).
+        One row a task and metric: `task`, `metric` (under the harness's name where it is the harness's), `n` (items
+        that count for it), `value`; `standard_error` by a jackknife over clusters (passages, templates, else items) and
+        the 95 % interval from it, `low` and `high`, all NaN where every cluster says the same; `majority`: the accuracy
+        of always giving the commonest answer, NaN where there is none.
 
-        CrowS-Pairs: share of pairs whose stereotyped sentence is the likelier one, in all and by which of the two
-        sentences is shorter in characters, and the mean of log p(stereotyped) − log p(other) in nats. A shorter
-        sentence is likelier whatever it says.
+        CrowS-Pairs: the share of pairs whose stereotyped sentence is the likelier one, in all and by which of the two
+        has fewer characters; `log_odds`, the mean of log p(stereotyped) − log p(other) in nats. A shorter sentence is
+        likelier whatever it says.
+
+        BBQ: beside the harness's scores `share of unknown`, `log_odds_…` (see `bbq_scores`; nats a token, positive
+        towards the stereotype, 0: no preference) and `forced_accuracy_disamb` (chance: 0.5).
     """
     frame = _frame(items)
     rows = []
     for task, own in frame.groupby("task", sort=False):
-        for metric, (compute, columns) in _metrics(task, own).items():
+        for metric, formula in _metrics(task, own).items():
+            compute, columns = formula
             row = {"task": task, "metric": metric, "n": int(columns.any(-1).sum())}
-            row["value"] = float(compute(columns.sum(0)))
-            row["standard_error"] = _standard_error((compute, columns), own.cluster)
+            value = float(compute(columns.sum(0)))
+            error, freedom = _standard_error(formula, own.cluster)
+            half = stats.t.ppf(0.975, freedom) * error if freedom else math.nan
+            row |= {"value": value, "standard_error": error, "low": value - half, "high": value + half}
             rows.append(row | {"majority": _majority(task, metric, own)})
     return pd.DataFrame(rows)
+
+
+def paired_changes(before: Sequence[Mapping] | pd.DataFrame, after: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
+    """Compare two models on the same benchmark items.
+
+    Parameters
+    ----------
+    before, after : list of dict, or DataFrame
+        Items as `run_lm_eval` and `bbq_scores` keep them in `attrs["items"]`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a task and metric: `before`, `after`; `change` (after − before; of perplexities after / before − 1) with
+        `low` and `high`, a paired 95 % interval: `bootstrap_interval` over clusters (passages, templates, else items);
+        for answers that are right or wrong (or this or that) `lost` and `gained`, the items that were 1 and
+        became 0 and the reverse, and `p`, McNemar's exact test of these, which takes items to be independent, NaN
+        elsewhere; `told`: the interval excludes 0 and p, where there is one, is below 0.05; `n_needed`, how many items
+        like these would show a change of this size in four of five studies (power 0.8, α 0.05), NaN without a change;
+        `sentence`, the row in words.
+
+    Raises
+    ------
+    ValueError
+        The two hold different items.
+    """
+    frames = [_frame(items).sort_values(["task", "item"], kind="stable") for items in (before, after)]
+    if [*zip(frames[0].task, frames[0].item, strict=True)] != [*zip(frames[1].task, frames[1].item, strict=True)]:
+        raise ValueError("before, after: expected the same items of the same tasks in both")
+    rows = []
+    for task in dict.fromkeys(pd.DataFrame(before).task):
+        old, new = (frame[frame.task == task] for frame in frames)
+        after_by_metric = _metrics(task, new)
+        for metric, formula in _metrics(task, old).items():
+            rows.append(
+                {"task": task, "metric": metric} | _change(metric, formula, after_by_metric[metric], old.cluster)
+            )
+    table = pd.DataFrame(rows)
+    return table.assign(sentence=[_sentence(row) for row in rows])
+
+
+def _change(metric: str, before: Formula, after: Formula, labels: pd.Series) -> dict:
+    """Return one metric's change with its interval, test and the number of items that it needs."""
+    compute = before[0]
+    counted, clusters = _clusters(before, labels)
+    old, new = before[1][counted], after[1][counted]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        values = compute(weights @ old), compute(weights @ new)
+        return np.log(values[1] / values[0]) if "perplexity" in metric else values[1] - values[0]
+
+    n = len(old)
+    ends = bootstrap_interval(statistic, [clusters.tolist()])
+    change, low, high = (float(value) for value in (statistic(np.ones((1, n)))[0], *ends))
+    error = (high - low) / 2 / stats.t.ppf(0.975, max(int(clusters.max(initial=-1)), 1))
+    power = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    needed = math.ceil(n * (power * error / change) ** 2) if change and error > 0 else math.nan
+    if "perplexity" in metric:
+        change, low, high = (math.expm1(value) for value in (change, low, high))
+    row = {"n": n, "before": float(compute(old.sum(0))), "after": float(compute(new.sum(0)))}
+    row |= {"change": change, "low": low, "high": high}
+    row |= {"lost": math.nan, "gained": math.nan, "p": math.nan}
+    shares = old.shape[1] == 2 and np.isin([old, new], (0.0, 1.0)).all()
+    if shares:
+        row["lost"] = int((old[:, 0] > new[:, 0]).sum())
+        row["gained"] = int((old[:, 0] < new[:, 0]).sum())
+        moved = row["lost"] + row["gained"]
+        row["p"] = float(stats.binomtest(row["lost"], moved).pvalue) if moved else 1.0
+    return row | {"told": (low > 0 or high < 0) and not row["p"] >= 0.05, "n_needed": needed}
+
+
+def _sentence(row: Mapping) -> str:
+    """Say a row of `paired_changes` in words."""
+    start = f"{row['task']}, {row['metric']}: {row['before']:.3g} → {row['after']:.3g}"
+    test = not math.isnan(row["p"])
+    if row["change"] == 0 and not (test and row["lost"]):
+        return f"{start}, no change on {row['n']:,} items."
+    if "perplexity" in row["metric"]:
+        change, low, high = (f"{row[name]:+.1%}" for name in ("change", "low", "high"))
+    else:
+        change, low, high = (f"{row[name]:+.3f}" for name in ("change", "low", "high"))
+    moved = f"; {row['lost']} lost, {row['gained']} gained" if test else ""
+    start += f", change {change} (interval {low} … {high}; {row['n']:,} items{moved})"
+    if row["told"]:
+        return f"{start}: the two differ."
+    needed = "" if math.isnan(row["n_needed"]) else f"; to see one of this size takes about {row['n_needed']:,} items"
+    return f"{start}: no difference can be told at this n{needed}."
