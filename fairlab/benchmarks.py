@@ -5,12 +5,12 @@ context, and as a forced choice), `summarize_items` (items as a table of metrics
 before and after).
 """
 
-import copy
 import csv
 import json
 import logging
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,9 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
 
 from fairlab.capture import check_option, progress
 from fairlab.statistics import bootstrap_interval
@@ -188,22 +186,24 @@ def _choose(task: str, available: int, wanted: int | Sequence[int] | None) -> li
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Silence the harness's log and replace its progress bars, which always show, by the house's."""
+    """Silence the harness's log, replace its progress bars, which always show, and keep its draws out of others'."""
     import datasets
 
     def bar(*args: object, disable: bool = False, **options: object) -> object:
         return progress(*args, **options)
 
     logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.is_progress_bar_enabled()
+    level, bars, state = logger.level, datasets.is_progress_bar_enabled(), random.getstate()
     logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         with ExitStack() as stack:
             for module in ("api.model", "api.task", "models.huggingface"):
                 stack.enter_context(patch(f"lm_eval.{module}.tqdm", bar))
+            stack.enter_context(warnings.catch_warnings(action="ignore", category=RuntimeWarning))  # its empty means
             yield
     finally:
+        random.setstate(state)
         logger.setLevel(level)
         if bars:
             datasets.enable_progress_bars()
@@ -228,15 +228,19 @@ def _run(
     override = {"task": task, "custom_dataset": lambda **_: {split: held}, "num_fewshot": 0}
     override |= {f"{other}_split": None for other in ("training", "validation", "test") if other != split}
     start = tokenizer.get_vocab().get("<|endoftext|>")
+
+    class Frugal(lm_eval.models.huggingface.HFLM):
+        """The harness's model, but for the logits that nobody reads: those of a context are a third of its work."""
+
+        def _loglikelihood_tokens(self, requests: list, *_: object, **__: object) -> list[tuple[float, bool]]:
+            return _loglikelihoods(self.model, [request[1:] for request in requests], self.batch_size, self.max_length)
+
     with _quiet_harness():
-        lm = lm_eval.models.huggingface.HFLM(
-            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, prefix_token_id=start
-        )
-        if task == "wikitext":  # a page has up to 17,000 tokens, and the harness keeps the logits of all
-            window = min(_WINDOW, lm.max_length)
-            lm = lm_eval.models.huggingface.HFLM(
-                pretrained=model, tokenizer=tokenizer, batch_size=1, prefix_token_id=start, max_length=window
-            )
+        options = {"batch_size": batch_size}
+        if task == "wikitext":  # a page has up to 17,000 tokens, and all of their logits are read
+            holds = getattr(model.config.get_text_config(), "max_position_embeddings", _WINDOW)
+            options = {"batch_size": 1, "max_length": min(_WINDOW, holds)}
+        lm = Frugal(pretrained=model, tokenizer=tokenizer, prefix_token_id=start, **options)
         manager = TaskManager(
             include_path=str(Path(lm_eval.__file__).parent / "tasks" / folder), include_defaults=False
         )
@@ -271,6 +275,39 @@ def _run(
             item |= _bbq_item(sample["doc"], logs, lengths)
         items.append(item)
     return items
+
+
+@torch.no_grad()
+def _loglikelihoods(
+    model: PreTrainedModel, requests: Sequence[tuple[list[int], list[int]]], batch_size: int, max_length: int
+) -> list[tuple[float, bool]]:
+    """Return of each (context, continuation) the log-probability of the continuation, and whether it is what the model
+    would write: one row a context where the continuations have one token."""
+    inputs = [tuple((context + continuation)[-max_length - 1 : -1]) for context, continuation in requests]
+    rows = sorted(set(inputs), key=len, reverse=True)
+    asked: dict[tuple[int, ...], list[int]] = {row: [] for row in rows}
+    for number, row in enumerate(inputs):
+        asked[row].append(number)
+    answers: list[tuple[float, bool]] = [(math.nan, False)] * len(requests)
+    for start in progress(range(0, len(rows), batch_size), desc="benchmark", unit="batch"):
+        batch = rows[start : start + batch_size]
+        ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)  # what pads on the right, nobody looks at
+        spans = {}
+        for place, row in enumerate(batch):
+            ids[place, : len(row)] = torch.tensor(row)
+            for number in asked[row]:
+                spans[number] = place, range(len(row) - len(requests[number][1]), len(row))
+        places = sorted({position for _, span in spans.values() for position in span})
+        keep = torch.tensor(places, device=model.device)
+        logits = model(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=keep).logits
+        column = {position: index for index, position in enumerate(places)}
+        for number, (place, span) in spans.items():
+            own = logits[place, [column[position] for position in span]]
+            log_p = own.to(torch.promote_types(own.dtype, torch.float32)).log_softmax(-1).cpu()
+            wanted = torch.tensor(requests[number][1][-len(span) :])
+            total = log_p.gather(1, wanted[:, None]).double().sum().item()
+            answers[number] = total, bool((log_p.argmax(-1) == wanted).all())
+    return answers
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
@@ -340,7 +377,8 @@ def bbq_scores(
     ModuleNotFoundError
         The harness, whose definitions are used, is not installed.
     ValueError, FileNotFoundError
-        Rows without a column, a file of another kind, a batch size that is no whole number, a model in training mode.
+        Rows without a column, a file of another kind, a batch size that is no whole number, a model in training mode, a
+        question longer than the model's sliding window.
     """
     _check(model, batch_size)
     import datasets
@@ -353,10 +391,14 @@ def bbq_scores(
         for doc in docs
     ]
     by_length = sorted(range(len(docs)), key=lambda number: len(encoded[number][0]))
+    longest = max(len(prompt) + max(map(len, answers)) for prompt, answers in encoded)
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or longest
+    if longest > window:  # the mask below would let a token see further back than the model does
+        raise ValueError(f"items: the longest question has {longest} tokens, the model's sliding window {window}")
     batches = [by_length[start : start + batch_size] for start in range(0, len(docs), batch_size)]
     scored = {}
     for batch in progress(batches, desc="BBQ", unit="batch"):
-        logs = _log_probabilities(model, tokenizer.pad_token_id or 0, *zip(*(encoded[n] for n in batch), strict=True))
+        logs = _log_probabilities(model, *zip(*(encoded[n] for n in batch), strict=True))
         scored.update(zip(batch, logs, strict=True))
     rows = []
     for number, doc in enumerate(docs):
@@ -368,49 +410,46 @@ def bbq_scores(
 
 
 def _log_probabilities(
-    model: PreTrainedModel, pad: int, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]
+    model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[Sequence[list[int]]]
 ) -> list[list[float]]:
-    """Return log p(answer | its prompt) of equally many answers to each prompt; each prompt is run once, and its keys
-    and values are kept for the answers."""
-    device, width = model.device, max(map(len, prompts))
-    # padded on the left, so that all answers start at the same place
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    places = (mask.cumsum(1) - 1).clamp(min=0)
-    result = [[0.0] * len(several) for several in answers]
-    by_length = [sorted(range(len(several)), key=lambda n: len(several[n])) for several in answers]
+    """Return log p(answer | its prompt) of all answers to each prompt from one row a prompt.
+
+    The answers stand side by side after the prompt; each sees the prompt and itself, at the places that it would have
+    alone. Prompts are padded on the left, so that all end in one column.
+    """
+    width = max(map(len, prompts))
+    tail = max(sum(len(answer) - 1 for answer in several) for several in answers)
+    ids = torch.zeros(len(prompts), width + tail, dtype=torch.long)
+    places, parts = torch.zeros_like(ids), torch.full_like(ids, -1)  # part: -1 padding, 0 prompt, then the answers
+    wanted = []  # for each answer: its row, its tokens, and the columns (from the prompt's last) that foresee them
+    for row, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
+        ids[row, width - len(prompt) : width] = torch.tensor(prompt)
+        places[row, width - len(prompt) : width] = torch.arange(len(prompt))
+        parts[row, width - len(prompt) : width] = 0
+        column = width
+        for number, answer in enumerate(several, start=1):
+            own = slice(column, column + len(answer) - 1)
+            ids[row, own] = torch.tensor(answer[:-1], dtype=torch.long)
+            places[row, own] = torch.arange(len(prompt), len(prompt) + len(answer) - 1)
+            parts[row, own] = number
+            wanted.append((row, answer, [0, *range(own.start - width + 1, own.stop - width + 1)]))
+            column = own.stop
+    seen = parts[:, None, :]
+    seen = (seen == 0) | ((seen > 0) & (seen == parts[:, :, None]))
+    seen = seen.tril() | torch.eye(width + tail, dtype=torch.bool)  # padding sees itself: a softmax over nothing is NaN
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
     with torch.no_grad():
-        start = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
-        middle = len(answers[0]) // 2
-        for part in (slice(middle), slice(middle, None)):  # short and long answers apart: less padding
-            chosen = [order[part] for order in by_length]
-            flat = [several[n] for several, own in zip(answers, chosen, strict=True) for n in own]
-            logs = _follow(model, pad, start, mask, flat).view(len(prompts), -1).tolist()
-            for own, values, row in zip(chosen, logs, result, strict=True):
-                for n, value in zip(own, values, strict=True):
-                    row[n] = value
-    return result
-
-
-def _follow(model: PreTrainedModel, pad: int, start: ModelOutput, mask: Tensor, answers: Sequence[list[int]]) -> Tensor:
-    """Return log p of answers, equally many after each prompt of `start`, whose cache is left as it was."""
-    device, count, longest = model.device, len(answers) // len(mask), max(map(len, answers))
-    ids = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers], device=device)
-    counted = torch.arange(longest, device=device) < torch.tensor([[len(answer)] for answer in answers], device=device)
-    mask = mask.repeat_interleave(count, 0)
-    logits = start.logits.repeat_interleave(count, 0)
-    if longest > 1:
-        cache = copy.deepcopy(start.past_key_values)
-        cache.batch_repeat_interleave(count)
-        rest = model(
-            input_ids=ids[:, :-1],
-            attention_mask=torch.cat([mask, counted[:, :-1].long()], 1),
-            position_ids=mask.sum(1)[:, None] + torch.arange(longest - 1, device=device),
-            past_key_values=cache,
-        )
-        logits = torch.cat([logits, rest.logits], 1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return ((logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)) * counted).sum(1)
+        logits = model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask[:, None].to(model.device),
+            position_ids=places.to(model.device),
+            use_cache=False,
+            logits_to_keep=tail + 1,
+        ).logits
+    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    logs = [log_p[row, columns, answer].sum().item() for row, answer, columns in wanted]
+    count = len(answers[0])
+    return [logs[start : start + count] for start in range(0, len(logs), count)]
 
 
 Formula = tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]  # of weighted sums; the columns that are summed
