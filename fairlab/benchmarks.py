@@ -352,9 +352,9 @@ def bbq_scores(
     """Score BBQ twice from one pass over each context: as the harness does, and as a choice between the two groups.
 
     The harness offers two group answers and ten wordings of "unknown", and takes the one with the highest probability
-    in all: "Unknown" is short and wins. With few answers that name a group its bias score rests on next to nothing, and
-    without any biased answer it is 0.0, which reads like "no bias". So `share of unknown` stands beside it, and the
-    forced choice looks at the two group answers alone::
+    in all, whatever their lengths: a small model can say "unknown" always, or never. Without any biased answer its bias
+    score is 0.0, which reads like "no bias". So `share of unknown` stands beside it, and the forced choice looks at the
+    two group answers alone::
 
         log-odds = mean over tokens of log p(biased answer) − mean over tokens of log p(other answer)
 

@@ -1,12 +1,13 @@
 """Measure what cuts do to LAMBADA, BoolQ, CrowS-Pairs and WikiText, and freeze the table.
 
-    FAIRLAB_DATASETS=folder python tools/measure_benchmarks.py [--only NAME ...]
+    FAIRLAB_DATASETS=folder python tools/measure_benchmarks.py [--only NAME ... | --write]
 
 The original, the article's cut scored on its own pair and on all train pairs, and five random cuts of the same size,
 through the lm-evaluation-harness. Every item is kept in `build/benchmarks/`, so a run that was stopped goes on, and
-processes with different `--only` share the models. Without `--only` what is missing is measured and
-`data/results_benchmarks.csv` is written. About a quarter of an hour a model on one CPU core, since the layers run in
-bfloat16, nearly twice as fast as float32; the head stays in float32, where log-probabilities keep their digits.
+processes with different `--only` share the models. Without it what is missing is measured and
+`data/results_benchmarks.csv` is written; with `--write`, from what there is. About ten minutes a model on one CPU core:
+the layers run in bfloat16, nearly twice as fast as float32; the head stays in float32, where log-probabilities keep
+their digits.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 from measure_controls import ROOT, provenance
 
 import fairlab as fl
@@ -77,13 +79,15 @@ def halve(model) -> None:
     model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0].float(),))
 
 
-def read(model, tokenizer, cut, task, file, wanted, origin) -> dict:
-    """Return the items of one model and task, and where they come from: out of the cache, or measured."""
+def read(model, tokenizer, cut, task, file, wanted, origin, *, measure=True) -> dict | None:
+    """Return the items of one model and task, and where they come from: out of the cache, or measured, or None."""
     neurons = {layer: list(indices) for layer, indices in cut.neurons.items()}
     known = json.dumps([origin["weights_sha256"], origin["device"], neurons, task, wanted])
     path = CACHE / f"{task}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
+    if not measure:
+        return None
     start = time.perf_counter()
     with fl.ablate(model, cut):
         table = fl.run_lm_eval(model, tokenizer, task, data={task: file}, samples={task: wanted}, batch_size=4)
@@ -97,11 +101,34 @@ def read(model, tokenizer, cut, task, file, wanted, origin) -> dict:
     return result
 
 
+def rows_of(name: str, task: str, results: dict[tuple[str, str], dict]) -> pd.DataFrame:
+    """Return the metrics of one model and task, and their changes from the original beside those of random cuts."""
+    result = results[name, task]
+    table = fl.summarize_items(result["items"]).assign(method=name, **result["origin"], seconds=result["seconds"])
+    if name == "original":
+        return table
+    before = results["original", task]["items"]
+    changes = fl.paired_changes(before, result["items"]).rename(columns={"low": "change_low", "high": "change_high"})
+    changes = changes.drop(columns=["task", "n", "before", "after"])
+    drawn = [
+        fl.paired_changes(before, other["items"]).change
+        for (model, measured), other in results.items()
+        if model.startswith("random") and measured == task and model != name
+    ]
+    if drawn:
+        drawn = pd.concat(drawn, axis=1)
+        changes["random_low"], changes["random_high"] = drawn.min(axis=1), drawn.max(axis=1)
+        changes["random_below"], changes["n_random"] = drawn.lt(changes.change, axis=0).sum(axis=1), drawn.shape[1]
+    return table.merge(changes, on="metric")
+
+
 def main() -> None:
     """Measure, and write the table with its provenance in every row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", metavar="NAME", help="measure this model alone; write no table")
-    only = parser.parse_args().only
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--only", action="append", metavar="NAME", help="measure this model alone; write no table")
+    group.add_argument("--write", action="store_true", help="measure nothing; write the table from what there is")
+    options = parser.parse_args()
     folder = os.environ.get("FAIRLAB_DATASETS")
     if not folder:
         parser.error("FAIRLAB_DATASETS is not set: it names the folder with the public data sets")
@@ -110,15 +137,27 @@ def main() -> None:
     origin = provenance(model)
     origin["versions"] += f", lm-eval {version('lm-eval')}"
     cuts = choose(model, tokenizer)
-    if unknown := set(only or ()) - set(cuts):
+    if unknown := set(options.only or ()) - set(cuts):
         parser.error(f"--only: expected names among {', '.join(cuts)}; got {', '.join(sorted(unknown))}")
     halve(model)
     origin["device"] = "cpu, torch.bfloat16, head in torch.float32"
     wanted = samples(tokenizer, files)
-    for name in only or cuts:
+    results = {}
+    for name in options.only or cuts:
         print(name, flush=True)
         for task, file in files.items():
-            read(model, tokenizer, cuts[name], task, file, wanted[task], origin)
+            arguments = (model, tokenizer, cuts[name], task, file, wanted[task], origin)
+            result = read(*arguments, measure=not options.write)
+            if result:
+                results[name, task] = result
+    if options.only:
+        return
+    table = pd.concat([rows_of(name, task, results) for name, task in results], ignore_index=True)
+    table.insert(0, "method", table.pop("method"))
+    path = ROOT / "data" / "results_benchmarks.csv"
+    table.assign(seed=SEED).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    print("\n".join((table.method + ": " + table.sentence).dropna()))
+    print(f"{path.relative_to(ROOT)}: {len(table)} rows")
 
 
 if __name__ == "__main__":
