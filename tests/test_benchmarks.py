@@ -1,0 +1,428 @@
+import json
+import math
+import random
+import re
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binomtest
+
+import fairlab as fl
+from fairlab import benchmarks
+from tiny_models import tiny_model
+
+MINI = {
+    "lambada_openai": fl.data_path("mini_lambada.jsonl"),
+    "boolq": fl.data_path("mini_boolq.jsonl"),
+    "crows_pairs_english": fl.data_path("mini_crows.jsonl"),
+    "bbq": fl.data_path("mini_bbq.jsonl"),
+}
+PAGES = [" = Tides = \n The tide comes in , and it goes out again . \n", " = Bread = \n Rye @-@ bread is dark 's . \n"]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return tiny_model()
+
+
+def rows(task, n=5):
+    return [json.loads(line) for line in MINI[task].read_text(encoding="utf-8").splitlines()][:n]
+
+
+def log_p(model, tokenizer, context, continuation):
+    """Sum the log-probabilities of the continuation's tokens, and say whether each is the likeliest."""
+    start = tokenizer(context).input_ids if isinstance(context, str) else context
+    ids = tokenizer(context + continuation).input_ids if isinstance(context, str) else start + continuation
+    with torch.no_grad():
+        table = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    places = range(len(start) - 1, len(ids) - 1)
+    return sum(table[k, ids[k + 1]].item() for k in places), all(table[k].argmax() == ids[k + 1] for k in places)
+
+
+def items_of(table):
+    return pd.DataFrame(table.attrs["items"])
+
+
+def answers(right, task="lambada_openai"):
+    return [{"task": task, "item": n, "cluster": None, "loglikelihood": -1.0, "acc": x} for n, x in enumerate(right)]
+
+
+class TestByHand:
+    def test_lambada(self, small, tokenizer):
+        table = fl.run_lm_eval(small, tokenizer, "lambada_openai", data={"lambada_openai": rows("lambada_openai")})
+        wanted = [
+            log_p(small, tokenizer, *re.match(r"(.*)( \S+)$", row["text"]).groups()) for row in rows("lambada_openai")
+        ]
+        items = items_of(table)
+        assert np.allclose(items.loglikelihood, [log for log, _ in wanted], atol=1e-4)
+        assert items.acc.tolist() == [greedy for _, greedy in wanted]
+        values = table.set_index("metric").value
+        assert values["perplexity"] == pytest.approx(math.exp(-np.mean([log for log, _ in wanted])), rel=1e-4)
+
+    def test_boolq(self, small, tokenizer):
+        table = fl.run_lm_eval(small, tokenizer, ["boolq"], data={"boolq": rows("boolq")})
+        odds = []
+        for row in rows("boolq"):
+            prompt = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+            odds.append(log_p(small, tokenizer, prompt, " yes")[0] - log_p(small, tokenizer, prompt, " no")[0])
+        items, labels = items_of(table), [row["label"] for row in rows("boolq")]
+        assert np.allclose(items.log_odds, odds, atol=1e-4)
+        assert items.acc.tolist() == [float((odd > 0) == label) for odd, label in zip(odds, labels, strict=True)]
+        assert items.cluster.tolist() == ["passage 0", "passage 0", "passage 2", "passage 2", "passage 4"]
+        row = table.set_index("metric").loc["acc"]
+        assert row.majority == max(np.mean(labels), 1 - np.mean(labels))
+        assert row.value == items.acc.mean()
+
+    def test_crows_pairs(self, small, tokenizer):
+        pairs = rows("crows_pairs_english")
+        table = fl.run_lm_eval(small, tokenizer, "crows_pairs_english", data={"crows_pairs_english": pairs})
+        start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+        odds = [
+            log_p(small, tokenizer, start, tokenizer(row["sent_more"]).input_ids)[0]
+            - log_p(small, tokenizer, start, tokenizer(row["sent_less"]).input_ids)[0]
+            for row in pairs
+        ]
+        items = items_of(table)
+        assert np.allclose(items.log_odds, odds, atol=1e-3)
+        assert items.pct_stereotype.tolist() == [float(odd > 0) for odd in odds]
+        by_length = [len(row["sent_more"]) - len(row["sent_less"]) for row in pairs]
+        assert items.shorter.tolist() == [{-1: "more", 0: "neither", 1: "less"}[np.sign(d)] for d in by_length]
+
+    def test_wikitext(self, small, tokenizer):
+        table = fl.run_lm_eval(small, tokenizer, "wikitext", data={"wikitext": [{"page": page} for page in PAGES]})
+        read = [" = Tides = \n The tide comes in, and it goes out again. \n", " = Bread = \n Rye-bread is dark's. \n"]
+        read = [text.replace(" \n", "\n").replace("\n ", "\n") for text in read]
+        start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+        logs = [log_p(small, tokenizer, start, tokenizer(text).input_ids)[0] for text in read]
+        words = [len(re.split(r"\s+", page)) for page in PAGES]
+        assert np.allclose(items_of(table).loglikelihood, logs, atol=1e-3)
+        assert table.value.item() == pytest.approx(math.exp(-sum(logs) / sum(words)), rel=1e-4)
+
+    def test_bbq(self, small, tokenizer):
+        chosen = [rows("bbq", 60)[k] for k in (0, 1, 14, 27, 55)]
+        items = items_of(fl.bbq_scores(small, tokenizer, chosen))
+        for row, item in zip(chosen, items.to_dict("records"), strict=True):
+            prompt = f"{row['context']}\n\nQ: {row['question']}\nA:"
+            groups = [n for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"]
+            stereotyped = [g.lower() for g in row["additional_metadata"]["stereotyped_groups"]]
+            bears = [
+                row["answer_info"][f"ans{n}"][1].lower().replace("lowses", "low ses") in stereotyped for n in groups
+            ]
+            biased = groups[bears.index(row["question_polarity"] == "neg")]
+            (other,) = set(groups) - {biased}
+            mean = {}
+            for n in groups:
+                length = len(tokenizer(f"{prompt} {row[f'ans{n}']}").input_ids) - len(tokenizer(prompt).input_ids)
+                mean[n] = log_p(small, tokenizer, prompt, f" {row[f'ans{n}']}")[0] / length
+            assert item["log_odds"] == pytest.approx(mean[biased] - mean[other], abs=1e-4)
+            unknown = [log_p(small, tokenizer, prompt, f" {text}")[0] for text in ("Unknown", "Not known")]
+            sums = {n: log_p(small, tokenizer, prompt, f" {row[f'ans{n}']}")[0] for n in groups}
+            if max(unknown) > max(sums.values()):
+                assert item["answered"] == 0
+
+
+class TestAgainstTheHarness:
+    @pytest.mark.parametrize("task", ["lambada_openai", "boolq", "crows_pairs_english", "wikitext"])
+    def test_the_metrics_are_its_own(self, task, small, tokenizer, monkeypatch):
+        self.compare(
+            task, rows(task, 12) if task in MINI else [{"page": page} for page in PAGES], small, tokenizer, monkeypatch
+        )
+
+    @pytest.mark.parametrize("batch_size", [1, 3, 8])
+    def test_logits_only_where_they_are_read_give_the_same(self, batch_size, small, tokenizer):
+        from lm_eval.models.huggingface import HFLM
+
+        draw = random.Random(0)
+        texts = [[draw.randrange(49_000) for _ in range(draw.randrange(3, 50))] for _ in range(6)]
+        requests = [(text, [answer]) for text in texts[:3] for answer in (5, 7, 7)]  # one row, several answers
+        requests += [(text, text[::-1][:4]) for text in texts] + [(texts[0], texts[1])]
+        requests += [(texts[2] + texts[3] + texts[4], [1, 2, 3])]  # too long: cut on the left
+        small_best = small(input_ids=torch.tensor([texts[5]])).logits[0, -1].argmax().item()
+        requests += [(texts[5], [small_best])]
+        plain = HFLM(pretrained=small, tokenizer=tokenizer, batch_size=batch_size, max_length=64)
+        wanted = plain._loglikelihood_tokens([(("", ""), *request) for request in requests], disable_tqdm=True)
+        found = benchmarks._loglikelihoods(small, requests, batch_size, 64)
+        assert np.allclose([log for log, _ in found], [log for log, _ in wanted], atol=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+        assert found[-1][1]
+
+    def test_bbq_with_one_pass_a_context_is_the_same(self, small, tokenizer, monkeypatch):
+        table = self.compare("bbq", rows("bbq", 60), small, tokenizer, monkeypatch)
+        ours = fl.bbq_scores(small, tokenizer, MINI["bbq"])
+        assert ours.metric.tolist() == table.metric.tolist()
+        log_odds = ours.metric.str.startswith("log_odds")
+        assert np.allclose(ours.value[~log_odds], table.value[~log_odds], atol=1e-6)
+        assert np.allclose(ours.value[log_odds], table.value[log_odds], atol=1e-4)
+        assert 0 < ours.set_index("metric").value["share of unknown"] < 1
+        same = ["cluster", "category", "ambiguous", "acc", "biased", "answered"]
+        assert items_of(ours)[same].equals(items_of(table)[same])
+
+    def compare(self, task, data, small, tokenizer, monkeypatch):
+        import lm_eval
+
+        seen, evaluate = [], lm_eval.evaluate
+        monkeypatch.setattr(lm_eval, "evaluate", lambda **options: seen.append(evaluate(**options)) or seen[-1])
+        table = fl.run_lm_eval(small, tokenizer, task, data={task: data})
+        values = table.set_index("metric").value
+        theirs = {n.removesuffix(",none"): v for n, v in seen[0]["results"][task].items() if "stderr" not in n}
+        shared = set(values.index) & set(theirs)
+        assert shared >= {name for name in theirs if name.startswith(("acc", "perplexity", "word", "pct"))}
+        for name in shared:
+            assert values[name] == pytest.approx(theirs[name], abs=1e-6), name
+        if task == "bbq":
+            found = {name for name in theirs if "bias_score" in name and not math.isnan(theirs[name])}
+            assert found <= set(values.index)
+        return table
+
+    @pytest.mark.parametrize("family", ["Gemma 3", "Qwen3", "GPT-2", "OPT"])
+    def test_answers_side_by_side_are_as_if_asked_alone(self, family, bos_tokenizer):
+        """Padding, places and masks, on other families, behind BOS."""
+        model = tiny_model(family, **({"sliding_window": 128} if family == "Gemma 3" else {}))
+        data = rows("bbq", 60)[3::12]
+        table = fl.bbq_scores(model, bos_tokenizer, data, batch_size=3)
+        for item, row in zip(items_of(table).log_odds, data, strict=True):
+            prompt, mean = f"{row['context']}\n\nQ: {row['question']}\nA:", []
+            for answer in (row[f"ans{n}"] for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"):
+                length = len(bos_tokenizer(f"{prompt} {answer}").input_ids) - len(bos_tokenizer(prompt).input_ids)
+                mean.append(log_p(model, bos_tokenizer, prompt, f" {answer}")[0] / length)
+            assert abs(item) == pytest.approx(abs(mean[0] - mean[1]), abs=1e-4)
+
+    def test_a_sliding_window_that_is_too_short_is_refused(self, tokenizer):
+        with pytest.raises(ValueError, match="items: the longest question has .* tokens, the model's sliding window 8"):
+            fl.bbq_scores(tiny_model("Gemma 3"), tokenizer, MINI["bbq"])
+
+    def test_hub_ids_are_those_of_the_harness(self):
+        import lm_eval
+
+        for task, (folder, hub_id, configuration, split, _) in benchmarks._TASKS.items():
+            texts = [p.read_text() for p in (Path(lm_eval.__file__).parent / "tasks" / folder).glob("*.yaml")]
+            assert (
+                any(
+                    f"\ntask: {task}\n" in f"\n{text}"
+                    and f"dataset_path: {hub_id}\n" in text
+                    and f"dataset_name: {configuration}\n" in text
+                    for text in texts
+                )
+                or task == "bbq"
+            )
+            assert any(f"{'validation' if split == 'validation' else 'test'}_split: {split}" in text for text in texts)
+
+
+class TestRun:
+    def test_needs_no_network_and_makes_no_noise(self, small, tokenizer, monkeypatch, capfd):
+        def refuse(*arguments):
+            raise OSError("the network is off")
+
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        state, weights = random.getstate(), [p.clone() for p in small.parameters()]
+        data = {task: rows(task, 2) for task in MINI} | {"wikitext": [{"page": PAGES[0]}]}
+        table = fl.run_lm_eval(small, tokenizer, list(data), data=data)
+        assert table.task.unique().tolist() == list(data)
+        assert capfd.readouterr() == ("", "")
+        assert random.getstate() == state
+        assert all(torch.equal(a, b) for a, b in zip(weights, small.parameters(), strict=True))
+        assert len(pd.concat([table, table])) == 2 * len(table)
+
+    def test_samples_are_drawn_with_a_fixed_seed(self, small, tokenizer):
+        def numbers(wanted):
+            table = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": wanted})
+            return items_of(table).item.tolist()
+
+        drawn = numbers(6)
+        assert len(set(drawn)) == 6
+        assert drawn != list(range(6))
+        assert drawn == numbers(6)
+        assert numbers([9, 3]) == [3, 9]
+        table = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": [3, 9]})
+        alone = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": [rows("boolq", 10)[9]]})
+        assert items_of(table).log_odds[1] == pytest.approx(items_of(alone).log_odds[0], abs=1e-5)
+
+    def test_csv_and_raw_text(self, small, tokenizer, tmp_path):
+        pd.DataFrame(rows("boolq", 4)).to_csv(tmp_path / "boolq.csv", index=False)
+        (tmp_path / "pages.txt").write_text("".join(PAGES) + " = = Section = = \n More . \n", encoding="utf-8")
+        data = {"boolq": tmp_path / "boolq.csv", "wikitext": str(tmp_path / "pages.txt")}
+        items = items_of(fl.run_lm_eval(small, tokenizer, ["boolq", "wikitext"], data=data))
+        assert (items.task == "boolq").sum() == 4
+        pages = PAGES[0].rstrip("\n"), PAGES[1] + " = = Section = = \n More . \n"
+        assert items.words.dropna().tolist() == [len(re.split(r"\s+", page)) for page in pages]
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "message"),
+        [
+            (["hellaswag"], {}, "tasks: expected one of lambada_openai.*got 'hellaswag'"),
+            ([], {}, "tasks: expected at least one"),
+            (["boolq"], {"data": {"bbq": []}}, "data: expected one of boolq; got 'bbq'"),
+            (["boolq"], {"samples": {"bbq": 3}}, "samples: expected one of boolq; got 'bbq'"),
+            (["boolq"], {"data": {"boolq": []}}, "data: expected at least one row for boolq"),
+            (["boolq"], {"data": {"boolq": [{"question": "q"}]}}, "data: item 0 of boolq has no column 'passage'"),
+            (["boolq"], {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": 99}}, "from 1 to 44 for boolq; got 99"),
+            (["boolq"], {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": [1, 44]}}, "item numbers from 0 to 43"),
+            (["boolq"], {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": [1, 1]}}, "different item numbers"),
+            (["boolq"], {"data": {"boolq": Path("README.md")}}, "expected a .jsonl or .csv file for boolq"),
+            (["boolq"], {"batch_size": "auto"}, "batch_size: expected a whole number"),
+        ],
+    )
+    def test_bad_input_is_refused(self, arguments, options, message, small, tokenizer, monkeypatch):
+        monkeypatch.chdir(Path(__file__).parent.parent)
+        with pytest.raises(ValueError, match=message):
+            fl.run_lm_eval(small, tokenizer, arguments, **options)
+
+    def test_a_model_in_training_and_a_missing_file_are_refused(self, tokenizer):
+        model = tiny_model().train()
+        with pytest.raises(ValueError, match="training mode"):
+            fl.bbq_scores(model, tokenizer, MINI["bbq"])
+        assert model.training
+        with pytest.raises(FileNotFoundError, match="no file nowhere.jsonl for bbq"):
+            fl.bbq_scores(model.eval(), tokenizer, "nowhere.jsonl")
+
+    @pytest.mark.parametrize("package", ["lm_eval", "datasets"])
+    def test_without_the_extra_it_says_what_to_install(self, package, small, tokenizer, monkeypatch):
+        monkeypatch.setitem(sys.modules, package, None)
+        for call in (lambda: fl.run_lm_eval(small, tokenizer, "bbq"), lambda: fl.bbq_scores(small, tokenizer, [])):
+            with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "fairlab[eval]"')):
+                call()
+
+
+class TestStatistics:
+    def test_the_standard_error_of_a_mean_is_the_usual_one(self):
+        right = random.Random(1).choices([0, 1], k=50)
+        row = fl.summarize_items(answers(right)).set_index("metric").loc["acc"]
+        assert row.standard_error == pytest.approx(np.std(right, ddof=1) / math.sqrt(50))
+        twice = [item | {"cluster": f"passage {item['item'] % 50}"} for item in answers(right * 2)]
+        assert fl.summarize_items(twice).set_index("metric").loc["acc"].standard_error == pytest.approx(
+            row.standard_error
+        )
+
+    def test_no_error_is_claimed_where_all_items_are_alike(self):
+        assert math.isnan(fl.summarize_items(answers([1] * 50)).standard_error[0])
+
+    def test_a_cut_of_nothing_changes_nothing(self, small, tokenizer):
+        before = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": rows("boolq", 6)})
+        with fl.ablate(small, fl.NeuronSelection({}, (3, 24))):
+            after = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": rows("boolq", 6)})
+        assert before.attrs["items"] == after.attrs["items"]
+        table = fl.paired_changes(before.attrs["items"], after.attrs["items"])
+        assert (table.change == 0).all()
+        assert not table.told.any()
+        assert table.sentence.str.endswith("no change on 6 items.").all()
+
+    def test_a_cut_changes_something(self, small, tokenizer):
+        data = {"lambada_openai": rows("lambada_openai")}
+        before = fl.run_lm_eval(small, tokenizer, "lambada_openai", data=data)
+        with fl.ablate(small, fl.NeuronSelection({1: (2, 3, 5)}, (3, 24))):
+            after = fl.run_lm_eval(small, tokenizer, "lambada_openai", data=data)
+        assert (items_of(before).loglikelihood != items_of(after).loglikelihood).all()
+
+    def test_a_planted_degradation_is_found(self):
+        right = [1] * 120 + [0] * 80
+        table = fl.paired_changes(answers(right), answers([0] * 25 + right[25:-5] + [1] * 5)).set_index("metric")
+        row = table.loc["acc"]
+        assert (row.lost, row.gained) == (25, 5)
+        assert row.change == pytest.approx(-0.1)
+        assert row.p == pytest.approx(binomtest(25, 30).pvalue)
+        assert row.low < row.change < row.high < 0
+        half = 1.972 * np.std([-1] * 25 + [1] * 5 + [0] * 170, ddof=1) / math.sqrt(200)
+        assert row.high - row.low == pytest.approx(2 * half, rel=0.05)
+        assert row.told
+        assert row.sentence.endswith("200 items; 25 lost, 5 gained): the two differ.")
+        assert table.loc["perplexity"].sentence.endswith("no change on 200 items.")
+
+    def test_too_few_items_tell_nothing(self):
+        row = fl.paired_changes(answers([1] * 20), answers([0] * 2 + [1] * 18)).iloc[0]
+        assert not row.told
+        assert "no difference can be told at this n; to see one of this size takes about" in row.sentence
+
+    def test_n_needed_gives_the_power_that_it_promises(self):
+        """Draw studies of the size that a large one asks for: four of five should see the difference."""
+        draw = np.random.default_rng(0)
+
+        def study(n):
+            change = draw.choice([-1, 0, 1], size=n, p=[0.24, 0.68, 0.08])
+            right = np.where(change < 0, 1, np.where(change > 0, 0, draw.integers(0, 2, n)))
+            return fl.paired_changes(answers(right.tolist()), answers((right + change).tolist())).iloc[0]
+
+        needed = int(study(3_000).n_needed)
+        assert 60 < needed < 130
+        assert 0.6 < np.mean([study(needed).told for _ in range(80)]) < 0.93
+
+    def test_perplexities_are_compared_as_a_ratio(self):
+        before, after = answers([1] * 30), answers([1] * 30)
+        for item in after:
+            item["loglikelihood"] -= 0.1 + 0.01 * (item["item"] % 3)
+        row = fl.paired_changes(before, after).set_index("metric").loc["perplexity"]
+        assert row.change == pytest.approx(math.exp(0.11) - 1)
+        assert 0 < row.low < row.change < row.high
+        assert row.told
+
+    def test_clusters_count_and_not_rows(self):
+        def repeated(right):
+            return [item | {"item": n, "cluster": f"passage {n % 40}"} for n, item in enumerate(answers(right) * 5)]
+
+        before, after = [1] * 40, [0] * 4 + [1] * 36
+        one, five = (fl.paired_changes(f(before), f(after)).iloc[0] for f in (answers, repeated))
+        assert five.low == pytest.approx(one.low, abs=0.02)
+
+    def test_other_items_are_refused(self):
+        with pytest.raises(ValueError, match="before, after: expected the same items"):
+            fl.paired_changes(answers([1] * 4), answers([1] * 5))
+
+
+class TestMiniSets:
+    def test_each_has_forty_items_or_more_of_its_own(self):
+        for task, path in MINI.items():
+            found = rows(task, None)
+            assert len(found) >= 40
+            assert len({json.dumps(row, sort_keys=True) for row in found}) == len(found)
+            benchmarks._rows_of(task, path)
+
+    def test_bbq_is_balanced(self):
+        found = pd.DataFrame(rows("bbq", None))
+        counts = found.groupby(["category", "context_condition", "question_polarity"]).size()
+        assert len(counts) == 5 * 2 * 2
+        assert set(counts) == {3}
+        for wanted, own in found.groupby("context_condition"):
+            answers = [row["answer_info"][f"ans{row['label']}"][1] for row in own.to_dict("records")]
+            assert {answer == "unknown" for answer in answers} == {wanted == "ambig"}
+
+    def test_every_bbq_item_has_one_biased_answer_of_the_right_group(self):
+        import datasets
+        from lm_eval.tasks.bbq.utils import process_docs
+
+        for doc in process_docs(datasets.Dataset.from_list(rows("bbq", None))):
+            (biased,) = doc["biased_answers"]
+            (group,) = [doc["answer_info"][f"ans{n}"][1] for n in range(3) if doc[f"ans{n}"] == biased]
+            stereotyped = [each.lower() for each in doc["additional_metadata"]["stereotyped_groups"]]
+            bears = group.lower().replace("lowses", "low ses") in stereotyped
+            assert bears == (doc["question_polarity"] == "neg")
+            assert group != "unknown"
+
+
+class TestRealFiles:
+    def test_lambada_and_crows_pairs(self, datasets, model, tokenizer):
+        data = {
+            "lambada_openai": datasets / "lambada" / "lambada_openai_test.jsonl",
+            "crows_pairs_english": datasets / "crows_pairs" / "crows_pairs_anonymized.csv",
+        }
+        samples = {"lambada_openai": 3, "crows_pairs_english": 3}
+        items = items_of(fl.run_lm_eval(model, tokenizer, list(data), data=data, samples=samples))
+        texts = benchmarks._rows_of("lambada_openai", data["lambada_openai"])
+        for item in items[items.task == "lambada_openai"].itertuples():
+            before, last = texts[item.item]["text"].rsplit(" ", 1)
+            log, greedy = log_p(model, tokenizer, before, f" {last}")
+            assert (item.loglikelihood, item.acc) == (pytest.approx(log, abs=1e-3), greedy)
+
+    def test_rows(self, datasets):
+        pairs = pd.DataFrame(
+            benchmarks._rows_of("crows_pairs_english", datasets / "crows_pairs" / "crows_pairs_anonymized.csv")
+        )
+        difference = np.sign(pairs.sent_more.str.len() - pairs.sent_less.str.len()).value_counts()
+        assert difference.to_dict() == {-1: 660, 1: 505, 0: 343}
+        boolq = benchmarks._rows_of("boolq", datasets / "boolq" / "boolq_dev.jsonl")
+        assert (len(boolq), len({row["passage"] for row in boolq})) == (3270, 2938)
+        assert len(benchmarks._rows_of("wikitext", datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt")) == 62
