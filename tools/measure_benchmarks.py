@@ -3,11 +3,11 @@
     FAIRLAB_DATASETS=folder python tools/measure_benchmarks.py [--only NAME ... | --write]
 
 The original, the article's cut scored on its own pair and on all train pairs, the guarded one of `measure_tradeoff.py`,
-and five random cuts of the article's size, through the lm-evaluation-harness. Every item is kept in `build/benchmarks/`, so a run that was stopped goes on, and
-processes with different `--only` share the models. Without it what is missing is measured and
-`data/results_benchmarks.csv` is written; with `--write`, from what there is. About ten minutes a model on one CPU core:
-the layers run in bfloat16, nearly twice as fast as float32; the head stays in float32, where log-probabilities keep
-their digits.
+and five random cuts of the article's size, through the lm-evaluation-harness. Every item is kept in
+`build/benchmarks/`, so a run that was stopped goes on, and processes with different `--only` share the models. Without
+it what is missing is measured and `data/results_benchmarks.csv` is written; with `--write`, from what there is. About
+ten minutes a model on one CPU core: the layers run in bfloat16, nearly twice as fast as float32; the head stays in
+float32, where log-probabilities keep their digits.
 """
 
 import argparse
