@@ -20,7 +20,7 @@ import fairlab as fl
 from fairlab.evaluation import bits_of
 from fairlab.models import glu_blocks
 
-COSTS = (0.01, 0.05, 0.15)
+COSTS = (0.05, 0.15, 0.01)
 SEEDS = range(5)
 NEURONS = 15  # of each kind
 
@@ -92,7 +92,7 @@ def main() -> None:
             part.write_text(table.to_json(orient="records", double_precision=15))
             part.replace(path)
         tables.append(pd.DataFrame(json.loads(path.read_text())))
-    table = pd.concat(tables, ignore_index=True).assign(**provenance(model))
+    table = pd.concat(tables).sort_values(["cost", "seed"], kind="stable", ignore_index=True).assign(**provenance(model))
     path = ROOT / "data" / "results_planted.csv"
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     print(table.groupby(["cost", "score"], sort=False).mean(numeric_only=True).iloc[:, 1:10].round(3).to_string())
