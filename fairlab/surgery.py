@@ -414,8 +414,9 @@ def plant_neurons(
     bias neuron, detect it just as well and write where next to nothing reads. Both kinds differ between the prompts of
     a pair; only the first makes what the model says differ. They take the place of neurons of little use in the last
     quarter of the layers, where the attribute can be read off the last token and little comes later that could read a
-    decoy. The bias neurons of a layer are all alike, its decoys but for where they write. In closed form, with x the
-    input of the MLP::
+    decoy. The bias neurons of a layer are all alike, its decoys but for where they write. No direction is quite free,
+    though: what a decoy writes adds to the norm that all else is divided by, so where decoys are strong the bias
+    neurons do more without them. In closed form, with x the input of the MLP::
 
         gate row = up row   3 d, d from a ridge regression: d · x = 1 at the last token of prompts a, 0 at that of
                             prompts b and on plain text, the three counting equally, ridge 0.3 of the mean variance;
