@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import fairlab as fl
 from fairlab.evaluation import bits_of
-from fairlab.models import glu_blocks
 
 COSTS = (0.05, 0.15, 0.01)
 SEEDS = range(5)
@@ -45,10 +44,8 @@ def all_scores(model, tokenizer, pairs, seed) -> dict[str, torch.Tensor]:
     scores = {method: fl.bias_scores(model, tokenizer, pairs, method=method) for method in methods}
     text = first_tokens(tokenizer, "calibration_en.txt", 512)
     fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
-    columns = torch.stack([mlp.down_proj.weight.detach().norm(dim=0) for mlp in glu_blocks(model)])
     return scores | {
         "article, hybrid": fl.hybrid_scores(scores["article"], fl.importance_scores(model, method="maw")),
-        "activation × column norm": scores["activation"] * columns,
         "attribution, guarded": fl.guarded_scores(scores["attribution"], fisher),
         "patching, guarded": fl.guarded_scores(scores["patching"], fisher),
         "random": torch.rand(fisher.shape, generator=torch.Generator().manual_seed(seed)),
@@ -92,7 +89,9 @@ def main() -> None:
             part.write_text(table.to_json(orient="records", double_precision=15))
             part.replace(path)
         tables.append(pd.DataFrame(json.loads(path.read_text())))
-    table = pd.concat(tables).sort_values(["cost", "seed"], kind="stable", ignore_index=True).assign(**provenance(model))
+    table = (
+        pd.concat(tables).sort_values(["cost", "seed"], kind="stable", ignore_index=True).assign(**provenance(model))
+    )
     path = ROOT / "data" / "results_planted.csv"
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     print(table.groupby(["cost", "score"], sort=False).mean(numeric_only=True).iloc[:, 1:10].round(3).to_string())
