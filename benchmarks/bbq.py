@@ -4,7 +4,7 @@
 
 The 60 items of `data/mini_bbq.jsonl` in three parts: `bbq_scores`, the harness as it is, and `run_lm_eval`, which runs
 it without the logits that nobody reads. All must agree on every item. Printed: the table of `benchmarks/README.md`.
-Takes five minutes on 2 CPU cores.
+Takes two minutes on 2 CPU cores.
 """
 
 import json

@@ -22,6 +22,7 @@ from fairlab.evaluation import bits_of
 COSTS = (0.05, 0.15, 0.01)
 SEEDS = range(5)
 NEURONS = 15  # of each kind
+REFINED = 100  # neurons that `refine_scores` tries
 
 
 def split(seed: int) -> tuple[list[fl.PromptPair], list[fl.PromptPair]]:
@@ -44,10 +45,12 @@ def all_scores(model, tokenizer, pairs, seed) -> dict[str, torch.Tensor]:
     scores = {method: fl.bias_scores(model, tokenizer, pairs, method=method) for method in methods}
     text = first_tokens(tokenizer, "calibration_en.txt", 512)
     fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
+    some = random.Random(seed).sample(pairs, 24)
     return scores | {
         "article, hybrid": fl.hybrid_scores(scores["article"], fl.importance_scores(model, method="maw")),
         "attribution, guarded": fl.guarded_scores(scores["attribution"], fisher),
         "patching, guarded": fl.guarded_scores(scores["patching"], fisher),
+        "patching, refined": fl.refine_scores(model, tokenizer, scores["patching"], some, count=REFINED),
         "random": torch.rand(fisher.shape, generator=torch.Generator().manual_seed(seed)),
     }
 
