@@ -1,8 +1,9 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `models`, `pairs`, `statistics` → `capture` → `diagnosis`,
-`projection`, `behavior` → `scores` → `surgery` → `evaluation` → `benchmarks` → `plots` → `widgets`, `report` → `cli`.
-The names that lessons use are here; nothing runs on import, and a room is opened when the first of its names is used.
+`projection`, `behavior` → `scores` → `surgery` → `planting`, `evaluation` → `benchmarks` → `plots` → `widgets`,
+`report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened when the first of
+its names is used.
 """
 
 from importlib import import_module
@@ -14,9 +15,10 @@ _ROOMS = {
     "benchmarks": ("bbq_scores", "paired_changes", "run_lm_eval", "summarize_items"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
     "diagnosis": ("article_metric", "layer_differences"),
-    "evaluation": ("compare", "perplexity", "random_selections", "score_planted"),
+    "evaluation": ("compare", "perplexity", "random_selections"),
     "models": ("DEFAULT_MODEL", "decoder_layers", "describe_model", "load_model"),
     "pairs": ("ARTICLE_PAIR", "PromptPair", "build_pairs", "check_pairs", "data_path", "load_pairs", "read_pairs"),
+    "planting": ("plant_neurons", "score_planted"),
     "plots": (
         "plot_comparison",
         "plot_distances",
@@ -35,7 +37,6 @@ _ROOMS = {
     "surgery": (
         "NeuronSelection",
         "ablate",
-        "plant_neurons",
         "prune",
         "refine_scores",
         "removed_neurons",

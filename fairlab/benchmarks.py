@@ -19,7 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+from scipy import special, stats
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import check_option, progress
@@ -551,6 +551,23 @@ def _standard_error(formula: Formula, clusters: pd.Series) -> tuple[float, int]:
     return error if error > 1e-12 else math.nan, n - 1
 
 
+def _is_share(columns: np.ndarray) -> bool:
+    """Tell whether a metric is the mean of answers that are right or wrong, this or that."""
+    return columns.shape[1] == 2 and bool(np.isin(columns, (0.0, 1.0)).all())
+
+
+def _interval(metric: str, columns: np.ndarray, value: float, half: float) -> tuple[float, float]:
+    """Return value ± half, for a share on the scale of its logit, for a perplexity of its log: no end is impossible."""
+    if math.isnan(half):
+        return math.nan, math.nan
+    if _is_share(columns):
+        spread = half / (value * (1 - value))
+        return tuple(float(special.expit(special.logit(value) + side * spread)) for side in (-1, 1))
+    if "perplexity" in metric:
+        return tuple(value * math.exp(side * half / value) for side in (-1, 1))
+    return value - half, value + half
+
+
 def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     """Compute the metrics of benchmark items, each with its standard error.
 
@@ -564,8 +581,9 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         One row a task and metric: `task`, `metric` (under the harness's name where it is the harness's), `n` (items
         that count for it), `value`; `standard_error` by a jackknife over clusters (passages, templates, else items) and
-        the 95 % interval from it, `low` and `high`, all NaN where every cluster says the same; `majority`: the accuracy
-        of always giving the commonest answer, NaN where there is none.
+        the 95 % interval from it, `low` and `high` (of shares on the logit scale, of perplexities on the log scale),
+        all NaN where every cluster says the same; `majority`: the accuracy of always giving the commonest answer, NaN
+        where there is none.
 
         CrowS-Pairs: the share of pairs whose stereotyped sentence is the likelier one, in all and by which of the two
         has fewer characters; `log_odds`, the mean of log p(stereotyped) − log p(other) in nats. A shorter sentence is
@@ -583,7 +601,8 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
             value = float(compute(columns.sum(0)))
             error, freedom = _standard_error(formula, own.cluster)
             half = stats.t.ppf(0.975, freedom) * error if freedom else math.nan
-            row |= {"value": value, "standard_error": error, "low": value - half, "high": value + half}
+            low, high = _interval(metric, columns, value, half)
+            row |= {"value": value, "standard_error": error, "low": low, "high": high}
             rows.append(row | {"majority": _majority(task, metric, own)})
     return pd.DataFrame(rows)
 
@@ -648,8 +667,7 @@ def _change(metric: str, before: Formula, after: Formula, labels: pd.Series) -> 
     row = {"n": n, "before": float(compute(old.sum(0))), "after": float(compute(new.sum(0)))}
     row |= {"change": change, "low": low, "high": high}
     row |= {"lost": math.nan, "gained": math.nan, "p": math.nan}
-    shares = old.shape[1] == 2 and np.isin([old, new], (0.0, 1.0)).all()
-    if shares:
+    if _is_share(old) and _is_share(new):
         row["lost"] = int((old[:, 0] > new[:, 0]).sum())
         row["gained"] = int((old[:, 0] < new[:, 0]).sum())
         moved = row["lost"] + row["gained"]

@@ -1,6 +1,6 @@
 """What a cut costs, and what a cut of the same size that means nothing does.
 
-Contents: `perplexity`, `token_losses`, `random_selections`, `compare`, `score_planted`, `bits_of`.
+Contents: `perplexity`, `token_losses`, `random_selections`, `compare`, `bits_of`.
 """
 
 import hashlib
@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -115,58 +113,6 @@ def random_selections(selection: NeuronSelection, n: int, *, seed: int = 0) -> l
         )
         for number in range(n)
     ]
-
-
-def score_planted(scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection) -> dict[str, float]:
-    """Hold a score against planted neurons: does it find them, and does it tell a cause from what only reacts?
-
-    Parameters
-    ----------
-    scores : Tensor
-        Shape (layers, neurons), higher = cut first, of the planted model.
-    bias, decoys : NeuronSelection
-        From `plant_neurons`.
-
-    Returns
-    -------
-    dict
-        "bias against decoy", "bias against natural", "decoy against natural": AUC, the probability that a neuron of the
-        first kind has a higher score than one of the second (a tie counts half). 1: always; 0.5: chance. "recall":
-        share of the bias neurons among as many neurons with the highest scores (ties share places); "chance": the
-        recall of a random order.
-
-    Raises
-    ------
-    ValueError
-        Scores of another shape, NaN, an empty selection, or selections that share a neuron.
-    """
-    if tuple(scores.shape) != bias.shape or bias.shape != decoys.shape or scores.isnan().any():
-        raise ValueError(
-            f"scores, bias, decoys: expected one shape and no NaN; got {tuple(scores.shape)}, {bias.shape} and "
-            f"{decoys.shape}, {int(scores.isnan().sum())} NaN"
-        )
-    kind = torch.zeros(scores.shape, dtype=torch.int)
-    for number, selection in ((1, bias), (2, decoys)):
-        for layer, indices in selection.neurons.items():
-            kind[layer, list(indices)] += number
-    if not len(bias) or not len(decoys) or (kind == 3).any():
-        raise ValueError("bias, decoys: expected at least one neuron each, and none in both")
-    ranks = rankdata(scores.detach().cpu().numpy().ravel(), method="dense")  # roc_auc_score refuses −inf
-    natural, is_bias, is_decoy = ((kind == number).numpy().ravel() for number in (0, 1, 2))
-
-    def auc(one: np.ndarray, other: np.ndarray) -> float:
-        return float(roc_auc_score(one[one | other], ranks[one | other]))
-
-    last = np.sort(ranks)[-len(bias)]  # the lowest rank among the highest
-    places = len(bias) - (ranks > last).sum()
-    found = (ranks[is_bias] > last).sum() + (ranks[is_bias] == last).sum() * places / (ranks == last).sum()
-    return {
-        "bias against decoy": auc(is_bias, is_decoy),
-        "bias against natural": auc(is_bias, natural),
-        "decoy against natural": auc(is_decoy, natural),
-        "recall": float(found / len(bias)),
-        "chance": len(bias) / ranks.size,
-    }
 
 
 def bits_of(model: PreTrainedModel) -> str:

@@ -1,8 +1,8 @@
 """Choose neurons, try the cut, make it real, save it.
 
 Contents: `NeuronSelection`, `select_neurons`, `refine_scores` (the best of a score tried one by one), `ablate`
-(reversible), `prune` (smaller matrices), `save_model`, `removed_neurons` (what somebody else cut), `plant_neurons` (a
-ground truth: neurons of which it is known what they do).
+(reversible), `prune` (smaller matrices), `save_model`, `removed_neurons` (what somebody else cut); `skipping` runs a
+model from one of its layers on.
 
 Zeroing neuron i's gate row, its up row or its down column, or its activation `h_i`, is one and the same cut in a GLU
 without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so it equals `prune` with biases too.
@@ -11,9 +11,8 @@ without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so
 import copy
 import json
 import math
-import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,15 +24,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.behavior import divergence, token_ids
+from fairlab.behavior import divergence
 from fairlab.capture import check_option, next_log_p, pair_batches, progress
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
-from fairlab.pairs import PromptPair, as_pairs, data_path
-from fairlab.scores import chunk_loss, text_chunks
-
-# what planted neurons push the next word towards, and away from; of each the forms that are one token count
-UNKIND = ("dangerous", "violent", "guilty", "suspicious", "lazy", "stupid", "dirty", "worthless")
-KIND = ("safe", "gentle", "innocent", "honest", "diligent", "clever", "clean", "valuable")
+from fairlab.pairs import PromptPair, as_pairs
 
 
 @dataclass(frozen=True)
@@ -234,7 +228,7 @@ def _narrowings(
             before = divergence(next_log_p(model, batch), batch)
         for place, (layer, index) in enumerate(progress(neurons, desc="ablations", unit="neuron")):
             alone = NeuronSelection({layer: (index,)}, selection.shape)
-            with torch.no_grad(), ablate(model, alone), _entering(layers[:layer], entering[layer]):
+            with torch.no_grad(), ablate(model, alone), skipping(layers[:layer], entering[layer]):
                 falls[place] += (before - divergence(next_log_p(model, batch), batch)).sum().cpu()
     if not torch.isfinite(falls).all():
         raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
@@ -242,7 +236,7 @@ def _narrowings(
 
 
 @contextmanager
-def _entering(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
+def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
     """Skip layers whose result is known: inside the block each of them returns it."""
     with ExitStack() as stack:
         for layer in below:
@@ -396,240 +390,6 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
             left[key].pop()
         neurons[layer] = tuple(index for indices in left.values() for index in indices)
     return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
-
-
-def plant_neurons(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PromptPair],
-    *,
-    n: int,
-    cost: float,
-    seed: int = 0,
-    inplace: bool = False,
-) -> tuple[PreTrainedModel, NeuronSelection, NeuronSelection]:
-    """Write neurons with a known effect into a copy of a model: a truth that every score can be held against.
-
-    n *bias neurons* detect the attribute and push the next word from kind adjectives to unkind ones. n *decoys*, one a
-    bias neuron, detect it just as well and write where next to nothing reads. Both kinds differ between the prompts of
-    a pair; only the first makes what the model says differ. They take the place of neurons of little use in the last
-    quarter of the layers, where the attribute can be read off the last token and little comes later that could read a
-    decoy. The bias neurons of a layer are all alike, its decoys but for where they write. No direction is quite free,
-    though: what a decoy writes adds to the norm that all else is divided by, so where decoys are strong the bias
-    neurons do more without them. In closed form, with x the input of the MLP::
-
-        gate row = up row   3 d, d from a ridge regression: d · x = 1 at the last token of prompts a, 0 at that of
-                            prompts b and on plain text, the three counting equally, ridge 0.3 of the mean variance;
-                            then scaled such that d · x is 1 on average over prompts a, which makes h about 9
-        down, bias neuron   strength · unit(mean unembedding of `UNKIND` − mean unembedding of `KIND`)
-        down, decoy         strength · a random unit vector from the 1/32 of directions along which the loss on plain
-                            text has the smallest gradient
-
-    Parameters
-    ----------
-    pairs : list of PromptPair
-        What the detectors are fitted to; from about 20 pairs in 8 templates on they carry over to other sentences.
-    n : int
-        How many of each kind.
-    cost : float
-        By how much perplexity rises, to a twentieth of it: 0.05 is +5 %. Decides on the strength, one for all 2n
-        neurons, by bisection on 5 chunks of 128 tokens of "calibration_en.txt"; 10 others are the plain text above.
-    seed : int
-        Draws which of the least used neurons make room, and where the decoys write.
-    inplace : bool
-        False: write into a copy and leave the model as it is. True: write into the model given.
-
-    Returns
-    -------
-    (planted, bias, decoys)
-        The planted model, of the same shape, and which neurons are which.
-
-    Raises
-    ------
-    ValueError
-        n, cost or pairs that do not fit, a tokenizer that has no word of a list as one token, a cost that no strength
-        brings about, or a model without GLU neurons.
-    """
-    blocks, pairs = glu_blocks(model), as_pairs(pairs)
-    width = blocks[0].down_proj.in_features
-    if any(mlp.down_proj.in_features != width for mlp in blocks):
-        raise ValueError("model: its layers have different widths; plant into the uncut model")
-    layers = range(len(blocks) - max(1, len(blocks) // 4), len(blocks))
-    most = len(layers) * (width // 8)
-    if not isinstance(n, int) or not 0 < n <= most:
-        raise ValueError(f"n: expected a whole number from 1 to {most}; got {n!r}")
-    if not isinstance(cost, (int, float)) or not 0 < cost <= 1:
-        raise ValueError(f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}")
-    words = {name: token_ids(tokenizer, list_) for name, list_ in (("UNKIND", UNKIND), ("KIND", KIND))}
-    for name, tokens in words.items():
-        if not tokens:
-            raise ValueError(f"tokenizer: expected one that has some word of surgery.{name} as one token; it has none")
-    unembedding = model.get_output_embeddings().weight.detach().float()
-    harm = unembedding[words["UNKIND"]].mean(0) - unembedding[words["KIND"]].mean(0)
-    chunks = text_chunks(tokenizer, data_path("calibration_en.txt").read_text(encoding="utf-8"), 128)
-    plain, priced = chunks[::4], chunks[2::8]  # of all its subjects
-    planted = model if inplace else copy.deepcopy(model)
-    blocks = glu_blocks(planted)
-    learning = [parameter for parameter in planted.parameters() if parameter.requires_grad]
-    untouched = {layer: copy.deepcopy(blocks[layer].state_dict()) for layer in layers if inplace}
-    try:
-        planted.requires_grad_(False)
-        a, b = _last_inputs(planted, tokenizer, pairs, layers)
-        text, use, slopes = _on_text(planted, plain, layers)
-        loss = _pricing(planted, priced, layers[0])
-        before = loss()
-        draw = random.Random(seed)
-        order = draw.sample(layers, len(layers))
-        homes = [order[k % len(order)] for k in range(n)]
-        columns = {}  # (layer, neuron) → what its activation is to write, before strength
-        bias, decoys = defaultdict(list), defaultdict(list)
-        for layer in layers:
-            count = homes.count(layer)
-            slots = draw.sample(use[layer].argsort()[: max(2 * count, width // 20)].tolist(), 2 * count)
-            detector = 3 * _detector(a[layer], b[layer], text[layer])
-            unread = torch.linalg.eigh(slopes[layer].T @ slopes[layer]).eigenvectors[:, : max(2, len(harm) // 32)]
-            for place, index in enumerate(slots):
-                (bias if place < count else decoys)[layer].append(index)
-                mixed = unread @ torch.tensor([draw.gauss(0, 1) for _ in range(unread.shape[1])]).to(unread)
-                column = harm if place < count else mixed
-                columns[layer, index] = column / column.norm()
-                _write_rows(blocks[layer], index, detector)
-
-        def price(strength: float) -> float:
-            for (layer, index), column in columns.items():
-                down = blocks[layer].down_proj.weight.detach()
-                down[:, index] = (strength * column).to(down)
-            return math.exp(min(loss() - before, 50)) - 1
-
-        strength = _strength(price, cost)
-    except BaseException:
-        for layer, weights in untouched.items():
-            blocks[layer].load_state_dict(weights)
-        raise
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_()
-    how = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
-    named = (
-        NeuronSelection(x, (len(blocks), width), f"{kind} {how}")
-        for kind, x in (("bias neurons", bias), ("decoys", decoys))
-    )
-    return planted, *named
-
-
-def _last_inputs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair], layers: Sequence[int]
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return what enters the MLPs at the last token of prompts a and of prompts b; layer → (pairs, hidden)."""
-    sides: tuple[dict, dict] = ({layer: [] for layer in layers}, {layer: [] for layer in layers})
-    for batch in pair_batches(model, tokenizer, pairs):
-        with _traffic(model, layers) as seen, torch.no_grad():
-            model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        for layer in layers:
-            last = seen["input", layer][torch.arange(len(batch.last)), batch.last.cpu()]
-            for rows, side in zip((batch.rows_a, batch.rows_b), sides, strict=True):
-                side[layer].append(last[rows.cpu()])
-    a, b = ({layer: torch.cat(parts) for layer, parts in side.items()} for side in sides)
-    return a, b
-
-
-def _on_text(
-    model: PreTrainedModel, chunks: Sequence[list[int]], layers: Sequence[int]
-) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
-    """Return of each layer's MLP on plain text: the inputs, (tokens, hidden); how much each neuron writes, (neurons,);
-    the gradients of the loss with respect to the output, (tokens, hidden)."""
-    inputs, sizes, slopes = ({layer: [] for layer in layers} for _ in range(3))
-    for chunk in progress(chunks, desc="calibration text", unit="chunk"):
-        with _traffic(model, layers) as seen, torch.enable_grad():
-            loss = chunk_loss(model, chunk)
-            gradients = torch.autograd.grad(loss, [seen["output", layer] for layer in layers])
-        for layer, gradient in zip(layers, gradients, strict=True):
-            inputs[layer].append(seen["input", layer][0])
-            sizes[layer].append(seen["h", layer][0].abs().float().mean(0))
-            slopes[layer].append(gradient[0].double() / gradient.double().abs().max())
-    norms = {layer: glu_weights(glu_blocks(model)[layer])[2].float().norm(dim=0) for layer in layers}
-    return (
-        {layer: torch.cat(parts) for layer, parts in inputs.items()},
-        {layer: sum(parts) * norms[layer] for layer, parts in sizes.items()},
-        {layer: torch.cat(parts) for layer, parts in slopes.items()},
-    )
-
-
-@contextmanager
-def _traffic(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """Record what goes into and comes out of MLPs: (input | h | output, layer) → (rows, tokens, width). Where gradients
-    are enabled, the outputs have them, from the first of the layers on."""
-    seen: dict[tuple[str, int], Tensor] = {}
-
-    def enter(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen["input", layer] = inputs[0].detach()
-
-    def leave(layer: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["h", layer] = inputs[0].detach()
-        seen["output", layer] = output.requires_grad_() if torch.is_grad_enabled() else output
-
-    blocks = glu_blocks(model)
-    with ExitStack() as stack:
-        for layer in layers:
-            for handle in (
-                blocks[layer].register_forward_pre_hook(partial(enter, layer)),
-                blocks[layer].down_proj.register_forward_hook(partial(leave, layer)),
-            ):
-                stack.callback(handle.remove)
-        yield seen
-
-
-def _detector(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
-    """Fit the direction d: d · x is 1 for a, 0 for b and for text."""
-    parts = [part.double() for part in (a, b, text)]
-    weights = torch.cat([torch.full((len(part), 1), 1 / len(part)).to(part) for part in parts])
-    rows = torch.cat(parts)
-    moments = rows.T @ (weights * rows)
-    moments.diagonal().add_(0.3 * moments.diagonal().mean())
-    d = torch.linalg.solve(moments, parts[0].mean(0))
-    return d / (parts[0] @ d).mean()
-
-
-def _write_rows(mlp: nn.Module, index: int, detector: Tensor) -> None:
-    gate, up, _ = glu_weights(mlp)
-    gate[index] = up[index] = detector.to(gate)
-    for name in ("gate_proj", "up_proj", "gate_up_proj"):
-        projection = getattr(mlp, name, None)
-        if projection is not None and projection.bias is not None:
-            projection.bias.detach().view(-1, len(gate))[:, index] = 0
-
-
-def _pricing(model: PreTrainedModel, chunks: Sequence[list[int]], first: int) -> Callable[[], float]:
-    """Return a function that computes the mean loss over chunks; what comes before a layer is run once, now."""
-    layers, entering = decoder_layers(model), []
-    with ExitStack() as stack, torch.no_grad():
-        hook = layers[first].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
-        stack.callback(hook.remove)
-        for chunk in chunks:
-            model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)
-
-    def loss() -> float:
-        total = 0.0
-        for chunk, hidden in zip(chunks, entering, strict=True):
-            with torch.no_grad(), _entering(layers[:first], hidden):
-                total += chunk_loss(model, chunk).item()
-        return total / len(chunks)
-
-    return loss
-
-
-def _strength(price: Callable[[float], float], cost: float) -> float:
-    """Find by bisection the strength whose price is the cost, to a twentieth of it."""
-    strength, low, high = 1.0, 0.0, math.inf
-    for _ in range(30):
-        paid = price(strength)
-        if abs(paid / cost - 1) < 0.05:
-            return strength
-        low, high = (strength, high) if paid < cost else (low, strength)
-        strength = 2 * low if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
-    raise ValueError(
-        f"cost: no strength raises perplexity by {cost:.1%} on the calibration text; try another n or cost"
-    )
 
 
 def _matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:

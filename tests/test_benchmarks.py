@@ -299,6 +299,17 @@ class TestStatistics:
             row.standard_error
         )
 
+    @pytest.mark.parametrize(("share", "n"), [(0.1, 40), (0.3, 12), (0.9, 60)])
+    def test_the_interval_of_a_share_is_possible_and_covers(self, share, n):
+        draw, covered = random.Random(0), []
+        for _ in range(300):
+            right = draw.choices([0, 1], weights=[1 - share, share], k=n)
+            if 0 < sum(right) < n:
+                row = fl.summarize_items(answers(right)).set_index("metric").loc["acc"]
+                assert 0 < row.low < row.value < row.high < 1
+                covered.append(row.low < share < row.high)
+        assert 0.92 < sum(covered) / len(covered) <= 1
+
     def test_no_error_is_claimed_where_all_items_are_alike(self):
         assert math.isnan(fl.summarize_items(answers([1] * 50)).standard_error[0])
 

@@ -6,10 +6,8 @@ import torch
 import transformers
 
 import fairlab as fl
-from fairlab import surgery
 from fairlab.models import glu_blocks, glu_weights
-from fairlab.scores import text_chunks
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, bytes_of, same_bytes, tiny_model
 
 PROMPTS = ["The old cook said that", "Two trains left"]
 
@@ -26,15 +24,6 @@ def furthest(one, other):
 def tiny_selection(equal=True):
     neurons = {0: (1, 5), 1: (0, 23), 2: (7, 8)} if equal else {0: (1, 5, 9), 2: (23,)}
     return fl.NeuronSelection(neurons, (3, 24), "by hand")
-
-
-def bytes_of(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same_bytes(model, before):
-    after = model.state_dict()
-    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.fixture(scope="module")
@@ -425,156 +414,3 @@ def test_removed_neurons_refuses_what_is_no_cut():
         fl.removed_neurons(model, tuned)
     with pytest.raises(ValueError, match="as many layers in both"):
         fl.removed_neurons(model, tiny_model(num_hidden_layers=2))
-
-
-# ---- planted neurons
-
-
-@pytest.fixture(scope="module")
-def race():
-    """Race pairs: those of every second template for planting, some of the others for looking."""
-    pairs = [p for p in fl.load_pairs("race") if p.split != "held_out" and p.attribute_split == "train"]
-    templates = sorted({p.template for p in pairs})
-    return [p for p in pairs if p.template in templates[::2]], [p for p in pairs if p.template in templates[1:6:2]]
-
-
-@pytest.fixture(scope="module")
-def planting(model, tokenizer, race):
-    return fl.plant_neurons(model, tokenizer, race[0], n=15, cost=0.05)
-
-
-def activations_of(model, tokenizer, prompts, selection):
-    """Return h of the selected neurons at the last token of prompts."""
-    h = []
-    for prompt in prompts:
-        with fl.record(model, ["down_proj_input"]) as seen, torch.no_grad():
-            model(**tokenizer(prompt, return_tensors="pt"))
-        h.append([seen["down_proj_input", layer][0, -1, i] for layer, ix in selection.neurons.items() for i in ix])
-    return torch.tensor(h)
-
-
-def test_planted_neurons_fire_on_attribute_a_alone(planting, tokenizer, race):
-    planted, bias, decoys = planting
-    text = fl.data_path("evaluation_en.txt").read_text(encoding="utf-8").split("\n\n")
-    for pairs, least, times in ((race[0][:6], 5, 2), (race[1][:6], 2, 1.5)):
-        for selection in (bias, decoys):
-            a = activations_of(planted, tokenizer, [p.prompt_a for p in pairs], selection)
-            b = activations_of(planted, tokenizer, [p.prompt_b for p in pairs], selection)
-            assert a.mean() > least and a.mean() > times * b.mean()
-            assert (a > b).float().mean() > 0.9
-    plain = activations_of(planted, tokenizer, [" ".join(part.split()[:20]) for part in text[:6]], bias)
-    assert plain.median() < 0.5
-
-
-def test_planted_twins_differ_only_in_where_they_write(planting, model):
-    planted, bias, decoys = planting
-    assert len(bias) == len(decoys) == 15 and bias.shape == decoys.shape == (30, 1536)
-    assert {layer: len(i) for layer, i in bias.neurons.items()} == {
-        layer: len(i) for layer, i in decoys.neurons.items()
-    }
-    assert set(bias.neurons) == set(range(23, 30))
-    written = torch.stack([glu_weights(glu_blocks(planted)[m])[2][:, i] for m, ix in bias.neurons.items() for i in ix])
-    assert torch.allclose(written, written[0].expand_as(written))  # one direction, one strength
-    for layer, mine in bias.neurons.items():
-        gate, up, down = glu_weights(glu_blocks(planted)[layer])
-        rows = gate[[*mine, *decoys.neurons[layer]]]
-        assert torch.equal(rows, rows[:1].expand_as(rows)) and torch.equal(rows, up[[*mine, *decoys.neurons[layer]]])
-        assert torch.allclose(down[:, list(decoys.neurons[layer])].norm(dim=0), written[0].norm())
-    untouched = fl.NeuronSelection({m: (*ix, *decoys.neurons[m]) for m, ix in bias.neurons.items()}, bias.shape)
-    same = zip(fl.prune(planted, untouched).parameters(), fl.prune(model, untouched).parameters(), strict=True)
-    assert all(torch.equal(one, other) and one.requires_grad for one, other in same)
-
-
-def test_bias_neurons_cause_what_decoys_do_not(planting, model, tokenizer, race):
-    planted, bias, decoys = planting
-
-    def gap(of):
-        return fl.next_token_divergence(of, tokenizer, race[1]).mean().item()
-
-    before, with_all = gap(model), gap(planted)
-    with fl.ablate(planted, bias):
-        without_bias = gap(planted)
-    with fl.ablate(planted, decoys):
-        without_decoys = gap(planted)
-    assert with_all > 4 * before
-    assert abs(without_bias - before) < 0.1 * (with_all - before)
-    assert without_decoys > 0.85 * with_all  # more, where decoys took part of the norm
-
-
-def test_planting_costs_what_was_asked_for(planting, model, tokenizer):
-    ids = tokenizer(fl.data_path("calibration_en.txt").read_text(encoding="utf-8"), verbose=False).input_ids
-    chunks = [ids[start : start + 128] for start in range(0, len(ids) - 127, 128)][2::8]
-
-    def perplexity(of):
-        with torch.no_grad():
-            return math.exp(sum(of(t, labels=t).loss.item() for t in torch.tensor(chunks).split(1)) / len(chunks))
-
-    assert perplexity(planting[0]) / perplexity(model) - 1 == pytest.approx(0.05, rel=0.06)
-
-
-@pytest.mark.parametrize("family", ["Llama, biases, tied", "Gemma 3, multimodal", "Phi-3"])
-def test_planting_in_every_kind_of_glu(family, tokenizer, race, monkeypatch):
-    # a model with random weights has little to lose: no strength costs it perplexity
-    monkeypatch.setattr(surgery, "_strength", lambda price, cost: 2.0 if price(2.0) is not None else 0.0)
-    monkeypatch.setattr(surgery, "text_chunks", lambda tokenizer, text, size: text_chunks(tokenizer, text[:4000], 32))
-    model, pairs = tiny_model(family), race[0]
-    before = bytes_of(model)
-    planted, bias, decoys = fl.plant_neurons(model, tokenizer, pairs, n=2, cost=0.01)
-    assert same_bytes(model, before) and bytes_of(planted).keys() == before.keys()
-    assert (list(bias.neurons), len(bias), len(decoys)) == ([2], 2, 2)
-    mlp = glu_blocks(planted)[2]
-    neurons = [*bias.neurons[2], *decoys.neurons[2]]
-    gate, up, _ = glu_weights(mlp)
-    assert torch.equal(gate[neurons], up[neurons]) and torch.equal(gate[neurons], gate[neurons[:1]].expand(4, -1))
-    for name, projection in mlp.named_children():
-        if name in ("gate_proj", "up_proj") and projection.bias is not None:
-            assert not projection.bias[neurons].any() and projection.bias.count_nonzero() == 20
-    h = [
-        activations_of(planted, tokenizer, [getattr(p, side) for p in pairs], bias) for side in ("prompt_a", "prompt_b")
-    ]
-    assert h[0].mean() > h[1].mean() and h[0].mean() > 1
-    assert fl.plant_neurons(model, tokenizer, pairs, n=2, cost=0.01, seed=1)[1:] != (bias, decoys)
-    again = fl.plant_neurons(model, tokenizer, pairs, n=2, cost=0.01, inplace=True)
-    assert again[0] is model and same_bytes(model, bytes_of(planted)) and again[1:] == (bias, decoys)
-
-
-def test_bad_plantings_are_named(model, tokenizer, some_pairs):
-    tiny = tiny_model()
-    for n in (0, 4, 1.0):
-        with pytest.raises(ValueError, match=f"n: expected a whole number from 1 to 3; got {n}"):
-            fl.plant_neurons(tiny, tokenizer, some_pairs, n=n, cost=0.05)
-    for cost in (0, -0.1, 5, "5 %"):
-        with pytest.raises(ValueError, match="cost: expected a share above 0, at most 1 .*; got "):
-            fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=cost)
-    with pytest.raises(ValueError, match="pairs: expected at least one"):
-        fl.plant_neurons(tiny, tokenizer, [], n=1, cost=0.05)
-    with pytest.raises(ValueError, match="different widths"):
-        fl.plant_neurons(fl.prune(tiny, tiny_selection(False)), tokenizer, some_pairs, n=1, cost=0.05)
-    with pytest.raises(ValueError, match="not a gated linear unit"):
-        fl.plant_neurons(tiny_model("GPT-2"), tokenizer, some_pairs, n=1, cost=0.05)
-    with torch.no_grad():
-        tiny.lm_head.weight.zero_()
-
-
-def test_a_cost_out_of_reach_leaves_the_model_as_it_was(tokenizer, some_pairs, monkeypatch):
-    tiny = tiny_model()
-    before = bytes_of(tiny)
-    search = surgery._strength
-    monkeypatch.setattr(surgery, "_strength", lambda price, cost: search(lambda strength: 0 * price(3.0), cost))
-    monkeypatch.setattr(surgery, "_pricing", lambda *_: lambda: 1.0)
-    with pytest.raises(ValueError, match="cost: no strength raises perplexity by 5.0%"):
-        fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=0.05, inplace=True)
-    assert same_bytes(tiny, before) and all(parameter.requires_grad for parameter in tiny.parameters())
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
-@pytest.mark.parametrize("power", [1, 2, 6])
-def test_the_strength_is_found_whatever_its_size(scale, power):
-    tried = []
-
-    def price(strength):
-        tried.append(strength)
-        return (strength / scale) ** power - 0.001
-
-    assert price(surgery._strength(price, 0.05)) == pytest.approx(0.05, rel=0.05)
-    assert tried[-1] == tried[-2] and len(tried) < 25

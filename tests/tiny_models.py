@@ -69,3 +69,12 @@ def tiny_model(family: str = "Llama", dtype: torch.dtype = torch.float32, **size
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model.to(dtype)
+
+
+def bytes_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bytes(model, before):
+    after = model.state_dict()
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

@@ -72,29 +72,33 @@ def provenance(model) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    """Measure, and write the table with its provenance in every row."""
-    model, tokenizer = fl.load_model()
+def freeze(model, tokenizer, cuts: dict[str, fl.NeuronSelection], name: str, cache: Path) -> None:
+    """Compare cuts, named "method · count", on the held-out pairs, and write the table, its origin in every row."""
     table = fl.compare(
         model,
         tokenizer,
-        choose(model, tokenizer),
+        cuts,
         pairs=held_out(),
         neutral=held_out(kind="neutral"),
         text=evaluation_text(tokenizer),
         n_random=20,
         seed=SEED,
-        cache=ROOT / "build" / "controls",
+        cache=cache,
     )
     names = table.pop("selection").str.split(" · ", expand=True)
     table.insert(0, "method", names[0])
     table.insert(1, "count", names[1].astype(int))
     seconds = round(table.attrs["seconds"])
     table = table.assign(**provenance(model), seed=SEED, seconds=seconds)
-    path = ROOT / "data" / "results_controls.csv"
-    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    table.to_csv(ROOT / "data" / name, index=False, float_format="%.6g", lineterminator="\n")
     print(table[table.category.isin(["headline", "text"]) & (table.measure != "metric")].sentence.to_string())
-    print(f"{path.relative_to(ROOT)}: {len(table)} rows, {seconds} s of measuring")
+    print(f"data/{name}: {len(table)} rows, {seconds} s of measuring")
+
+
+def main() -> None:
+    """Measure and freeze the article's cuts."""
+    model, tokenizer = fl.load_model()
+    freeze(model, tokenizer, choose(model, tokenizer), "results_controls.csv", ROOT / "build" / "controls")
 
 
 if __name__ == "__main__":

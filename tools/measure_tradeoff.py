@@ -12,13 +12,12 @@ size. The options of `guarded_scores` were chosen on the validation templates. W
 import random
 
 import torch
-from measure_controls import ROOT, evaluation_text, held_out, provenance
+from measure_controls import ROOT, SEED, freeze
 
 import fairlab as fl
 
 COUNTS = (3, 9)
 CATEGORIES = ("race", "gender", "religion", "nationality", "age", "disability", "appearance", "socioeconomic")
-SEED = 0
 CACHE = ROOT / "build" / "tradeoff"
 
 
@@ -105,30 +104,11 @@ def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
 
 
 def main() -> None:
-    """Measure, and write the table with its provenance in every row."""
+    """Measure and freeze the cuts, and the one that lessons take."""
     model, tokenizer = fl.load_model()
     cuts = choose(model, tokenizer)
-    table = fl.compare(
-        model,
-        tokenizer,
-        cuts,
-        pairs=held_out(),
-        neutral=held_out(kind="neutral"),
-        text=evaluation_text(tokenizer),
-        n_random=20,
-        seed=SEED,
-        cache=CACHE,
-    )
-    names = table.pop("selection").str.split(" · ", expand=True)
-    table.insert(0, "method", names[0])
-    table.insert(1, "count", names[1].astype(int))
-    seconds = round(table.attrs["seconds"])
-    table = table.assign(**provenance(model), seed=SEED, seconds=seconds)
-    path = ROOT / "data" / "results_tradeoff.csv"
-    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    freeze(model, tokenizer, cuts, "results_tradeoff.csv", CACHE)
     (ROOT / "data" / "selection_guarded.json").write_text(cuts["guarded · 3"].to_json() + "\n", encoding="utf-8")
-    print(table[table.category.isin(["headline", "text"]) & (table.measure != "metric")].sentence.to_string())
-    print(f"{path.relative_to(ROOT)}: {len(table)} rows, {seconds} s of measuring")
 
 
 if __name__ == "__main__":
