@@ -3,7 +3,7 @@
     python tools/measure_planted.py
 
 Of the 16 race templates in train and validation, each seed draws 8 whose pairs fit the detectors of 15 bias neurons and
-15 decoys; the pairs of the other 8 are what the scores see. Writes `data/results_planted.csv`. Takes about half an hour
+15 decoys; the pairs of the other 8 are what the scores see. Writes `data/results_planted.csv`. Takes a bit over an hour
 on one CPU core; a run that was stopped goes on from `build/planted/`.
 """
 
@@ -45,12 +45,11 @@ def all_scores(model, tokenizer, pairs, seed) -> dict[str, torch.Tensor]:
     scores = {method: fl.bias_scores(model, tokenizer, pairs, method=method) for method in methods}
     text = first_tokens(tokenizer, "calibration_en.txt", 512)
     fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
-    some = random.Random(seed).sample(pairs, 24)
     return scores | {
         "article, hybrid": fl.hybrid_scores(scores["article"], fl.importance_scores(model, method="maw")),
         "attribution, guarded": fl.guarded_scores(scores["attribution"], fisher),
         "patching, guarded": fl.guarded_scores(scores["patching"], fisher),
-        "patching, refined": fl.refine_scores(model, tokenizer, scores["patching"], some, count=REFINED),
+        "patching, refined": fl.refine_scores(model, tokenizer, scores["patching"], pairs, count=REFINED),
         "random": torch.rand(fisher.shape, generator=torch.Generator().manual_seed(seed)),
     }
 
