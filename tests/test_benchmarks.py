@@ -310,6 +310,12 @@ class TestStatistics:
                 covered.append(row.low < share < row.high)
         assert 0.92 < sum(covered) / len(covered) <= 1
 
+    def test_the_interval_of_a_perplexity_is_even_on_the_log_scale(self):
+        items = [item | {"loglikelihood": -8.0 * (item["item"] == 0)} for item in answers([1, 0] * 3)]
+        row = fl.summarize_items(items).set_index("metric").loc["perplexity"]
+        assert 0 < row.low < row.value < row.high
+        assert row.low * row.high == pytest.approx(row.value**2)
+
     def test_no_error_is_claimed_where_all_items_are_alike(self):
         assert math.isnan(fl.summarize_items(answers([1] * 50)).standard_error[0])
 

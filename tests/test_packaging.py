@@ -93,6 +93,17 @@ def test_versions_agree():
     assert f"## {fairlab.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_data_flows_from_left_to_right():
+    """CONTRIBUTING draws every module in order, and each imports only from those on its left."""
+    flow = next(line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("`models` ·"))
+    places = {name: at for at, step in enumerate(flow.split("→")) for name in re.findall(r"`(\w+)`", step)}
+    modules = {path.stem: path for path in (ROOT / "fairlab").glob("[a-z]*.py")}
+    assert places.keys() == modules.keys()
+    for name, path in modules.items():
+        for other in re.findall(r"^\s*from fairlab\.(\w+) import", path.read_text(), re.MULTILINE):
+            assert places[other] < places[name], f"{name} imports from {other}"
+
+
 def test_the_weights_are_pinned_by_hash():
     assert re.search(
         rf"^{re.escape(DEFAULT_WEIGHTS)} --hash=sha256:[0-9a-f]{{64}}$",
