@@ -11,6 +11,7 @@ import random
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -135,10 +136,11 @@ def compare(
     n_random: int = 20,
     seed: int = 0,
     cache: str | Path | None = None,
+    ablation: Callable[[PreTrainedModel, NeuronSelection], AbstractContextManager] = ablate,
 ) -> pd.DataFrame:
     """Measure what cuts do, each beside random cuts of the same size, neutral prompts, and a mere flattening.
 
-    Every cut is tried by `ablate`, so the model stays as it is. `pairs` should be held out: templates and words that
+    Every cut is tried by `ablation`, so the model stays as it is. `pairs` should be held out: templates and words that
     did not choose the neurons.
 
     Parameters
@@ -155,6 +157,10 @@ def compare(
     cache : path, optional
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it was. What is read
         depends on the weights, the cut, the prompts and the text; anything else starts anew.
+    ablation : callable
+        `ablation(model, selection)`: a context manager, such as `partial(fairlab.ablate, scale=0.5)`, under which every
+        cut is read, the random ones too. It must do nothing for an empty selection. Without a cache, which could not
+        tell one from another.
 
     Returns
     -------
@@ -179,18 +185,21 @@ def compare(
     Raises
     ------
     ValueError, TypeError
-        No selection, one for another model, bad pairs or text, `n_random` below 1; before anything is measured.
+        No selection, one for another model, bad pairs or text, `n_random` below 1, a cache together with an ablation;
+        before anything is measured.
     """
     pairs, neutral = as_pairs(pairs), as_pairs(neutral)
     if not selections:
         raise ValueError("selections: expected at least one, by name; got none")
+    if cache is not None and ablation is not ablate:
+        raise ValueError(f"cache: expected None together with an ablation, which it can't tell from others; got {cache!r}")
     for selection in selections.values():
-        with ablate(model, selection):  # refuses a cut for another model, before any time is spent
+        with ablation(model, selection):  # refuses a cut for another model, before any time is spent
             pass
     controls = {name: random_selections(cut, n_random, seed=seed) for name, cut in selections.items()}
     for pair in (*pairs, *neutral):
         encode_pair(tokenizer, pair)
-    read = partial(_read, model, tokenizer, pairs, neutral, text)
+    read = partial(_read, model, tokenizer, pairs, neutral, text, ablation)
     if cache is not None:
         key = hashlib.sha256(
             json.dumps([bits_of(model), text, [[p.prompt_a, p.prompt_b] for p in (*pairs, *neutral)]]).encode()
@@ -220,6 +229,7 @@ def _read(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair],
     text: str,
+    ablation: Callable[[PreTrainedModel, NeuronSelection], AbstractContextManager],
     cut: NeuronSelection,
 ) -> dict[str, np.ndarray]:
     """Measure one cut: gap, gap without pronouns and metric of each pair, then of each neutral pair; loss of each
@@ -239,7 +249,7 @@ def _read(
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
         gap_without[batch.pairs] = divergence(without(log_p, pronouns), batch).float().cpu()
 
-    with ablate(model, cut):
+    with ablation(model, cut):
         run_pairs(model, tokenizer, everything, points, visit, see_next=see_next, positions="all")
         losses = token_losses(model, tokenizer, text)
     readings = {"gap": gap, "gap_without": gap_without, "metric": metric, "losses": losses}

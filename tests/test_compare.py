@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,20 @@ def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, table):
     assert row.random_below == sum(change < row.change for change in changes)
 
 
+def test_another_ablation_is_that_of_the_random_cuts_too(tiny, tokenizer, data, cut):
+    doubled = partial(fl.ablate, scale=2.0)
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=2, seed=1, ablation=doubled)
+    before, after = fl.perplexity(tiny, tokenizer, TEXT), []
+    for some in (cut, *fl.random_selections(cut, 2, seed=1)):
+        with doubled(tiny, some):
+            after.append(fl.perplexity(tiny, tokenizer, TEXT))
+    row = row_of(table, "perplexity", "text")
+    assert (row.before, row.after) == pytest.approx((before, after[0]), rel=1e-5)
+    assert [float(change) for change in row.random_changes.split()] == pytest.approx(
+        [value / before - 1 for value in after[1:]], abs=2e-5
+    )
+
+
 def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
     rows = table[table.measure != "perplexity"]
     assert (rows.low <= rows.change).all()
@@ -181,6 +196,7 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
         ({"selections": {"x": fl.NeuronSelection({0: (1,)}, (3, 25))}}, "made for 3 layers of 25 neurons"),
         ({"pairs": []}, "pairs: expected at least one"),
         ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b="A tired")]}, "same number of tokens"),
+        ({"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)}, "cache: expected None together with an ablation"),
         ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),
     ],

@@ -12,6 +12,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import torch
 import transformers
 
@@ -73,7 +74,7 @@ def provenance(model) -> dict[str, str]:
 
 
 def freeze(model, tokenizer, cuts: dict[str, fl.NeuronSelection], name: str, cache: Path) -> None:
-    """Compare cuts, named "method · count", on the held-out pairs, and write the table, its origin in every row."""
+    """Compare cuts, named "method · count", on the held-out pairs, and write the table."""
     table = fl.compare(
         model,
         tokenizer,
@@ -85,10 +86,15 @@ def freeze(model, tokenizer, cuts: dict[str, fl.NeuronSelection], name: str, cac
         seed=SEED,
         cache=cache,
     )
+    write(model, table, name)
+
+
+def write(model, table: pd.DataFrame, name: str) -> None:
+    """Write a table of `compare`, its origin in every row, and print what it says."""
+    seconds = round(table.attrs["seconds"])
     names = table.pop("selection").str.split(" · ", expand=True)
     table.insert(0, "method", names[0])
     table.insert(1, "count", names[1].astype(int))
-    seconds = round(table.attrs["seconds"])
     table = table.assign(**provenance(model), seed=SEED, seconds=seconds)
     table.to_csv(ROOT / "data" / name, index=False, float_format="%.6g", lineterminator="\n")
     print(table[table.category.isin(["headline", "text"]) & (table.measure != "metric")].sentence.to_string())

@@ -1,0 +1,255 @@
+"""Try what else than removing neurons could narrow the gap, on validation pairs; then read what was chosen, held out.
+
+    python tools/measure_tries.py
+
+A neuron's activation h becomes `gate * h + (1 - gate) * toward`. A removal is a gate of 0 toward 0. Tried beside the
+guarded removal: half of it; the neuron's mean over plain text in place of 0; neurons from the whole model, not so
+many a layer; gates in closed form that are balanced against neutral pairs; and learned ones, as an upper bound. All
+are scored on pairs whose template and words are both in the train split, and read on the validation pairs, each
+beside 20 random draws of as many neurons in each layer with the same gates. Charge, floor and goal of the balanced
+gates were chosen on the same validation pairs, among about seventy settings.
+
+For each of two sizes a rule takes the balanced gates that narrow most at the price allowed, with neutral pairs inside
+the random range. Only these are read on the held-out pairs: as they are, and scored again on train and validation
+pairs together. Writes `data/results_tries.csv`, and the gates of the smaller size to `data/gates_balanced.csv`. Takes
+about an hour and a half on 2 CPU cores; a run that was stopped goes on from `build/tries/` and `build/tradeoff/`;
+delete these to start anew.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pandas as pd
+import torch
+from measure_controls import ROOT, SEED, evaluation_text, held_out, write
+from measure_tradeoff import scored, train
+from scipy.optimize import brentq
+
+import fairlab as fl
+from fairlab.behavior import divergence
+from fairlab.capture import next_log_p, pair_batches, progress
+from fairlab.models import glu_blocks
+from fairlab.scores import chunk_loss, text_chunks
+
+CACHE = ROOT / "build" / "tries"
+SIZES = {92: (1.1, 0.01), 276: (2.1, 0.02)}  # neurons at most: the promise, and the price allowed
+CHARGES = (0.7, 0.78)
+
+
+def validation(**options) -> list[fl.PromptPair]:
+    """Return the pairs that may choose a method: validation templates, and no held-out words."""
+    return [pair for pair in fl.load_pairs(split="validation", **options) if pair.attribute_split != "held_out"]
+
+
+def all_but_held_out(**options) -> list[fl.PromptPair]:
+    """Return the pairs that may choose neurons once the method is chosen."""
+    return train(**options) + validation(**options)
+
+
+@contextmanager
+def gated(model, gates: torch.Tensor, toward: torch.Tensor) -> Iterator[None]:
+    """Put gates * h + (1 - gates) * toward in place of every activation h; both have shape (layers, neurons)."""
+
+    def put(layer, module, inputs):
+        return (inputs[0] * gates[layer] + (1 - gates[layer]) * toward[layer],)
+
+    blocks = glu_blocks(model)
+    handles = [mlp.down_proj.register_forward_pre_hook(partial(put, n)) for n, mlp in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def deal(model, cut: fl.NeuronSelection, *, own: fl.NeuronSelection, gates: torch.Tensor, toward: torch.Tensor):
+    """Apply the gates of `own` to the neurons of a cut with as many in each layer, in order: an `ablation`."""
+    dealt = torch.ones_like(gates)
+    for layer, indices in cut.neurons.items():
+        dealt[layer, list(indices)] = gates[layer, list(own.neurons[layer])]
+    return gated(model, dealt, toward)
+
+
+def headline(model, tokenizer, pairs: list[fl.PromptPair], counts: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the headline of the pairs in parts, a batch each, with gradients."""
+    for batch in pair_batches(model, tokenizer, pairs, batch_size=32):
+        yield (divergence(next_log_p(model, batch), batch) * counts[batch.pairs]).sum()
+
+
+def tables(model, tokenizer, chunks, toward: torch.Tensor, pairs, neutral) -> tuple[torch.Tensor, ...]:
+    """Compute the slope of the headline, Fisher's importance and the slope of the neutral gap, all around `toward`.
+
+    Around 0 the first two are `bias_scores(method="attribution", relative=True)` and
+    `importance_scores(method="fisher")`; the last one takes all neutral pairs together, as `compare` does.
+    """
+    slopes = []
+    for some, categories in ((pairs, [pair.category for pair in pairs]), (neutral, ["neutral"] * len(neutral))):
+        gates = torch.ones_like(toward).requires_grad_()
+        gaps = fl.next_token_divergence(model, tokenizer, some)
+        sums = pd.Series(gaps.numpy()).groupby(categories).sum()
+        counts = torch.tensor([1 / (sums[category] * len(sums)) for category in categories])
+        with gated(model, gates, toward):
+            for part in headline(model, tokenizer, some, counts):
+                part.backward()
+        slopes.append(gates.grad)
+    squares = torch.zeros_like(toward)
+    for chunk in progress(chunks, desc="calibration text", unit="chunk"):
+        gates = torch.ones_like(toward).requires_grad_()
+        with gated(model, gates, toward):
+            chunk_loss(model, chunk).backward()
+        squares += gates.grad**2
+    return slopes[0], (squares / len(chunks)).sqrt(), slopes[1]
+
+
+def means(model, chunks: list[list[int]]) -> torch.Tensor:
+    """Compute the mean activation of every neuron over the chunks, shape (layers, neurons)."""
+    total = 0
+    for chunk in chunks:
+        with fl.record(model, ["down_proj_input"]) as activations, torch.no_grad():
+            model(input_ids=torch.tensor([chunk]), use_cache=False)
+        total += torch.stack([h[0].mean(0) for _, h in sorted(activations.items())])
+    return total / len(chunks)
+
+
+def balanced(gap, importance, neutral, *, count: int, goal: float, charge: float, floor: float = 3.0) -> torch.Tensor:
+    """Compute the cheapest gates of `count` neurons that promise, to first order, a headline lower by `goal`.
+
+    With d = 1 - gate and the damage D = F² + floor · mean F², sum D d² is least for d = t (gap - charge · neutral) / D.
+    Unlike in `guarded_scores` the neutral slope keeps its sign: what one neuron takes from neutral words another gives
+    back. No d goes beyond 1, so a gate lies between 0, removed, and 2, doubled.
+    """
+    damage = importance.double() ** 2
+    damage += floor * damage.mean()
+    gain = gap.double() - charge * neutral.double()
+    least = (gain**2 / damage).flatten().topk(count).values[-1]
+    d = torch.where(gain**2 / damage >= least, gain / damage, 0)
+    t = brentq(lambda t: ((d * t).clamp(-1, 1) * gap).sum().item() - goal, 0, 1e3 / d.abs().max().item())
+    return 1 - (d * t).clamp(-1, 1).float()
+
+
+def learned(
+    model, tokenizer, gates: torch.Tensor, toward: torch.Tensor, chunks: list[list[int]], *, steps: int
+) -> torch.Tensor:
+    """Train the gates that are not 1 by Adam: down with the headline, while neutral pairs and the loss stay."""
+    draw, chosen = random.Random(SEED), (gates != 1).nonzero(as_tuple=True)
+    with torch.no_grad():
+        losses = [chunk_loss(model, chunk).item() for chunk in chunks]
+    looks = []
+    demographic, neutral = train(), train(kind="neutral")
+    by_category = pd.Series(demographic).groupby([pair.category for pair in demographic]).agg(list)
+    for groups, each in ((by_category, 3), ({"neutral": neutral}, 16)):
+        gaps = {c: fl.next_token_divergence(model, tokenizer, group) for c, group in groups.items()}
+        looks.append((groups, gaps, each))
+    values = gates[chosen].clone().requires_grad_()
+    adam = torch.optim.Adam([values], lr=0.02)
+    for number in progress(range(steps), desc="learning", unit="step"):
+        adam.zero_grad()
+        with gated(model, torch.ones_like(gates).index_put(chosen, values), toward):
+            changes = []
+            for groups, gaps, each in looks:
+                places = [(c, i) for c, group in groups.items() for i in draw.sample(range(len(group)), each)]
+                before = torch.stack([gaps[c][i] for c, i in places]).float()
+                counts = torch.stack([1 / gaps[c].mean() for c, _ in places]).float() / len(places)
+                parts = headline(model, tokenizer, [groups[c][i] for c, i in places], counts)
+                changes.append(sum(parts) - before @ counts)
+            text = chunk_loss(model, chunks[number % len(chunks)]) - losses[number % len(chunks)]
+            (changes[0] + changes[1].abs() + 5 * text.abs()).backward()
+        adam.step()
+    return torch.ones_like(gates).index_put(chosen, values.detach())
+
+
+def attempts(model, tokenizer, chunks, mean, around_mean) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return gates and what they lead toward, by name, "method · number of neurons"."""
+    guarded = fl.NeuronSelection.from_json(fl.data_path("selection_guarded.json").read_text(encoding="utf-8"))
+    gap, importance, neutral = around_mean
+    own = fl.guarded_scores(gap, importance, neutral=neutral)
+    whole = fl.select_neurons(own, count=92, scope="model")
+    tries = {}
+    for name, selection, gate, toward in (
+        ("removal", guarded, 0, torch.zeros_like(mean)),
+        ("half a removal", guarded, 0.5, torch.zeros_like(mean)),
+        ("mean", fl.select_neurons(own, count=3), 0, mean),
+        ("mean, whole model", whole, 0, mean),
+    ):
+        gates = torch.ones_like(mean)
+        for layer, indices in selection.neurons.items():
+            gates[layer, list(indices)] = gate
+        tries[f"{name} · {len(selection)}"] = gates, toward
+    for count, (goal, _) in SIZES.items():
+        for charge in CHARGES:
+            gates = balanced(*around_mean, count=count, goal=goal, charge=charge)
+            tries[f"balanced, charge {charge} · {count}"] = gates, mean
+    start = tries[f"balanced, charge {CHARGES[-1]} · 92"][0]
+    gates = scored("learned", lambda: learned(model, tokenizer, start, mean, chunks, steps=60))
+    return tries | {"learned · 92": (gates, mean)}
+
+
+def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor, where) -> pd.DataFrame:
+    """Compare the gates, and random draws of neurons with the same gates, on the pairs that `where` returns."""
+    path = CACHE / f"{where.__name__}, {name}.pkl"
+    if not path.is_file():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        own = fl.NeuronSelection({n: row.nonzero().flatten().tolist() for n, row in enumerate(gates != 1)}, gates.shape)
+        fl.compare(
+            model,
+            tokenizer,
+            {name: own},
+            pairs=where(),
+            neutral=where(kind="neutral"),
+            text=evaluation_text(tokenizer),
+            n_random=20,
+            seed=SEED,
+            ablation=partial(deal, own=own, gates=gates, toward=toward),
+        ).to_pickle(path)
+    return pd.read_pickle(path).assign(read_on=where.__name__)
+
+
+def chosen(table: pd.DataFrame, size: int, price: float) -> str:
+    """Return the balanced gates of a size that narrow most, no dearer than allowed, neutral pairs inside the random."""
+    by_name = table.set_index("selection")
+    gap, text = by_name[by_name.measure == "gap"], by_name[by_name.measure == "perplexity"]
+    neutral, headlines = gap[gap.category == "neutral"], gap[gap.category == "headline"]
+    allowed = (text.change <= price) & (neutral.change >= neutral.random_low) & (neutral.change <= neutral.random_high)
+    of_size = headlines.index.str.startswith("balanced") & headlines.index.str.endswith(f" {size}")
+    return headlines.change[allowed & of_size].idxmin()
+
+
+def freeze_gates(gates: torch.Tensor, toward: torch.Tensor) -> None:
+    """Write the gates that lesson 07 takes, a row a neuron."""
+    layers, neurons = places = (gates != 1).nonzero(as_tuple=True)
+    table = pd.DataFrame({"layer": layers, "neuron": neurons, "gate": gates[places], "toward": toward[places]})
+    table.to_csv(ROOT / "data" / "gates_balanced.csv", index=False, float_format="%.9g", lineterminator="\n")
+
+
+def main() -> None:
+    """Measure the tries on validation pairs, choose, and read the chosen ones on held-out pairs."""
+    model, tokenizer = fl.load_model()
+    model.requires_grad_(False)
+    chunks = text_chunks(tokenizer, fl.data_path("calibration_en.txt").read_text(encoding="utf-8"))
+    mean = scored("mean", lambda: means(model, chunks))
+    around = {
+        draw.__name__: scored(
+            f"mean-{draw.__name__}",
+            lambda draw=draw: tables(model, tokenizer, chunks, mean, draw(), draw(kind="neutral")),
+        )
+        for draw in (train, all_but_held_out)
+    }
+    tries = attempts(model, tokenizer, chunks, mean, around["train"])
+    readings = [read(model, tokenizer, name, *how, validation) for name, how in tries.items()]
+    for size, (goal, price) in SIZES.items():
+        name = chosen(pd.concat(readings), size, price)
+        charge = float(name.split()[2])
+        again = balanced(*around["all_but_held_out"], count=size, goal=goal, charge=charge)
+        readings.append(read(model, tokenizer, name, *tries[name], held_out))
+        readings.append(read(model, tokenizer, name.replace(" · ", ", all pairs · "), again, mean, held_out))
+        if size == min(SIZES):
+            freeze_gates(again, mean)
+    table = pd.concat(readings, ignore_index=True)
+    table.attrs["seconds"] = sum(reading.attrs["seconds"] for reading in readings)
+    write(model, table, "results_tries.csv")
+
+
+if __name__ == "__main__":
+    main()
