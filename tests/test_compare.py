@@ -108,6 +108,12 @@ def test_another_ablation_is_that_of_the_random_cuts_too(tiny, tokenizer, data, 
     )
 
 
+def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path):
+    fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path)
+    without = fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path, metric=False)
+    pd.testing.assert_frame_equal(without, table[table.measure != "metric"].reset_index(drop=True))
+
+
 def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
     rows = table[table.measure != "perplexity"]
     assert (rows.low <= rows.change).all()
@@ -196,7 +202,7 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
         ({"selections": {"x": fl.NeuronSelection({0: (1,)}, (3, 25))}}, "made for 3 layers of 25 neurons"),
         ({"pairs": []}, "pairs: expected at least one"),
         ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b="A tired")]}, "same number of tokens"),
-        ({"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)}, "cache: expected None together with an ablation"),
+        ({"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)}, "cache: expected None with an ablation"),
         ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),
     ],

@@ -202,6 +202,7 @@ def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor,
             n_random=20,
             seed=SEED,
             ablation=partial(deal, own=own, gates=gates, toward=toward),
+            metric=False,
         ).to_pickle(path)
     return pd.read_pickle(path).assign(read_on=where.__name__)
 
