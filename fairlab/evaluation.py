@@ -194,6 +194,8 @@ def compare(
     pairs, neutral = as_pairs(pairs), as_pairs(neutral)
     if not selections:
         raise ValueError("selections: expected at least one, by name; got none")
+    if not callable(ablation):
+        raise TypeError(f"ablation: expected a context manager of a model and a selection; got {ablation!r}")
     if cache is not None and ablation is not ablate:
         raise ValueError(f"cache: expected None with an ablation, which it can't tell from another; got {cache!r}")
     for selection in selections.values():

@@ -108,6 +108,11 @@ def test_another_ablation_is_that_of_the_random_cuts_too(tiny, tokenizer, data, 
     )
 
 
+def test_an_ablation_that_is_none_is_refused(tiny, tokenizer, data, cut):
+    with pytest.raises(TypeError, match="ablation: expected a context manager of a model and a selection; got 0.5"):
+        fl.compare(tiny, tokenizer, {"cut": cut}, **data, ablation=0.5)
+
+
 def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path):
     fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path)
     without = fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path, metric=False)
