@@ -5,10 +5,10 @@ BIN := .venv/bin
 export MALLOC_MMAP_THRESHOLD_ := 1000000
 # empty: the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
-# one notebook, or a folder of them
+# notebooks, or a folder of them
 LESSON ?= notebooks
 
-.PHONY: setup run lab test lint unit lesson bench figures badges lesson-table binder clean
+.PHONY: setup run lab test quick lint unit lesson times robust bench figures badges lesson-table binder clean
 
 setup: .venv/.ready
 
@@ -25,17 +25,32 @@ run: setup
 lab: setup
 	$(BIN)/jupyter lab notebooks
 
-test: lint unit lesson
+# what each prints at its end, and where the minutes go: `make times`
+test: setup
+	$(BIN)/python tools/run_tests.py lint unit lessons robust
 
-lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+quick: setup
+	$(BIN)/python tools/run_tests.py lint quick
 
-unit: setup
-	$(BIN)/pytest
+lint unit: setup
+	$(BIN)/python tools/run_tests.py $@
 
 lesson: setup
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(LESSON)
+	$(BIN)/python tools/run_tests.py lessons --only $(LESSON)
+
+times: setup
+	$(BIN)/python tools/run_tests.py times
+
+# lessons and tests as other processors would run them: one to two hours
+robust: setup
+	$(BIN)/python tools/robust.py
+
+# the oldest versions that pyproject.toml allows, for the job of that name on GitHub
+constraints-lowest.txt: pyproject.toml
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet uv
+	build/uv/bin/uv pip compile --quiet --resolution lowest-direct --all-extras --python-version 3.11 \
+		--no-annotate --custom-compile-command "make constraints-lowest.txt" --output-file $@ pyproject.toml
 
 bench: setup
 	$(BIN)/python benchmarks/against_optipfair.py

@@ -1,7 +1,43 @@
-"""Settings for all tests; the kernels that nbval starts inherit them."""
+"""Settings for all tests, and the rule by which nbval compares the lessons; kernels inherit the environment."""
 
 import os
+
+from printed_numbers import first_difference, moved
 
 # a progress bar would be an output of its cell
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Let nbval compare the numbers of a cell as numbers."""
+    for item in items:
+        if type(item).__name__ == "IPyNbCell":
+            item.compare_outputs = _as_numbers(item, item.compare_outputs)
+
+
+def _as_numbers(cell, compare):
+    """Wrap nbval's comparison: what is the same by the rule of tools/printed_numbers.py it sees as equal."""
+
+    def compare_outputs(now, stored, skip_compare=None):
+        differing, digits = [], 0
+        for fresh, kept in zip(now, stored, strict=False):
+            for texts, reference in ((fresh, kept), (fresh.get("data", {}), kept.get("data", {}))):
+                for key in ("text", "text/plain", "text/html"):
+                    if not isinstance(texts.get(key), str) or not isinstance(reference.get(key), str):
+                        continue
+                    difference = first_difference(reference[key], texts[key])
+                    if difference:
+                        differing.append(difference)
+                    else:
+                        digits += moved(reference[key], texts[key])
+                        texts[key] = reference[key]
+        cell.user_properties.append(("moved", digits))
+        equal = compare(now, stored, skip_compare)
+        if not equal and differing:
+            lesson, number = cell.path.name, cell.cell_num + 1
+            lines = [f"{lesson}, In [{number}]: stored {a!r}, now {b!r}" for a, b in differing]
+            cell.comparison_traceback[:0] = [*lines, ""]
+        return equal
+
+    return compare_outputs

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import PairBatch, progress, run_pairs
+from fairlab.capture import PairBatch, full_precision, is_half, progress, run_pairs
 from fairlab.pairs import PromptPair, as_pairs
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 
 
+@full_precision()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,6 +63,8 @@ def generate(
     groups = defaultdict(list)
     for place, inputs in enumerate(encoded):
         groups[inputs.input_ids.shape[1]].append(place)
+    if is_half(model):  # rounding that depends on the other prompts of a batch would change the story
+        batch_size = 1
     batches = [
         group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
     ]

@@ -22,7 +22,7 @@ import torch
 from scipy import special, stats
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import check_option, progress
+from fairlab.capture import check_option, full_precision, progress
 from fairlab.statistics import bootstrap_interval
 
 # task -> (its folder in the harness; id, configuration and split on the Hub; the columns it reads)
@@ -42,6 +42,7 @@ _TASKS = {
 _WINDOW = 1024
 
 
+@full_precision()
 def run_lm_eval(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -342,6 +343,7 @@ def _bbq_item(doc: Mapping, logs: Sequence[float], lengths: Sequence[int]) -> di
     }
 
 
+@full_precision()
 def bbq_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -2,7 +2,7 @@
 
 Contents: `CAPTURE_POINTS`, `record` (to look at one forward pass), `neuron_differences` (one number a neuron, over many
 pairs), `pair_differences` (one number a pair and layer), `run_pairs` (what both stand on), `next_log_p` (one batch of
-pairs), `available_points`.
+pairs), `available_points`; `full_precision` and `is_half` are about the arithmetic.
 
 What the points are, for a hidden state `x` that enters a decoder layer (Llama's order; widths in brackets)::
 
@@ -19,7 +19,7 @@ What the points are, for a hidden state `x` that enters a decoder layer (Llama's
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -47,6 +47,39 @@ CAPTURE_POINTS = tuple(_PLACES)
 
 # shows itself only where the work takes over 2 s; in notebooks tqdm does not heed its own variable
 progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep torch from rounding float32 products to TF32 or bfloat16 inside the block, whatever the user has set.
+
+    Also a decorator: everything that measures runs under it. Autocast is off, too.
+    """
+    switches = [(torch.backends.cudnn, "allow_tf32", False)]  # (where, name, the value that rounds nothing)
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
+        places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+        switches = [(place, "fp32_precision", "ieee") for place in places]
+    before = [getattr(place, name) for place, name, _ in switches]
+    legacy = None if len(switches) > 1 else torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            for place, name, exact in switches:
+                setattr(place, name, exact)
+            if legacy:
+                torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            for (place, name, _), value in zip(switches, before, strict=True):
+                setattr(place, name, value)
+            if legacy:
+                torch.set_float32_matmul_precision(legacy)
+
+
+def is_half(model: PreTrainedModel) -> bool:
+    """Say whether a model computes in float16 or bfloat16."""
+    return model.dtype.itemsize < 4
 
 
 @contextmanager
@@ -83,7 +116,7 @@ def record(
     def keep(point: str, layer: int, values: Tensor) -> None:
         activations[point, layer] = values.detach().float().cpu()
 
-    with _hooks(model, _check_points(model, points), layers, keep):
+    with full_precision(), _hooks(model, _check_points(model, points), layers, keep):
         yield activations
 
 
@@ -205,6 +238,7 @@ class PairBatch:
     weights: Tensor  # (pairs of the batch, tokens - start) 1 / (positions that count), 0 elsewhere: sums to 1 in a row
 
 
+@full_precision()
 def run_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -269,7 +303,8 @@ def pair_batches(
     """Yield batches of unique prompts, shortest first, such that both prompts of a pair are in one batch.
 
     A prompt that several pairs share is run once, unless more than `batch_size` prompts hang together through shared
-    ones. All input is checked before the first batch.
+    ones. In half precision each pair is a batch of its own: what a prompt's neighbours in a batch change by rounding
+    would be as large as what is measured. All input is checked before the first batch.
     """
     check_option("positions", positions, ("differing", "all"))
     if not isinstance(batch_size, int) or batch_size < 2:
@@ -279,7 +314,10 @@ def pair_batches(
             "model: it is in training mode, where dropout adds noise to every difference; call model.eval()"
         )
     encoded = [encode_pair(tokenizer, pair) for pair in as_pairs(pairs)]
-    batches = _group([(tuple(a), tuple(b)) for a, b, _ in encoded], batch_size)
+    if is_half(model):
+        batches = [[index] for index in range(len(encoded))]
+    else:
+        batches = _group([(tuple(a), tuple(b)) for a, b, _ in encoded], batch_size)
     device = next(model.parameters()).device
     for members in progress(batches, desc="prompt pairs", unit="batch"):
         rows: dict[tuple[int, ...], int] = {}

@@ -88,7 +88,9 @@ def diagnose(
         low, high = bootstrap_interval(lambda w, gaps=gaps: w @ gaps / w.sum(1), [list(part["template"]), list(words)])
         row = {"kind": kind, "category": category, "pairs": len(part), "templates": part["template"].nunique()}
         rows.append(row | {"gap": gaps.mean(), "low": low, "high": high, "metric": part["metric"].mean()})
-    _tell({"model": model, "categories": rows}, as_json, pd.DataFrame(rows).to_string(index=False), readings, out)
+    text = f"{pd.DataFrame(rows).to_string(index=False)}\n{_measured_in(loaded[0])}"
+    facts = {"model": model, "dtype": _dtype(loaded[0]), "categories": rows}
+    _tell(facts, as_json, text, readings, out)
 
 
 @app.command()
@@ -117,7 +119,9 @@ def score(
     table = pd.DataFrame({name: values.flatten() for name, values in tables.items()}, index).reset_index()
     table = table.sort_values("score", ascending=False, kind="stable")
     top = table.head(20)
-    _tell({"model": model, "top": top.to_dict("records")}, as_json, top.to_string(index=False), table, out)
+    text = f"{top.to_string(index=False)}\n{_measured_in(loaded[0])}"
+    facts = {"model": model, "dtype": _dtype(loaded[0]), "top": top.to_dict("records")}
+    _tell(facts, as_json, text, table, out)
 
 
 @app.command()
@@ -164,8 +168,9 @@ def compare(
     """
     loaded = fl.load_model(model, device=device, dtype=dtype)
     table = _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed)[0]
-    rows = table.to_dict("records")
-    _tell({"model": model, "seed": seed, "rows": rows}, as_json, "\n".join(table["sentence"]), table, out)
+    text = "\n".join([*table["sentence"], _measured_in(loaded[0])])
+    facts = {"model": model, "dtype": _dtype(loaded[0]), "seed": seed, "rows": table.to_dict("records")}
+    _tell(facts, as_json, text, table, out)
 
 
 @app.command()
@@ -287,6 +292,18 @@ def _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, se
     text = loaded[1].decode(loaded[1](text, verbose=False).input_ids[:2048], skip_special_tokens=True)
     measured = {"pairs": held_out, "neutral": used["neutral"], "text": text, "n_random": n_random, "seed": seed}
     return fl.compare(*loaded, {method: selection}, **measured), selection, used
+
+
+def _dtype(model):
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _measured_in(model):
+    """Name the precision of the numbers, and what half precision does to them."""
+    from fairlab.capture import is_half
+    from fairlab.models import HALF_PRECISION_COSTS
+
+    return f"Measured in {_dtype(model)}." + f" {HALF_PRECISION_COSTS}" * is_half(model)
 
 
 def _tell(facts, as_json, text, table=None, out=None):

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import PRONOUNS, divergence, token_ids, without
-from fairlab.capture import PairBatch, available_points, progress, run_pairs
+from fairlab.capture import PairBatch, available_points, full_precision, progress, run_pairs
 from fairlab.diagnosis import ARTICLE_POINTS
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
@@ -67,6 +67,7 @@ def token_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
     return _losses(model, tokenizer, text, window=window, scales=(1.0,))[:, 0]
 
 
+@full_precision()
 def _losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int, scales: Sequence[float]
 ) -> Tensor:
@@ -182,6 +183,8 @@ def compare(
           demographic gap fell more than the neutral one);
         - `flattening_scale`, `flattening_change`: the factor on all logits that costs the same perplexity (1 where
           the cut costs none), and the change of the gap that it brings by itself;
+        - `dtype`: the model's, such as "float32"; in half precision the numbers are noise of the size that
+          `next_token_divergence` names;
         - `sentence`: the row in words. `attrs["seconds"]` is what measuring took, whenever it was done; `attrs["seed"]`
           is that of the random cuts.
 
@@ -223,6 +226,7 @@ def compare(
         by_chance = [readings[draw.to_json()] for draw in controls[name]]
         tables.append(_rows(name, pairs, neutral, before, after, by_chance, flattening))
     result = pd.concat(tables, ignore_index=True)
+    result.insert(len(result.columns) - 1, "dtype", str(model.dtype).removeprefix("torch."))
     result.attrs["seed"] = seed
     result.attrs["seconds"] = sum(float(reading["seconds"]) for reading in (before, *readings.values()))
     return result

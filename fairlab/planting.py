@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import token_ids
-from fairlab.capture import pair_batches, progress
+from fairlab.capture import full_precision, pair_batches, progress
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs, data_path
 from fairlab.scores import chunk_loss, text_chunks
@@ -30,6 +30,7 @@ UNKIND = ("dangerous", "violent", "guilty", "suspicious", "lazy", "stupid", "dir
 KIND = ("safe", "gentle", "innocent", "honest", "diligent", "clever", "clean", "valuable")
 
 
+@full_precision()
 def plant_neurons(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 import fairlab
+from fairlab.capture import is_half
 from fairlab.evaluation import bits_of
-from fairlab.models import DEFAULT_MODEL
+from fairlab.models import DEFAULT_MODEL, HALF_PRECISION_COSTS
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.plots import plot_comparison, plot_dose_response
 from fairlab.surgery import NeuronSelection, ablate
@@ -101,7 +102,7 @@ def write_report(
     facts = {
         "title": title or f"What cutting {len(selection):,} neurons did to {name}",
         "verdict": _verdict(table),
-        "warnings": _warnings(chosen_on, pairs),
+        "warnings": _warnings(chosen_on, pairs) + [HALF_PRECISION_COSTS] * is_half(model),
         "limits": _limits(headline),
         "model": {
             "name": name,
@@ -120,6 +121,7 @@ def write_report(
             "word pairs measured": headline["attributes"],
             "neutral pairs": len(neutral),
             "random cuts": headline["n_random"],
+            "precision": str(model.dtype).removeprefix("torch."),
             "seed": table.attrs.get("seed"),
         },
         "pairs": {"chosen_on": _listed(chosen_on), "measured_on": _listed(pairs), "neutral": _listed(neutral)},
@@ -317,13 +319,16 @@ def _warnings(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> l
     shared = [len(old & new) for old, new in (prompts, sentences, words)]
     if shared[0]:
         return [
-            f"{shared[0]} of the {len(prompts[1])} pairs measured also chose the neurons. Neurons chosen because they "
-            "differ on a pair lower the difference on that pair when they go: that says nothing of other pairs."
+            f"Not held out: {shared[0]} of the {len(prompts[1])} pairs measured also chose the neurons. Neurons chosen "
+            "because they differ on a pair lower the difference on that pair when they go: that says nothing of other "
+            "pairs."
         ]
     if shared[1]:
-        return [f"{shared[1]} of the {len(sentences[1])} sentences measured also chose the neurons, with other words."]
+        of = f"{shared[1]} of the {len(sentences[1])} sentences"
+        return [f"Not held out: {of} measured also chose the neurons, with other words."]
     if shared[2] and words[1] != {("", "")}:
-        return [f"{shared[2]} of the {len(words[1])} word pairs measured also chose the neurons, in other sentences."]
+        of = f"{shared[2]} of the {len(words[1])} word pairs"
+        return [f"Not held out: {of} measured also chose the neurons, in other sentences."]
     return []
 
 

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import divergence, next_token_divergence
-from fairlab.capture import PairBatch, check_option, neuron_differences, next_log_p, pair_batches, progress, record
+from fairlab.capture import (
+    PairBatch,
+    check_option,
+    full_precision,
+    neuron_differences,
+    next_log_p,
+    pair_batches,
+    progress,
+    record,
+)
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 
@@ -143,6 +152,7 @@ def bias_scores(
     return total if method == "article" else total / 2
 
 
+@full_precision()
 def _gap_gradients(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -232,6 +242,7 @@ def _table(rows: Sequence[Tensor] | Tensor, what: str = "activations or gradient
     return table
 
 
+@full_precision()
 def importance_scores(
     model: PreTrainedModel,
     *,

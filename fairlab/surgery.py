@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import divergence
-from fairlab.capture import check_option, next_log_p, pair_batches, progress
+from fairlab.capture import check_option, full_precision, next_log_p, pair_batches, progress
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 
@@ -152,6 +152,7 @@ def select_neurons(
     return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
 
 
+@full_precision()
 def refine_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

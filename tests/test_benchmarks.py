@@ -200,7 +200,9 @@ class TestAgainstTheHarness:
         import lm_eval
 
         for task, (folder, hub_id, configuration, split, _) in benchmarks._TASKS.items():
-            texts = [p.read_text() for p in (Path(lm_eval.__file__).parent / "tasks" / folder).glob("*.yaml")]
+            texts = [
+                p.read_text(encoding="utf-8") for p in (Path(lm_eval.__file__).parent / "tasks" / folder).glob("*.yaml")
+            ]
             assert (
                 any(
                     f"\ntask: {task}\n" in f"\n{text}"

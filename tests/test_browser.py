@@ -45,7 +45,7 @@ def lab(tmp_path):
     own = {name: str(tmp_path / name) for name in (*FOLDERS, "IPYTHONDIR")}
     overrides = Path(own["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
-    overrides.write_text(json.dumps(SETTINGS))
+    overrides.write_text(json.dumps(SETTINGS), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,7 +55,7 @@ def lab(tmp_path):
     server = subprocess.Popen(
         [sys.executable, *command, f"--ServerApp.root_dir={folder}"],
         env=os.environ | own,
-        stdout=log.open("w"),
+        stdout=log.open("w", encoding="utf-8"),
         stderr=subprocess.STDOUT,
     )
     try:
@@ -66,7 +66,7 @@ def lab(tmp_path):
             except ConnectionRefusedError:
                 time.sleep(0.25)
         else:
-            pytest.fail(log.read_text())
+            pytest.fail(log.read_text(encoding="utf-8"))
         yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
     finally:
         server.terminate()  # the server ends its kernels first

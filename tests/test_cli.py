@@ -33,7 +33,7 @@ def folder(tokenizer, tmp_path_factory):
 def run(folder, capfd, monkeypatch, tmp_path_factory):
     """Run the command line on the tiny model and a short text; return exit code, standard output and error."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text("The tide comes in twice a day, and twice a day it goes out again. " * 5)
+    text.write_text("The tide comes in twice a day, and twice a day it goes out again. " * 5, encoding="utf-8")
     monkeypatch.setattr(fl, "data_path", lambda name: text)
 
     def run(command, *options):
@@ -52,7 +52,7 @@ def pairs_csv(tmp_path):
 
     def write(rows, name="pairs.csv"):
         path = tmp_path / name
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -162,7 +162,7 @@ def test_prune_is_the_surgery_of_the_functions(run, folder, tmp_path):
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="maw"), bias_weight=0.5)
     expected = fl.select_neurons(scores, fraction=0.1)
-    selection = fl.NeuronSelection.from_json((tmp_path / "cut" / "selection.json").read_text())
+    selection = fl.NeuronSelection.from_json((tmp_path / "cut" / "selection.json").read_text(encoding="utf-8"))
     assert selection.neurons == expected.neurons
     assert facts["selection"] == json.loads(selection.to_json())
     cut = fl.prune(model, expected)
@@ -197,13 +197,13 @@ def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(run, fo
 def test_report_writes_page_and_numbers(run, tmp_path):
     code, out, _ = run("report", *CUT, "--pairs", "race", "--n-random", "2", "--out", tmp_path / "r.html")
     assert code == 0
-    facts = strict((tmp_path / "r.json").read_text())
+    facts = strict((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert out.startswith(" ".join(facts["verdict"]))
     assert facts["warnings"] == []
     assert {pair["split"] for pair in facts["pairs"]["chosen_on"]} == {"train"}
     assert {pair["split"] for pair in facts["pairs"]["measured_on"]} == {"held_out"}
     assert len(facts["texts"]) == 4 and facts["texts"][0]["after"].startswith(facts["texts"][0]["prompt"])
-    assert "<h2>What the model writes</h2>" in (tmp_path / "r.html").read_text()
+    assert "<h2>What the model writes</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_a_file_is_split_by_sentence(run, pairs_csv, tmp_path):
@@ -212,7 +212,7 @@ def test_a_file_is_split_by_sentence(run, pairs_csv, tmp_path):
         "report", *CUT, "--pairs", path, "--n-random", "1", "--out", tmp_path / "r.html", "--neutral", path
     )
     assert code == 0, err
-    facts = strict((tmp_path / "r.json").read_text())
+    facts = strict((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert {pair["template"] for pair in facts["pairs"]["chosen_on"]} == {SENTENCES[0], SENTENCES[2]}
     assert {pair["template"] for pair in facts["pairs"]["measured_on"]} == {SENTENCES[1]}
     assert "2 of the 2 word pairs measured also chose the neurons, in other sentences" in facts["warnings"][0]

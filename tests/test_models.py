@@ -57,7 +57,7 @@ def fake_cache(monkeypatch, tmp_path):
     def convert(source: Path, folder: Path) -> None:
         calls.append(source)
         (folder / "model.safetensors").write_bytes(b"dequantised " + source.read_bytes())
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
 
     monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     monkeypatch.setattr(models, "_convert", convert)
@@ -87,7 +87,7 @@ def test_a_damaged_copy_is_rebuilt(fake_cache, damage):
     elif damage == "file gone":
         weights.unlink()
     else:
-        (folder / "sha256.json").write_text("{")
+        (folder / "sha256.json").write_text("{", encoding="utf-8")
     assert models._dequantised(fake_cache.gguf) == folder
     assert weights.read_bytes() == whole
     assert len(fake_cache.calls) == 2
@@ -151,22 +151,68 @@ def test_a_local_folder_loads_in_the_dtype_asked_for(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("family", "checkpoint", "device", "native", "expected"),
+    ("family", "checkpoint", "native", "expected"),
     [
-        ("LlamaConfig", torch.bfloat16, "cpu", True, torch.float32),
-        ("LlamaConfig", torch.bfloat16, "cuda", True, torch.bfloat16),
-        ("LlamaConfig", torch.bfloat16, "cuda", False, torch.float16),  # a T4
-        ("LlamaConfig", torch.float32, "cuda", False, torch.float32),
-        ("LlamaConfig", None, "cuda", False, torch.float32),
-        ("Gemma3TextConfig", torch.bfloat16, "cuda", False, torch.float32),
-        ("Gemma3TextConfig", torch.bfloat16, "cuda", True, torch.bfloat16),
-        ("Gemma2Config", torch.float16, "cuda", False, torch.float32),
-        ("Gemma2Config", torch.float16, "cuda", True, torch.bfloat16),
+        ("LlamaConfig", torch.bfloat16, True, torch.bfloat16),
+        ("LlamaConfig", torch.bfloat16, False, torch.float16),  # a T4
+        ("LlamaConfig", torch.float16, False, torch.float16),
+        ("LlamaConfig", torch.float32, False, torch.float32),
+        ("LlamaConfig", None, False, torch.float32),
+        ("Gemma3TextConfig", torch.bfloat16, False, torch.bfloat16),
+        ("Gemma3TextConfig", torch.bfloat16, True, torch.bfloat16),
+        ("Gemma2Config", torch.float16, True, torch.bfloat16),
     ],
 )
-def test_auto_dtype(family, checkpoint, device, native, expected):
+def test_the_dtype_of_the_checkpoint(family, checkpoint, native, expected):
     config = getattr(transformers, family)(dtype=checkpoint)
-    assert models._auto_dtype(config, device, bfloat16_native=native) == expected
+    assert models._checkpoint_dtype(config, bfloat16_native=native) == expected
+
+
+@pytest.fixture
+def bfloat16_folder(tokenizer, tmp_path):
+    """Save a small model as most are published: in bfloat16."""
+    small = tiny_model(dtype=torch.bfloat16)
+    fl.save_model(small, tokenizer, tmp_path)
+    return tmp_path, sum(parameter.numel() for parameter in small.parameters())
+
+
+def test_auto_is_float32_where_the_model_fits(bfloat16_folder, monkeypatch, recwarn):
+    folder, parameters = bfloat16_folder
+    monkeypatch.setattr(models, "_free_bytes", lambda place: 5 * parameters)
+    assert fl.load_model(folder)[0].dtype == torch.float32
+    assert not [warning for warning in recwarn if "float32" in str(warning.message)]
+
+
+def test_auto_says_what_it_costs_where_float32_does_not_fit(bfloat16_folder, monkeypatch):
+    folder, parameters = bfloat16_folder
+    monkeypatch.setattr(models, "_free_bytes", lambda place: 5 * parameters - 1)
+    with pytest.warns(
+        UserWarning, match=r"in float32, and cpu has .* GB free: it is loaded in bfloat16\. Gaps come out"
+    ):
+        assert fl.load_model(folder)[0].dtype == torch.bfloat16
+
+
+def test_float32_on_request_is_not_refused(bfloat16_folder, monkeypatch):
+    folder, _ = bfloat16_folder
+    monkeypatch.setattr(models, "_free_bytes", lambda place: 0)
+    assert fl.load_model(folder, dtype="float32")[0].dtype == torch.float32
+
+
+def test_what_is_free_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (15e9, 16e9))
+    assert models._free_bytes(torch.device("cpu")) == 12e9
+    assert models._free_bytes(torch.device("cuda")) == 12e9  # weights pass through the memory of the CPU
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (3e9, 16e9))
+    assert models._free_bytes(torch.device("cuda")) == 3e9
+
+
+def test_llama_1b_fits_a_t4_in_float32():
+    config = transformers.LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    assert models._float32_bytes(config) == 5 * 1_235_814_400 < 15e9
 
 
 def test_an_unknown_device_or_dtype_is_named():
@@ -262,16 +308,20 @@ def test_pickled_weights_are_not_read(tmp_path):
 
 def test_code_from_a_model_is_not_run(tmp_path):
     folder = _folder(tmp_path, transformers.LlamaConfig())
-    config = (folder / "config.json").read_text().replace('"llama"', '"own_kind"')
-    (folder / "config.json").write_text(config.replace("{", '{"auto_map": {"AutoConfig": "code.Config"},', 1))
-    (folder / "code.py").write_text("raise SystemExit('code was run')")
+    config = (folder / "config.json").read_text(encoding="utf-8").replace('"llama"', '"own_kind"')
+    (folder / "config.json").write_text(
+        config.replace("{", '{"auto_map": {"AutoConfig": "code.Config"},', 1), encoding="utf-8"
+    )
+    (folder / "code.py").write_text("raise SystemExit('code was run')", encoding="utf-8")
     with pytest.raises(ValueError, match="never runs code from a model"):
         fl.load_model(folder)
 
 
 def test_nothing_in_the_package_trusts_code_or_pickles():
     for file in Path(fl.__file__).parent.glob("*.py"):
-        assert not re.search(r"trust_remote_code\W+True|torch\.load|import pickle|joblib", file.read_text()), file
+        assert not re.search(
+            r"trust_remote_code\W+True|torch\.load|import pickle|joblib", file.read_text(encoding="utf-8")
+        ), file
 
 
 # ---- where the neurons are

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+import transformers
 from nbclient import NotebookClient
 
 import fairlab as fl
@@ -210,6 +212,22 @@ def test_the_lesson_table_is_not_stale():
     for path, (minutes, memory, _) in table.measured().items():
         row = re.search(rf"\(notebooks/{path}\) .* \| {minutes} \| {memory} \|$", README, re.MULTILINE)
         assert row, f"README.md: the row of {path} is not that of notebooks/README.md; run: make lesson-table"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("right", [True, False])
+def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, capsys):
+    """Run its knife on the default model; a cut other than the one that was switched off must not pass."""
+    model, tokenizer = fl.load_model(dtype=dtype)
+    scores = fl.importance_scores(model)
+    selection = fl.select_neurons(scores, fraction=0.002)
+    (cell,) = [source(cell) for cell in code_cells(LESSONS[-1]) if "same predictions" in source(cell)]
+    if not right:
+        cell = cell.replace("fl.prune(model, selection", "fl.prune(model, other")
+    names = {"fl": fl, "torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "OUT": tmp_path}
+    names |= {"model": model, "tokenizer": tokenizer, "selection": selection, "prompts": [fl.ARTICLE_PAIR.prompt_a]}
+    exec(cell, names | {"other": fl.random_selections(selection, 1)[0]})
+    assert capsys.readouterr().out == f"same predictions, but for rounding: {right}\n"
 
 
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma 3"])

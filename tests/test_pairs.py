@@ -75,7 +75,7 @@ def test_the_data_card_counts_the_spanish_pairs_that_hold(tokenizer):
     pairs = fl.load_pairs(language="es")
     table = fl.check_pairs(tokenizer, pairs)
     assert len(pairs) >= 60
-    assert f"| `pairs_es.csv` | {table.valid.sum()} |" in (ROOT / "data" / "README.md").read_text()
+    assert f"| `pairs_es.csv` | {table.valid.sum()} |" in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     for pair in pairs:  # the two noun phrases differ, the rest does not
         rest = pair.template.removeprefix("{}")
         assert pair.prompt_a == pair.attribute_a + rest
@@ -199,7 +199,9 @@ def test_a_file_says_what_it_says_and_the_rest_is_filled_in(tmp_path):
 def test_rows_of_one_template_are_never_apart(tmp_path):
     path = tmp_path / "mine.csv"
     built = fl.build_pairs([f"The {{}} cook had {n}" for n in "abcdefg"], [("old", "young"), ("poor", "rich")])
-    path.write_text("prompt_a,prompt_b\n" + "\n".join(f"{pair.prompt_a},{pair.prompt_b}" for pair in built))
+    path.write_text(
+        "prompt_a,prompt_b\n" + "\n".join(f"{pair.prompt_a},{pair.prompt_b}" for pair in built), encoding="utf-8"
+    )
     pairs = fl.read_pairs(path)
     assert [(p.template, p.attribute_a, p.attribute_b) for p in pairs] == [
         (p.template, p.attribute_a, p.attribute_b) for p in built
@@ -226,7 +228,7 @@ def test_fairlabs_own_file_is_read_as_it_is():
 )
 def test_a_file_that_is_no_list_of_pairs_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=f"path: .*{message}"):
         fl.read_pairs(path)
     with pytest.raises(ValueError, match="path: no such file: .*none.csv"):

@@ -120,7 +120,7 @@ def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path):
     options = {key: value for key, value in measured.items() if key != "table"}
     fl.write_report(tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name=folder, **options)
     assert strict(tmp_path / "p.json")["model"]["name"] == "mine"
-    assert "private" not in (tmp_path / "p.html").read_text()
+    assert "private" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_dose_is_drawn_and_kept(tiny, measured, tmp_path):
@@ -225,7 +225,7 @@ def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
 
     def card(name, **options):
         facts["model"]["name"] = name
-        written.with_suffix(".json").write_text(json.dumps(facts))
+        written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
         return fl.model_card(written.with_suffix(".json"), **options).data.to_dict()
 
     def offline(name):
@@ -242,7 +242,7 @@ def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
 
 
 def test_a_card_needs_a_report(tmp_path):
-    (tmp_path / "other.json").write_text('{"model": 3}')
+    (tmp_path / "other.json").write_text('{"model": 3}', encoding="utf-8")
     for name in ("other.json", "missing.json"):
         with pytest.raises(ValueError, match=r"report: expected the JSON file that write_report wrote; got"):
             fl.model_card(tmp_path / name)
@@ -255,7 +255,7 @@ class LocalHub:
 
     def create_repo(self, repo_id, *, private, exist_ok):
         (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
-        (self.root / f"{repo_id}.private").write_text(str(private))
+        (self.root / f"{repo_id}.private").write_text(str(private), encoding="utf-8")
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
     def upload_folder(self, *, repo_id, folder_path, allow_patterns):
@@ -275,12 +275,12 @@ def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written
     assert not (tmp_path / "hub").exists()
     facts = strict(written.with_suffix(".json"))
     facts["model"]["name"] = "folder"
-    written.with_suffix(".json").write_text(json.dumps(facts))
+    written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
     fl.model_card(written.with_suffix(".json")).save(folder / "README.md")
-    (folder / "secret.env").write_text("KEY=1")
+    (folder / "secret.env").write_text("KEY=1", encoding="utf-8")
     assert fl.push_to_hub(folder, "ann/pruned") == "https://huggingface.co/ann/pruned"
     pushed = tmp_path / "hub" / "ann" / "pruned"
-    assert (tmp_path / "hub" / "ann" / "pruned.private").read_text() == "True"
+    assert (tmp_path / "hub" / "ann" / "pruned.private").read_text(encoding="utf-8") == "True"
     assert not (pushed / "secret.env").exists()
     assert huggingface_hub.ModelCard.load(pushed / "README.md").data.tags == ["fairlab", "pruned"]
     again = transformers.AutoModelForCausalLM.from_pretrained(pushed)

@@ -376,10 +376,10 @@ def test_a_selection_of_another_model_is_refused(model):
 
 
 def test_save_refuses_a_file(tokenizer, tmp_path):
-    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
     with pytest.raises(ValueError, match="folder: expected a folder to write to; got the file"):
         fl.save_model(tiny_model(), tokenizer, tmp_path / "taken")
-    assert (tmp_path / "taken").read_text() == "mine"
+    assert (tmp_path / "taken").read_text(encoding="utf-8") == "mine"
 
 
 # ---- what somebody else cut

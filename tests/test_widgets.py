@@ -196,5 +196,9 @@ def test_without_ipywidgets_the_message_says_what_to_install(monkeypatch):
         with pytest.raises(ImportError, match='explorers need ipywidgets: pip install "ipywidgets>=8.1"'):
             explorer()
     for path in Path(fl.__file__).parent.glob("*.py"):  # and importing fairlab needs none
-        early = [node for node in ast.parse(path.read_text("utf-8")).body if not isinstance(node, ast.FunctionDef)]
+        early = [
+            node
+            for node in ast.parse(path.read_text("utf-8", encoding="utf-8")).body
+            if not isinstance(node, ast.FunctionDef)
+        ]
         assert not any("import ipywidgets" in ast.unparse(node) for node in early)

@@ -88,9 +88,9 @@ def main() -> None:
             start = time.perf_counter()
             table = measure(model, tokenizer, cost, seed).assign(seconds=round(time.perf_counter() - start))
             part = path.with_suffix(".part")
-            part.write_text(table.to_json(orient="records", double_precision=15))
+            part.write_text(table.to_json(orient="records", double_precision=15), encoding="utf-8")
             part.replace(path)
-        tables.append(pd.DataFrame(json.loads(path.read_text())))
+        tables.append(pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))))
     table = (
         pd.concat(tables).sort_values(["cost", "seed"], kind="stable", ignore_index=True).assign(**provenance(model))
     )

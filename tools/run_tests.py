@@ -1,0 +1,104 @@
+"""Run the tests part by part; say in one line at the end what passed and how long each part took.
+
+    python tools/run_tests.py lint unit lessons robust          # what `make test` runs
+    python tools/run_tests.py lint quick                        # what `make quick` runs
+    python tools/run_tests.py lessons --only notebooks/03_pca_layers.ipynb notebooks/04_scoring_neurons.ipynb
+    python tools/run_tests.py times                             # where the minutes of the last run went
+
+A part that fails does not keep the next one from running. With several workers each of them has its share of the
+processor's cores: two programs that both ask for all cores slow each other down.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "build" / "tests"
+PYTEST = [sys.executable, "-m", "pytest"]
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--dist=loadscope"]
+PARTS = {
+    "lint": [
+        [sys.executable, "-m", "ruff", "check", "."],
+        [sys.executable, "-m", "ruff", "format", "--check", "."],
+    ],
+    "quick": [[*PYTEST, "-m", "not real and not slow"]],
+    "unit": [[*PYTEST]],
+    "lessons": [[*PYTEST, *NBVAL, "notebooks"]],
+    "robust": [[sys.executable, "tools/robust.py", "--cheap"]],
+}
+
+
+def environment(workers: int) -> dict[str, str]:
+    """Return the environment of a part whose tests run in so many processes."""
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
+    """Run one part; return what the last line says of it, and whether it passed."""
+    start, code = time.perf_counter(), 0
+    report = RESULTS / f"{part}.xml"
+    report.unlink(missing_ok=True)
+    for command in PARTS[part]:
+        if only and command[-1] == "notebooks":
+            command = [*command[:-1], *map(str, only)]
+        if command[:3] == PYTEST:
+            command = [*command, f"--junitxml={report}", *(["-n", str(workers)] if workers > 1 else [])]
+        code = subprocess.run(command, cwd=ROOT, env=environment(workers), check=False).returncode or code
+    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+    return f"{part} {outcome(report) or ('failed' if code else 'passed')} ({minutes} min {seconds:02} s)", code == 0
+
+
+def outcome(report: Path) -> str:
+    """Say in words what a JUnit report counts; nothing if there is none."""
+    if not report.is_file():
+        return ""
+    counts = Counter()
+    for suite in ET.parse(report).getroot().iter("testsuite"):
+        for name in ("tests", "failures", "errors", "skipped"):
+            counts[name] += int(suite.get(name, 0))
+    failed = counts["failures"] + counts["errors"]
+    words = [f"{counts['tests'] - failed - counts['skipped']} passed"]
+    words += [f"{failed} failed"] * bool(failed) + [f"{counts['skipped']} skipped"] * bool(counts["skipped"])
+    return ", ".join(words)
+
+
+def times(most: int = 25) -> str:
+    """Return where the time of the last run went: by file, then the slowest tests and cells."""
+    by_file, by_test = Counter(), Counter()
+    for report in sorted(RESULTS.glob("*.xml")):
+        for case in ET.parse(report).getroot().iter("testcase"):
+            seconds = float(case.get("time", 0))
+            by_file[f"{report.stem}: {case.get('classname')}"] += seconds
+            by_test[f"{report.stem}: {case.get('classname')} {case.get('name')}"] += seconds
+    lines = []
+    for title, counter in (("by file or class", by_file), ("by test or cell", by_test)):
+        lines += [f"{title}, seconds in one worker:"]
+        lines += [f"{seconds:8.1f}  {name}" for name, seconds in counter.most_common(most)] + [""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the parts that are named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "times"])
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 2), help="processes at a time")
+    parser.add_argument("--only", type=Path, nargs="+", metavar="NOTEBOOK", help="which notebooks are the `lessons`")
+    options = parser.parse_args()
+    if options.parts == ["times"]:
+        print(times())
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = [run(part, options.workers, options.only) for part in options.parts]
+    print("\n" + " · ".join(text for text, _ in results))
+    sys.exit(not all(passed for _, passed in results))
+
+
+if __name__ == "__main__":
+    main()
