@@ -115,6 +115,13 @@ def next_token_divergence(
     ------
     ValueError
         No pairs, or an invalid pair.
+
+    Notes
+    -----
+    In half precision the model's own rounding adds to the gap. Measured on the default model, 126 pairs with a mean gap
+    of 0.0099 nats: float16 errs by 0.0001 a pair (root mean square; at most 0.0005) and by -0.3 % on average, bfloat16
+    by 0.001 (at most 0.004) and by +3.5 %. The batch size changes nothing in half precision, where each pair runs
+    alone; in float32 it moves the last digits only (`tools/measure_precision.py`).
     """
     pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))

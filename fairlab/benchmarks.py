@@ -69,7 +69,8 @@ def run_lm_eval(
     samples : dict, optional
         Task → how many items, drawn at random with a fixed seed; or their numbers. All by default.
     batch_size : int
-        Texts in a forward pass (one for WikiText). The result does not depend on it.
+        Texts in a forward pass (one for WikiText). In float32 it moves the last digits only; in half precision
+        answers that are about equally likely can change places.
 
     Returns
     -------
@@ -367,7 +368,8 @@ def bbq_scores(
     items : str, Path or list of dict
         A .jsonl file or rows with BBQ's own columns.
     batch_size : int
-        Contexts in a forward pass; twelve answers follow each. The result does not depend on it.
+        Contexts in a forward pass; twelve answers follow each. In float32 it moves the last digits only; in half
+        precision answers that are about equally likely can change places.
 
     Returns
     -------

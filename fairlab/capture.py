@@ -146,7 +146,8 @@ def neuron_differences(
         "differing": t runs from the first differing token to the end. "all": over all tokens, BOS too, as in the
         article.
     batch_size : int
-        Prompts in a forward pass. Memory is bounded by it; the result does not depend on it.
+        Prompts in a forward pass. Memory is bounded by it; the result does not depend on it, but for rounding in
+        float32. In half precision each pair runs alone.
 
     Returns
     -------

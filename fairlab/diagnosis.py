@@ -41,7 +41,8 @@ def article_metric(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
 
     Notes
     -----
-    Differences and means are taken in float32 whatever the model's dtype. `mlp_output` and `down_proj` are one tensor,
+    Differences and means are taken in float32 whatever the model's dtype; the activations carry the rounding of that
+    dtype (on the default model the metric is 0.3 % lower in float16 and 2.5 % higher in bfloat16). `mlp_output` and `down_proj` are one tensor,
     so the MLP's output counts twice. An architecture without an `input_norm` (OLMo 2) is measured at the five other
     points.
 

@@ -39,9 +39,9 @@ _LAYER_PATHS = (
     "gpt_neox.layers",
     "model.decoder.layers",
 )
-HALF_PRECISION_COSTS = (
-    "Gaps come out wrong by about 2 % in float16, and by more than what a cut does in bfloat16; a smaller model in "
-    "float32 says more."
+HALF_PRECISION_COSTS = (  # tools/measure_precision.py
+    "Half precision moves the gap of a pair: on the default model by 0.0001 nats in float16 and by 0.001 in bfloat16, "
+    "where the mean gap is 0.01 (root mean squares of 126 pairs)."
 )
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
