@@ -1,9 +1,9 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
-The rooms, in the order in which data flows through them: `models`, `pairs`, `statistics` → `capture` → `diagnosis`,
-`projection`, `behavior` → `scores` → `surgery` → `planting`, `evaluation` → `benchmarks` → `plots` → `widgets`,
-`report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened when the first of
-its names is used.
+The rooms, in the order in which data flows through them: `files`, `models`, `pairs`, `statistics` → `capture` →
+`diagnosis`, `projection`, `behavior` → `scores` → `surgery` → `planting`, `evaluation` → `benchmarks` → `plots` →
+`widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened when the
+first of its names is used.
 """
 
 from importlib import import_module

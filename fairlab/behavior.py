@@ -6,15 +6,16 @@ are the steps of the second.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import PairBatch, full_precision, is_half, progress, run_pairs
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.capture import PairBatch, check_ready, full_precision, is_half, progress, run_pairs
+from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 
@@ -54,36 +55,46 @@ def generate(
         raise TypeError(f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)")
     if not prompts:
         raise ValueError("prompts: expected at least one; got an empty list")
-    encoded = [tokenizer(prompt, return_tensors="pt").to(model.device) for prompt in prompts]
-    for prompt, inputs in zip(prompts, encoded, strict=True):
-        if inputs.input_ids.shape[1] >= max_length:
-            raise ValueError(
-                f"max_length: {max_length} leaves no room after the {inputs.input_ids.shape[1]} tokens of {prompt!r}"
-            )
+    check_ready(model, longest=max_length)
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     groups = defaultdict(list)
-    for place, inputs in enumerate(encoded):
-        groups[inputs.input_ids.shape[1]].append(place)
+    for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
+        if len(ids) >= max_length:
+            raise ValueError(f"max_length: {max_length} leaves no room after the {len(ids)} tokens of {prompt!r}")
+        groups[len(ids)].append(place)
     if is_half(model):  # rounding that depends on the other prompts of a batch would change the story
         batch_size = 1
     batches = [
         group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
     ]
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=num_beams,
+        early_stopping=num_beams > 1,  # one beam knows no such setting, and warns
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        max_length=max_length,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=model.generation_config.bos_token_id,
+        eos_token_id=model.generation_config.eos_token_id,
+    )
     texts = [""] * len(prompts)
     for places in progress(batches, desc="texts", unit="batch"):
-        ids = torch.cat([encoded[place].input_ids for place in places])
-        tokens = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            num_beams=num_beams,
-            early_stopping=num_beams > 1,  # one beam knows no such setting, and warns
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            max_length=max_length,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        ids = torch.tensor([encoded[place] for place in places], device=model.device)  # (prompts, tokens)
+        with _only_these_settings(model, settings):
+            tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
         for place, row in zip(places, tokens, strict=True):
             texts[place] = tokenizer.decode(row, skip_special_tokens=True)
     return texts
+
+
+@contextmanager
+def _only_these_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Set aside what the model brings along (repetition penalty, suppressed tokens, stop strings, …) in the block."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def next_token_divergence(
@@ -113,8 +124,8 @@ def next_token_divergence(
 
     Raises
     ------
-    ValueError
-        No pairs, or an invalid pair.
+    TypeError, ValueError
+        No pairs, an invalid pair, or one string in place of a list of words.
 
     Notes
     -----
@@ -144,6 +155,8 @@ def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
     """Return the tokens that stand for the words alone, with and without a space before them and a capital."""
+    if isinstance(words, str):
+        raise TypeError(f"leave_out: expected a list of words; got one string {words!r} (put it in a list)")
     forms = {form for word in words for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}")}
     encoded = [tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms)]
     return sorted({ids[0] for ids in encoded if len(ids) == 1})

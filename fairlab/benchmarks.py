@@ -22,7 +22,7 @@ import torch
 from scipy import special, stats
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import check_option, full_precision, progress
+from fairlab.capture import check_option, check_ready, full_precision, progress
 from fairlab.statistics import bootstrap_interval
 
 # task -> (its folder in the harness; id, configuration and split on the Hub; the columns it reads)
@@ -117,8 +117,7 @@ def run_lm_eval(
 def _check(model: PreTrainedModel, batch_size: int) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size: expected a whole number of at least 1; got {batch_size!r}")
-    if model.training:
-        raise ValueError("model: it is in training mode, where dropout adds noise; call model.eval()")
+    check_ready(model, longest=0)
     try:
         import datasets  # noqa: F401
         import lm_eval  # noqa: F401

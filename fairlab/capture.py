@@ -310,11 +310,8 @@ def pair_batches(
     check_option("positions", positions, ("differing", "all"))
     if not isinstance(batch_size, int) or batch_size < 2:
         raise ValueError(f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}")
-    if model.training:
-        raise ValueError(
-            "model: it is in training mode, where dropout adds noise to every difference; call model.eval()"
-        )
     encoded = [encode_pair(tokenizer, pair) for pair in as_pairs(pairs)]
+    check_ready(model, longest=max(len(ids) for ids, _, _ in encoded))
     if is_half(model):
         batches = [[index] for index in range(len(encoded))]
     else:
@@ -376,6 +373,28 @@ def _group(prompts: list[tuple[tuple[int, ...], tuple[int, ...]]], batch_size: i
     return batches
 
 
+def check_ready(model: PreTrainedModel, *, longest: int) -> None:
+    """Raise a ValueError if a model is in training mode, or can't read as many tokens as the longest input has."""
+    if model.training:
+        raise ValueError(
+            "model: it is in training mode, where dropout adds noise to every difference; call model.eval()"
+        )
+    holds = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if holds and longest > holds:
+        raise ValueError(
+            f"model: it reads up to {holds} tokens (max_position_embeddings); the longest input has {longest}"
+        )
+
+
+def refuse_own_hooks(model: PreTrainedModel) -> None:
+    """Raise a ValueError if the model is inside a `with` block of fairlab, which acts on it through hooks."""
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            function = hook.func if isinstance(hook, partial) else hook
+            if getattr(function, "__module__", "").startswith("fairlab."):
+                raise ValueError("model: it is inside `ablate` or `record`; leave the with block first")
+
+
 def available_points(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the capture points that this architecture has; OLMo 2, for one, has no `input_norm`."""
     layer = decoder_layers(model)[0]
@@ -383,7 +402,7 @@ def available_points(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
-    points = (points,) if isinstance(points, str) else tuple(points)
+    points = (points,) if isinstance(points, str) else tuple(dict.fromkeys(points))  # twice would count twice
     for point in points:
         check_option("points", point, CAPTURE_POINTS)
         if point not in available_points(model):

@@ -29,6 +29,7 @@ Seed = Annotated[int, Option(help="Of the random cuts.")]
 Table = Annotated[Path | None, Option(help="CSV file to write the whole table to.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, …")]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
+Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
 Json = Annotated[bool, Option("--json", help="Print strict JSON and nothing else.")]
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def _about() -> None:
 
 @app.command()
 def diagnose(
-    model: Model = DEFAULT, pairs: Pairs = "all", neutral: Neutral = None, out: Table = None,
+    model: Model = DEFAULT, pairs: Pairs = "all", neutral: Neutral = None, out: Table = None, force: Force = False,
     device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure the gap between prompts; cut nothing.
@@ -75,6 +76,7 @@ def diagnose(
     from fairlab.diagnosis import ARTICLE_POINTS
     from fairlab.statistics import bootstrap_interval
 
+    _check_table(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     kinds = {"demographic": _usable(loaded[1], _pool(pairs), pairs), "neutral": _neutral(loaded[1], neutral)}
     readings = pd.DataFrame([{"kind": kind, **vars(pair)} for kind, some in kinds.items() for pair in some])
@@ -96,7 +98,7 @@ def diagnose(
 @app.command()
 def score(
     model: Model = DEFAULT, pairs: Pairs = "article", method: Method = "article", bias_weight: Weight = 0.5,
-    out: Table = None, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
+    out: Table = None, force: Force = False, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Rank the neurons: which react, which matter.
 
@@ -113,6 +115,7 @@ def score(
     """
     import pandas as pd
 
+    _check_table(out, force, model, pairs)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     tables = _scores(loaded, _chosen_and_held_out(loaded[1], pairs)[0], method, bias_weight)
     index = pd.MultiIndex.from_product(map(range, tables["score"].shape), names=["layer", "neuron"])
@@ -127,7 +130,7 @@ def score(
 @app.command()
 def prune(
     out: Annotated[Path, Option(help="Folder for the cut model.")], model: Model = DEFAULT, pairs: Pairs = "article",
-    method: Method = "article", bias_weight: Weight = 0.5, fraction: Fraction = 0.002,
+    method: Method = "article", bias_weight: Weight = 0.5, fraction: Fraction = 0.002, force: Force = False,
     device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Score, select, cut and save: the whole surgery.
@@ -138,14 +141,16 @@ def prune(
     \b
     Example: fairlab prune --out pruned
     """
-    if out.is_file():  # before any time is spent
-        raise ValueError(f"out: expected a folder to write to; got the file {out}")
+    from fairlab.files import check_output_folder, write_text
+
+    reports = ("README.md", "report.html", "report.json")
+    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
     loaded = fl.load_model(model, device=device, dtype=dtype)
     before = loaded[0].num_parameters()
     selection = _select(loaded, _chosen_and_held_out(loaded[1], pairs)[0], method, bias_weight, fraction)
     cut = fl.prune(loaded[0], selection, inplace=True)
-    fl.save_model(cut, loaded[1], out)
-    (out / "selection.json").write_text(selection.to_json(), encoding="utf-8")
+    fl.save_model(cut, loaded[1], out, force=force)
+    write_text(out / "selection.json", selection.to_json())
     facts = {"folder": str(out), "parameters_before": before, "parameters_after": cut.num_parameters()}
     text = f"{selection!r}\n{before:,} parameters before, {cut.num_parameters():,} after; saved in {out}"
     _tell(facts | {"selection": json.loads(selection.to_json())}, as_json, text)
@@ -155,7 +160,7 @@ def prune(
 def compare(
     model: Model = DEFAULT, pairs: Pairs = "article", method: Method = "article", bias_weight: Weight = 0.5,
     fraction: Fraction = 0.002, neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0, out: Table = None,
-    device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
+    force: Force = False, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure the cut beside its controls.
 
@@ -166,6 +171,7 @@ def compare(
     \b
     Example: fairlab compare --pairs race --n-random 10 --out race.csv
     """
+    _check_table(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     table = _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed)[0]
     text = "\n".join([*table["sentence"], _measured_in(loaded[0])])
@@ -177,7 +183,7 @@ def compare(
 def report(
     out: Annotated[Path, Option(help="The page, NAME.html; the numbers go to NAME.json.")], model: Model = DEFAULT,
     pairs: Pairs = "article", method: Method = "article", bias_weight: Weight = 0.5, fraction: Fraction = 0.002,
-    neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0,
+    neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0, force: Force = False,
     device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare, and write a page to read.
@@ -190,6 +196,8 @@ def report(
     """
     if out.suffix != ".html":  # before any time is spent
         raise ValueError(f"out: expected a name that ends in .html; got {str(out)!r}")
+    for output in (out, out.with_suffix(".json")):
+        _check_table(output, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     table, selection, used = _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed)
     shown = [prompt for pair in (used["chosen_on"][0], used["pairs"][0]) for prompt in (pair.prompt_a, pair.prompt_b)]
@@ -198,7 +206,7 @@ def report(
     with fl.ablate(loaded[0], selection):
         after = fl.generate(*loaded, shown, max_length=length)
     verdict = fl.write_report(
-        out, table, selection, model=loaded[0], model_name=model, **used,
+        out, table, selection, model=loaded[0], model_name=model, force=force, **used,
         method={"pairs": pairs, "score": method, "bias weight": bias_weight, "fraction": fraction},
         texts=dict(zip(shown, zip(before, after, strict=True), strict=True)),
     )  # fmt: skip
@@ -213,6 +221,14 @@ def main() -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print("fairlab: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+
+
+def _check_table(out, force, *inputs):
+    """Refuse an output file that exists, is an input or can't be written, before any time is spent."""
+    from fairlab.files import check_output
+
+    if out:
+        check_output("out", out, force=force, inputs=inputs)
 
 
 def _pool(name):
@@ -308,7 +324,9 @@ def _measured_in(model):
 
 def _tell(facts, as_json, text, table=None, out=None):
     if out:
-        table.to_csv(out, index=False, float_format="%.6g", lineterminator="\n")
+        from fairlab.files import write_text
+
+        write_text(Path(out), table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     if as_json:
         from fairlab.report import plain
 

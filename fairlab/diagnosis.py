@@ -42,9 +42,9 @@ def article_metric(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
     Notes
     -----
     Differences and means are taken in float32 whatever the model's dtype; the activations carry the rounding of that
-    dtype (on the default model the metric is 0.3 % lower in float16 and 2.5 % higher in bfloat16). `mlp_output` and `down_proj` are one tensor,
-    so the MLP's output counts twice. An architecture without an `input_norm` (OLMo 2) is measured at the five other
-    points.
+    dtype (on the default model the metric is 0.3 % lower in float16 and 2.5 % higher in bfloat16). `mlp_output` and
+    `down_proj` are one tensor, so the MLP's output counts twice. An architecture without an `input_norm` (OLMo 2) is
+    measured at the five other points.
 
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025); optipfair's
     `calculate_bias_metrics`.
@@ -84,7 +84,7 @@ def layer_differences(
     ValueError
         No pairs, an invalid pair, or an unknown point.
     """
-    points = list(points)
+    points = [points] if isinstance(points, str) else list(dict.fromkeys(points))
     groups = defaultdict(list)
     for pair in as_pairs(pairs):
         groups[pair.category].append(pair)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import PRONOUNS, divergence, token_ids, without
-from fairlab.capture import PairBatch, available_points, full_precision, progress, run_pairs
+from fairlab.capture import PairBatch, available_points, check_ready, full_precision, progress, run_pairs
 from fairlab.diagnosis import ARTICLE_POINTS
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
@@ -80,6 +80,7 @@ def _losses(
     first = tokenizer("a").input_ids[0]
     bos = [first] if first == tokenizer.bos_token_id else []
     pieces = [bos + ids[start : start + window] for start in range(0, len(ids), window)]
+    check_ready(model, longest=max(map(len, pieces)))
     losses = []
     for piece in progress([piece for piece in pieces if len(piece) > 1], desc="perplexity", unit="window"):
         tokens = torch.tensor([piece], device=model.device)
@@ -177,16 +178,17 @@ def compare(
           (`bootstrap_interval` over templates and attribute pairs; over blocks of 64 tokens for perplexity);
         - `p`, `p_holm`: sign-flip test over templates, and adjusted over the categories of one selection and measure;
         - `pairs`, `templates`, `attributes`: how many there are of each;
-        - `random_low`, `random_high`: range of the change over random cuts; `random_below`, `n_random`: how many of
-          them lie lower than this cut; `random_changes`: all of them, separated by blanks;
+        - `random_low`, `random_high`: range of the change over random cuts; `random_below`, `random_above`,
+          `n_random`: how many of them lie lower and higher than this cut (ties are neither), and how many there are;
+          `random_changes`: all of them, separated by blanks;
         - `neutral_change`; `specificity`, `specificity_low`, `specificity_high`: change − neutral change (below 0: the
           demographic gap fell more than the neutral one);
         - `flattening_scale`, `flattening_change`: the factor on all logits that costs the same perplexity (1 where
-          the cut costs none), and the change of the gap that it brings by itself;
+          the cut costs none; NaN where even 0.3 costs less), and the change of the gap that it brings by itself;
         - `dtype`: the model's, such as "float32"; in half precision the numbers are noise of the size that
           `next_token_divergence` names;
         - `sentence`: the row in words. `attrs["seconds"]` is what measuring took, whenever it was done; `attrs["seed"]`
-          is that of the random cuts.
+          is that of the random cuts; `attrs["fingerprint"]` tells what was measured, for `write_report`.
 
     Raises
     ------
@@ -228,8 +230,23 @@ def compare(
     result = pd.concat(tables, ignore_index=True)
     result.insert(len(result.columns) - 1, "dtype", str(model.dtype).removeprefix("torch."))
     result.attrs["seed"] = seed
+    result.attrs["fingerprint"] = fingerprint(model, selections, pairs, neutral)
     result.attrs["seconds"] = sum(float(reading["seconds"]) for reading in (before, *readings.values()))
     return result
+
+
+def fingerprint(
+    model: PreTrainedModel,
+    selections: Mapping[str, NeuronSelection],
+    pairs: Sequence[PromptPair],
+    neutral: Sequence[PromptPair],
+) -> dict[str, str]:
+    """Return a SHA-256 of the weights, and one of each of the other things that a comparison stands on."""
+    prompts = [[[pair.prompt_a, pair.prompt_b, pair.category] for pair in some] for some in (pairs, neutral)]
+    cuts = [[sorted(cut.neurons.items()), cut.shape] for cut in selections.values()]
+    things = {"selection": cuts, "pairs": prompts[0], "neutral": prompts[1]}
+    sums = {name: hashlib.sha256(json.dumps(thing).encode()).hexdigest() for name, thing in things.items()}
+    return {"model": bits_of(model), **sums}
 
 
 def _read(
@@ -386,6 +403,8 @@ def _same_price(flattening: tuple[np.ndarray, np.ndarray, np.ndarray], extra: fl
     scales, perplexities, gaps = flattening
     lowest = int(perplexities.argmin())  # a mild flattening can even help; the price is paid beyond it
     wanted = perplexities[0] * math.exp(max(extra, 0.0))
+    if wanted > perplexities[-1]:  # no flattening that was tried costs as much
+        return math.nan, np.full(gaps.shape[1], math.nan)
     scale = float(np.interp(wanted, perplexities[lowest:], scales[lowest:])) if extra > 0 else 1.0
     flat = np.array([np.interp(-scale, -scales, gaps[:, pair]) for pair in range(gaps.shape[1])])
     return scale, flat
@@ -394,8 +413,9 @@ def _same_price(flattening: tuple[np.ndarray, np.ndarray, np.ndarray], extra: fl
 def _place_among(change: float, drawn: Sequence[float]) -> dict[str, float]:
     below = int(sum(other < change for other in drawn))
     listed = " ".join(f"{other:.5f}" for other in drawn)
-    row = {"random_low": min(drawn), "random_high": max(drawn), "random_below": below, "n_random": len(drawn)}
-    return row | {"random_changes": listed}
+    above = int(sum(other > change for other in drawn))
+    row = {"random_low": min(drawn), "random_high": max(drawn), "random_below": below, "random_above": above}
+    return row | {"n_random": len(drawn), "random_changes": listed}
 
 
 def _perplexity_row(name: str, before: np.ndarray, after: np.ndarray, by_chance: Sequence[np.ndarray]) -> dict:
@@ -417,9 +437,9 @@ def _sentence(row: dict) -> str:
     parts = [f"{subject}{where} changes by {row['change']:+.1%}"]
     if not math.isnan(row["low"]):
         parts[0] += f" (interval {row['low']:+.1%} … {row['high']:+.1%}{clusters})"
-    above = row["n_random"] - row["random_below"]
     parts.append(
-        f"lower than {above} of {row['n_random']} random cuts ({row['random_low']:+.1%} … {row['random_high']:+.1%})"
+        f"lower than {row['random_above']} of {row['n_random']} random cuts "
+        f"({row['random_low']:+.1%} … {row['random_high']:+.1%})"
     )
     if not math.isnan(row.get("neutral_change", math.nan)):
         told = row["specificity_low"] > 0 or row["specificity_high"] < 0

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,7 @@ import psutil
 import torch
 import transformers
 from platformdirs import user_cache_dir
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -91,6 +93,7 @@ def load_model(
     with _hub_errors_explained(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _refuse_unsupported(config, name)
+        config._attn_implementation = _attention(config)  # also that of the configurations inside
         if dtype == "auto":
             dtype = _auto_dtype(config, name, place)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -100,9 +103,15 @@ def load_model(
                 'front of every prompt); run: pip install --upgrade "transformers>=5.6"'
             )
         with _no_progress_bar() if cached else nullcontext():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
+    _refuse_gaps(report, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return model.to(place).eval(), tokenizer
@@ -140,8 +149,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises
     ------
     ValueError
-        The layers are at none of the places that fairlab knows.
+        The layers are at none of the places that fairlab knows, or the model is compiled.
     """
+    _refuse_compiled(model)
     for path in _LAYER_PATHS:
         try:
             layers = model.get_submodule(path)
@@ -153,6 +163,17 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         f"model: {type(model).__name__} keeps its decoder layers at none of {', '.join(_LAYER_PATHS)}; "
         "add its path to _LAYER_PATHS in fairlab/models.py"
     )
+
+
+def _refuse_compiled(model: PreTrainedModel) -> None:
+    """Refuse a model that torch.compile works on, whole or in part: compiled code does not call hooks."""
+    for path, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+        if compiled or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            raise ValueError(
+                f"model: {path or type(model).__name__} is compiled, and compiled code does not see what fairlab does "
+                "to neurons; give the model as it was before torch.compile (model._orig_mod)"
+            )
 
 
 def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -229,30 +250,67 @@ def _dequantised(gguf: Path) -> Path:
     folder = Path(user_cache_dir("fairlab")) / key
     if _intact(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_overs(folder.parent)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{key}-{os.getpid()}-", dir=folder.parent))
+    except OSError as error:
+        raise ValueError(
+            f"name: the weights of {gguf.name} are unpacked into {folder.parent}, which can't be written ({error}); "
+            "make room there, or set XDG_CACHE_HOME to another folder"
+        ) from error
     try:
         _convert(gguf, fresh)
         sums = {file.name: _sha256(file) for file in sorted(fresh.iterdir())}
         (fresh / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            os.rename(fresh, folder)
-        except OSError:  # another process was faster
-            if not _intact(folder):
-                raise
+        if not _intact(folder):  # another process may have been faster: its copy is as good
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                os.rename(fresh, folder)
+            except OSError:
+                if not _intact(folder):
+                    raise
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"name: the weights of {gguf.name} could not be unpacked into {folder.parent} ({error}); make room there, "
+            "or set XDG_CACHE_HOME to another folder"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
+def _remove_left_overs(cache: Path) -> None:
+    """Remove what processes that were killed while they unpacked have left: half a gigabyte each."""
+    for left in cache.glob(".*-transformers-*-*-*"):
+        process = left.name.split("-")[-2]
+        dead = process.isdecimal() and not psutil.pid_exists(int(process))
+        if dead or time.time() - left.stat().st_mtime > 24 * 3600:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors."""
+    """Dequantise a GGUF file to float32 safetensors.
+
+    It is read through a folder that holds nothing else: what lies beside it (another tokenizer.json, a config.json) is
+    no part of it, but would be taken as if it were.
+    """
     options = {"gguf_file": gguf.name, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    if hasattr(transformers, "GgufConfig"):  # without it, newer releases keep the file's quantisation and can't save
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-", ignore_cleanup_errors=True) as alone:
+        try:
+            os.link(gguf.resolve(), Path(alone) / gguf.name)
+        except OSError:  # another disk
+            shutil.copy2(gguf, Path(alone) / gguf.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
+            if hasattr(transformers, "GgufConfig"):  # without it, newer releases keep the quantisation and can't save
+                options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
+        except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
+                "Its size should be that of the download"
+            ) from error
     with _no_progress_bar():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -273,6 +331,11 @@ def _sha256(path: Path) -> str:
 
 def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path) -> None:
     text = config.get_text_config()
+    if getattr(config, "transformers_weights", None):
+        raise ValueError(
+            f"name: the configuration of {name} names a file of weights (transformers_weights: "
+            f"{config.transformers_weights!r}), which need not be safetensors; remove the key"
+        )
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
@@ -286,6 +349,30 @@ def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path)
     named = all(architecture.endswith(generative) for architecture in config.architectures or [])
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not named:
         raise ValueError(f"name: {name} ({config.model_type}, {config.architectures}) is not a causal language model")
+
+
+def _attention(config: transformers.PretrainedConfig) -> str:
+    """Choose torch's own attention, whatever the configuration asks for: it could name a package to be fetched."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def _refuse_gaps(report: dict, name: str | Path) -> None:
+    """Refuse a checkpoint that does not fit its configuration: what it lacks would be filled with random numbers."""
+    layers = [key for key in report["unexpected_keys"] if re.search(r"\.(layers|h|blocks)\.\d+\.", key)]
+    found = {
+        "lacks": report["missing_keys"],
+        "has in another shape": report["mismatched_keys"],
+        "has in excess": layers,
+    }
+    for what, keys in found.items():
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+        if names:
+            shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+            raise ValueError(
+                f"name: the weights of {name} do not fit its config.json: it {what} {shown}; "
+                "save the model again with save_pretrained, or correct the configuration"
+            )
 
 
 def _auto_dtype(config: transformers.PretrainedConfig, name: str | Path, place: torch.device) -> torch.dtype:
@@ -364,6 +451,16 @@ def _hub_errors_explained(name: str | Path) -> Iterator[None]:
     """Turn what the Hub and transformers raise into errors that say what to do next."""
     try:
         yield
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"name: the weights of {name} do not fit its config.json: {first}") from error
+    except SafetensorError as error:
+        raise ValueError(
+            f"name: the weights of {name} can't be read as safetensors ({error}): a download that broke off, or a "
+            "pointer of Git LFS in place of the file"
+        ) from error
     except (OSError, ValueError) as error:
         chain = [error]
         while chain[-1].__cause__ or chain[-1].__context__:

@@ -1,7 +1,7 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
 Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`, `encode_pair`,
-`data_path`.
+`prompt_ids`, `data_path`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in exactly one span. Then
 token `t` of one prompt stands opposite token `t` of the other, and all that differs inside the model comes from that
@@ -58,7 +58,7 @@ def data_path(name: str) -> Path:
         There is no such file; the message lists those there are.
     """
     path = _DATA / name
-    if not path.is_file():
+    if Path(name).name != name or not path.is_file():
         files = ", ".join(sorted(file.name for file in _DATA.iterdir() if file.suffix in {".csv", ".txt", ".jsonl"}))
         raise ValueError(f"name: expected one of {files}; got {name!r}")
     return path
@@ -219,7 +219,7 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     """
     rows = []
     for pair in as_pairs(pairs):
-        ids_a, ids_b = tokenizer(pair.prompt_a).input_ids, tokenizer(pair.prompt_b).input_ids
+        ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
         first, span, reason = -1, -1, ""
         if ids_a == ids_b:
             reason = "the prompts do not differ"
@@ -236,6 +236,23 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     return pd.DataFrame(rows, columns=["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"])
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the token ids of a prompt, with the special tokens that the tokenizer puts before it (BOS).
+
+    What it puts behind (EOS, as some do) is left out: the prompt would be over, and what the model says next would be
+    no answer to it.
+    """
+    ids = list(tokenizer(prompt).input_ids)
+    bare = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    for start in range(len(ids) - len(bare) + 1):
+        if ids[start : start + len(bare)] == bare:
+            return ids[: start + len(bare)]
+    raise ValueError(
+        f"tokenizer: with its special tokens it reads {prompt!r} as {ids}, which does not hold its tokens without "
+        f"them, {bare}; what the model is asked would not be the prompt"
+    )
+
+
 def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> tuple[list[int], list[int], int]:
     """Return the token ids of both prompts, special tokens included, and the index of the first differing token.
 
@@ -244,7 +261,7 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> tuple[l
     ValueError
         The prompts are equal, or have different numbers of tokens (the message shows both token lists).
     """
-    ids_a, ids_b = tokenizer(pair.prompt_a).input_ids, tokenizer(pair.prompt_b).input_ids
+    ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
     if len(ids_a) != len(ids_b):
         tokens_a, tokens_b = (tokenizer.convert_ids_to_tokens(ids) for ids in (ids_a, ids_b))
         raise ValueError(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import token_ids
-from fairlab.capture import full_precision, pair_batches, progress
+from fairlab.capture import full_precision, pair_batches, progress, refuse_own_hooks
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs, data_path
 from fairlab.scores import chunk_loss, text_chunks
@@ -81,9 +81,10 @@ def plant_neurons(
     ------
     ValueError
         n, cost or pairs that do not fit, a tokenizer that has no word of a list as one token, a cost that no strength
-        brings about, or a model without GLU neurons.
+        brings about, a model without GLU neurons, or one inside `ablate` or `record`.
     """
     pairs = as_pairs(pairs)
+    refuse_own_hooks(model)
     layers, width = _room(model, n)
     if not isinstance(cost, (int, float)) or not 0 < cost <= 1:
         raise ValueError(f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}")

@@ -2,7 +2,7 @@
 
 Contents: `plot_token_shifts`, `plot_layer_differences`, `plot_projection`, `plot_distances`, `plot_score_plane`,
 `plot_comparison`, `plot_dose_response`, `plot_tradeoff`, `plot_overlap`, `plot_transfer`; `token_artists` and
-`token_labels`, which the explorers share.
+`token_labels`, which the explorers share, and `as_written`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.category import StrCategoryFormatter
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from torch import Tensor
 
 from fairlab.projection import Projection
@@ -38,7 +39,7 @@ def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="probability of the next token", title="The next tokens that shift most")
     ax.legend(frameon=False)
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)
 
 
 def plot_layer_differences(
@@ -90,7 +91,7 @@ def plot_layer_differences(
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)
 
 
 def plot_comparison(
@@ -139,7 +140,7 @@ def plot_comparison(
     ax.set(xlabel="change in %", title=f"Change of the {measure}, {category}")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)
 
 
 def plot_dose_response(
@@ -184,7 +185,7 @@ def plot_dose_response(
     ax.set(xlabel="neurons cut in each layer", ylabel="change in %", title=f"Change of the {measure}, {category}")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)
 
 
 def plot_tradeoff(table: pd.DataFrame, *, category: str = "headline", ax: Axes | None = None) -> Axes:
@@ -248,7 +249,7 @@ def plot_tradeoff(table: pd.DataFrame, *, category: str = "headline", ax: Axes |
     )
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)
 
 
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -308,7 +309,7 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     style = {"frameon": False, "fontsize": "small", "loc": "upper left", "bbox_to_anchor": (1, 1)}
     ax.legend([named[name] for name in names], names, **style)
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)
 
 
 def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -371,6 +372,20 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.figure.colorbar(colors, ax=ax, label="change of the gap in %", aspect=30)
     ax.set(xlabel="read on (pale: the interval contains 0)", ylabel="cut chosen on", title="Does a cut carry over?")
     sns.despine(ax=ax, left=True, bottom=True)
+    return as_written(ax)
+
+
+def as_written(ax: Axes) -> Axes:
+    """Draw titles, labels, legends and names of categories as they are: "$20k" is no formula."""
+    texts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+    texts += ax.get_legend().get_texts() if ax.get_legend() else []
+    for axis in (ax.xaxis, ax.yaxis):
+        if isinstance(
+            axis.get_major_formatter(), FixedFormatter | FuncFormatter | StrCategoryFormatter
+        ):  # not those of numbers
+            texts += [label for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)]
+    for text in texts:
+        text.set_parse_math(False)
     return ax
 
 
@@ -402,7 +417,7 @@ def plot_projection(projection: Projection, *, layer: int, ax: Axes | None = Non
         raise ValueError(f"layer: expected a number from 0 to {len(projection.coordinates) - 1}; got {layer!r}")
     ax = ax or plt.subplots(figsize=(5.5, 4.2), layout="constrained")[1]
     token_artists(ax, len(projection.tokens_a))(projection, layer)
-    return ax
+    return as_written(ax)
 
 
 def plot_distances(projection: Projection, *, relative: bool = False, ax: Axes | None = None) -> Axes:
@@ -422,7 +437,7 @@ def plot_distances(projection: Projection, *, relative: bool = False, ax: Axes |
     ax.set_xticks(range(values.shape[1]), token_labels(projection), **slanted)
     ax.yaxis.get_major_locator().set_params(integer=True)
     ax.set(ylabel="layer", title=f"{name.capitalize()} between the prompts, {projection.point}")
-    return ax
+    return as_written(ax)
 
 
 def token_labels(projection: Projection) -> list[str]:
@@ -505,4 +520,4 @@ def plot_score_plane(
         ax.legend(frameon=False)
     ax.set(xlabel="importance score", ylabel="bias score", title=f"Neurons of layer {layer}")
     sns.despine(ax=ax)
-    return ax
+    return as_written(ax)

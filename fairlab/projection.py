@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import CAPTURE_POINTS, check_option, record
+from fairlab.capture import CAPTURE_POINTS, check_option, check_ready, record
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, encode_pair
 
@@ -65,6 +65,7 @@ def project_pair(
     ids_a, ids_b, first = encode_pair(tokenizer, pair)
     if not isinstance(start, int) or not 0 <= start <= first:
         raise ValueError(f"start: expected a number from 0 to {first}, the first token that differs; got {start!r}")
+    check_ready(model, longest=len(ids_a))
     with record(model, [point]) as activations, torch.no_grad():
         model.base_model(input_ids=torch.tensor([ids_a, ids_b], device=model.device), use_cache=False)
     coordinates, explained, distances, norms = [], [], [], []

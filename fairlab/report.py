@@ -8,8 +8,8 @@ import html
 import io
 import json
 import math
-import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,20 +20,42 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 import fairlab
 from fairlab.capture import is_half
-from fairlab.evaluation import bits_of
+from fairlab.evaluation import fingerprint
+from fairlab.files import check_output, write_text
 from fairlab.models import DEFAULT_MODEL, HALF_PRECISION_COSTS
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.plots import plot_comparison, plot_dose_response
 from fairlab.surgery import NeuronSelection, ablate
 
 _HERE = Path(__file__).parent
+UPLOADED = frozenset(
+    {
+        "README.md",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "report.html",
+        "report.json",
+        "selection.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
 
 
 def write_report(
@@ -51,6 +73,7 @@ def write_report(
     dose: pd.DataFrame | None = None,
     figures: Mapping[str, Axes | Figure] | None = None,
     title: str = "",
+    force: bool = False,
 ) -> str:
     """Write one surgery as a page that stands alone, and the same numbers as strict JSON beside it.
 
@@ -75,6 +98,8 @@ def write_report(
         A table for `plot_dose_response`.
     figures : dict, optional
         Caption → more figures to show.
+    force : bool
+        Whether to replace a page and a JSON file that exist.
 
     Returns
     -------
@@ -86,8 +111,9 @@ def write_report(
     Raises
     ------
     ValueError
-        A path that does not end in ".html"; a table of several selections or without a headline; a selection for
-        another model; an empty list of pairs. Nothing is written then.
+        A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a table of several
+        selections or without a headline; a table that was measured with another model, selection, pairs or neutral
+        pairs, or that does not say with which; an empty list of pairs. Nothing is written then.
     """
     path = Path(path)
     if path.suffix != ".html":
@@ -97,6 +123,8 @@ def write_report(
     with ablate(model, selection):  # refuses a cut for another model
         pass
     chosen_on, pairs, neutral = as_pairs(chosen_on), as_pairs(pairs), as_pairs(neutral)
+    told = _refuse_other_things(table, model, selection, pairs, neutral)
+    outputs = [check_output("path", target, force=force) for target in (path, path.with_suffix(".json"))]
     headline = _row(table, "gap", "headline")
     name = Path(model_name).name if Path(model_name).exists() else str(model_name)  # nobody else's business: the folder
     facts = {
@@ -108,7 +136,7 @@ def write_report(
             "name": name,
             "class": type(model).__name__,
             "parameters": model.num_parameters(),
-            "weights_sha256": bits_of(model),
+            "weights_sha256": told["model"],
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
@@ -149,12 +177,27 @@ def write_report(
         **facts, pictures=pictures
     )
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, content in ((path, page), (path.with_suffix(".json"), numbers)):
-        part = target.with_suffix(f".{os.getpid()}.part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, target)
+    for target, content in zip(outputs, (page, numbers), strict=True):
+        write_text(target, content)
     return " ".join(facts["verdict"])
+
+
+def _refuse_other_things(
+    table: pd.DataFrame,
+    model: PreTrainedModel,
+    selection: NeuronSelection,
+    pairs: Sequence[PromptPair],
+    neutral: Sequence[PromptPair],
+) -> dict[str, str]:
+    """Refuse a table that was measured with other things than the report would name; return their fingerprint."""
+    measured = table.attrs.get("fingerprint")
+    if not measured:
+        raise ValueError("table: expected one as compare returned it, which says what was measured; this one does not")
+    given = fingerprint(model, {"": selection}, pairs, neutral)
+    other = [name for name in given if given[name] != measured.get(name)]
+    if other:
+        raise ValueError(f"{', '.join(other)}: expected what the table was measured with; got another")
+    return given
 
 
 def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
@@ -197,19 +240,20 @@ def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
     return ModelCard.from_template(
         data,
         template_str=(_HERE / "model_card.md").read_text(encoding="utf-8"),
-        name=html.escape(name, quote=False),
+        name=_escaped(name),
         cut=f"{sum(map(len, facts['selection']['neurons'].values())):,} of {math.prod(shape):,} MLP neurons",
-        weights_sha256=facts["model"]["weights_sha256"],
-        versions=", ".join(f"{key} {value}" for key, value in facts["environment"].items()),
-        **{key: [html.escape(line, quote=False) for line in lines] for key, lines in lists.items()},
+        weights_sha256=_escaped(facts["model"]["weights_sha256"]),
+        versions=_escaped(", ".join(f"{key} {value}" for key, value in facts["environment"].items())),
+        **{key: [_escaped(line) for line in lines] for key, lines in lists.items()},
     )
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
     """Upload a folder that `save_model` and `model_card(...).save` filled to the Hugging Face Hub.
 
-    Only configuration, tokenizer, safetensors, README.md and reports (.json, .html) go up; whatever else lies in the
-    folder stays here. You need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
+    Only the files named in `UPLOADED` and the shards of the weights go up, from the top level of the folder; their
+    names are printed before. Whatever else lies there stays here, and so do links to other places. You need to be
+    logged in (`huggingface_hub.login()` or HF_TOKEN).
 
     Parameters
     ----------
@@ -229,6 +273,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
         The folder lacks config.json, safetensors weights or README.md (the model card). Nothing is uploaded then.
     """
     folder = Path(folder)
+    wanted = _to_upload(folder)
     missing = [name for name in ("config.json", "*.safetensors", "README.md") if not list(folder.glob(name))]
     if missing:
         raise ValueError(
@@ -237,9 +282,28 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
         )
     hub = HfApi()
     address = hub.create_repo(repo_id, private=private, exist_ok=True)
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.html", "README.md"]
-    hub.upload_folder(repo_id=address.repo_id, folder_path=folder, allow_patterns=wanted)
+    print(f"to {address}: {', '.join(wanted)}")
+    # as operations on named files: no pattern can reach further
+    files = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in wanted]
+    message = "Upload a model that fairlab cut, with its card and report"
+    hub.create_commit(repo_id=address.repo_id, operations=files, commit_message=message)
     return str(address)
+
+
+def _to_upload(folder: Path) -> list[str]:
+    """Return which files of a folder may go to the Hub: names that are known, at the top level, no links."""
+    shards = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+    return sorted(
+        path.name
+        for path in folder.glob("*")
+        if (path.name in UPLOADED or shards.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+    )
+
+
+def _escaped(line: object) -> str:
+    """Return text as one line of Markdown in which nothing is markup: no heading, link, image or HTML."""
+    text = html.escape(" ".join(str(line).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text)
 
 
 def plain(value: object) -> object:
@@ -379,7 +443,9 @@ def _by_category(table: pd.DataFrame) -> Axes:
 def _legend_below(ax: Axes) -> Axes:
     """Move the legend from the right of a figure to below it, so that the figure is readable on a telephone."""
     ax.get_legend().remove()
-    ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    legend = ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return ax
 
 

@@ -23,6 +23,7 @@ from fairlab.behavior import divergence, next_token_divergence
 from fairlab.capture import (
     PairBatch,
     check_option,
+    check_ready,
     full_precision,
     neuron_differences,
     next_log_p,
@@ -315,7 +316,9 @@ def importance_scores(
                 f"{missing}: method={method!r} needs a tokenizer and a text, such as that of "
                 'fairlab.data_path("calibration_en.txt"); got None'
             )
-        chunks = progress(text_chunks(tokenizer, text), desc="calibration text", unit="chunk")
+        pieces = text_chunks(tokenizer, text)
+        check_ready(model, longest=max(map(len, pieces)))
+        chunks = progress(pieces, desc="calibration text", unit="chunk")
         if method == "wanda":
             norms = _table([glu_weights(mlp)[2].float().norm(dim=0).cpu() for mlp in blocks], "down_proj weights")
             return norms * sum(_mean_activations(model, chunk) for chunk in chunks) / len(chunks)
@@ -476,5 +479,6 @@ def _peaks(weight: Tensor) -> Tensor:
 
 
 def _min_max(table: Tensor) -> Tensor:
+    table = table.to(torch.promote_types(table.dtype, torch.float32))  # float16 rounds 1e-8 to 0
     low, high = table.amin(1, keepdim=True), table.amax(1, keepdim=True)
     return (table - low) / (high - low + 1e-8)

@@ -85,7 +85,8 @@ def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
     Returns
     -------
     float
-        p, at least 2 / 2^clusters: five clusters can't give less than 0.0625. NaN with fewer than two clusters.
+        p, at least 2 / 2^clusters: five clusters can't give less than 0.0625. NaN with fewer than two clusters, or
+        where a difference is NaN.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
         raise ValueError(f"clusters: expected {len(differences)} labels, one a difference; got {len(clusters)}")
     labels = np.array([str(label) for label in clusters])
     means = np.array([differences[labels == label].mean() for label in np.unique(labels)])
-    if len(means) < 2:
+    if len(means) < 2 or np.isnan(means).any():
         return float("nan")
     test = stats.permutation_test(
         (means,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999, rng=np.random.default_rng(0)

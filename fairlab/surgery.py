@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
@@ -25,9 +26,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import divergence
-from fairlab.capture import check_option, full_precision, next_log_p, pair_batches, progress
+from fairlab.capture import check_option, full_precision, next_log_p, pair_batches, progress, refuse_own_hooks
+from fairlab.files import check_output_folder, replace_folder
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
+
+BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")  # what fairlab writes about a model
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ class NeuronSelection:
     how: str = ""  # how they were chosen, for people
 
     def __post_init__(self) -> None:
-        layers, width = self.shape
-        tidy = {
-            int(layer): tuple(sorted(map(int, indices)))
-            for layer, indices in sorted(self.neurons.items())
-            if len(indices)
-        }
+        layers, width = (_whole("shape", size) for size in self.shape)
+        tidy = {}
+        for layer in sorted(self.neurons):
+            indices = sorted(_whole("neurons", index) for index in self.neurons[layer])
+            if indices:
+                tidy[_whole("neurons", layer)] = tuple(indices)
         for layer, indices in tidy.items():
             if layer not in range(layers) or indices[0] < 0 or indices[-1] >= width:
                 raise ValueError(
@@ -63,7 +67,7 @@ class NeuronSelection:
             if len(indices) == width:
                 raise ValueError(f"neurons: layer {layer} would lose all of its {width} neurons; leave at least one")
         object.__setattr__(self, "neurons", tidy)
-        object.__setattr__(self, "shape", (int(layers), int(width)))
+        object.__setattr__(self, "shape", (layers, width))
 
     def __len__(self) -> int:
         """Return the number of neurons."""
@@ -80,9 +84,41 @@ class NeuronSelection:
 
     @classmethod
     def from_json(cls, text: str) -> "NeuronSelection":
-        """Read what `to_json` wrote."""
-        data = json.loads(text)
-        return cls({int(layer): tuple(i) for layer, i in data["neurons"].items()}, tuple(data["shape"]), data["how"])
+        """Read what `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            Not JSON; other keys than "shape", "how" and "neurons"; a layer named twice; layers or indices that are no
+            whole numbers.
+        """
+
+        def each_key_once(items: list[tuple[str, object]]) -> dict:
+            keys = [key for key, _ in items]
+            if len(set(keys)) < len(keys):
+                raise ValueError(f"text: a key stands twice in one object: {', '.join(keys)}")
+            return dict(items)
+
+        data = json.loads(text, object_pairs_hook=each_key_once)
+        if not isinstance(data, dict) or set(data) != {"shape", "how", "neurons"}:
+            found = ", ".join(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"text: expected the keys shape, how and neurons; got {found}")
+        shape, neurons = data["shape"], data["neurons"]
+        if not isinstance(shape, list) or len(shape) != 2 or not isinstance(neurons, dict):
+            raise ValueError("text: expected two numbers as shape, and a list of indices for each layer")
+        for layer, indices in neurons.items():
+            if not layer.isdecimal() or not isinstance(indices, list):
+                raise ValueError(
+                    f"text: expected layer numbers, each with a list of indices; got {layer!r}: {indices!r}"
+                )
+        return cls({int(layer): tuple(indices) for layer, indices in neurons.items()}, tuple(shape), str(data["how"]))
+
+
+def _whole(argument: str, value: object) -> int:
+    """Return a whole number as int; refuse everything else, such as 1.9 or True."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{argument}: expected whole numbers; got {value!r}")
+    return int(value)
 
 
 def select_neurons(
@@ -268,10 +304,9 @@ def ablate(model: PreTrainedModel, selection: NeuronSelection, *, scale: float =
     handles = []
     try:
         for layer, indices in selection.neurons.items():
-            weight = blocks[layer].down_proj.weight
-            mask = torch.ones(weight.shape[1], device=weight.device, dtype=weight.dtype)
-            mask[list(indices)] = scale
-            handles.append(blocks[layer].down_proj.register_forward_pre_hook(partial(_masked, mask)))
+            down_proj = blocks[layer].down_proj
+            columns = torch.tensor(indices, device=down_proj.weight.device)
+            handles.append(down_proj.register_forward_pre_hook(partial(_scaled, columns, scale)))
         yield
     finally:
         for handle in handles:
@@ -298,9 +333,11 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
     Raises
     ------
     ValueError
-        A selection for a model of another shape, or a model without GLU neurons.
+        A selection for a model of another shape, a model without GLU neurons, or one inside `ablate` or `record`, whose
+        hooks a copy would keep for ever.
     """
     blocks = _matching_blocks(model, selection)
+    refuse_own_hooks(model)
     cut: dict[int, nn.Linear] = {}  # id of a projection → its smaller stand-in, which deepcopy puts in its place
     spare = None
     for layer, indices in selection.neurons.items():
@@ -322,20 +359,34 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
     return model
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, force: bool = False
+) -> None:
     """Save a model and its tokenizer such that stock `AutoModelForCausalLM.from_pretrained(folder)` loads it.
 
     Layers of equal width are saved as they are: the same logits to the bit. Configurations know one width for all
     layers, so where widths differ every layer is padded with zero neurons to the widest one: the same function, with
     sums in another order.
 
+    Everything is written to a folder beside `folder`, which takes its name when it is complete.
+
+    Parameters
+    ----------
+    folder : path
+        A new folder, an empty one, or one that holds what fairlab writes about a model: README.md, report.html,
+        report.json, selection.json.
+    force : bool
+        Whether to replace the model in a folder that holds one. All weights, tokenizer and configuration files in it
+        go; other files stay.
+
     Raises
     ------
     ValueError
-        `folder` is an existing file.
+        `folder` is a file, holds something and `force` is not given, is the current folder, or can't be written; or the
+        model is inside `ablate` or `record`.
     """
-    if Path(folder).is_file():
-        raise ValueError(f"folder: expected a folder to write to; got the file {folder}")
+    folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
+    refuse_own_hooks(model)
     blocks = glu_blocks(model)
     widest = max(mlp.down_proj.in_features for mlp in blocks)
     if any(mlp.down_proj.in_features < widest for mlp in blocks):
@@ -347,8 +398,22 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
                     stand_ins[id(projection)] = _pad(projection, widest, name)
         model = copy.deepcopy(model, stand_ins)
         _update_widths(model)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+
+    def fill(fresh: Path) -> None:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+
+    replace_folder(folder, fill, stale=_is_of_a_model)
+
+
+def _is_of_a_model(name: str) -> bool:
+    """Say whether a file name is one of weights, tokenizer or configuration, which a new model replaces."""
+    if name in BESIDE_A_MODEL:
+        return False
+    return Path(name).suffix in (".safetensors", ".bin", ".json", ".model", ".jinja") or name in (
+        "merges.txt",
+        "vocab.txt",
+    )
 
 
 def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSelection:
@@ -411,8 +476,11 @@ def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
-def _masked(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0] * mask, *inputs[1:])
+def _scaled(indices: Tensor, scale: float, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    h = inputs[0].clone()  # (rows, tokens, neurons)
+    # not times 0: a neuron that is removed is gone, even where it is NaN or infinite
+    h[..., indices] = h[..., indices] * scale if scale else 0
+    return (h, *inputs[1:])
 
 
 def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:

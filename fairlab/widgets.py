@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from fairlab.plots import COLORS, token_artists, token_labels
+from fairlab.plots import COLORS, as_written, token_artists, token_labels
 from fairlab.projection import Projection
 from fairlab.scores import hybrid_scores
 
@@ -64,6 +64,8 @@ class Explorer:
         widgets = _ipywidgets()
         self.title, self.controls = title, dict(controls)
         self._canvas, self._draw = FigureCanvasAgg(figure), draw
+        for ax in figure.axes:
+            as_written(ax)
         self._picture = widgets.Image(format="png", layout={"max_width": "100%"})
         self._sentence, self._below = widgets.HTML(), widgets.HTML()
         for control in self.controls.values():

@@ -125,6 +125,7 @@ def picture(box):
     return bytes(box.locator("img").evaluate(code))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "label"), [("03", "layer"), ("04", "layer"), ("05", "")])
 def test_a_key_on_the_slider_changes_the_picture(number, label, lab, page, capsys):
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")

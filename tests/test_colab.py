@@ -67,6 +67,7 @@ def python(tmp_path, monkeypatch):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="Colab's numpy has no wheel for this Python")
 @pytest.mark.skipif(torch.version.cuda is not None, reason="a second copy of torch with CUDA would be gigabytes")
 def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):

@@ -258,13 +258,12 @@ class LocalHub:
         (self.root / f"{repo_id}.private").write_text(str(private), encoding="utf-8")
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
-    def upload_folder(self, *, repo_id, folder_path, allow_patterns):
-        paths = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-        for name in huggingface_hub.utils.filter_repo_objects(paths, allow_patterns=allow_patterns):
-            shutil.copy(folder_path / name, self.root / repo_id / name)
+    def create_commit(self, *, repo_id, operations, commit_message):
+        for operation in operations:
+            shutil.copy(operation.path_or_fileobj, self.root / repo_id / operation.path_in_repo)
 
 
-def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written, tmp_path, monkeypatch):
+def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "HfApi", LocalHub)
     monkeypatch.setattr(LocalHub, "root", tmp_path / "hub")
     folder = tmp_path / "pruned"
@@ -277,11 +276,24 @@ def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written
     facts["model"]["name"] = "folder"
     written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
     fl.model_card(written.with_suffix(".json")).save(folder / "README.md")
-    (folder / "secret.env").write_text("KEY=1", encoding="utf-8")
+    secrets = ["secret.env", "passwords.txt", "credentials.json", "token.model", "a.safetensors", "notes.html"]
+    secrets += ["sub/config.json", ".ssh/README.md", ".venv/lib/merges.txt", "model-00001-of-00002.safetensors.txt"]
+    for name in secrets:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("KEY=1", encoding="utf-8")
+    (tmp_path / "elsewhere.txt").write_text("KEY=1", encoding="utf-8")
+    (folder / "vocab.txt").symlink_to(tmp_path / "elsewhere.txt")
+    capsys.readouterr()
     assert fl.push_to_hub(folder, "ann/pruned") == "https://huggingface.co/ann/pruned"
     pushed = tmp_path / "hub" / "ann" / "pruned"
     assert (tmp_path / "hub" / "ann" / "pruned.private").read_text(encoding="utf-8") == "True"
-    assert not (pushed / "secret.env").exists()
+    names = {path.name for path in pushed.rglob("*")}
+    assert names == {
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja",
+    } & names >= {"README.md", "config.json", "model.safetensors", "tokenizer.json"}  # fmt: skip
+    assert not any("KEY=1" in path.read_text(encoding="utf-8", errors="ignore") for path in pushed.rglob("*"))
+    assert capsys.readouterr().out == f"to https://huggingface.co/ann/pruned: {', '.join(sorted(names))}\n"
     assert huggingface_hub.ModelCard.load(pushed / "README.md").data.tags == ["fairlab", "pruned"]
     again = transformers.AutoModelForCausalLM.from_pretrained(pushed)
     assert transformers.AutoTokenizer.from_pretrained(pushed)("A Black man").input_ids == [49, 4290, 555]

@@ -34,8 +34,9 @@ def main() -> None:
         price = fl.perplexity(model, tokenizer, text)
         exact = exact or (gaps, metric, price)
         error = gaps - exact[0]
+        spread = error.square().mean().sqrt()
         print(
-            f"{dtype}: mean gap {gaps.mean():.5f}, error of a pair {error.square().mean().sqrt():.1e} (root mean square), "
+            f"{dtype}: mean gap {gaps.mean():.5f}, error of a pair {spread:.1e} (root mean square), "
             f"{error.abs().max():.1e} (largest), {error.mean():+.1e} (mean); headline of the cut "
             f"{headline(pairs, gaps, cut_gaps):+.1%}; metric {metric / exact[1] - 1:+.1%}; "
             f"perplexity {price / exact[2] - 1:+.2%}"
