@@ -23,6 +23,7 @@ from scipy import special, stats
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import check_option, check_ready, full_precision, progress
+from fairlab.pairs import prompt_ids
 from fairlab.statistics import bootstrap_interval
 
 # task -> (its folder in the harness; id, configuration and split on the Hub; the columns it reads)
@@ -313,8 +314,8 @@ def _loglikelihoods(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
     """Tokenise as the harness does: the prompt alone, and of each continuation what is beyond the prompt's tokens."""
-    ids = tokenizer(prompt).input_ids
-    return ids, [tokenizer(prompt + text).input_ids[len(ids) :] for text in texts]
+    ids = prompt_ids(tokenizer, prompt)
+    return ids, [prompt_ids(tokenizer, prompt + text)[len(ids) :] for text in texts]
 
 
 def _bbq_item(doc: Mapping, logs: Sequence[float], lengths: Sequence[int]) -> dict:

@@ -15,12 +15,19 @@ import fairlab as fl
 from fairlab.evaluation import bits_of
 from fairlab.models import find_weights
 
+SHARING = {"test_planting", "test_compare", "test_cli", "test_report"}
+
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs them."""
+    """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs them.
+
+    Tests that share something expensive (a fixture of their module) go to one worker.
+    """
     for item in items:
         if "default" in getattr(item, "fixturenames", ()):
             item.add_marker("real")
+        if item.path.stem in SHARING:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,10 @@ class TestEveryNotebook:
         for cell in checked:
             assert cell["outputs"], source(cell)
 
+    def test_no_rounding_error_is_printed(self, path):
+        """Such a number differs on every processor: assert that it is below a bound."""
+        assert not re.search(r"\de-(0[5-9]|[1-9]\d)\b", printed(path))
+
     def test_every_number_in_the_prose_was_computed(self, path):
         known = numbers(printed(path))
         unsigned = {number.lstrip("-") for number in known}

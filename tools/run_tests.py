@@ -27,8 +27,8 @@ PARTS = {
         [sys.executable, "-m", "ruff", "check", "."],
         [sys.executable, "-m", "ruff", "format", "--check", "."],
     ],
-    "quick": [[*PYTEST, "-m", "not real and not slow"]],
-    "unit": [[*PYTEST]],
+    "quick": [[*PYTEST, "--dist=loadgroup", "-m", "not real and not slow"]],
+    "unit": [[*PYTEST, "--dist=loadgroup"]],
     "lessons": [[*PYTEST, *NBVAL, "notebooks"]],
     "robust": [[sys.executable, "tools/robust.py", "--cheap"]],
 }
