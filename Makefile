@@ -32,8 +32,11 @@ test: setup
 quick: setup
 	$(BIN)/python tools/run_tests.py lint quick
 
-lint unit: setup
-	$(BIN)/python tools/run_tests.py $@
+lint: setup
+	$(BIN)/python tools/run_tests.py lint
+
+unit: setup
+	$(BIN)/python tools/run_tests.py unit
 
 lesson: setup
 	$(BIN)/python tools/run_tests.py lessons --only $(LESSON)

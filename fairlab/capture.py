@@ -16,6 +16,7 @@ What the points are, for a hidden state `x` that enters a decoder layer (Llama's
     residual          what the layer returns                    [hidden]
 """
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -379,11 +380,16 @@ def check_ready(model: PreTrainedModel, *, longest: int) -> None:
         raise ValueError(
             "model: it is in training mode, where dropout adds noise to every difference; call model.eval()"
         )
-    holds = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if holds and longest > holds:
+    holds = context_length(model)
+    if longest > holds:
         raise ValueError(
             f"model: it reads up to {holds} tokens (max_position_embeddings); the longest input has {longest}"
         )
+
+
+def context_length(model: PreTrainedModel) -> float:
+    """Return how many tokens a model reads at once; infinity if its configuration sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def refuse_own_hooks(model: PreTrainedModel) -> None:

@@ -22,7 +22,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import PRONOUNS, divergence, token_ids, without
-from fairlab.capture import PairBatch, available_points, check_ready, full_precision, progress, run_pairs
+from fairlab.capture import (
+    PairBatch,
+    available_points,
+    check_ready,
+    context_length,
+    full_precision,
+    progress,
+    run_pairs,
+)
 from fairlab.diagnosis import ARTICLE_POINTS
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
@@ -50,9 +58,9 @@ def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
 def token_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = 512) -> Tensor:
     """Compute `−ln p(token | those before it in its window)` of the tokens of a text.
 
-    The text is tokenised as a whole and cut into windows of `window` tokens without overlap (BOS stands before each,
-    where the tokenizer adds one). The first token of a window has nothing before it and is left out, unless BOS is
-    there.
+    The text is tokenised as a whole and cut into windows of `window` tokens, or of as many as the model reads, without
+    overlap (BOS stands before each, where the tokenizer adds one). The first token of a window has nothing before it
+    and is left out, unless BOS is there.
 
     Returns
     -------
@@ -79,6 +87,7 @@ def _losses(
         raise ValueError(f"text: expected at least two tokens; got {len(ids)}")
     first = tokenizer("a").input_ids[0]
     bos = [first] if first == tokenizer.bos_token_id else []
+    window = min(window, context_length(model) - len(bos))
     pieces = [bos + ids[start : start + window] for start in range(0, len(ids), window)]
     check_ready(model, longest=max(map(len, pieces)))
     losses = []

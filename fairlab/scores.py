@@ -24,6 +24,7 @@ from fairlab.capture import (
     PairBatch,
     check_option,
     check_ready,
+    context_length,
     full_precision,
     neuron_differences,
     next_log_p,
@@ -271,9 +272,9 @@ def importance_scores(
         taylor       |mean over chunks of ∂loss/∂m| at m = 1
         wanda        ‖d‖₂ · mean_t |h|
 
-    The text is tokenised as a whole and cut into chunks of 256 tokens (BOS stands before each, where the tokenizer adds
-    one), which run one at a time. What is left at the end is dropped; a shorter text is one chunk. `loss` is the mean
-    next-token cross-entropy of the chunk.
+    The text is tokenised as a whole and cut into chunks of 256 tokens, or fewer where the model reads fewer (BOS stands
+    before each, where the tokenizer adds one), which run one at a time. What is left at the end is dropped; a shorter
+    text is one chunk. `loss` is the mean next-token cross-entropy of the chunk.
 
     Parameters
     ----------
@@ -316,7 +317,7 @@ def importance_scores(
                 f"{missing}: method={method!r} needs a tokenizer and a text, such as that of "
                 'fairlab.data_path("calibration_en.txt"); got None'
             )
-        pieces = text_chunks(tokenizer, text)
+        pieces = text_chunks(tokenizer, text, min(256, context_length(model) - 1))  # one for BOS
         check_ready(model, longest=max(map(len, pieces)))
         chunks = progress(pieces, desc="calibration text", unit="chunk")
         if method == "wanda":

@@ -190,8 +190,10 @@ def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(run, fo
     table = pd.read_csv(tmp_path / "c.csv")
     assert len(facts["rows"]) == len(table)
     assert table.change.tolist() == pytest.approx([row["change"] for row in facts["rows"]], rel=1e-4)
-    sentences = run("compare", *options)[1].strip().split("\n")
-    assert sentences == [row["sentence"] for row in facts["rows"]]
+    sentences = run("compare", *options, "--force")[1].strip().split("\n")
+    assert sentences == [*(row["sentence"] for row in facts["rows"]), "Measured in float32."]
+    code, _, errors = run("compare", *options)
+    assert (code, "c.csv exists" in errors) == (2, True)
 
 
 def test_report_writes_page_and_numbers(run, tmp_path):

@@ -188,7 +188,12 @@ def test_sentences_say_the_row(table):
     assert row.sentence.startswith(f"cut: the gap for race changes by {row.change:+.1%} (interval {row.low:+.1%} … ")
     assert f"lower than {4 - row.random_below} of 4 random cuts" in row.sentence
     assert f"neutral prompts by {row.neutral_change:+.1%}" in row.sentence
-    assert "a flattening of the same price brings" in row.sentence
+    # this model is so over-confident that any flattening lowers its perplexity: none costs what the cut costs
+    assert pd.isna(row.flattening_change)
+    assert "flattening" not in row.sentence
+    row = row._asdict() if hasattr(row, "_asdict") else dict(row)
+    told = evaluation._sentence(row | {"flattening_change": -0.05})
+    assert told.endswith("a flattening of the same price brings -5.0%.")
 
 
 def test_the_model_stays_as_it_is(tokenizer, data, cut):

@@ -187,7 +187,7 @@ def test_auto_says_what_it_costs_where_float32_does_not_fit(bfloat16_folder, mon
     folder, parameters = bfloat16_folder
     monkeypatch.setattr(models, "_free_bytes", lambda place: 5 * parameters - 1)
     with pytest.warns(
-        UserWarning, match=r"in float32, and cpu has .* GB free: it is loaded in bfloat16\. Gaps come out"
+        UserWarning, match=r"in float32, and cpu has .* GB free: it is loaded in bfloat16\. Half precision moves"
     ):
         assert fl.load_model(folder)[0].dtype == torch.bfloat16
 

@@ -124,7 +124,7 @@ def test_data_flows_from_left_to_right():
     flow = next(
         line
         for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("`models` ·")
+        if line.startswith("`files` ·")
     )
     places = {name: at for at, step in enumerate(flow.split("→")) for name in re.findall(r"`(\w+)`", step)}
     modules = {path.stem: path for path in (ROOT / "fairlab").glob("[a-z]*.py")}
@@ -142,9 +142,9 @@ def text_calls(source):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in call.args)
         named = any(keyword.arg == "encoding" for keyword in call.keywords)
-        if name in ("read_text", "write_text") and not named:
+        if name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute) and not named:
             found.append(ast.unparse(call))
-        if name == "open" and not named and not binary:
+        if name == "open" and not named and not binary and not ast.unparse(call).startswith("Image."):
             found.append(ast.unparse(call))
     return found
 

@@ -197,8 +197,6 @@ def test_without_ipywidgets_the_message_says_what_to_install(monkeypatch):
             explorer()
     for path in Path(fl.__file__).parent.glob("*.py"):  # and importing fairlab needs none
         early = [
-            node
-            for node in ast.parse(path.read_text("utf-8", encoding="utf-8")).body
-            if not isinstance(node, ast.FunctionDef)
+            node for node in ast.parse(path.read_text(encoding="utf-8")).body if not isinstance(node, ast.FunctionDef)
         ]
         assert not any("import ipywidgets" in ast.unparse(node) for node in early)
