@@ -33,6 +33,7 @@ def rounding():
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="switches of torch 2.9")
 def test_products_are_exact_inside_and_as_before_outside(rounding):
     outside = switches()
     assert "bf16" in outside
@@ -67,6 +68,17 @@ def test_measuring_heeds_no_setting_that_rounds(measure, tokenizer, some_pairs, 
         assert again == exact
     else:
         assert (torch.as_tensor(again) == torch.as_tensor(exact)).all()
+
+
+def test_older_releases_have_one_switch(monkeypatch):
+    """Torch before 2.9 knows neither fp32_precision nor its places."""
+    monkeypatch.setattr("fairlab.capture.hasattr", lambda *_: False, raising=False)
+    seen = []
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    with full_precision():
+        assert seen == ["highest"]
+    assert seen == ["highest", "medium"]
 
 
 def test_the_decorated_functions_keep_their_signatures():

@@ -1,0 +1,86 @@
+"""The tools behind `make test` and `make robust`."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import robust
+import run_tests
+import torch
+from safetensors.torch import load_file
+
+from fairlab import models
+
+ROOT = Path(__file__).parent.parent
+REPORT = """<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1">
+<testcase classname="notebooks.a.ipynb" name="Cell 1" time="3.5">
+<properties><property name="moved" value="2"/></properties></testcase>
+<testcase classname="notebooks.a.ipynb" name="Cell 2" time="0.5"><failure message="differs"/></testcase>
+<testcase classname="tests.b" name="test_c" time="1"/>
+<testcase classname="tests.b" name="test_d" time="0"><skipped/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_the_parts_of_make_test_are_there():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"run_tests\.py (.*)", makefile)
+    parts = {part for words in named for part in words.split(" --")[0].split()}
+    assert parts == {*run_tests.PARTS, "times"}
+    assert re.search(r"^test: setup\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE)
+
+
+def test_the_last_line_counts_what_passed(tmp_path):
+    report = tmp_path / "unit.xml"
+    assert run_tests.outcome(report) == ""
+    report.write_text(REPORT, encoding="utf-8")
+    assert run_tests.outcome(report) == "2 passed, 1 failed, 1 skipped"
+
+
+def test_a_part_that_fails_is_told_and_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
+    monkeypatch.setitem(run_tests.PARTS, "lint", [["false"], ["true"]])
+    text, passed = run_tests.run("lint", 1, None)
+    assert (text.startswith("lint failed (0 min 0"), passed) == (True, False)
+
+
+def test_where_the_minutes_went(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
+    (tmp_path / "lessons.xml").write_text(REPORT, encoding="utf-8")
+    lines = run_tests.times().splitlines()
+    assert lines[1].split() == ["4.0", "lessons:", "notebooks.a.ipynb"]
+    assert "     3.5  lessons: notebooks.a.ipynb Cell 1" in lines
+
+
+def test_each_worker_has_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(run_tests.os, "cpu_count", lambda: 8)
+    assert run_tests.environment(2)["OMP_NUM_THREADS"] == "4"
+    assert run_tests.environment(16)["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_table_of_what_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(robust, "FOLDER", tmp_path)
+    monkeypatch.setattr(robust.subprocess, "run", lambda *_, **__: None)
+    (tmp_path / "avx2-lessons.xml").write_text(REPORT, encoding="utf-8")
+    entries = robust.run("avx2", ["notebooks"], 1, unit=False)
+    assert list(entries.values()) == ["2", "FAIL", "=", "="]
+    table = robust.table({"avx2": entries, "default": dict.fromkeys(entries, "=")})
+    assert "| notebooks.a.ipynb Cell 1 | 2 | = |" in table
+    assert "test_c" not in table
+    assert table.endswith("4 cells and tests in 2 settings: 1 failed")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
+    source = tmp_path / "cache" / "fairlab" / "tiny"
+    source.mkdir(parents=True)
+    weight = torch.linspace(0.5, 2, 20_000)
+    robust.save_file({"weight": weight}, source / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(models, "find_weights", lambda name: (str(source), True))
+    monkeypatch.setattr(robust, "user_cache_path", lambda: tmp_path / "cache")
+    monkeypatch.setattr(robust, "FOLDER", tmp_path / "robust")
+    folder = robust.noisy_cache(seed) / "fairlab" / "tiny"
+    moved = (load_file(folder / "model.safetensors")["weight"].double() / weight.double() - 1).std()
+    assert moved == pytest.approx(robust.NOISE, rel=0.1)
+    assert models._intact(folder)
+    assert json.loads((folder / "sha256.json").read_text(encoding="utf-8")).keys() == {"model.safetensors"}
