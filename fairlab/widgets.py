@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from fairlab.files import check_output, write_text
 from fairlab.plots import COLORS, as_written, token_artists, token_labels
 from fairlab.projection import Projection
 from fairlab.scores import hybrid_scores
@@ -94,14 +95,20 @@ class Explorer:
         still = {"image/png": base64.b64encode(self._picture.value).decode()}
         return {**self.widget._repr_mimebundle_(), **still, "text/plain": f"{self.title} (run the cell for sliders)"}
 
-    def to_html(self, path: str | Path) -> Path:
+    def to_html(self, path: str | Path, *, force: bool = False) -> Path:
         """Write a page of its own for the current pair, with a layer slider that needs no kernel and no network.
+
+        Parameters
+        ----------
+        force : bool
+            Whether to replace a file that exists.
 
         Raises
         ------
         ValueError
-            An explorer without a layer slider.
+            An explorer without a layer slider; a file that exists, without `force`.
         """
+        path = check_output("path", path, force=force)
         last = getattr(self.controls.get("layer"), "max", None)
         if last is None:
             raise ValueError(f"to_html: expected an explorer with a layer slider; {self.title!r} has none")
@@ -119,8 +126,7 @@ class Explorer:
             frames=json.dumps(frames),
             captions=json.dumps(captions).replace("<", "\\u003c"),  # a token may look like the end of the script
         )
-        path = Path(path)
-        path.write_text(page, encoding="utf-8")
+        write_text(path, page)
         return path
 
 

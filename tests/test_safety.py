@@ -589,6 +589,16 @@ def test_a_report_overwrites_nothing(measured, name, tmp_path):
     assert (tmp_path / name).read_text(encoding="utf-8") != "mine"
 
 
+def test_a_page_of_sliders_overwrites_nothing(tokenizer, tmp_path):
+    projection = fl.project_pair(tiny_model(), tokenizer, fl.ARTICLE_PAIR, point="residual")
+    explorer = fl.pca_explorer({"Black / white": [projection]})
+    (tmp_path / "page.html").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"path: .*page.html exists"):
+        explorer.to_html(tmp_path / "page.html")
+    assert snapshot(tmp_path) == {Path("page.html"): b"mine"}
+    assert explorer.to_html(tmp_path / "page.html", force=True).read_text(encoding="utf-8").startswith("<!doctype")
+
+
 def test_markdown_in_a_report_is_no_markup_in_the_card():
     line = _escaped("evil\n\n# Heading\n![x](http://example.org/x.png) <img src=x> `code` *bold*")
     assert "\n" not in line
