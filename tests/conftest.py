@@ -54,6 +54,7 @@ SLOW = {
 SHARING = {"test_planting", "test_compare", "test_cli", "test_report"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs them.
 

@@ -88,7 +88,8 @@ class TestEveryNotebook:
 
     def test_no_rounding_error_is_printed(self, path):
         """Such a number differs on every processor: assert that it is below a bound."""
-        assert not re.search(r"\de-(0[5-9]|[1-9]\d)\b", printed(path))
+        lines = [line for line in printed(path).splitlines() if "by chance" not in line]  # a probability is exact
+        assert not [line for line in lines if re.search(r"\de-(0[5-9]|[1-9]\d)\b", line)]
 
     def test_every_number_in_the_prose_was_computed(self, path):
         known = numbers(printed(path))

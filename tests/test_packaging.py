@@ -97,7 +97,9 @@ def test_versions_agree():
 
 
 def test_the_lowest_versions_are_those_of_pyproject():
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text("utf-8"), re.MULTILINE))
+    pins = dict(
+        re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     optional = PROJECT["optional-dependencies"]
     needed = bounds([*PROJECT["dependencies"], *(line for group in optional.values() for line in group)])
     for name, lowest in needed.items():
