@@ -301,6 +301,55 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     assert copy.exists()
 
 
+@pytest.fixture
+def unpacked(tmp_path, monkeypatch):
+    """Have a file to unpack, a cache of its own, and a stand-in for the conversion; return a function that does it."""
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+
+    def unpack(convert):
+        monkeypatch.setattr(models, "_convert", convert)
+        return models._dequantised(gguf)
+
+    return unpack
+
+
+def test_the_copy_of_a_faster_process_is_kept(unpacked, tmp_path):
+    def convert(gguf, folder):
+        (folder / "model.safetensors").write_text("ours", encoding="utf-8")
+        name = "-".join(folder.name.removeprefix(".").split("-")[:-2])  # without process and random letters
+        theirs = folder.with_name(name)
+        theirs.mkdir()
+        (theirs / "model.safetensors").write_text("theirs", encoding="utf-8")
+        sums = {"model.safetensors": models._sha256(theirs / "model.safetensors")}
+        (theirs / "sha256.json").write_text(json.dumps(sums), encoding="utf-8")
+
+    folder = unpacked(convert)
+    assert (folder / "model.safetensors").read_text(encoding="utf-8") == "theirs"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(unpacked, tmp_path):
+    def convert(gguf, folder):
+        (folder / "model.safetensors").write_text("half", encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match=r"could not be unpacked .*No space left on device.*make room"):
+        unpacked(convert)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_damaged_copy_is_made_again(unpacked):
+    def convert(gguf, folder):
+        (folder / "model.safetensors").write_text("whole", encoding="utf-8")
+
+    folder = unpacked(convert)
+    (folder / "model.safetensors").write_text("damaged", encoding="utf-8")
+    assert unpacked(convert) == folder
+    assert (folder / "model.safetensors").read_text(encoding="utf-8") == "whole"
+
+
 def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
