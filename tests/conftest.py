@@ -15,7 +15,7 @@ import fairlab as fl
 from fairlab.evaluation import bits_of
 from fairlab.models import find_weights
 
-# over two seconds each, by `make times`: too long for `make quick`
+# over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
     "test_a_file_is_split_by_sentence",
     "test_a_new_lesson_gets_badges_and_an_install_cell",
@@ -23,12 +23,17 @@ SLOW = {
     "test_an_address_elsewhere_is_refused",
     "test_an_empty_cut_changes_nothing",
     "test_another_ablation_is_that_of_the_random_cuts_too",
+    "test_batches_give_what_single_prompts_give",
     "test_bbq_with_one_pass_a_context_is_the_same",
     "test_binder_takes_the_repository",
     "test_causal_scores_are_guarded",
+    "test_causal_scores_equal_finite_differences",
+    "test_causal_scores_in_half_precision",
     "test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones",
+    "test_compiled_models_are_refused",
     "test_coverage_of_the_interval_on_simulated_data",
     "test_diagnose_measures_what_the_functions_do",
+    "test_divergence_is_symmetric_and_bounded",
     "test_every_file_follows_the_address",
     "test_families_and_dtypes",
     "test_half_a_gguf_is_one_sentence",
@@ -37,14 +42,17 @@ SLOW = {
     "test_kill_9_while_saving_costs_no_model",
     "test_n_needed_gives_the_power_that_it_promises",
     "test_nbval_follows_the_rule_and_names_lesson_cell_and_values",
+    "test_of_a_model_folder_only_the_name_is_shown",
     "test_refined_scores_do_not_depend_on_the_batch",
     "test_report_writes_page_and_numbers",
     "test_rows_are_what_the_functions_measure",
     "test_steps_take_the_gradient_halfway_with_the_neurons_group",
     "test_the_command_line_destroys_nothing",
+    "test_the_headline_is_the_mean_over_categories",
     "test_the_interval_of_a_share_is_possible_and_covers",
     "test_the_metric_can_be_left_out",
     "test_the_model_stays_as_it_is",
+    "test_the_numbers_are_the_tables_and_strict_json",
     "test_the_page_stands_alone_and_escapes_every_text",
     "test_the_table_of_the_readme",
     "test_the_wheel_carries_the_data",
