@@ -25,7 +25,7 @@ run: setup
 lab: setup
 	$(BIN)/jupyter lab notebooks
 
-# what each prints at its end, and where the minutes go: `make times`
+# the last line says what passed; where the minutes went: `make times`
 test: setup
 	$(BIN)/python tools/run_tests.py lint unit lessons robust
 

@@ -1,9 +1,9 @@
 """Write files and folders without losing any.
 
-Contents: `check_output` (before the work), `write_text` and `replace_folder` (after it).
+Contents: `check_output` and `check_output_folder` (before the work), `write_text` and `replace_folder` (after it).
 
-What fairlab promises: an output that exists is refused unless `force` is given; an input is never overwritten, not even
-then; what is written is complete before it takes its name.
+What fairlab promises: an output that exists is refused unless `force` is given; an input of a command is never
+overwritten, not even then; what is written is complete before it takes its name.
 """
 
 import os
@@ -112,7 +112,11 @@ def replace_folder(folder: Path, fill: Callable[[Path], None], *, stale: Callabl
                     copy(entry, fresh / entry.name)
             old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
             os.rename(folder, old)
-            os.rename(fresh, folder)
+            try:
+                os.rename(fresh, folder)
+            except BaseException:
+                os.rename(old, folder)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(fresh, folder)

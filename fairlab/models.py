@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import huggingface_hub.errors as hub_errors
@@ -253,7 +253,7 @@ def _dequantised(gguf: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_overs(folder.parent)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{key}-{os.getpid()}-", dir=folder.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
     except OSError as error:
         raise ValueError(
             f"name: the weights of {gguf.name} are unpacked into {folder.parent}, which can't be written ({error}); "
@@ -282,11 +282,10 @@ def _dequantised(gguf: Path) -> Path:
 
 def _remove_left_overs(cache: Path) -> None:
     """Remove what processes that were killed while they unpacked have left: half a gigabyte each."""
-    for left in cache.glob(".*-transformers-*-*-*"):
-        process = left.name.split("-")[-2]
-        dead = process.isdecimal() and not psutil.pid_exists(int(process))
-        if dead or time.time() - left.stat().st_mtime > 24 * 3600:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
+        with suppress(OSError):  # another process may remove it, too
+            if time.time() - left.stat().st_mtime > 3600:  # by age: a process of another computer may be at work there
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

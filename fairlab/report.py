@@ -32,30 +32,10 @@ from fairlab.files import check_output, write_text
 from fairlab.models import DEFAULT_MODEL, HALF_PRECISION_COSTS
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.plots import plot_comparison, plot_dose_response
-from fairlab.surgery import NeuronSelection, ablate
+from fairlab.surgery import BESIDE_A_MODEL, FILES_OF_A_MODEL, NeuronSelection, ablate
 
 _HERE = Path(__file__).parent
-UPLOADED = frozenset(
-    {
-        "README.md",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "merges.txt",
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "report.html",
-        "report.json",
-        "selection.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-    }
-)
+UPLOADED = {*FILES_OF_A_MODEL, *BESIDE_A_MODEL, "model.safetensors", "model.safetensors.index.json"}
 
 
 def write_report(

@@ -11,6 +11,7 @@ without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so
 import copy
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,21 @@ from fairlab.files import check_output_folder, replace_folder
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 
+FILES_OF_A_MODEL = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
 BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")  # what fairlab writes about a model
 
 
@@ -407,13 +423,9 @@ def save_model(
 
 
 def _is_of_a_model(name: str) -> bool:
-    """Say whether a file name is one of weights, tokenizer or configuration, which a new model replaces."""
-    if name in BESIDE_A_MODEL:
-        return False
-    return Path(name).suffix in (".safetensors", ".bin", ".json", ".model", ".jinja") or name in (
-        "merges.txt",
-        "vocab.txt",
-    )
+    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes them."""
+    weights = re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name)
+    return bool(weights) or name in FILES_OF_A_MODEL
 
 
 def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSelection:

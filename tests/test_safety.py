@@ -107,11 +107,13 @@ def test_force_replaces_the_model_and_nothing_else(tokenizer, tmp_path):
     fl.save_model(tiny_model(), tokenizer, folder)
     (folder / "notes").mkdir()
     (folder / "notes" / "mine.txt").write_text("mine", encoding="utf-8")
+    (folder / "results.json").write_text("mine", encoding="utf-8")
     (folder / "special_tokens_map.json").write_text('{"eos_token": "<stale>"}', encoding="utf-8")
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"stale")
     other = fl.prune(tiny_model(), fl.NeuronSelection({layer: (0,) for layer in range(3)}, (3, 24)))
     fl.save_model(other, tokenizer, folder, force=True)
     assert (folder / "notes" / "mine.txt").read_text(encoding="utf-8") == "mine"
+    assert (folder / "results.json").read_text(encoding="utf-8") == "mine"
     assert not (folder / "model-00001-of-00002.safetensors").exists()
     loaded, again = fl.load_model(folder)
     assert again.eos_token == tokenizer.eos_token
@@ -129,6 +131,22 @@ def test_a_tokenizer_that_fails_leaves_nothing_half_done(tokenizer, tmp_path, fo
     broken.save_pretrained = lambda *_: (_ for _ in ()).throw(OSError("disk full"))
     with pytest.raises(OSError, match="disk full"):
         fl.save_model(tiny_model(), broken, folder, force=force)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_swap_that_fails_brings_the_old_model_back(tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    fl.save_model(tiny_model(), tokenizer, folder)
+    before, rename = snapshot(tmp_path), os.rename
+
+    def fail(source, target):
+        if Path(source).name.startswith(".model-"):
+            raise OSError("in use")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="in use"):
+        fl.save_model(tiny_model(), tokenizer, folder, force=True)
     assert snapshot(tmp_path) == before
 
 
@@ -292,13 +310,13 @@ def test_half_a_gguf_is_one_sentence(tmp_path, monkeypatch):
 
 def test_what_killed_processes_left_is_removed(tmp_path):
     copy = tmp_path / "m-0-transformers-5.6.0"
-    dead, alive = (tmp_path / f".{copy.name}-{process}-abc" for process in (2**22 + 7, os.getpid()))
-    for left in (dead, alive, copy):
+    old, young, link = (tmp_path / name for name in (f".{copy.name}-abc", f".{copy.name}-xyz", ".gguf-abc"))
+    for left in (old, young, link, copy):
         left.mkdir()
+    for left in (old, link, copy):
+        os.utime(left, (0, 0))
     models._remove_left_overs(tmp_path)
-    assert not dead.exists()
-    assert alive.exists()
-    assert copy.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, copy.name])
 
 
 @pytest.fixture
@@ -318,7 +336,7 @@ def unpacked(tmp_path, monkeypatch):
 def test_the_copy_of_a_faster_process_is_kept(unpacked, tmp_path):
     def convert(gguf, folder):
         (folder / "model.safetensors").write_text("ours", encoding="utf-8")
-        name = "-".join(folder.name.removeprefix(".").split("-")[:-2])  # without process and random letters
+        name = "-".join(folder.name.removeprefix(".").split("-")[:-1])  # without the random letters
         theirs = folder.with_name(name)
         theirs.mkdir()
         (theirs / "model.safetensors").write_text("theirs", encoding="utf-8")
