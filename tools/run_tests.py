@@ -5,9 +5,9 @@
     python tools/run_tests.py lessons --only notebooks/03_pca_layers.ipynb notebooks/04_scoring_neurons.ipynb
     python tools/run_tests.py times                             # where the minutes of the last run went
 
-`robust` runs the lessons 00 to 05 twice, under other kernels and with other weights; beside it `lessons` runs only the
-others. A part that fails does not keep the next one from running. With several workers each of them has its share of
-the processor's cores: two programs that both ask for all cores slow each other down.
+`robust` runs the lessons 00 to 05 under other kernels and with other weights; beside it `lessons` runs only the others.
+A part that fails does not keep the next one from running. With several workers each of them has its share of the
+processor's cores: two programs that both ask for all cores slow each other down.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "tests"
 PYTEST = [sys.executable, "-m", "pytest"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--dist=loadscope"]
-TWICE = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb"))
+FIRST_LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb"))
 PARTS = {
     "lint": [
         [sys.executable, "-m", "ruff", "check", "."],
@@ -99,7 +99,7 @@ def main() -> None:
     if {"lessons", "robust"} <= set(options.parts):
         names = ("[0-9][0-9]_*.ipynb", "solutions/*.ipynb")
         every = [str(path.relative_to(ROOT)) for name in names for path in sorted((ROOT / "notebooks").glob(name))]
-        options.only = [Path(name) for name in every if name not in TWICE]
+        options.only = [Path(name) for name in every if name not in FIRST_LESSONS]
     RESULTS.mkdir(parents=True, exist_ok=True)
     results = [run(part, options.workers, options.only) for part in options.parts]
     print("\n" + " · ".join(text for text, _ in results))
