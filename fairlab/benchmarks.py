@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import check_option, check_ready, full_precision, progress
 from fairlab.pairs import prompt_ids
-from fairlab.statistics import bootstrap_interval
+from fairlab.statistics import jackknife_interval, jackknife_variance
 
 # task -> (its folder in the harness; id, configuration and split on the Hub; the columns it reads)
 _TASKS = {
@@ -545,14 +545,9 @@ def _standard_error(formula: Formula, clusters: pd.Series) -> tuple[float, int]:
     """
     compute, columns = formula
     counted, numbers = _clusters(formula, clusters)
-    n = numbers.max(initial=-1) + 1
-    if n < 2:
-        return math.nan, 0
-    of_cluster = np.zeros((n, columns.shape[1]))
-    np.add.at(of_cluster, numbers, columns[counted])
-    without = compute(of_cluster.sum(0) - of_cluster)
-    error = math.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    return error if error > 1e-12 else math.nan, n - 1
+    variance, freedom = jackknife_variance(columns[counted], compute, numbers)
+    error = math.sqrt(variance)
+    return (error, freedom) if error > 1e-12 else (math.nan, freedom)
 
 
 def _is_share(columns: np.ndarray) -> bool:
@@ -623,12 +618,12 @@ def paired_changes(before: Sequence[Mapping] | pd.DataFrame, after: Sequence[Map
     -------
     pandas.DataFrame
         One row a task and metric: `before`, `after`; `change` (after − before; of perplexities after / before − 1) with
-        `low` and `high`, a paired 95 % interval: `bootstrap_interval` over clusters (passages, templates, else items);
+        `low` and `high`, a paired 95 % interval: `jackknife_interval` over clusters (passages, templates, else items);
         for answers that are right or wrong (or this or that) `lost` and `gained`, the items that were 1 and
         became 0 and the reverse, and `p`, McNemar's exact test of these, which takes items to be independent, NaN
-        elsewhere; `told`: the interval excludes 0 and p, where there is one, is below 0.05; `n_needed`, how many items
-        like these would show a change of this size in four of five studies (power 0.8, α 0.05), NaN without a change;
-        `sentence`, the row in words.
+        elsewhere; `told`: the interval excludes 0 and p, where there is one, is below 0.05; `detectable`, the smallest
+        change that four of five studies with as many items like these would show (2.8 standard errors: power 0.8, α
+        0.05; of perplexities on the log scale); `sentence`, the row in words.
 
     Raises
     ------
@@ -655,17 +650,17 @@ def _change(metric: str, before: Formula, after: Formula, labels: pd.Series) -> 
     compute = before[0]
     counted, clusters = _clusters(before, labels)
     old, new = before[1][counted], after[1][counted]
+    width = old.shape[1]
 
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        values = compute(weights @ old), compute(weights @ new)
+    def formula(sums: np.ndarray) -> np.ndarray:
+        values = compute(sums[:, :width]), compute(sums[:, width:])
         return np.log(values[1] / values[0]) if "perplexity" in metric else values[1] - values[0]
 
-    n = len(old)
-    ends = bootstrap_interval(statistic, [clusters.tolist()])
-    change, low, high = (float(value) for value in (statistic(np.ones((1, n)))[0], *ends))
+    n, columns = len(old), np.concatenate([old, new], 1)
+    ends = jackknife_interval(columns, formula, [clusters])
+    change, low, high = (float(value) for value in (formula(columns.sum(0, keepdims=True))[0], *ends))
     error = (high - low) / 2 / stats.t.ppf(0.975, max(int(clusters.max(initial=-1)), 1))
-    power = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    needed = math.ceil(n * (power * error / change) ** 2) if change and error > 0 else math.nan
+    detectable = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * error
     if "perplexity" in metric:
         change, low, high = (math.expm1(value) for value in (change, low, high))
     row = {"n": n, "before": float(compute(old.sum(0))), "after": float(compute(new.sum(0)))}
@@ -676,7 +671,7 @@ def _change(metric: str, before: Formula, after: Formula, labels: pd.Series) -> 
         row["gained"] = int((old[:, 0] < new[:, 0]).sum())
         moved = row["lost"] + row["gained"]
         row["p"] = float(stats.binomtest(row["lost"], moved).pvalue) if moved else 1.0
-    return row | {"told": (low > 0 or high < 0) and not row["p"] >= 0.05, "n_needed": needed}
+    return row | {"told": (low > 0 or high < 0) and not row["p"] >= 0.05, "detectable": detectable}
 
 
 def _sentence(row: Mapping) -> str:
@@ -693,5 +688,7 @@ def _sentence(row: Mapping) -> str:
     start += f", change {change} (interval {low} … {high}; {row['n']:,} items{moved})"
     if row["told"]:
         return f"{start}: the two differ."
-    needed = "" if math.isnan(row["n_needed"]) else f"; to see one of this size takes about {row['n_needed']:,} items"
-    return f"{start}: no difference can be told at this n{needed}."
+    if math.isnan(row["detectable"]):
+        return f"{start}: no difference can be told."
+    size = f"{row['detectable']:.1%}" if "perplexity" in row["metric"] else f"{row['detectable']:.3f}"
+    return f"{start}: no difference can be told; so many items can show one of {size} or more."

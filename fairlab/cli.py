@@ -70,11 +70,12 @@ def diagnose(
     \b
     Example: fairlab diagnose --pairs race --out race.csv
     """
+    import numpy as np
     import pandas as pd
 
     from fairlab.capture import available_points, pair_differences
     from fairlab.diagnosis import ARTICLE_POINTS
-    from fairlab.statistics import bootstrap_interval
+    from fairlab.statistics import jackknife_interval
 
     _check_table(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
@@ -87,7 +88,8 @@ def diagnose(
     rows = []
     for (kind, category), part in readings.groupby(["kind", "category"], sort=False):
         gaps, words = part["gap"].to_numpy(), part["attribute_a"] + "/" + part["attribute_b"]
-        low, high = bootstrap_interval(lambda w, gaps=gaps: w @ gaps / w.sum(1), [list(part["template"]), list(words)])
+        columns = np.stack([gaps, np.ones(len(gaps))], 1)
+        low, high = jackknife_interval(columns, lambda s: s[:, 0] / s[:, 1], [list(part["template"]), list(words)])
         row = {"kind": kind, "category": category, "pairs": len(part), "templates": part["template"].nunique()}
         rows.append(row | {"gap": gaps.mean(), "low": low, "high": high, "metric": part["metric"].mean()})
     text = f"{pd.DataFrame(rows).to_string(index=False)}\n{_measured_in(loaded[0])}"

@@ -8,7 +8,6 @@ It is not a disparity of behaviour, and not by itself a harm.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import available_points, pair_differences
 from fairlab.pairs import PromptPair, as_pairs
-from fairlab.statistics import bootstrap_interval
+from fairlab.statistics import jackknife_interval
 
 ARTICLE_POINTS = ("input_norm", "attention_output", "gate_proj", "up_proj", "down_proj", "mlp_output")
 
@@ -109,12 +108,13 @@ def _layer_table(
         d, s = difference[:, number], scale[:, number]
         table = pd.DataFrame({"point": point, "layer": range(d.shape[1]), "pairs": len(pairs)})
         table["difference"], table["scale"], table["relative"] = d.mean(0), s.mean(0), d.mean(0) / s.mean(0)
-        mean = partial(_weighted_ratio, d, np.ones_like(d))
-        table["difference_low"], table["difference_high"] = bootstrap_interval(mean, clusters)
-        table["relative_low"], table["relative_high"] = bootstrap_interval(partial(_weighted_ratio, d, s), clusters)
+        for name, below in (("difference", np.ones_like(d)), ("relative", s)):
+            columns = np.concatenate([d, below], axis=1)  # (pairs, 2 · layers)
+            table[f"{name}_low"], table[f"{name}_high"] = jackknife_interval(columns, _ratio, clusters)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
-def _weighted_ratio(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return (weights @ above) / (weights @ below)
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    above, below = np.split(sums, 2, axis=-1)
+    return above / below

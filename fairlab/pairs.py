@@ -220,18 +220,7 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     rows = []
     for pair in as_pairs(pairs):
         ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
-        first, span, reason = -1, -1, ""
-        if ids_a == ids_b:
-            reason = "the prompts do not differ"
-        else:
-            first = _first_difference(ids_a, ids_b)
-        if len(ids_a) != len(ids_b):
-            reason = f"{len(ids_a)} and {len(ids_b)} tokens"
-        elif first >= 0:
-            places = [t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b]
-            span = places[-1] - places[0] + 1
-            if span > len(places):
-                reason = "the prompts differ in more than one place"
+        first, span, reason = _difference(ids_a, ids_b)
         rows.append((pair.id, not reason, len(ids_a), len(ids_b), first, span, reason))
     return pd.DataFrame(rows, columns=["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"])
 
@@ -259,9 +248,11 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> tuple[l
     Raises
     ------
     ValueError
-        The prompts are equal, or have different numbers of tokens (the message shows both token lists).
+        A pair that `check_pairs` calls invalid: equal prompts, different numbers of tokens (the message shows both
+        token lists), or differences in more than one place.
     """
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
+    first, _, reason = _difference(ids_a, ids_b)
     if len(ids_a) != len(ids_b):
         tokens_a, tokens_b = (tokenizer.convert_ids_to_tokens(ids) for ids in (ids_a, ids_b))
         raise ValueError(
@@ -271,7 +262,25 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> tuple[l
         )
     if ids_a == ids_b:
         raise ValueError(f"pairs: the two prompts must differ; got {pair.prompt_a!r} twice")
-    return ids_a, ids_b, _first_difference(ids_a, ids_b)
+    if reason:
+        raise ValueError(
+            f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; change one word, or words in a row"
+        )
+    return ids_a, ids_b, first
+
+
+def _difference(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, str]:
+    """Return the first place where two prompts differ, how many tokens the difference spans, and what makes it invalid.
+
+    This is the definition of a valid pair. -1 stands for a place or a span that there is not.
+    """
+    if len(ids_a) != len(ids_b):
+        return _first_difference(ids_a, ids_b), -1, f"{len(ids_a)} and {len(ids_b)} tokens"
+    places = [place for place, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b]
+    if not places:
+        return -1, -1, "the prompts do not differ"
+    span = places[-1] - places[0] + 1
+    return places[0], span, "" if span == len(places) else "the prompts differ in more than one place"
 
 
 def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:

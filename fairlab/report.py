@@ -86,7 +86,7 @@ def write_report(
     str
         The verdict. It says that the gap was narrowed (or widened) only where the interval of the headline change lies
         below (above) both 0 and the range of random cuts, and that this is specific only where the interval of the
-        difference from neutral pairs lies below 0.
+        difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range of random cuts.
 
     Raises
     ------
@@ -332,9 +332,17 @@ def _verdict(table: pd.DataFrame) -> list[str]:
         ]
     difference = _span(gap["specificity_low"], gap["specificity_high"])
     neutral = f"the gap of neutral pairs changes by {_percent(gap['neutral_change'])}"
-    if narrowed and gap["specificity_high"] < 0:
+    control = _row(table, "gap", "neutral")
+    band = _span(control["random_low"], control["random_high"])
+    if narrowed and gap["specificity_high"] < 0 and gap["neutral_in_range"]:
         said.append(
-            f"It is specific to the demographic words: {neutral}, and the difference ({difference}) is below 0."
+            f"It is specific to the demographic words: {neutral}, within the range of random cuts ({band}), and the "
+            f"difference ({difference}) is below 0."
+        )
+    elif narrowed and gap["specificity_high"] < 0:
+        said.append(
+            f"It is not shown to be specific to the demographic words: {neutral}, beyond the range of random cuts "
+            f"({band}). The cut moves answers to other words as well, if not the same way."
         )
     elif narrowed:
         said.append(
@@ -381,6 +389,12 @@ def _listed(pairs: Sequence[PromptPair]) -> list[dict[str, str]]:
 
 
 def _limits(headline: dict) -> list[str]:
+    left_out = headline["attributes_resampled"]
+    words = (
+        f"The intervals are over sentences and over {left_out} of these pairs of words."
+        if left_out
+        else "The intervals are over sentences, for these words: of other words they say nothing."
+    )
     return [
         "An activation difference is not bias. A model has to represent two words differently to tell them apart, and "
         "does so for neutral words too. A neuron that reacts to a word need not cause what is written next.",
@@ -389,8 +403,8 @@ def _limits(headline: dict) -> list[str]:
         "A gap can fall because a model reacts less to anything, or because it broke. Read it beside the neutral pairs "
         "and the perplexity.",
         f"The sample is small: {headline['pairs']} pairs from {headline['templates']} templates and "
-        f"{headline['attributes']} pairs of words. Fewer than 6 templates can't reach p < 0.05, whatever the effect. "
-        "No effect that can be told is not the same as no effect.",
+        f"{headline['attributes']} pairs of words. {words} Fewer than 6 templates can't reach p < 0.05, whatever the "
+        "effect. No effect that can be told is not the same as no effect.",
         "The numbers hold for these weights, these prompts and their language. Other groups, longer texts, chat and "
         "any use of the model were not measured.",
     ]

@@ -270,7 +270,7 @@ def importance_scores(
 
         fisher       sqrt(mean over chunks of (∂loss/∂m)²) at m = 1
         taylor       |mean over chunks of ∂loss/∂m| at m = 1
-        wanda        ‖d‖₂ · mean_t |h|
+        wanda        ‖d‖₁ · sqrt(mean_t h²)
 
     The text is tokenised as a whole and cut into chunks of 256 tokens, or fewer where the model reads fewer (BOS stands
     before each, where the tokenizer adds one), which run one at a time. What is left at the end is dropped; a shorter
@@ -299,7 +299,7 @@ def importance_scores(
     -----
     Sources: P. Martra, "Fairness Pruning" (2025) for "maw" and "maw_printed"; optipfair 0.4.2 for the next three;
     P. Molchanov et al. (2019, arXiv 1906.10771) for "fisher" and "taylor"; M. Sun et al. (2023, arXiv 2306.11695) for
-    "wanda", here summed over a neuron's column.
+    "wanda", whose |weight| · ‖activation‖₂ is summed over a neuron's column and divided by √tokens.
     """
     formulas = {
         "maw": _peaks,
@@ -321,8 +321,8 @@ def importance_scores(
         check_ready(model, longest=max(map(len, pieces)))
         chunks = progress(pieces, desc="calibration text", unit="chunk")
         if method == "wanda":
-            norms = _table([glu_weights(mlp)[2].float().norm(dim=0).cpu() for mlp in blocks], "down_proj weights")
-            return norms * sum(_mean_activations(model, chunk) for chunk in chunks) / len(chunks)
+            sums = _table([glu_weights(mlp)[2].float().abs().sum(0).cpu() for mlp in blocks], "down_proj weights")
+            return sums * (sum(_mean_squares(model, chunk) for chunk in chunks) / len(chunks)).sqrt()
         slopes = (_loss_gradients(model, chunk) for chunk in chunks)
         if method == "taylor":
             return (sum(slopes) / len(chunks)).abs()
@@ -363,10 +363,10 @@ def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:
     return nn.functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens[0, 1:])
 
 
-def _mean_activations(model: PreTrainedModel, chunk: list[int]) -> Tensor:
+def _mean_squares(model: PreTrainedModel, chunk: list[int]) -> Tensor:
     with record(model, ["down_proj_input"]) as activations, torch.no_grad():
         model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)
-    return _table([h[0].abs().mean(0) for _, h in sorted(activations.items())])
+    return _table([h[0].float().square().mean(0) for _, h in sorted(activations.items())])
 
 
 def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5) -> Tensor:

@@ -1,6 +1,6 @@
 """Intervals and tests for few clusters: prompts made from one template, or with one word, are not independent.
 
-Contents: `bootstrap_interval`, `sign_flip_test`, `holm`.
+Contents: `jackknife_interval`, `jackknife_variance`, `resampled`, `sign_flip_test`, `holm`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,35 +10,39 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray], NDArray],
+def jackknife_interval(
+    columns: ArrayLike,
+    formula: Callable[[NDArray], NDArray],
     clusters: Sequence[Sequence],
     *,
     strata: Sequence | None = None,
-    n_resamples: int = 2000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> tuple[NDArray, NDArray]:
-    """Compute the interval of a statistic by a two-way cluster bootstrap.
+    """Compute the interval of a statistic by leaving out one cluster at a time.
 
-    The variance is `V = V₁ + V₂ − V₁₂`: bootstrapped over the first kind of cluster (templates), over the second
-    (attribute pairs), and over their intersections, whose part both of the others hold; never below V₁₂. Each bootstrap
-    draws one cluster fewer than there are and scales the weights, which removes the bias of few clusters. The interval
-    is `estimate ± t · √V`, with the degrees of freedom of `V₁ + V₂` (Welch–Satterthwaite).
+    The statistic is a formula of sums over observations, such as `sums[:, 1] / sums[:, 0] − 1`. Without the g-th of G
+    clusters it is θ₋g, and `V = (G − 1) / G · Σ (θ₋g − θ)²`. For two kinds of cluster (templates, attribute
+    pairs) `V = V₁ + V₂ − V₁₂`, where V₁₂ leaves out their intersections, whose part both others hold; never below V₁.
+    The interval is `estimate ± t · √V`, with the degrees of freedom of `V₁ + V₂` (Welch–Satterthwaite). Nothing is
+    drawn at random.
 
     Parameters
     ----------
-    statistic : callable
-        Takes weights of shape (resamples, observations) and returns values of shape (resamples, …).
+    columns : array of shape (observations, columns)
+        What is summed up.
+    formula : callable
+        Takes sums of shape (…, columns) and returns values of shape (…), or with further axes behind.
     clusters : one or two sequences of labels
         Of each kind, one label an observation: the templates, and the attribute pairs.
     strata : sequence of labels, optional
-        One an observation: clusters of the second kind are resampled within their stratum (a category's own words).
+        One an observation: clusters of the second kind are left out within their stratum (a category's own words), the
+        others of which then count for more. A stratum with a single one is held fixed: the interval is for these words.
 
     Returns
     -------
     (low, high)
-        Arrays of the shape of one value of the statistic. NaN where no kind has two clusters.
+        Arrays of the shape of one value of the formula. NaN where the first kind has a single cluster, whatever the
+        second has: one sentence says nothing about others; or where a value without a cluster is NaN.
 
     Raises
     ------
@@ -47,33 +51,38 @@ def bootstrap_interval(
 
     Notes
     -----
-    On simulated data with 8 and 12 clusters a kind the 95 % interval covers the truth in 92 to 97 % of cases (tests).
-    Sources: Cameron, Gelbach and Miller, "Robust inference with multiway clustering" (2011); Rao, Wu and Yue (1992).
+    On simulated gaps with the spread of real ones and 8 or 12 clusters a kind the 95 % interval of a ratio, on the log
+    scale, covers the truth in 91 to 97 % of cases; of words that are held fixed nothing is covered (tests).
+    Sources: Efron and Stein, "The jackknife estimate of variance" (1981); Cameron, Gelbach and Miller, "Robust
+    inference with multiway clustering" (2011).
     """
-    if len(clusters) not in (1, 2) or len({len(labels) for labels in clusters}) != 1:
-        raise ValueError("clusters: expected one or two sequences of labels of equal length")
-    n = len(clusters[0])
-    strata = ["all"] * n if strata is None else strata
-    generator = np.random.default_rng(seed)
-    kinds = [(clusters[0], ["all"] * n)]
-    if len(clusters) == 2:
-        kinds += [(clusters[1], strata), (list(zip(*clusters, strata, strict=True)), ["all"] * n)]
-    variances, freedoms = [], []
-    for labels, layers in kinds:
-        weights, freedom = _resample(labels, layers, n_resamples, generator)
-        variances.append(_variance(statistic(weights)) if freedom else 0.0)
-        freedoms.append(freedom)
-    if len(kinds) == 1 or not freedoms[1] or not freedoms[0]:
-        kind = 0 if freedoms[0] or len(kinds) == 1 else 1
-        variance, freedom = variances[kind], np.asarray(freedoms[kind], float)
-    else:
-        variance = np.maximum(variances[0] + variances[1] - variances[2], variances[2])
-        total = variances[0] + variances[1]
-        parts = variances[0] ** 2 / freedoms[0] + variances[1] ** 2 / freedoms[1]
-        freedom = np.where(parts == 0, min(freedoms[:2]), total**2 / np.where(parts == 0, 1, parts))
-    estimate = statistic(np.ones((1, n)))[0]
-    half = stats.t.ppf((1 + level) / 2, np.where(freedom > 0, freedom, np.nan)) * np.sqrt(variance)
+    columns = np.asarray(columns, float)
+    if len(clusters) not in (1, 2) or {len(labels) for labels in clusters} != {len(columns)}:
+        raise ValueError(f"clusters: expected one or two sequences of {len(columns)} labels, one an observation")
+    strata = ["all"] * len(columns) if strata is None else strata
+    first, freedom = jackknife_variance(columns, formula, clusters[0])
+    estimate = formula(columns.sum(0, keepdims=True))[0]
+    if not freedom:
+        return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
+    variance = first
+    if len(clusters) == 2 and (free := resampled(clusters[1], strata)).any():
+        second, freedom_2 = jackknife_variance(columns, formula, clusters[1], strata)
+        # of a stratum that is held fixed the intersections are no part of V₂, so they aren't taken off either
+        cells = [cell if moves else "fixed" for cell, moves in zip(zip(*clusters, strict=True), free, strict=True)]
+        both, _ = jackknife_variance(columns, formula, cells, strata)
+        variance = np.maximum(first + second - both, first)
+        parts = first**2 / freedom + second**2 / freedom_2
+        freedom = np.where(parts == 0, freedom, (first + second) ** 2 / np.where(parts == 0, 1, parts))
+    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
     return estimate - half, estimate + half
+
+
+def resampled(labels: Sequence, strata: Sequence) -> NDArray:
+    """Say of each observation whether its stratum has two or more clusters, so that one of them can be left out."""
+    found: dict[str, set] = {}
+    for stratum, label in zip(strata, labels, strict=True):
+        found.setdefault(str(stratum), set()).add(str(label))
+    return np.array([len(found[str(stratum)]) > 1 for stratum in strata])
 
 
 def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
@@ -118,26 +127,40 @@ def holm(p_values: ArrayLike) -> NDArray:
     return adjusted
 
 
-def _variance(values: NDArray) -> NDArray:
-    """Return the variance over resamples; NaN where more than 5 % of them left a group without any observation."""
-    missing = np.isnan(values).mean(axis=0)
-    with np.errstate(invalid="ignore"):
-        return np.where(missing <= 0.05, np.nanvar(values, axis=0), np.nan)
+def jackknife_variance(
+    columns: NDArray, formula: Callable[[NDArray], NDArray], labels: Sequence, strata: Sequence | None = None
+) -> tuple[NDArray, int]:
+    """Compute the variance of a statistic by leaving out one cluster at a time, within strata if there are any.
 
+    Parameters
+    ----------
+    columns, formula
+        As `jackknife_interval` takes them.
+    labels, strata : sequences of labels
+        One an observation: its cluster, and the group of clusters from which the others then count for more.
 
-def _resample(labels: Sequence, strata: Sequence, n_resamples: int, generator: np.random.Generator):
-    """Draw weights (resamples, observations) of whole clusters within strata; also return the degrees of freedom."""
-    keys = [(str(stratum), str(label)) for stratum, label in zip(strata, labels, strict=True)]
-    weights = np.ones((n_resamples, len(keys)))
-    freedom = 0
-    for stratum in sorted({stratum for stratum, _ in keys}):
-        own = sorted({key for key in keys if key[0] == stratum})
-        if len(own) < 2:
+    Returns
+    -------
+    (variance, freedom)
+        Of the shape of one value of the formula, and the degrees of freedom: clusters less strata. 0 and 0 where no
+        stratum has two clusters.
+    """
+    total = columns.sum(0)
+    strata = ["all"] * len(labels) if strata is None else strata
+    keys = np.array([f"{stratum}\n{label}" for stratum, label in zip(strata, labels, strict=True)])
+    strata = np.array([str(stratum) for stratum in strata])
+    estimate = formula(total[None])[0]
+    variance, freedom = 0.0, 0
+    for stratum in np.unique(strata):
+        here = strata == stratum
+        names, number = np.unique(keys[here], return_inverse=True)
+        n = len(names)
+        if n < 2:
             continue
-        freedom += len(own) - 1
-        drawn = generator.multinomial(len(own) - 1, np.full(len(own), 1 / len(own)), size=n_resamples)
-        scaled = drawn * (len(own) / (len(own) - 1))
-        place = {key: number for number, key in enumerate(own)}
-        here = [index for index, key in enumerate(keys) if key in place]
-        weights[:, here] = scaled[:, [place[keys[index]] for index in here]]
-    return weights, freedom
+        own = np.zeros((n, columns.shape[1]))  # the sums of each cluster
+        np.add.at(own, number, columns[here])
+        whole = own.sum(0)
+        values = formula(total - whole + (whole - own) * n / (n - 1))  # the others stand for the one left out
+        variance = variance + (n - 1) / n * ((values - estimate) ** 2).sum(0)
+        freedom += n - 1
+    return np.asarray(variance), freedom

@@ -40,7 +40,7 @@ SLOW = {
     "test_importance_from_text_equals_a_slow_reference",
     "test_in_half_precision_the_batch_size_changes_nothing",
     "test_kill_9_while_saving_costs_no_model",
-    "test_n_needed_gives_the_power_that_it_promises",
+    "test_what_n_items_can_show_has_the_power_that_it_promises",
     "test_nbval_follows_the_rule_and_names_lesson_cell_and_values",
     "test_of_a_model_folder_only_the_name_is_shown",
     "test_refined_scores_do_not_depend_on_the_batch",

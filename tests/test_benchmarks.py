@@ -355,10 +355,10 @@ class TestStatistics:
     def test_too_few_items_tell_nothing(self):
         row = fl.paired_changes(answers([1] * 20), answers([0] * 2 + [1] * 18)).iloc[0]
         assert not row.told
-        assert "no difference can be told at this n; to see one of this size takes about" in row.sentence
+        assert "no difference can be told; so many items can show one of 0.1" in row.sentence
 
-    def test_n_needed_gives_the_power_that_it_promises(self):
-        """Draw studies of the size that a large one asks for: four of five should see the difference."""
+    def test_what_n_items_can_show_has_the_power_that_it_promises(self):
+        """Where the true difference is the one that so many items can show, four of five studies should see it."""
         draw = np.random.default_rng(0)
 
         def study(n):
@@ -366,9 +366,10 @@ class TestStatistics:
             right = np.where(change < 0, 1, np.where(change > 0, 0, draw.integers(0, 2, n)))
             return fl.paired_changes(answers(right.tolist()), answers((right + change).tolist())).iloc[0]
 
-        needed = int(study(3_000).n_needed)
-        assert 60 < needed < 130
-        assert 0.6 < np.mean([study(needed).told for _ in range(80)]) < 0.93
+        sizes = {n: np.mean([study(n).detectable for _ in range(40)]) for n in (60, 90, 130)}
+        assert sizes[60] > 0.16 > sizes[130]  # the true difference is 0.16
+        assert sizes[90] == pytest.approx(0.16, abs=0.01)
+        assert 0.6 < np.mean([study(90).told for _ in range(80)]) < 0.93
 
     def test_perplexities_are_compared_as_a_ratio(self):
         before, after = answers([1] * 30), answers([1] * 30)

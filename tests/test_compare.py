@@ -135,30 +135,34 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
     for column in ("change", "low", "high", "random_low", "random_high"):
         assert (table[column] == 0).all()
     assert (table.random_below == 0).all()
-    assert (table.flattening_scale.dropna() == 1).all()
-    assert (table.flattening_change.dropna() == 0).all()
+    assert not table.sentence.str.contains("lower than 2 of 2").any()
+    assert table.sentence.str.contains("lower than 0 of 2 random cuts, equal to 2").all()
+    # what is left is what the model's over-confidence gives away for nothing
+    assert (table.flattening_scale.dropna() < 1).all()
 
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
-    scales, perplexities, gaps = evaluation._flattening(tiny, tokenizer, data["pairs"], TEXT)
+    ((sharp, flattened),) = evaluation._flattened(tiny, tokenizer, data["pairs"], [0.7])
+    loss = evaluation._losses(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
     flat = tiny_model()
-    flat.lm_head.weight.data *= scales[6]
-    assert perplexities[6] == pytest.approx(fl.perplexity(flat, tokenizer, TEXT), rel=1e-4)
-    assert gaps[6] == pytest.approx(fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3)
+    flat.lm_head.weight.data *= 0.7
+    assert loss.exp().item() == pytest.approx(fl.perplexity(flat, tokenizer, TEXT), rel=1e-4)
+    assert flattened == pytest.approx(fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3)
+    assert sharp == pytest.approx(fl.next_token_divergence(tiny, tokenizer, data["pairs"]).numpy(), rel=1e-5)
 
 
-def test_the_flattening_of_the_same_price():
-    scales = np.linspace(1, 0.3, 15)
-    perplexities = 20 * np.exp((1 - scales) ** 2)
-    gaps = np.outer(scales**2, [0.01, 0.04])
-    price = math.log(perplexities[4] / perplexities[0])
-    scale, flat = evaluation._same_price((scales, perplexities, gaps), price)
-    assert scale == pytest.approx(scales[4])
-    assert flat == pytest.approx(gaps[4])
-    for gain in (0.0, -0.1):
-        scale, flat = evaluation._same_price((scales, perplexities, gaps), gain)
-        assert scale == 1
-        assert flat == pytest.approx(gaps[0])
+@pytest.mark.parametrize("lowest", [0.7, 0.875, 1.0, 1.2])
+def test_the_flattening_of_the_same_price(lowest):
+    """A convex curve, whose lowest point need not be at 1: at every price the lowest factor that does not cost more."""
+    scales = evaluation.SCALES
+    losses = 3 + 2 * (scales - lowest) ** 2
+    prices = [-0.1, 0.0, 1e-6, 0.01, 0.1, 0.5, 9.0]
+    found = evaluation._same_price(scales, losses, prices)
+    for price, scale in zip(prices, found, strict=True):
+        allowed = 2 * (1 - lowest) ** 2 + max(price, 0)
+        assert scale == pytest.approx(min(max(lowest - math.sqrt(allowed / 2), 0), 1), abs=1e-5)
+    assert found[0] == found[1] == pytest.approx(found[2], abs=1e-2 if lowest == 1 else 1e-4)  # no jump at price 0
+    assert found == sorted(found, reverse=True)
 
 
 def test_a_stopped_run_goes_on_from_its_cache(tiny, tokenizer, data, cut, table, tmp_path, monkeypatch):
@@ -188,12 +192,118 @@ def test_sentences_say_the_row(table):
     assert row.sentence.startswith(f"cut: the gap for race changes by {row.change:+.1%} (interval {row.low:+.1%} … ")
     assert f"lower than {4 - row.random_below} of 4 random cuts" in row.sentence
     assert f"neutral prompts by {row.neutral_change:+.1%}" in row.sentence
-    # this model is so over-confident that any flattening lowers its perplexity: none costs what the cut costs
-    assert pd.isna(row.flattening_change)
-    assert "flattening" not in row.sentence
-    row = row._asdict() if hasattr(row, "_asdict") else dict(row)
-    told = evaluation._sentence(row | {"flattening_change": -0.05})
+    assert "5 templates and 4 pairs of words" in row.sentence
+    # this model is so over-confident that even guessing evenly costs less than it does
+    assert row.flattening_scale == 0
+    assert row.flattening_change == pytest.approx(-1, abs=0.01)
+    row = dict(row)
+    told = evaluation._sentence(row | {"flattening_change": -0.05, "attributes_resampled": 0})
+    assert "5 templates, for these words" in told
     assert told.endswith("a flattening of the same price brings -5.0%.")
+
+
+def test_neutral_pairs_that_move_as_no_random_cut_does_are_named(table):
+    row = dict(row_of(table, "gap", "race"))
+    for low, high, inside, words in (
+        (-0.3, 0.1, True, "no difference can be told"),
+        (-0.3, -0.1, True, "the two differ"),
+        (-0.3, -0.1, False, "the two differ, and neutral prompts move beyond the range of random cuts"),
+    ):
+        told = evaluation._sentence(
+            row | {"specificity_low": low, "specificity_high": high, "neutral_in_range": inside}
+        )
+        assert f"({words})" in told
+    neutral = row_of(table, "gap", "neutral")
+    assert row["neutral_in_range"] == (neutral.random_low <= neutral.change <= neutral.random_high)
+
+
+def test_the_readings_make_the_rows(table, data):
+    readings = pd.DataFrame(table.attrs["readings"])
+    gender = readings[(readings.measure == "gap") & (readings.category == "gender")]
+    assert len(gender) == sum(pair.category == "gender" for pair in data["pairs"])
+    row = row_of(table, "gap", "gender")
+    assert (gender.before.mean(), gender.after.mean()) == pytest.approx((row.before, row.after))
+    assert gender.after.mean() / gender.before.mean() - 1 == pytest.approx(row.change)
+    assert set(readings.measure) == {"gap", "gap without pronouns", "metric"}
+    neutral = readings[(readings.measure == "metric") & (readings.category == "neutral")]
+    assert neutral.after.mean() / neutral.before.mean() - 1 == pytest.approx(row_of(table, "metric", "neutral").change)
+
+
+def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
+    """One pair of words a category: the interval is over sentences, for these words. One sentence: there is none."""
+    pairs = [p for p in data["pairs"] if (p.attribute_a, p.attribute_b) in (("Black", "white"), ("female", "male"))]
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, **{**data, "pairs": pairs}, n_random=1, metric=False)
+    row = row_of(table, "gap", "headline")
+    assert (row.attributes, row.attributes_resampled) == (2, 0)
+    assert "for these words" in row.sentence
+    assert row.low < row.change < row.high
+    changes = [row_of(table, "gap", name).change for name in ("race", "gender")]
+    assert row.categories_high - row.categories_low == pytest.approx(
+        2 * 12.7062 * np.std(changes, ddof=1) / math.sqrt(2), rel=1e-4
+    )
+    one = [pair for pair in data["pairs"] if pair.template == data["pairs"][0].template]
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, **{**data, "pairs": one}, n_random=1, metric=False)
+    race = row_of(table, "gap", "race")
+    assert (race.templates, race.attributes) == (1, 4)
+    assert np.isnan([race.low, race.high, race.p]).all()
+
+
+def test_no_interval_of_a_change_reaches_below_minus_one():
+    x, y = np.array([1.0, 1, 1, 9]), np.array([0.01, 0.02, 1.5, 0.01])
+    labels = np.array([["s", "t", "u", "v"], ["w"] * 4, ["race"] * 4])
+    low, high = evaluation._interval(x, y, [np.arange(4)], labels)
+    assert -1 < low < y.sum() / x.sum() - 1 < high
+
+
+def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, data, cut):
+    def key(model=tiny, tokenizer=tokenizer, **changes):
+        given = {"pairs": data["pairs"], "text": TEXT, "metric": True} | changes
+        return evaluation._cache_key(model, tokenizer, given["pairs"], given["text"], given["metric"])
+
+    keys = [key(), key(tokenizer=bos_tokenizer), key(text=TEXT + "More."), key(pairs=data["pairs"][:-1])]
+    keys += [key(metric=False), key(model=tiny_model(dtype=torch.bfloat16))]
+    with fl.ablate(tiny, cut):
+        keys.append(key())
+    other = tiny_model()
+    other.config.rms_norm_eps = 1e-3
+    keys.append(key(model=other))
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+def test_matched_random_cuts_are_of_the_same_kind(cut):
+    damage = torch.arange(3 * 24).reshape(3, 24).flip(1).float()
+    draws = fl.random_selections(cut, 200, seed=3, match=damage)
+    for draw in draws:
+        assert {layer: len(some) for layer, some in draw.neurons.items()} == {0: 3, 2: 2}
+        for layer, chosen in draw.neurons.items():
+            assert not set(chosen) & set(cut.neurons[layer])
+    assert draws != fl.random_selections(cut, 200, seed=4, match=damage)
+    wide = fl.NeuronSelection({0: (500,)}, (1, 1000))
+    near = {
+        n for draw in fl.random_selections(wide, 300, match=torch.rand(1, 1000).sort().values) for n in draw.neurons[0]
+    }
+    assert near == {*range(490, 511)} - {500}  # the twenty neighbours in rank
+    with pytest.raises(ValueError, match=r"match: expected a table of shape \(3, 24\); got \(3, 23\)"):
+        fl.random_selections(cut, 1, match=damage[:, 1:])
+    with pytest.raises(ValueError, match="match: expected finite values"):
+        fl.random_selections(cut, 1, match=damage / 0)
+
+
+def test_compare_reads_matched_cuts_too(tiny, tokenizer, data, cut):
+    damage = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
+    table = fl.compare(
+        tiny, tokenizer, {"cut": cut}, **data, n_random=2, seed=1, metric=False, match={"damage": damage}
+    )
+    after = []
+    for draw in fl.random_selections(cut, 2, seed=1, match=damage):
+        with fl.ablate(tiny, draw):
+            after.append(fl.perplexity(tiny, tokenizer, TEXT))
+    row = row_of(table, "perplexity", "text")
+    assert (row.damage_low, row.damage_high) == pytest.approx(
+        (min(after) / row.before - 1, max(after) / row.before - 1), abs=2e-5
+    )
+    assert row.damage_below + row.damage_above == 2
 
 
 def test_the_model_stays_as_it_is(tokenizer, data, cut):
@@ -213,6 +323,9 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
         ({"pairs": []}, "pairs: expected at least one"),
         ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b="A tired")]}, "same number of tokens"),
         ({"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)}, "cache: expected None with an ablation"),
+        ({"pairs": [replace(fl.ARTICLE_PAIR, category="neutral")]}, "a category can't be called 'neutral'"),
+        ({"pairs": [replace(fl.ARTICLE_PAIR, category="headline")]}, "a category can't be called 'headline'"),
+        ({"match": {"damage": torch.zeros(3, 25)}}, "match: expected a table of shape"),
         ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),
     ],

@@ -139,8 +139,10 @@ def table_with(**numbers):
     gap = {
         "change": -0.3, "low": -0.4, "high": -0.2, "random_low": -0.1, "random_high": 0.1, "n_random": 20,
         "neutral_change": -0.05, "specificity_low": -0.3, "specificity_high": -0.1, "flattening_change": -0.1,
+        "neutral_in_range": True,
     }  # fmt: skip
     rows = [{"measure": "gap", "category": "headline", **gap, **numbers}]
+    rows.append({"measure": "gap", "category": "neutral", "random_low": -0.08, "random_high": 0.07})
     return pd.DataFrame(
         [*rows, {"measure": "perplexity", "category": "text", "change": 0.02, "low": 0.01, "high": 0.03}]
     )
@@ -152,6 +154,11 @@ def table_with(**numbers):
         ({}, ["narrowed the gap", "-30.0%", "It is specific"], ["No effect", "not shown", "Flattening"]),
         ({"specificity_high": 0.1}, ["narrowed the gap", "It is not shown to be specific"], ["It is specific"]),
         ({"specificity_high": np.nan}, ["It is not shown to be specific"], ["It is specific"]),
+        (
+            {"neutral_change": 0.798, "neutral_in_range": False},
+            ["It is not shown to be specific", "+79.8%, beyond the range of random cuts (-8.0% … +7.0%)"],
+            ["It is specific"],
+        ),
         ({"flattening_change": -0.5}, ["narrowed", "Flattening all predictions", "-50.0%"], []),
         ({"high": 0.1}, ["No effect can be told", "includes 0"], ["narrowed", "specific"]),
         ({"random_low": -0.35}, ["No effect can be told", "not clear of"], ["narrowed", "specific"]),

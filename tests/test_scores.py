@@ -362,12 +362,12 @@ def test_importance_from_text_equals_a_slow_reference(family, tokenizer, bos_tok
         slopes = torch.stack([mask_gradients(tiny, chunk) for chunk in chunks])
         with fl.record(tiny, ["down_proj_input"]) as activations:
             tiny(torch.tensor(chunks))
-        sizes = torch.stack([activations["down_proj_input", layer].abs().mean((0, 1)) for layer in range(3)])
-        columns = torch.stack([glu_weights(mlp)[2].norm(dim=0) for mlp in glu_blocks(tiny)])
+        sizes = torch.stack([activations["down_proj_input", layer].square().mean((0, 1)) for layer in range(3)])
+        columns = torch.stack([glu_weights(mlp)[2].abs().sum(0) for mlp in glu_blocks(tiny)])
         expected = {
             "fisher": slopes.square().mean(0).sqrt(),
             "taylor": slopes.mean(0).abs(),
-            "wanda": sizes.double() * columns,
+            "wanda": sizes.double().sqrt() * columns,
         }
         for method, table in expected.items():
             scores = fl.importance_scores(tiny, method=method, tokenizer=some_tokenizer, text=TEXT)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import fairlab as fl
 from fairlab.behavior import PRONOUNS
 from fairlab.evaluation import bits_of
-from fairlab.statistics import bootstrap_interval
+from fairlab.statistics import jackknife_interval
 
 NEURONS = 90  # the article's 0.2 %: 3 of 1,536 in each of 30 layers
 PAIRS = 15  # of each set of several words; the rarest have no more in half of the sentences
@@ -176,7 +176,7 @@ def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> lis
     members = {name: np.flatnonzero(np.array(labels) == name) for name in [*categories, GRAMMAR, "neutral"]}
     templates = np.array([pair.template for pair in asked + grammar])
     words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in asked + grammar])
-    text = evaluation_text(tokenizer)
+    text = evaluation_text(tokenizer, 0)
 
     def read(cut: fl.NeuronSelection) -> np.ndarray:
         """Return the gap of every pair, then those of gender without pronouns."""
@@ -199,23 +199,32 @@ def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> lis
     draws = fl.random_selections(selections["all"], N_RANDOM, seed=SEED)
     by_chance = [read(cut) for cut in tqdm(draws, desc="random cuts", unit="cut")]
 
-    def change(reading: np.ndarray, name: str, weights: np.ndarray) -> np.ndarray:
+    def change(reading: np.ndarray, name: str) -> float:
         own = members[name]
-        return weights[:, own] @ reading[own] / (weights[:, own] @ before[own]) - 1
+        return reading[own].sum() / before[own].sum() - 1
 
     def row(chosen_on: str, read_on: str, terms: list[tuple[str, str, float]], part: str = "transfer") -> dict:
-        """Return a weighted sum of changes (cut, category, weight) with its interval, as `compare` does it."""
-        used = np.concatenate([members[name] for name in dict.fromkeys(name for _, name, _ in terms)])
+        """Return a weighted sum of changes (cut, category, weight) with its interval, as `compare` does it.
 
-        def statistic(some: np.ndarray) -> np.ndarray:
-            weights = np.zeros((len(some), len(before)))
-            weights[:, used] = some
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return sum(share * change(after[cut], name, weights) for cut, name, share in terms)
+        The interval of a mean of changes (weights that add up to 1) is made on the log scale.
+        """
+        used = np.concatenate([members[name] for name in dict.fromkeys(name for _, name, _ in terms)])
+        shares = np.array([share for _, _, share in terms])
+        columns = np.zeros((len(before), 2 * len(terms)))  # before and after, a pair of columns for each term
+        for number, (cut, name, _) in enumerate(terms):
+            own = members[name]
+            columns[own, 2 * number], columns[own, 2 * number + 1] = before[own], after[cut][own]
+        is_mean = np.isclose(shares.sum(), 1)
+
+        def formula(sums: np.ndarray) -> np.ndarray:
+            ratios = (sums[:, 1::2] / sums[:, 0::2]) @ shares
+            return np.log(ratios) if is_mean else ratios - shares.sum()
 
         strata = np.array(labels)[used]
-        low, high = bootstrap_interval(statistic, [templates[used], words[used]], strata=strata)
-        value = statistic(np.ones((1, len(used))))[0]
+        low, high = jackknife_interval(columns[used], formula, [templates[used], words[used]], strata=strata)
+        if is_mean:
+            low, high = np.expm1(low), np.expm1(high)
+        value = sum(share * change(after[cut], name) for cut, name, share in terms)
         found = {"part": part, "score": "guarded", "neurons": NEURONS}
         found |= {"chosen_on": chosen_on, "read_on": read_on}
         found |= {"split": split, "change": value, "low": float(low), "high": float(high)}
@@ -223,8 +232,7 @@ def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> lis
 
     def among_random(value: float, several: Sequence[str]) -> dict:
         """Return the range over random cuts of the mean change of several categories, and a value's place in it."""
-        everyone = np.ones((1, len(before)))
-        drawn = [np.mean([change(reading, name, everyone)[0] for name in several]) for reading in by_chance]
+        drawn = [np.mean([change(reading, name) for name in several]) for reading in by_chance]
         below = sum(other < value for other in drawn)
         return {"random_low": min(drawn), "random_high": max(drawn), "n_random": len(drawn), "random_below": below}
 

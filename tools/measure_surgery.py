@@ -32,7 +32,7 @@ def measure(model, tokenizer) -> dict[str, float | str]:
         "metric": fl.article_metric(model, tokenizer, pair),
         "gap, own pair": fl.next_token_divergence(model, tokenizer, [pair]).item(),
         "gap, new sentences": fl.next_token_divergence(model, tokenizer, held_out).mean().item(),
-        "perplexity": fl.perplexity(model, tokenizer, evaluation_text(tokenizer)),
+        "perplexity": fl.perplexity(model, tokenizer, evaluation_text(tokenizer, 0)),
         "text_a": text_a,
         "text_b": text_b,
     }

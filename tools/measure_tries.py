@@ -12,7 +12,8 @@ the others.
 About seventy settings of the balanced gates were read on the same validation pairs. Chosen for 92 neurons was the one
 that narrows most for at most one per cent of perplexity, with neutral pairs inside the range of random removals; for
 276 neurons and two per cent the cheaper of the two best, which lay a point apart. They alone are read on the held-out
-pairs, scored again on train and validation pairs together; the smaller ones also as they were.
+pairs, scored again on train and validation pairs together; the smaller ones also as they were. The price that chose
+was read on the first part of the evaluation text; the held-out rows have theirs from the second, which chose nothing.
 
 Writes `data/results_tries.csv`, and the gates of the smaller size to `data/gates_balanced.csv`. Takes about an hour
 and a half on 2 CPU cores; a run that was stopped goes on from `build/tries/` and `build/tradeoff/`; delete these to
@@ -208,7 +209,7 @@ def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor,
             {name: own},
             pairs=where(),
             neutral=where(kind="neutral"),
-            text=evaluation_text(tokenizer),
+            text=evaluation_text(tokenizer, 0 if where is validation else 1),
             n_random=20 if name.startswith(("removal", "balanced")) else 10,
             seed=SEED,
             ablation=partial(deal, own=own, gates=gates, toward=toward),
