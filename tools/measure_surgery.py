@@ -3,7 +3,8 @@
     python tools/measure_surgery.py
 
 Neurons a layer × scope × bias weight × scale: 54 cuts, scored on the article's pair, read on it, on the same two words
-in held-out sentences, and on plain prose. Writes `data/results_surgery.csv`. Takes about ten minutes on 2 CPU cores.
+in sentences of the validation templates (held-out ones are kept for the lessons that judge), and on plain prose. Writes
+`data/results_surgery.csv`. Takes about ten minutes on 2 CPU cores.
 """
 
 import itertools
@@ -26,12 +27,12 @@ SETTINGS = {
 def measure(model, tokenizer) -> dict[str, float | str]:
     """Return what one setting does: two texts and four numbers."""
     pair = fl.ARTICLE_PAIR
-    held_out = [p for p in fl.load_pairs("race", split="held_out") if p.attribute_a == pair.attribute_a]
+    new = [p for p in fl.load_pairs("race", split="validation") if p.attribute_a == pair.attribute_a]
     text_a, text_b = fl.generate(model, tokenizer, [pair.prompt_a, pair.prompt_b])
     return {
         "metric": fl.article_metric(model, tokenizer, pair),
         "gap, own pair": fl.next_token_divergence(model, tokenizer, [pair]).item(),
-        "gap, new sentences": fl.next_token_divergence(model, tokenizer, held_out).mean().item(),
+        "gap, new sentences": fl.next_token_divergence(model, tokenizer, new).mean().item(),
         "perplexity": fl.perplexity(model, tokenizer, evaluation_text(tokenizer, 0)),
         "text_a": text_a,
         "text_b": text_b,
