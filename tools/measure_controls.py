@@ -4,9 +4,8 @@
 
 Six ways to choose neurons, each at 1, 3 and 15 neurons a layer, all scored on pairs whose template and words are both
 in the train split (or on the article's own pair), are read on pairs whose template and words were both held out, each
-beside 20 random cuts of the same size; those in `TOUGHER` also beside 20 random cuts that do as much damage (by
-Fisher's importance) and 20 that are as active. Writes `data/results_controls.csv`. Takes about 20 minutes on 2 CPU
-cores; a run that was stopped goes on from `build/controls/`.
+beside 20 random cuts of the same size. Writes `data/results_controls.csv`. Takes about 20 minutes on 2 CPU cores; a
+run that was stopped goes on from `build/controls/`.
 """
 
 import platform
@@ -25,7 +24,6 @@ from fairlab.scores import text_chunks
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (1, 3, 15)
 SEED = 0
-TOUGHER = ("article, own pair · 3", "repaired hybrid · 3")
 
 
 def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
@@ -93,24 +91,37 @@ def provenance(model) -> dict[str, str]:
 
 
 def freeze(
-    model, tokenizer, cuts: dict[str, fl.NeuronSelection], name: str, cache: Path, tougher: Sequence[str]
+    model,
+    tokenizer,
+    cuts: dict[str, fl.NeuronSelection],
+    name: str,
+    cache: Path,
+    *,
+    part: int,
+    metric: bool = True,
+    tougher: Sequence[str] = (),
 ) -> None:
     """Compare cuts, named "method · count", on the held-out pairs, and write the table.
 
-    The cuts named in `tougher` also stand beside random cuts that are matched on damage and on activation.
+    Their price is read on this part of the evaluation text. The cuts named in `tougher` also stand beside random cuts
+    that are matched on damage and on activation.
     """
+    groups = [([name for name in cuts if name not in tougher], None)]
+    if tougher:
+        groups.append((tougher, sizes(model, tokenizer)))
     tables, seconds = [], 0.0
-    for some, match in (([name for name in cuts if name not in tougher], None), (tougher, sizes(model, tokenizer))):
+    for some, match in groups:
         table = fl.compare(
             model,
             tokenizer,
             {name: cuts[name] for name in some},
             pairs=held_out(),
             neutral=held_out(kind="neutral"),
-            text=evaluation_text(tokenizer, 1),
+            text=evaluation_text(tokenizer, part),
             n_random=20,
             seed=SEED,
             cache=cache,
+            metric=metric,
             match=match,
         )
         tables.append(table)
@@ -136,7 +147,7 @@ def main() -> None:
     """Measure and freeze the article's cuts."""
     model, tokenizer = fl.load_model()
     cuts = choose(model, tokenizer)
-    freeze(model, tokenizer, cuts, "results_controls.csv", ROOT / "build" / "controls", TOUGHER)
+    freeze(model, tokenizer, cuts, "results_controls.csv", ROOT / "build" / "controls", part=0)
 
 
 if __name__ == "__main__":
