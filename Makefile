@@ -1,8 +1,8 @@
 # Two commands matter: `make run` and `make test`. Each sets up what it needs.
 PYTHON ?= python3
 BIN := .venv/bin
-# glibc returns the memory of a deleted model
-export MALLOC_MMAP_THRESHOLD_ := 1000000
+# glibc returns the memory of a deleted model; not for tests, which it makes slower
+run lab lesson-table: export MALLOC_MMAP_THRESHOLD_ := 1000000
 # empty: the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 # notebooks, or a folder of them

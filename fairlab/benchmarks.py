@@ -646,7 +646,7 @@ def paired_changes(before: Sequence[Mapping] | pd.DataFrame, after: Sequence[Map
 
 
 def _change(metric: str, before: Formula, after: Formula, labels: pd.Series) -> dict:
-    """Return one metric's change with its interval, test and the number of items that it needs."""
+    """Return one metric's change with its interval, its test and the smallest change that so many items can show."""
     compute = before[0]
     counted, clusters = _clusters(before, labels)
     old, new = before[1][counted], after[1][counted]

@@ -413,12 +413,13 @@ def guarded_scores(
 
         (bias − charge · |neutral|) / (importance² + floor · mean importance²)
 
-    Made for `bias_scores(method="attribution")` or "patching" and `importance_scores(method="fisher")`: with Fisher's
-    F, half of F² estimates to second order by how much the loss rises if the neuron is removed. The square of another
-    importance has no such meaning: with "maw" or "wanda" in place of "fisher" the perplexity rose by 64 and 21 %, where
-    it did not rise with "fisher" (default model, 92 neurons, validation pairs, charge=1, protect=0.1, floor=1). The
-    defaults were chosen on fairlab's validation templates and the default model, for scores with `relative=True`. More
-    charge leaves neutral pairs alone and narrows the gap less; less floor and more protection cost less perplexity.
+    Made for `bias_scores(method="attribution")` or "patching" and `importance_scores(method="fisher")`. Fisher's F says
+    how sensitive the loss is to a neuron; F² is a weight against neurons on which much hangs, not a forecast of what
+    their removal costs (of 60 candidates it did not rank the signed rise of the loss, rank correlation −0.03, only its
+    size, 0.74). With "maw" in place of "fisher" the perplexity rose by 64 %, where it did not rise with "fisher"
+    (default model, 92 neurons, validation pairs, charge=1, protect=0.1, floor=1). The defaults were chosen on fairlab's
+    validation templates and the default model, for scores with `relative=True`. More charge leaves neutral pairs alone
+    and narrows the gap less; less floor and more protection cost less perplexity.
 
     Parameters
     ----------

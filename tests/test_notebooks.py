@@ -74,6 +74,43 @@ def prose(path):
     )
 
 
+CLAIM = re.compile(
+    r"\b(most|least|largest|smallest|highest|lowest|above all|none|never|always|every time|only|as long as|"
+    r"upper|lower left|second time|no setting|more than|less than|nothing|nobody|all of|dwarfs?)\b",
+    re.IGNORECASE,
+)
+
+
+def unasserted(path):
+    """Return the sentences that compare, rank or count, below a result, in sections of a lesson without any assert."""
+    sections, found = [[]], []
+    for cell in read(path)["cells"]:
+        if source(cell).startswith("## "):
+            sections.append([])
+        sections[-1].append(cell)
+    for cells in sections:
+        code = [cell for cell in cells if cell["cell_type"] == "code" and "raises-exception" not in tags(cell)]
+        if not code or not re.match(r"## \d", source(cells[0])) or any("assert " in source(cell) for cell in code):
+            continue
+        for cell in cells[cells.index(code[0]) :]:
+            if cell["cell_type"] == "markdown":
+                sentences = re.split(r"(?<=[.?:!])\s+", source(cell))
+                found += [f"{path.stem}: {' '.join(s.split())}" for s in sentences if CLAIM.search(s)]
+    return found
+
+
+def test_a_sentence_that_compares_has_an_assert_beside_it():
+    """New ones need an assert in their section; those in the file are from before the rule, and the file only shrinks.
+
+    An assert that reads like the sentence: `assert min(moved, key=moved.get) == "white"` for "white moves it least".
+    """
+    found = {sentence for path in LESSONS for sentence in unasserted(path)}
+    file = Path(__file__).parent / "unasserted_sentences.txt"
+    known = set(file.read_text(encoding="utf-8").splitlines())
+    assert not found - known, "add an assert to the section, or say less"
+    assert not known - found, f"no longer there: take them out of {file.name}"
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 class TestEveryNotebook:
     def test_ran_top_to_bottom_in_one_kernel(self, path):

@@ -9,6 +9,7 @@ import pytest
 
 import fairlab as fl
 from fairlab.pairs import encode_pair
+from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 CATEGORIES = {"race", "gender", "religion", "nationality", "age", "socioeconomic", "disability", "appearance"}
@@ -149,11 +150,27 @@ def test_check_pairs_says_what_is_wrong(tokenizer, bos_tokenizer):
     assert fl.check_pairs(bos_tokenizer, pairs)["first"][0] == 2
 
 
+def test_one_definition_of_a_valid_pair(tokenizer):
+    """What `check_pairs` refuses, nothing else computes."""
+    model = tiny_model()
+    for pair in (
+        fl.PromptPair("The old cook was old", "The young cook was young"),
+        fl.PromptPair("The old cook", "The Luxembourgish cook"),
+        fl.PromptPair("The cook", "The cook"),
+    ):
+        assert not fl.check_pairs(tokenizer, [pair]).valid[0]
+        for measure in (fl.next_token_divergence, fl.layer_differences, fl.bias_scores):
+            with pytest.raises(ValueError, match="pairs: "):
+                measure(model, tokenizer, [pair])
+
+
 def test_encode_pair_shows_both_token_lists(tokenizer):
     ids_a, ids_b, first = encode_pair(tokenizer, fl.ARTICLE_PAIR)
     assert [t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b] == [first] == [1]
     with pytest.raises(ValueError, match=r"same number of tokens.*'Ġold'.*'ĠLux.*check_pairs"):
         encode_pair(tokenizer, fl.PromptPair("The old cook", "The Luxembourgish cook"))
+    with pytest.raises(ValueError, match="differ in more than one place: 'The old cook was old' and 'The young"):
+        encode_pair(tokenizer, fl.PromptPair("The old cook was old", "The young cook was young"))
     with pytest.raises(ValueError, match="must differ; got 'The cook' twice"):
         encode_pair(tokenizer, fl.PromptPair("The cook", "The cook"))
 

@@ -52,6 +52,33 @@ def test_coverage_of_the_interval_on_simulated_data(templates, attributes, sprea
     assert 0.89 <= coverage(templates, attributes, spread, sd) <= 0.97
 
 
+@pytest.mark.parametrize(("common", "own"), [(0.2, 0.2), (0.3, 0.1)])  # of the log change: a sentence's part, a pair's
+def test_coverage_of_a_difference_with_words_held_fixed_on_one_side(common, own):
+    """As `specificity`: eight categories of one pair of words each, less neutral pairs of four, in eight sentences."""
+    generator, fixed = np.random.default_rng(5), 0.15 * np.random.default_rng(2).normal(0, 1, 8)
+    sides = np.repeat(np.arange(9), [8] * 8 + [32])  # 0 to 7 the categories, 8 neutral
+    words = np.concatenate([np.repeat(np.arange(8), 8), 8 + np.repeat(np.arange(4), 8)])
+    sentences = np.tile(np.arange(8), 12)
+    truth = np.exp(common**2 / 2 + own**2 / 2) * (np.exp(fixed).mean() - np.exp(0.1**2 / 2))
+
+    def difference(sums):
+        ratios = sums[:, 1::2] / sums[:, 0::2]
+        return ratios[:, :8].mean(1) - ratios[:, 8]
+
+    hits, runs = 0, 300
+    for _ in range(runs):
+        before = np.exp(0.6 * generator.normal(0, 1, 8)[sentences] + 0.7 * generator.normal(0, 1, 96))
+        of_word = np.concatenate([fixed, 0.1 * generator.normal(0, 1, 4)])[words]
+        ratio = np.exp(common * generator.normal(0, 1, 8)[sentences] + own * generator.normal(0, 1, 96) + of_word)
+        columns = np.zeros((96, 18))
+        for side in range(9):
+            columns[sides == side, 2 * side] = before[sides == side]
+            columns[sides == side, 2 * side + 1] = (before * ratio)[sides == side]
+        low, high = jackknife_interval(columns, difference, [sentences, words], strata=sides)
+        hits += low <= truth <= high
+    assert 0.89 <= hits / runs <= 0.97
+
+
 def test_words_that_are_held_fixed_are_not_covered():
     assert coverage(8, 1, (1, 1, 1), 0.3, runs=400) < 0.85
 
@@ -98,7 +125,9 @@ def test_of_words_that_are_held_fixed_nothing_is_taken_off():
     by_word, freedom = jackknife_variance(only, mean, words[right])
     variance = by_sentence + by_word - jackknife_variance(only, mean, cells)[0]
     freedom = (by_sentence + by_word) ** 2 / (by_sentence**2 / sentences + by_word**2 / freedom)
-    assert (high - low) / 2 == pytest.approx(scipy.stats.t.ppf(0.975, freedom) * math.sqrt(max(variance, by_sentence)))
+    assert (high - low) / 2 == pytest.approx(
+        scipy.stats.t.ppf(0.975, freedom) * math.sqrt(max(variance, by_sentence, by_word))
+    )
     assert variance > by_sentence
 
 

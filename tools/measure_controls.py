@@ -19,7 +19,6 @@ import transformers
 
 import fairlab as fl
 from fairlab.evaluation import bits_of
-from fairlab.scores import text_chunks
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (1, 3, 15)
@@ -63,16 +62,10 @@ def evaluation_text(tokenizer, part: int) -> str:
     return tokenizer.decode(tokenizer(text, verbose=False).input_ids[2048 * part : 2048 * (part + 1)])
 
 
-def sizes(model, tokenizer) -> dict[str, torch.Tensor]:
-    """Return what tougher random cuts are matched on: the damage of a neuron, and its mean absolute activation."""
+def damage(model, tokenizer) -> dict[str, torch.Tensor]:
+    """Return what tougher random cuts are matched on: Fisher's importance on the calibration text."""
     text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
-    activity = []
-    for chunk in text_chunks(tokenizer, text):
-        with fl.record(model, ["down_proj_input"]) as seen, torch.no_grad():
-            model(input_ids=torch.tensor([chunk]), use_cache=False)
-        activity.append(torch.stack([h[0].abs().mean(0) for _, h in sorted(seen.items())]))  # (layers, neurons)
-    damage = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
-    return {"damage": damage, "activation": torch.stack(activity).mean(0)}
+    return {"damage": fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)}
 
 
 def provenance(model) -> dict[str, str]:
@@ -104,11 +97,11 @@ def freeze(
     """Compare cuts, named "method · count", on the held-out pairs, and write the table.
 
     Their price is read on this part of the evaluation text. The cuts named in `tougher` also stand beside random cuts
-    that are matched on damage and on activation.
+    that are matched on damage.
     """
     groups = [([name for name in cuts if name not in tougher], None)]
     if tougher:
-        groups.append((tougher, sizes(model, tokenizer)))
+        groups.append((tougher, damage(model, tokenizer)))
     tables, seconds = [], 0.0
     for some, match in groups:
         table = fl.compare(

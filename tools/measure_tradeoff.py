@@ -4,7 +4,7 @@
 
 Seven ways to choose, at 3 and 9 neurons a layer (0.2 and 0.6 %), scored on pairs whose template and words are both
 in the train split, read on pairs whose template and words were both held out, each beside 20 random cuts of the same
-size, those in `TOUGHER` also beside random cuts that are matched on damage and on activation. The options of
+size, those in `TOUGHER` also beside random cuts that are matched on damage. The options of
 `guarded_scores` were chosen on the validation templates. Writes `data/results_tradeoff.csv` and
 `data/selection_guarded.json`. Takes about half an hour on 2 CPU cores; a run that was stopped goes on from
 `build/tradeoff/`.
@@ -20,7 +20,7 @@ import fairlab as fl
 COUNTS = (3, 9)
 CATEGORIES = ("race", "gender", "religion", "nationality", "age", "disability", "appearance", "socioeconomic")
 CACHE = ROOT / "build" / "tradeoff"
-TOUGHER = ("guarded · 3", "article, own pair · 3")
+TOUGHER = ("guarded · 3",)
 
 
 def train(**options) -> list[fl.PromptPair]:
@@ -109,7 +109,7 @@ def main() -> None:
     """Measure and freeze the cuts, and the one that lessons take."""
     model, tokenizer = fl.load_model()
     cuts = choose(model, tokenizer)
-    freeze(model, tokenizer, cuts, "results_tradeoff.csv", CACHE, part=1, metric=False, tougher=TOUGHER)
+    freeze(model, tokenizer, cuts, "results_tradeoff.csv", CACHE, part=0, metric=False, tougher=TOUGHER)
     (ROOT / "data" / "selection_guarded.json").write_text(cuts["guarded · 3"].to_json() + "\n", encoding="utf-8")
 
 

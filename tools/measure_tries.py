@@ -20,11 +20,14 @@ and a half on 2 CPU cores; a run that was stopped goes on from `build/tries/` an
 start anew.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from measure_controls import ROOT, SEED, evaluation_text, held_out, write
@@ -36,6 +39,7 @@ from fairlab.behavior import divergence
 from fairlab.capture import next_log_p, pair_batches, progress
 from fairlab.models import glu_blocks
 from fairlab.scores import chunk_loss, text_chunks
+from fairlab.statistics import jackknife_interval
 
 CACHE = ROOT / "build" / "tries"
 SETTINGS = (  # of the balanced gates
@@ -49,6 +53,13 @@ CHOSEN = SETTINGS[1:]
 def validation(**options) -> list[fl.PromptPair]:
     """Return the pairs that may choose a method: validation templates, and no held-out words."""
     return [pair for pair in fl.load_pairs(split="validation", **options) if pair.attribute_split != "held_out"]
+
+
+def held_out_all_neutral(**options) -> list[fl.PromptPair]:
+    """Return the held-out pairs; of neutral ones those of the held-out templates with any words, which are more."""
+    if options.get("kind") == "neutral":
+        return fl.load_pairs(split="held_out", **options)
+    return held_out(**options)
 
 
 def all_but_held_out(**options) -> list[fl.PromptPair]:
@@ -218,6 +229,26 @@ def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor,
     return pd.read_pickle(path).assign(read_on=where.__name__)
 
 
+def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor) -> pd.DataFrame:
+    """Return the price on the first 4,096 tokens of WikiText-2's test pages, as a row; none without the data sets."""
+    folder = os.environ.get("FAIRLAB_DATASETS")
+    if not folder:
+        print("FAIRLAB_DATASETS is not set: no price on WikiText")
+        return pd.DataFrame()
+    text = (Path(folder) / "wikitext2" / "wikitext-2-raw-v1_test.txt").read_text(encoding="utf-8")
+    text = tokenizer.decode(tokenizer(text, verbose=False).input_ids[:4096])
+    before = fl.token_losses(model, tokenizer, text).numpy()
+    with gated(model, gates, toward):
+        after = fl.token_losses(model, tokenizer, text).numpy()
+    columns = np.stack([after - before, np.ones(len(before))], 1)
+    blocks = np.arange(len(before)) // 64
+    low, high = jackknife_interval(columns, lambda sums: sums[:, 0] / sums[:, 1], [blocks])
+    change = np.expm1([(after - before).mean(), low, high])
+    row = {"selection": name, "measure": "perplexity", "category": "WikiText-2", "read_on": "WikiText-2"}
+    row |= {"before": np.exp(before.mean()), "after": np.exp(after.mean())}
+    return pd.DataFrame([row | dict(zip(("change", "low", "high"), change, strict=True))])
+
+
 def freeze_gates(gates: torch.Tensor, toward: torch.Tensor) -> None:
     """Write the gates that lesson 07 takes, a row a neuron."""
     layers, neurons = places = (gates != 1).nonzero(as_tuple=True)
@@ -248,8 +279,13 @@ def main() -> None:
         balanced_name(CHOSEN[1], ", all pairs"): large,
     }
     readings += [read(model, tokenizer, name, gates, mean, held_out) for name, gates in held_out_tries.items()]
+    chosen = balanced_name(CHOSEN[0], ", all pairs")
+    readings.append(read(model, tokenizer, chosen, small, mean, held_out_all_neutral))
+    seconds = sum(reading.attrs["seconds"] for reading in readings)
+    readings.append(on_wikitext(model, tokenizer, chosen, small, mean))
+    readings.append(on_wikitext(model, tokenizer, "removal · 90", *tries["removal · 90"]))
     table = pd.concat(readings, ignore_index=True)
-    table.attrs["seconds"] = sum(reading.attrs["seconds"] for reading in readings)
+    table.attrs["seconds"] = seconds
     write(model, table, "results_tries.csv")
 
 
