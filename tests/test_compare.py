@@ -359,13 +359,74 @@ def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
     )
 
 
-def test_the_frozen_controls_are_complete_and_the_readme_says_what_they_say():
-    table = pd.read_csv(fl.data_path("results_controls.csv"))
+def frozen(name, **values):
+    """Return the rows of a frozen table that have these values."""
+    table = pd.read_csv(fl.data_path(name))
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
+
+
+def test_the_frozen_controls_are_complete():
+    table = frozen("results_controls.csv")
     assert len(table) == 6 * 3 * 22
     assert not table[["model", "weights_sha256", "commit", "versions", "seed", "seconds"]].isna().any(axis=None)
     assert (table.n_random == 20).all()
-    headline = table[(table.category == "headline") & (table.measure == "gap")].set_index(["method", "count"])
+    assert not (table.low < -1).any()
+    assert (table.attributes_resampled[table.category != "neutral"] == 0).all()  # one pair of words a category
+    headline = table[(table.category == "headline") & (table.measure == "gap")]
     assert len(headline) == 18
-    assert not (headline.specificity_high < 0).any()
-    own = headline.loc["article, own pair", 3]
-    assert f"{own.change:+.1%} [{own.low:+.1%}, {own.high:+.1%}]" in (ROOT / "README.md").read_text(encoding="utf-8")
+    told = headline[headline.specificity_high < 0]
+    assert [*zip(told.method, told["count"], strict=True)] == [("importance alone", 1)]  # the README says so
+    assert told.high.item() > 0
+
+
+def test_the_readme_says_what_the_frozen_tables_say():
+    tries = frozen("results_tries.csv", count=92, read_on="held_out")
+    rows = {
+        ("the article's cut", 90): frozen("results_controls.csv", method="article, own pair", count=3),
+        ("a cut by `guarded_scores`", 90): frozen("results_tradeoff.csv", method="guarded", count=3),
+        ("balanced gates", 92): tries[tries.method.str.endswith("all pairs")],
+    }
+    on_wikitext = frozen("results_tries.csv", read_on="WikiText-2").set_index("count")
+    article = frozen("results_benchmarks.csv", method="article, own pair", task="wikitext").iloc[0]
+    prices = [
+        (article.change, article.change_low, article.change_high),
+        *(tuple(on_wikitext.loc[count, ["change", "low", "high"]]) for count in (90, 92)),
+    ]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def shown(change, low, high):
+        return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
+
+    for ((name, count), table), price in zip(rows.items(), prices, strict=True):
+        gap = table[(table.measure == "gap") & (table.category == "headline")].iloc[0]
+        neutral = table[(table.measure == "gap") & (table.category == "neutral")].iloc[0]
+        cells = [name, count, *(shown(*row[["change", "low", "high"]]) for row in (gap, neutral))]
+        cells += [f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]", shown(*price)]
+        line = "| " + " | ".join(map(str, cells)) + " |"
+        assert line in readme, f"put this into the README:\n{line}"
+    everything = frozen("results_tries.csv", read_on="held_out_all_neutral", measure="gap").set_index("category")
+    gap, neutral = everything.loc["headline"], everything.loc["neutral"]
+    for text in (
+        f"{neutral.change:+.1%} [{neutral.low:+.1%}, {neutral.high:+.1%}]",
+        f"{100 * gap.specificity:+.1f} points [{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
+    ):
+        assert text in readme, f"the README lacks: {text}"
+    opened = len(frozen("held_out_ledger.csv"))
+    assert f"opened {opened} times" in readme
+
+
+def test_every_table_of_held_out_pairs_is_in_the_ledger():
+    ledger = frozen("held_out_ledger.csv")
+    assert list(ledger.columns) == ["date", "commit", "table", "read", "chosen before"]
+    assert not ledger.isna().any(axis=None)
+    assert list(ledger.date) == sorted(ledger.date)
+    listed = " ".join(ledger.table)
+    for path in fl.data_path("results_controls.csv").parent.glob("results_*.csv"):
+        table = pd.read_csv(path, low_memory=False)
+        where = table.get("read_on", table.get("split"))
+        if path.name in ("results_controls.csv", "results_tradeoff.csv") or (
+            where is not None and where.astype(str).str.startswith("held_out").any()
+        ):
+            assert path.name in listed, f"{path.name} was read on held-out pairs: say so in held_out_ledger.csv"

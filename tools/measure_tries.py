@@ -37,6 +37,7 @@ from scipy.optimize import brentq
 import fairlab as fl
 from fairlab.behavior import divergence
 from fairlab.capture import next_log_p, pair_batches, progress
+from fairlab.evaluation import token_losses
 from fairlab.models import glu_blocks
 from fairlab.scores import chunk_loss, text_chunks
 from fairlab.statistics import jackknife_interval
@@ -237,9 +238,9 @@ def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.
         return pd.DataFrame()
     text = (Path(folder) / "wikitext2" / "wikitext-2-raw-v1_test.txt").read_text(encoding="utf-8")
     text = tokenizer.decode(tokenizer(text, verbose=False).input_ids[:4096])
-    before = fl.token_losses(model, tokenizer, text).numpy()
+    before = token_losses(model, tokenizer, text).numpy()
     with gated(model, gates, toward):
-        after = fl.token_losses(model, tokenizer, text).numpy()
+        after = token_losses(model, tokenizer, text).numpy()
     columns = np.stack([after - before, np.ones(len(before))], 1)
     blocks = np.arange(len(before)) // 64
     low, high = jackknife_interval(columns, lambda sums: sums[:, 0] / sums[:, 1], [blocks])
