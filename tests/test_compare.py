@@ -148,7 +148,7 @@ def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
     flat.lm_head.weight.data *= 0.7
     assert loss.exp().item() == pytest.approx(fl.perplexity(flat, tokenizer, TEXT), rel=1e-4)
     assert flattened == pytest.approx(fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3)
-    assert sharp == pytest.approx(fl.next_token_divergence(tiny, tokenizer, data["pairs"]).numpy(), rel=1e-5)
+    assert sharp == pytest.approx(fl.next_token_divergence(tiny, tokenizer, data["pairs"]).numpy(), rel=1e-4)
 
 
 @pytest.mark.parametrize("lowest", [0.7, 0.875, 1.0, 1.2])
@@ -222,11 +222,13 @@ def test_the_readings_make_the_rows(table, data):
     gender = readings[(readings.measure == "gap") & (readings.category == "gender")]
     assert len(gender) == sum(pair.category == "gender" for pair in data["pairs"])
     row = row_of(table, "gap", "gender")
-    assert (gender.before.mean(), gender.after.mean()) == pytest.approx((row.before, row.after))
-    assert gender.after.mean() / gender.before.mean() - 1 == pytest.approx(row.change)
+    assert (gender.before.mean(), gender.after.mean()) == pytest.approx((row.before, row.after), rel=1e-4)
+    assert gender.after.mean() / gender.before.mean() - 1 == pytest.approx(row.change, abs=1e-4)
     assert set(readings.measure) == {"gap", "gap without pronouns", "metric"}
     neutral = readings[(readings.measure == "metric") & (readings.category == "neutral")]
-    assert neutral.after.mean() / neutral.before.mean() - 1 == pytest.approx(row_of(table, "metric", "neutral").change)
+    assert neutral.after.mean() / neutral.before.mean() - 1 == pytest.approx(
+        row_of(table, "metric", "neutral").change, abs=1e-4
+    )
 
 
 def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):

@@ -595,15 +595,6 @@ def test_ties_are_neither_lower_nor_higher(tokenizer, some_pairs):
     assert table.sentence.str.contains("lower than 0 of 2 random cuts").all()
 
 
-def test_a_flattening_beyond_what_was_tried_is_not_told():
-    from fairlab.evaluation import _same_price
-
-    scales, gaps = np.linspace(1, 0.3, 15), np.ones((15, 2))
-    scale, flat = _same_price((scales, np.linspace(10, 20, 15), gaps), math.log(3))
-    assert math.isnan(scale)
-    assert np.isnan(flat).all()
-
-
 # ---- reports and pictures
 
 
