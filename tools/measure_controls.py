@@ -56,7 +56,7 @@ def held_out(**options) -> list[fl.PromptPair]:
 def evaluation_text(tokenizer, part: int) -> str:
     """Return the first (0) or the second (1) 2,048 tokens of the evaluation text.
 
-    On the first part the settings of gates were chosen, so what they cost, held out, is read on the second.
+    On the first part settings were chosen, of guarded cuts and of gates, so what these cost is read on the second.
     """
     text = fl.data_path("evaluation_en.txt").read_text(encoding="utf-8")
     return tokenizer.decode(tokenizer(text, verbose=False).input_ids[2048 * part : 2048 * (part + 1)])

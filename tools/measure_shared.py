@@ -176,7 +176,7 @@ def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> lis
     members = {name: np.flatnonzero(np.array(labels) == name) for name in [*categories, GRAMMAR, "neutral"]}
     templates = np.array([pair.template for pair in asked + grammar])
     words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in asked + grammar])
-    text = evaluation_text(tokenizer, 0)
+    text = evaluation_text(tokenizer, 1)
 
     def read(cut: fl.NeuronSelection) -> np.ndarray:
         """Return the gap of every pair, then those of gender without pronouns."""

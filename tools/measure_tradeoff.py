@@ -109,7 +109,7 @@ def main() -> None:
     """Measure and freeze the cuts, and the one that lessons take."""
     model, tokenizer = fl.load_model()
     cuts = choose(model, tokenizer)
-    freeze(model, tokenizer, cuts, "results_tradeoff.csv", CACHE, part=0, metric=False, tougher=TOUGHER)
+    freeze(model, tokenizer, cuts, "results_tradeoff.csv", CACHE, part=1, metric=False, tougher=TOUGHER)
     (ROOT / "data" / "selection_guarded.json").write_text(cuts["guarded · 3"].to_json() + "\n", encoding="utf-8")
 
 
