@@ -59,7 +59,7 @@ SLOW = {
     "test_the_workflows_fit_the_schema",
     "test_what_is_pushed_reloads_with_stock_transformers",
 }
-SHARING = {"test_planting", "test_compare", "test_cli", "test_report"}
+SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_report"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

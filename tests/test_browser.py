@@ -31,10 +31,11 @@ SETTINGS = {
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium: none of {', '.join(BROWSERS)} is installed")
 
 
-@pytest.fixture
-def lab(tmp_path):
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
     """Serve a copy of the notebooks, without their outputs, in a JupyterLab with no settings of the user's."""
-    folder = tmp_path / "notebooks"
+    place = tmp_path_factory.mktemp("lab")
+    folder = place / "notebooks"
     shutil.copytree(NOTEBOOKS, folder)
     for path in folder.glob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -42,14 +43,14 @@ def lab(tmp_path):
             if cell["cell_type"] == "code":
                 cell.update(outputs=[], execution_count=None)
         path.write_text(json.dumps(notebook), encoding="utf-8")
-    own = {name: str(tmp_path / name) for name in (*FOLDERS, "IPYTHONDIR")}
+    own = {name: str(place / name) for name in (*FOLDERS, "IPYTHONDIR")}
     overrides = Path(own["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(json.dumps(SETTINGS), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    token, log = secrets.token_hex(16), tmp_path / "lab.log"
+    token, log = secrets.token_hex(16), place / "lab.log"
     options = f"--ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --allow-root"
     command = f"-m jupyter lab --no-browser --expose-app-in-browser {options}".split()
     server = subprocess.Popen(
@@ -67,7 +68,7 @@ def lab(tmp_path):
                 time.sleep(0.25)
         else:
             pytest.fail(log.read_text(encoding="utf-8"))
-        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?reset&token={token}"
     finally:
         server.terminate()  # the server ends its kernels first
         server.wait(timeout=60)
@@ -77,7 +78,10 @@ def lab(tmp_path):
 def page():
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        yield page
+        # the next lesson needs the memory and the cores that this one's kernel holds
+        page.evaluate("window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()")
         browser.close()
 
 
