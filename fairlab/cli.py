@@ -250,12 +250,12 @@ def _chosen_and_held_out(tokenizer, name):
     chosen_on = pool if name == "article" else _part(pool, "train")
     if not chosen_on:
         raise ValueError(f"pairs: none of the {len(pool)} pairs of {name} is of the split train: none chooses neurons")
-    held_out = _part(fl.load_pairs() if name == "article" else pool, "held_out")
+    held_out = fl.load_pairs(split="held_out") if name == "article" else _part(pool, "held_out")
     return _usable(tokenizer, chosen_on, name), _usable(tokenizer, held_out, name)
 
 
 def _neutral(tokenizer, path):
-    return _usable(tokenizer, fl.read_pairs(path) if path else _part(fl.load_pairs(kind="neutral"), "held_out"), path)
+    return _usable(tokenizer, fl.read_pairs(path) if path else fl.load_pairs(kind="neutral", split="held_out"), path)
 
 
 def _usable(tokenizer, pairs, name):
@@ -282,7 +282,7 @@ def _scores(loaded, pairs, method, bias_weight):
     )
     tables = {"bias": bias, "importance": importance}
     if causal:
-        neutral = _usable(loaded[1], _part(fl.load_pairs(kind="neutral"), "train"), None)
+        neutral = _usable(loaded[1], fl.load_pairs(kind="neutral", split="train"), None)
         tables["neutral"] = fl.bias_scores(*loaded, neutral, method=bias_method, relative=True)
         return {"score": fl.guarded_scores(bias, importance, neutral=tables["neutral"])} | tables
     return {"score": fl.hybrid_scores(bias, importance, bias_weight=bias_weight)} | tables

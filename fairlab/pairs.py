@@ -67,19 +67,25 @@ def data_path(name: str) -> Path:
 def load_pairs(
     category: str | None = None,
     *,
-    split: str | None = None,
+    split: Literal["train", "validation", "held_out"] | None = None,
+    words: Literal["split", "any"] = "split",
     language: str = "en",
     kind: Literal["demographic", "neutral"] = "demographic",
 ) -> list[PromptPair]:
     """Load the prompt pairs that come with fairlab.
+
+    A sentence and its words are both known or both new: "train" and "validation" pairs have words for training,
+    "held_out" pairs have words that were kept out of training.
 
     Parameters
     ----------
     category : str, optional
         One category ("race", "gender", …); all of them by default.
     split : str, optional
-        "train", "validation" or "held_out": the split of the *template*. Pairs of one template are never in two splits.
-        Each pair also carries `attribute_split`: one attribute pair of each category is kept out of training.
+        "train", "validation" or "held_out"; all pairs by default. Pairs of one template are never in two splits.
+    words : str
+        "split": only words that belong to the split. "any": all words in the templates of the split, so that known
+        words stand in new sentences, and new words in known ones.
     language : str
         "en", or "es" (demographic only; not all of its pairs are valid for every tokenizer: see `check_pairs`).
     kind : str
@@ -93,6 +99,8 @@ def load_pairs(
     prefixes = {"demographic": "pairs", "neutral": "neutral"}
     if kind not in prefixes:
         raise ValueError(f"kind: expected one of {', '.join(prefixes)}; got {kind!r}")
+    if words not in ("split", "any"):
+        raise ValueError(f"words: expected split or any; got {words!r}")
     path = _DATA / f"{prefixes[kind]}_{language}.csv"
     if not path.is_file():
         known = ", ".join(sorted(file.stem.split("_")[1] for file in _DATA.glob(f"{prefixes[kind]}_*.csv")))
@@ -105,7 +113,10 @@ def load_pairs(
             if wanted not in known:
                 raise ValueError(f"{argument}: expected one of {', '.join(known)}; got {wanted!r}")
             pairs = [pair for pair in pairs if getattr(pair, argument) == wanted]
-    return pairs
+    if split is None or words == "any":
+        return pairs
+    known_words = "held_out" if split == "held_out" else "train"
+    return [pair for pair in pairs if pair.attribute_split == known_words]
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:

@@ -115,7 +115,7 @@ def bos_tokenizer(tokenizer):
 @pytest.fixture(scope="session")
 def some_pairs():
     """Pick pairs of several lengths that share prompts with each other."""
-    pairs = fl.load_pairs(split="train")
+    pairs = fl.load_pairs(split="train", words="any")
     crossed = [replace(pairs[0], prompt_b=pairs[1].prompt_b), replace(pairs[1], prompt_b=pairs[0].prompt_b)]
     return pairs[:10] + crossed + pairs[200:206]
 

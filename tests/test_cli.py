@@ -115,7 +115,7 @@ def test_score_lists_the_neurons(run, folder, tmp_path):
     assert code == 0
     top = strict(out)["top"]
     model, tokenizer = fl.load_model(folder)
-    train = [p for p in fl.load_pairs("race", split="train") if p.attribute_split == "train"]
+    train = fl.load_pairs("race", split="train")
     bias = fl.bias_scores(model, tokenizer, train, method="activation")
     scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="vow"), bias_weight=0.8)
     assert len(top) == 20
@@ -135,11 +135,11 @@ def test_causal_scores_are_guarded(run, folder, tmp_path):
         fl.bias_scores(
             model,
             tokenizer,
-            [p for p in pairs if p.split == p.attribute_split == "train"],
+            pairs,
             method="attribution",
             relative=True,
         )
-        for pairs in (fl.load_pairs("race"), fl.load_pairs(kind="neutral"))
+        for pairs in (fl.load_pairs("race", split="train"), fl.load_pairs(kind="neutral", split="train"))
     )
     text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
     fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)

@@ -102,8 +102,8 @@ def test_layer_differences_by_hand(model, tokenizer):
 
 def test_layer_differences_have_intervals_and_a_neutral_band(tokenizer):
     tiny = tiny_model()
-    pairs = [pair for pair in fl.load_pairs("race", split="train") if pair.attribute_split == "train"]
-    neutral = fl.load_pairs("time", split="train", kind="neutral")
+    pairs = fl.load_pairs("race", split="train")
+    neutral = fl.load_pairs("time", split="train", words="any", kind="neutral")
     table = fl.layer_differences(tiny, tokenizer, pairs, neutral=neutral)
     apart = [fl.layer_differences(tiny, tokenizer, [pair]).difference for pair in pairs]
     assert table.difference.tolist() == pytest.approx(np.mean(apart, axis=0).tolist(), rel=1e-5)

@@ -103,12 +103,25 @@ def test_published_figures_have_a_source():
     assert values["parameters_before", "notebook 8_2"] - values["parameters_after", "notebook 8_2"] == 256 * 3 * 2048
 
 
+@pytest.mark.parametrize(("split", "words"), [("train", "train"), ("validation", "train"), ("held_out", "held_out")])
+@pytest.mark.parametrize("options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"])
+def test_a_split_holds_out_templates_and_words_together(split, words, options):
+    pairs = fl.load_pairs(split=split, **options)
+    by_hand = [pair for pair in fl.load_pairs(**options) if pair.split == split and pair.attribute_split == words]
+    assert pairs == by_hand
+    looser = fl.load_pairs(split=split, words="any", **options)
+    assert looser == [pair for pair in fl.load_pairs(**options) if pair.split == split]
+    assert len(pairs) < len(looser)
+
+
 def test_load_pairs_filters_and_names_what_it_does_not_know():
-    race = fl.load_pairs("race", split="held_out")
+    race = fl.load_pairs("race", split="held_out", words="any")
     assert {(pair.category, pair.split) for pair in race} == {("race", "held_out")}
+    assert {pair.attribute_split for pair in race} == {"train", "held_out"}
     for options, message in (
         ({"category": "hair"}, "category: expected one of age, .*'hair'"),
         ({"split": "test"}, "split: expected one of held_out, train, validation; got 'test'"),
+        ({"words": "new"}, "words: expected split or any; got 'new'"),
         ({"language": "xx"}, "language: expected one of en, es .*'xx'"),
         ({"language": "es", "kind": "neutral"}, "language: expected one of en for neutral"),
         ({"kind": "other"}, "kind: expected one of demographic, neutral; got 'other'"),

@@ -13,7 +13,7 @@ from tiny_models import bytes_of, same_bytes, tiny_model
 @pytest.fixture(scope="module")
 def race():
     """Race pairs: those of every second template for planting, some of the others for looking."""
-    pairs = [p for p in fl.load_pairs("race") if p.split != "held_out" and p.attribute_split == "train"]
+    pairs = fl.load_pairs("race", split="train") + fl.load_pairs("race", split="validation")
     templates = sorted({p.template for p in pairs})
     return [p for p in pairs if p.template in templates[::2]], [p for p in pairs if p.template in templates[1:6:2]]
 

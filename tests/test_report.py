@@ -52,8 +52,8 @@ def tiny():
 @pytest.fixture(scope="module")
 def measured(tiny, tokenizer):
     """Compare a cut on a few pairs, one of which has a hostile category."""
-    held_out = fl.load_pairs("race", split="held_out")
-    neutral = fl.load_pairs("mood", kind="neutral", split="held_out")[:12]
+    held_out = fl.load_pairs("race", split="held_out", words="any")
+    neutral = fl.load_pairs("mood", kind="neutral", split="held_out", words="any")[:12]
     pairs = [*held_out, *(replace(pair, category=HOSTILE) for pair in held_out[::2])]
     table = fl.compare(
         tiny, tokenizer, {"cut": CUT}, pairs=pairs, neutral=neutral, text="The tide comes in. " * 9, n_random=3, seed=7

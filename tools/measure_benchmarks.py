@@ -38,7 +38,7 @@ FILES = {
 
 def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
     """Return the models by name: the empty cut is the original."""
-    train = [pair for pair in fl.load_pairs(split="train") if pair.attribute_split == "train"]
+    train = fl.load_pairs(split="train")
     importance = fl.importance_scores(model, method="maw")
     cuts = {"original": fl.NeuronSelection({}, tuple(importance.shape))}
     for name, pairs in {"article, own pair": [fl.ARTICLE_PAIR], "article, train pairs": train}.items():

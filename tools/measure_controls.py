@@ -27,7 +27,7 @@ SEED = 0
 
 def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
     """Return the selections by name, "method · count"."""
-    train = [pair for pair in fl.load_pairs(split="train") if pair.attribute_split == "train"]
+    train = fl.load_pairs(split="train")
     importance = fl.importance_scores(model, method="maw")
     own = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     article = fl.bias_scores(model, tokenizer, train, method="article")
@@ -46,11 +46,6 @@ def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
         for method, table in scores.items()
         for count in COUNTS
     }
-
-
-def held_out(**options) -> list[fl.PromptPair]:
-    """Return the pairs of which neither the template nor the words chose anything."""
-    return [pair for pair in fl.load_pairs(split="held_out", **options) if pair.attribute_split == "held_out"]
 
 
 def evaluation_text(tokenizer, part: int) -> str:
@@ -108,8 +103,8 @@ def freeze(
             model,
             tokenizer,
             {name: cuts[name] for name in some},
-            pairs=held_out(),
-            neutral=held_out(kind="neutral"),
+            pairs=fl.load_pairs(split="held_out"),
+            neutral=fl.load_pairs(split="held_out", kind="neutral"),
             text=evaluation_text(tokenizer, part),
             n_random=20,
             seed=SEED,

@@ -27,7 +27,7 @@ REFINED = 100  # neurons that `refine_scores` tries
 
 def split(seed: int) -> tuple[list[fl.PromptPair], list[fl.PromptPair]]:
     """Return the pairs that the detectors are fitted to, and those that the scores see."""
-    pairs = [pair for pair in fl.load_pairs("race") if pair.split != "held_out" and pair.attribute_split == "train"]
+    pairs = fl.load_pairs("race", split="train") + fl.load_pairs("race", split="validation")
     templates = sorted({pair.template for pair in pairs})
     fitted = set(random.Random(seed).sample(templates, len(templates) // 2))
     return [p for p in pairs if p.template in fitted], [p for p in pairs if p.template not in fitted]

@@ -19,7 +19,7 @@ def headline(pairs, before, after) -> float:
 
 def main() -> None:
     """Measure in each precision and print one line for each."""
-    pairs = fl.load_pairs(split="validation")
+    pairs = fl.load_pairs(split="validation", words="any")
     text = fl.data_path("evaluation_en.txt").read_text(encoding="utf-8")[:4000]
     model, tokenizer = fl.load_model(dtype="float32")
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")

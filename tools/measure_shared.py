@@ -56,11 +56,9 @@ def cached(folder: Path, key: object, compute: Callable[[], Tensor]) -> Tensor:
 
 def chosen_pairs() -> dict[str, list[fl.PromptPair]]:
     """Return the pairs, by category, of which template and words are both in the train split."""
-    everything = fl.load_pairs(split="train") + fl.load_pairs(kind="neutral", split="train")
     found: dict[str, list[fl.PromptPair]] = {}
-    for pair in everything:
-        if pair.attribute_split == "train":
-            found.setdefault(pair.category, []).append(pair)
+    for pair in fl.load_pairs(split="train") + fl.load_pairs(kind="neutral", split="train"):
+        found.setdefault(pair.category, []).append(pair)
     return found
 
 
@@ -168,9 +166,10 @@ def cuts(model, tokenizer, tables: dict[str, Tensor], fisher: Tensor, pairs) -> 
 
 def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> list[dict]:
     """Read every cut on every category, on neutral pairs and on prose, beside random cuts."""
-    asked = [p for p in fl.load_pairs(split=split) if p.attribute_split == "held_out"]
-    categories = list(dict.fromkeys(pair.category for pair in asked))
-    asked += [p for p in fl.load_pairs(kind="neutral", split=split) if p.attribute_split == "held_out"]
+    people = fl.load_pairs(split=split, words="any")
+    categories = list(dict.fromkeys(pair.category for pair in people))
+    neutral = fl.load_pairs(kind="neutral", split=split, words="any")
+    asked = [pair for pair in people + neutral if pair.attribute_split == "held_out"]  # also on validation sentences
     grammar = [pair for pair in asked if pair.category == "gender"]
     labels = [pair.category if pair.category in categories else "neutral" for pair in asked] + [GRAMMAR] * len(grammar)
     members = {name: np.flatnonzero(np.array(labels) == name) for name in [*categories, GRAMMAR, "neutral"]}

@@ -23,11 +23,6 @@ CACHE = ROOT / "build" / "tradeoff"
 TOUGHER = ("guarded · 3",)
 
 
-def train(**options) -> list[fl.PromptPair]:
-    """Return the pairs of which template and words may both choose neurons."""
-    return [pair for pair in fl.load_pairs(split="train", **options) if pair.attribute_split == "train"]
-
-
 def scored(name: str, compute) -> torch.Tensor:
     """Compute a table of scores, or read it from an earlier run."""
     path = CACHE / f"{name}.pt"
@@ -48,11 +43,14 @@ def in_rounds(model, tokenizer, demographic, neutral, fisher, *, count: int) -> 
     for start in range(0, count, count // 3):
         cut = fl.NeuronSelection(chosen, tuple(fisher.shape))
         if start:
-            pairs = [pair for category in CATEGORIES for pair in draw.sample(train(category=category), 12)]
+            pairs = []
+            for category in CATEGORIES:
+                pairs += draw.sample(fl.load_pairs(category, split="train"), 12)
+            neutral_pairs = draw.sample(fl.load_pairs(split="train", kind="neutral"), 60)
             with fl.ablate(model, cut):
                 looks = [
                     fl.bias_scores(model, tokenizer, some, method="attribution", relative=True)
-                    for some in (pairs, draw.sample(train(kind="neutral"), 60))
+                    for some in (pairs, neutral_pairs)
                 ]
             demographic, neutral = (demographic + looks[0]) / 2, (neutral + looks[1]) / 2
         scores = fl.guarded_scores(demographic, fisher, neutral=neutral)
@@ -65,7 +63,7 @@ def in_rounds(model, tokenizer, demographic, neutral, fisher, *, count: int) -> 
 
 def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
     """Return the selections by name, "method · count"."""
-    pairs, neutral = train(), train(kind="neutral")
+    pairs, neutral = fl.load_pairs(split="train"), fl.load_pairs(split="train", kind="neutral")
     text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
     fisher = scored("fisher", lambda: fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text))
     causal = {

@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from measure_controls import ROOT, SEED, evaluation_text, held_out, write
-from measure_tradeoff import scored, train
+from measure_controls import ROOT, SEED, evaluation_text, write
+from measure_tradeoff import scored
 from scipy.optimize import brentq
 
 import fairlab as fl
@@ -51,21 +51,25 @@ SETTINGS = (  # of the balanced gates
 CHOSEN = SETTINGS[1:]
 
 
-def validation(**options) -> list[fl.PromptPair]:
-    """Return the pairs that may choose a method: validation templates, and no held-out words."""
-    return [pair for pair in fl.load_pairs(split="validation", **options) if pair.attribute_split != "held_out"]
-
-
-def held_out_all_neutral(**options) -> list[fl.PromptPair]:
-    """Return the held-out pairs; of neutral ones those of the held-out templates with any words, which are more."""
-    if options.get("kind") == "neutral":
-        return fl.load_pairs(split="held_out", **options)
-    return held_out(**options)
+def train_pairs(**options) -> list[fl.PromptPair]:
+    """Return the pairs that may choose neurons."""
+    return fl.load_pairs(split="train", **options)
 
 
 def all_but_held_out(**options) -> list[fl.PromptPair]:
     """Return the pairs that may choose neurons once the method is chosen."""
-    return train(**options) + validation(**options)
+    return train_pairs(**options) + fl.load_pairs(split="validation", **options)
+
+
+def pairs_to_read(read_on: str) -> dict[str, list[fl.PromptPair]]:
+    """Return the people's and the neutral pairs that a reading takes.
+
+    "held_out_all_neutral" has the neutral pairs of the held-out templates with any words, which are more.
+    """
+    split = "validation" if read_on == "validation" else "held_out"
+    words = "any" if read_on == "held_out_all_neutral" else "split"
+    neutral = fl.load_pairs(split=split, kind="neutral", words=words)
+    return {"pairs": fl.load_pairs(split=split), "neutral": neutral}
 
 
 @contextmanager
@@ -157,7 +161,7 @@ def learned(
     with torch.no_grad():
         losses = [chunk_loss(model, chunk).item() for chunk in chunks]
     looks = []
-    demographic, neutral = train(), train(kind="neutral")
+    demographic, neutral = train_pairs(), train_pairs(kind="neutral")
     by_category = pd.Series(demographic).groupby([pair.category for pair in demographic]).agg(list)
     for groups, each in ((by_category, 3), ({"neutral": neutral}, 16)):
         gaps = {c: fl.next_token_divergence(model, tokenizer, group) for c, group in groups.items()}
@@ -209,9 +213,9 @@ def attempts(model, tokenizer, chunks, mean, around_mean) -> dict[str, tuple[tor
     return tries | {"learned · 92": (gates, mean)}
 
 
-def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor, where) -> pd.DataFrame:
-    """Compare the gates, and random draws of neurons with the same gates, on the pairs that `where` returns."""
-    path = CACHE / f"{where.__name__}, {name}.pkl"
+def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor, read_on: str) -> pd.DataFrame:
+    """Compare the gates, and random draws of neurons with the same gates, on some pairs."""
+    path = CACHE / f"{read_on}, {name}.pkl"
     if not path.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
         own = fl.NeuronSelection({n: row.nonzero().flatten().tolist() for n, row in enumerate(gates != 1)}, gates.shape)
@@ -219,15 +223,14 @@ def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor,
             model,
             tokenizer,
             {name: own},
-            pairs=where(),
-            neutral=where(kind="neutral"),
-            text=evaluation_text(tokenizer, 0 if where is validation else 1),
+            **pairs_to_read(read_on),
+            text=evaluation_text(tokenizer, 0 if read_on == "validation" else 1),
             n_random=20 if name.startswith(("removal", "balanced")) else 10,
             seed=SEED,
             ablation=partial(deal, own=own, gates=gates, toward=toward),
             metric=False,
         ).to_pickle(path)
-    return pd.read_pickle(path).assign(read_on=where.__name__)
+    return pd.read_pickle(path).assign(read_on=read_on)
 
 
 def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor) -> pd.DataFrame:
@@ -268,10 +271,10 @@ def main() -> None:
             f"mean-{draw.__name__}",
             lambda draw=draw: tables(model, tokenizer, chunks, mean, draw(), draw(kind="neutral")),
         )
-        for draw in (train, all_but_held_out)
+        for draw in (train_pairs, all_but_held_out)
     }
-    tries = attempts(model, tokenizer, chunks, mean, around["train"])
-    readings = [read(model, tokenizer, name, *how, validation) for name, how in tries.items()]
+    tries = attempts(model, tokenizer, chunks, mean, around["train_pairs"])
+    readings = [read(model, tokenizer, name, *how, "validation") for name, how in tries.items()]
     small, large = (balanced(*around["all_but_held_out"], **setting) for setting in CHOSEN)
     freeze_gates(small, mean)
     held_out_tries = {
@@ -279,9 +282,9 @@ def main() -> None:
         balanced_name(CHOSEN[0], ", all pairs"): small,
         balanced_name(CHOSEN[1], ", all pairs"): large,
     }
-    readings += [read(model, tokenizer, name, gates, mean, held_out) for name, gates in held_out_tries.items()]
+    readings += [read(model, tokenizer, name, gates, mean, "held_out") for name, gates in held_out_tries.items()]
     chosen = balanced_name(CHOSEN[0], ", all pairs")
-    readings.append(read(model, tokenizer, chosen, small, mean, held_out_all_neutral))
+    readings.append(read(model, tokenizer, chosen, small, mean, "held_out_all_neutral"))
     seconds = sum(reading.attrs["seconds"] for reading in readings)
     readings.append(on_wikitext(model, tokenizer, chosen, small, mean))
     readings.append(on_wikitext(model, tokenizer, "removal · 90", *tries["removal · 90"]))
