@@ -1,7 +1,7 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
-The rooms, in the order in which data flows through them: `files`, `models`, `pairs`, `statistics` → `capture` →
-`diagnosis`, `projection`, `behavior` → `scores` → `surgery` → `planting`, `evaluation` → `benchmarks` → `plots` →
+The rooms, in the order in which data flows through them: `files`, `models`, `pairs`, `statistics` → `capture`, `gates`
+→ `diagnosis`, `projection`, `behavior` → `scores` → `surgery` → `planting`, `evaluation` → `benchmarks` → `plots` →
 `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened when the
 first of its names is used.
 """
@@ -16,6 +16,7 @@ _ROOMS = {
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
     "diagnosis": ("article_metric", "layer_differences"),
     "evaluation": ("compare", "perplexity", "random_selections"),
+    "gates": ("gate",),
     "models": ("DEFAULT_MODEL", "decoder_layers", "describe_model", "load_model"),
     "pairs": ("ARTICLE_PAIR", "PromptPair", "build_pairs", "check_pairs", "data_path", "load_pairs", "read_pairs"),
     "planting": ("plant_neurons", "score_planted"),

@@ -10,7 +10,6 @@ question, which the methods "attribution" and "patching" ask.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -32,10 +31,9 @@ from fairlab.capture import (
     progress,
     record,
 )
+from fairlab.gates import gate_slopes
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
-
-_LOSS_SCALE = 1024.0  # the gradient of a gap is often below what float16 can hold; a power of two costs no precision
 
 
 def bias_scores(
@@ -127,14 +125,14 @@ def bias_scores(
     if method in ("attribution", "patching"):
         options = {"patching": method == "patching", "steps": steps, "batch_size": batch_size}
         if not relative:
-            return _gap_gradients(model, tokenizer, pairs, **options)
+            return _gap_slopes(model, tokenizer, pairs, **options)
         tables = []
         for category in dict.fromkeys(pair.category for pair in as_pairs(pairs)):
             group = [pair for pair in pairs if pair.category == category]
             gap = next_token_divergence(model, tokenizer, group, batch_size=batch_size).mean()
             if not gap:
                 raise ValueError(f"relative: the pairs of category {category!r} have a gap of 0, which has no share")
-            tables.append(_gap_gradients(model, tokenizer, group, **options) / gap.float())
+            tables.append(_gap_slopes(model, tokenizer, group, **options) / gap.float())
         return torch.stack(tables).mean(0)
     if method == "activation":
         statistic = "signed" if signed else "absolute"
@@ -155,7 +153,7 @@ def bias_scores(
 
 
 @full_precision()
-def _gap_gradients(
+def _gap_slopes(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
@@ -164,24 +162,40 @@ def _gap_gradients(
     steps: int | None,
     batch_size: int,
 ) -> Tensor:
-    pairs, blocks = as_pairs(pairs), glu_blocks(model)
-    width = _one_width([mlp.down_proj.in_features for mlp in blocks])
-    group_of = torch.arange(len(blocks) * width).view(-1, width) % (steps or 1)
-    sums = torch.zeros(group_of.shape, dtype=torch.promote_types(model.dtype, torch.float32))
-
-    def add(group: int, layer: int, h: Tensor, gradient: Tensor) -> None:
-        if patching:  # rows: all prompts a, then all prompts b; h - mean is half the difference, with either sign
-            (a, b), (to_a, to_b) = h.chunk(2), gradient.chunk(2)
-            h, gradient = (a - b) / 2, to_a - to_b
-        sums[layer] += (h * gradient).sum((0, 1)).cpu() * (group_of[layer] == group)
-
+    """Compute the slope of the mean gap with respect to every neuron's gate; shape (layers, neurons)."""
+    pairs, total = as_pairs(pairs), 0
     for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
         for part in _rows_apart(batch, batch_size // 2) if patching else [batch]:
-            for group in progress(range(steps), desc="groups", unit="group") if steps else [0]:
-                masks = torch.where(group_of == group, 0.5, 1.0) if steps else None
-                with _gradients(model, partial(add, group), masks):
-                    (divergence(next_log_p(model, part), part).sum() * _LOSS_SCALE).backward()
-    return _table(sums / len(pairs))
+
+            def gap(part: PairBatch = part) -> Tensor:
+                return divergence(next_log_p(model, part), part).sum()
+
+            if patching:
+                total = total + gate_slopes(model, gap, toward=_mean_of_both_prompts)
+            elif steps:
+                total = total + _slopes_halfway(model, gap, steps)
+            else:
+                total = total + gate_slopes(model, gap)
+    return _table(total / len(pairs))
+
+
+def _mean_of_both_prompts(layer: int, h: Tensor) -> Tensor:
+    """Return for each row the mean of the pair it belongs to; the rows are all prompts a, then all prompts b."""
+    precise = torch.promote_types(h.dtype, torch.float32)
+    a, b = h.detach().to(precise).chunk(2)  # (pairs, tokens, neurons) each
+    return ((a + b) / 2).repeat(2, 1, 1)
+
+
+def _slopes_halfway(model: PreTrainedModel, gap: Callable[[], Tensor], steps: int) -> Tensor:
+    """Compute the slopes of one group of neurons after the other, each with the gates of its group at 1/2."""
+    shape = len(glu_blocks(model)), glu_blocks(model)[0].down_proj.in_features
+    group_of = torch.arange(shape[0] * shape[1]).view(shape) % steps  # (layers, neurons)
+    slopes = torch.zeros(shape, dtype=torch.promote_types(model.dtype, torch.float32))
+    for group in progress(range(steps), desc="groups", unit="group"):
+        members = group_of == group
+        found = gate_slopes(model, gap, at=torch.where(members, 0.5, 1.0))
+        slopes[members] = found[members]
+    return slopes
 
 
 def _rows_apart(batch: PairBatch, count: int) -> Iterator[PairBatch]:
@@ -194,50 +208,10 @@ def _rows_apart(batch: PairBatch, count: int) -> Iterator[PairBatch]:
         )  # fmt: skip
 
 
-@contextmanager
-def _gradients(
-    model: PreTrainedModel, see: Callable[[int, Tensor, Tensor], None], masks: Tensor | None = None
-) -> Iterator[None]:
-    """Call `see(layer, h, gradient)` for every layer, in every backward pass inside the block.
-
-    h is the input of `down_proj`, shape (rows, tokens, neurons); it goes on times the layer's row of `masks`, and the
-    gradient is that of the loss, given times `_LOSS_SCALE`, with respect to the product: both in at least float32. The
-    model's parameters get no gradient, and cost none.
-    """
-
-    def watch(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        precise = torch.promote_types(inputs[0].dtype, torch.float32)
-        h = inputs[0].detach()  # a hook that held what it hangs on would keep the graph alive
-        product = inputs[0] if masks is None else inputs[0] * masks[layer].to(h)
-        if not product.requires_grad:  # the first layer: the graph begins here
-            product.requires_grad_()
-        product.register_hook(lambda gradient: see(layer, h.to(precise), gradient.to(precise) / _LOSS_SCALE))
-        return (product, *inputs[1:])
-
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    blocks, handles = glu_blocks(model), []
-    try:
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        for layer, mlp in enumerate(blocks):
-            handles.append(mlp.down_proj.register_forward_pre_hook(partial(watch, layer)))
-        with torch.enable_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in learning:
-            parameter.requires_grad_()
-
-
-def _one_width(widths: Sequence[int]) -> int:
-    if len(set(widths)) > 1:
-        raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
-    return widths[0]
-
-
 def _table(rows: Sequence[Tensor] | Tensor, what: str = "activations or gradients") -> Tensor:
-    _one_width([len(row) for row in rows])
+    """Stack one row a layer to a float32 table (layers, neurons); refuse unequal layers, NaN and infinity."""
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
     table = torch.stack(list(rows)).float()
     if not torch.isfinite(table).all():
         raise ValueError(f"model: its {what} are not finite (NaN or infinity)")
@@ -323,7 +297,7 @@ def importance_scores(
         if method == "wanda":
             sums = _table([glu_weights(mlp)[2].float().abs().sum(0).cpu() for mlp in blocks], "down_proj weights")
             return sums * (sum(_mean_squares(model, chunk) for chunk in chunks) / len(chunks)).sqrt()
-        slopes = (_loss_gradients(model, chunk) for chunk in chunks)
+        slopes = (_table(gate_slopes(model, partial(chunk_loss, model, chunk))) for chunk in chunks)
         if method == "taylor":
             return (sum(slopes) / len(chunks)).abs()
         return (sum(slope**2 for slope in slopes) / len(chunks)).sqrt()
@@ -342,18 +316,6 @@ def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) 
     first = tokenizer("a").input_ids[0]
     bos = [first] if first == tokenizer.bos_token_id else []
     return [bos + ids[start : start + size] for start in range(0, max(len(ids) - size, 0) + 1, size)]
-
-
-def _loss_gradients(model: PreTrainedModel, chunk: list[int]) -> Tensor:
-    """Compute ∂loss/∂m of one chunk for every neuron."""
-    rows: dict[int, Tensor] = {}
-
-    def keep(layer: int, h: Tensor, gradient: Tensor) -> None:
-        rows[layer] = (h * gradient).sum((0, 1)).cpu()
-
-    with _gradients(model, keep):
-        (chunk_loss(model, chunk) * _LOSS_SCALE).backward()
-    return _table([rows[layer] for layer in sorted(rows)])
 
 
 def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
@@ -29,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.behavior import divergence
 from fairlab.capture import check_option, full_precision, next_log_p, pair_batches, progress, refuse_own_hooks
 from fairlab.files import check_output_folder, replace_folder
+from fairlab.gates import gate
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 
@@ -301,8 +301,7 @@ def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
 def ablate(model: PreTrainedModel, selection: NeuronSelection, *, scale: float = 0.0) -> Iterator[None]:
     """Multiply the activations `h` of the selected neurons by `scale` inside the `with` block.
 
-    No weight is touched: the cut is a hook on the input of `down_proj`, gone when the block ends, also after an
-    exception.
+    This is `gate` with `scale` as the gate of these neurons and 1 as that of all others.
 
     Parameters
     ----------
@@ -316,17 +315,12 @@ def ablate(model: PreTrainedModel, selection: NeuronSelection, *, scale: float =
     """
     if not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
-    blocks = _matching_blocks(model, selection)
-    handles = []
-    try:
-        for layer, indices in selection.neurons.items():
-            down_proj = blocks[layer].down_proj
-            columns = torch.tensor(indices, device=down_proj.weight.device)
-            handles.append(down_proj.register_forward_pre_hook(partial(_scaled, columns, scale)))
+    _matching_blocks(model, selection)
+    gates = torch.ones(selection.shape, dtype=torch.promote_types(model.dtype, torch.float32))  # (layers, neurons)
+    for layer, indices in selection.neurons.items():
+        gates[layer, list(indices)] = scale
+    with gate(model, gates):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool = False) -> PreTrainedModel:
@@ -486,13 +480,6 @@ def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
     gate, up, down = glu_weights(mlp)
     rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
-
-
-def _scaled(indices: Tensor, scale: float, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    h = inputs[0].clone()  # (rows, tokens, neurons)
-    # not times 0: a neuron that is removed is gone, even where it is NaN or infinite
-    h[..., indices] = h[..., indices] * scale if scale else 0
-    return (h, *inputs[1:])
 
 
 def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:

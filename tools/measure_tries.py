@@ -22,8 +22,6 @@ start anew.
 
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +34,9 @@ from scipy.optimize import brentq
 
 import fairlab as fl
 from fairlab.behavior import divergence
-from fairlab.capture import next_log_p, pair_batches, progress
+from fairlab.capture import PairBatch, next_log_p, pair_batches, progress
 from fairlab.evaluation import token_losses
-from fairlab.models import glu_blocks
+from fairlab.gates import gate_slopes
 from fairlab.scores import chunk_loss, text_chunks
 from fairlab.statistics import jackknife_interval
 
@@ -72,34 +70,17 @@ def pairs_to_read(read_on: str) -> dict[str, list[fl.PromptPair]]:
     return {"pairs": fl.load_pairs(split=split), "neutral": neutral}
 
 
-@contextmanager
-def gated(model, gates: torch.Tensor, toward: torch.Tensor) -> Iterator[None]:
-    """Put gates * h + (1 - gates) * toward in place of every activation h; both have shape (layers, neurons)."""
-
-    def put(layer, module, inputs):
-        return (inputs[0] * gates[layer] + (1 - gates[layer]) * toward[layer],)
-
-    blocks = glu_blocks(model)
-    handles = [mlp.down_proj.register_forward_pre_hook(partial(put, n)) for n, mlp in enumerate(blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def deal(model, cut: fl.NeuronSelection, *, own: fl.NeuronSelection, gates: torch.Tensor, toward: torch.Tensor):
     """Apply the gates of `own` to the neurons of a cut with as many in each layer, in order: an `ablation`."""
     dealt = torch.ones_like(gates)
     for layer, indices in cut.neurons.items():
         dealt[layer, list(indices)] = gates[layer, list(own.neurons[layer])]
-    return gated(model, dealt, toward)
+    return fl.gate(model, dealt, toward)
 
 
-def headline(model, tokenizer, pairs: list[fl.PromptPair], counts: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the headline of the pairs in parts, a batch each, with gradients."""
-    for batch in pair_batches(model, tokenizer, pairs, batch_size=32):
-        yield (divergence(next_log_p(model, batch), batch) * counts[batch.pairs]).sum()
+def headline(model, batch: PairBatch, counts: torch.Tensor) -> torch.Tensor:
+    """Compute the part of the headline that the pairs of a batch make up, with gradients if these are enabled."""
+    return (divergence(next_log_p(model, batch), batch) * counts[batch.pairs]).sum()
 
 
 def tables(model, tokenizer, chunks, toward: torch.Tensor, pairs, neutral) -> tuple[torch.Tensor, ...]:
@@ -110,20 +91,16 @@ def tables(model, tokenizer, chunks, toward: torch.Tensor, pairs, neutral) -> tu
     """
     slopes = []
     for some, categories in ((pairs, [pair.category for pair in pairs]), (neutral, ["neutral"] * len(neutral))):
-        gates = torch.ones_like(toward).requires_grad_()
         gaps = fl.next_token_divergence(model, tokenizer, some)
         sums = pd.Series(gaps.numpy()).groupby(categories).sum()
         counts = torch.tensor([1 / (sums[category] * len(sums)) for category in categories])
-        with gated(model, gates, toward):
-            for part in headline(model, tokenizer, some, counts):
-                part.backward()
-        slopes.append(gates.grad)
+        total = torch.zeros_like(toward)
+        for batch in pair_batches(model, tokenizer, some, batch_size=32):
+            total += gate_slopes(model, partial(headline, model, batch, counts), toward=toward)
+        slopes.append(total)
     squares = torch.zeros_like(toward)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
-        gates = torch.ones_like(toward).requires_grad_()
-        with gated(model, gates, toward):
-            chunk_loss(model, chunk).backward()
-        squares += gates.grad**2
+        squares += gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward) ** 2
     return slopes[0], (squares / len(chunks)).sqrt(), slopes[1]
 
 
@@ -170,13 +147,14 @@ def learned(
     adam = torch.optim.Adam([values], lr=0.02)
     for number in progress(range(steps), desc="learning", unit="step"):
         adam.zero_grad()
-        with gated(model, torch.ones_like(gates).index_put(chosen, values), toward):
+        with fl.gate(model, torch.ones_like(gates).index_put(chosen, values), toward):
             changes = []
             for groups, gaps, each in looks:
                 places = [(c, i) for c, group in groups.items() for i in draw.sample(range(len(group)), each)]
                 before = torch.stack([gaps[c][i] for c, i in places]).float()
                 counts = torch.stack([1 / gaps[c].mean() for c, _ in places]).float() / len(places)
-                parts = headline(model, tokenizer, [groups[c][i] for c, i in places], counts)
+                drawn = [groups[c][i] for c, i in places]
+                parts = [headline(model, batch, counts) for batch in pair_batches(model, tokenizer, drawn)]
                 changes.append(sum(parts) - before @ counts)
             text = chunk_loss(model, chunks[number % len(chunks)]) - losses[number % len(chunks)]
             (changes[0] + changes[1].abs() + 5 * text.abs()).backward()
@@ -242,7 +220,7 @@ def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.
     text = (Path(folder) / "wikitext2" / "wikitext-2-raw-v1_test.txt").read_text(encoding="utf-8")
     text = tokenizer.decode(tokenizer(text, verbose=False).input_ids[:4096])
     before = token_losses(model, tokenizer, text).numpy()
-    with gated(model, gates, toward):
+    with fl.gate(model, gates, toward):
         after = token_losses(model, tokenizer, text).numpy()
     columns = np.stack([after - before, np.ones(len(before))], 1)
     blocks = np.arange(len(before)) // 64

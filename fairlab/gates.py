@@ -1,0 +1,147 @@
+"""Turn neurons down, off or up while a model runs, and ask what a small turn would do.
+
+Contents: `gate`, the one intervention of fairlab: cutting, scoring and repairing are all done with it; `gate_slopes`,
+the slope of anything that the model says with respect to every gate at once; `frozen`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fairlab.models import glu_blocks
+
+_LOSS_SCALE = 1024.0  # the gradient of a gap is often below what float16 can hold; a power of two costs no precision
+
+
+@contextmanager
+def gate(
+    model: PreTrainedModel,
+    gates: Tensor,
+    toward: Tensor | Callable[[int, Tensor], Tensor] | None = None,
+) -> Iterator[None]:
+    """Put `gates · h + (1 − gates) · toward` in place of every MLP activation h inside the `with` block.
+
+    h is the input of `down_proj`. A gate of 1 leaves a neuron as it is, 0 removes it (or fixes it at `toward`), 0.5
+    turns it down halfway, 2 doubles its distance from `toward`. No weight is touched: the gates are hooks, gone when
+    the block ends, also after an exception.
+
+    Parameters
+    ----------
+    gates : Tensor
+        Shape (layers, neurons). It may ask for gradients: after a backward pass inside the block `gates.grad` says by
+        how much what was measured changes with each gate.
+    toward : Tensor or callable, optional
+        What a neuron at gate 0 does instead, in units of the activation: a tensor of the shape of `gates`, such as the
+        neurons' mean over plain text; or `toward(layer, h)`, which gets the layer's activations of shape (rows, tokens,
+        neurons) and returns as many. 0 by default.
+
+    Raises
+    ------
+    ValueError
+        A model without GLU neurons, gates of another shape than the model, gates or `toward` that are not finite.
+
+    Examples
+    --------
+    >>> gates = torch.ones(30, 1536)
+    >>> gates[8, 112] = 0
+    >>> with gate(model, gates):
+    ...     fairlab.next_token_divergence(model, tokenizer, [fairlab.ARTICLE_PAIR])
+    """
+    blocks = glu_blocks(model)
+    _check_table(model, "gates", gates)
+    if isinstance(toward, Tensor):
+        _check_table(model, "toward", toward)
+    asks = gates.requires_grad
+    handles = []
+    try:
+        for layer, mlp in enumerate(blocks):
+            if asks or (gates[layer] != 1).any():
+                hook = partial(_pass_on, layer, gates, toward)
+                handles.append(mlp.down_proj.register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pass_on(
+    layer: int,
+    gates: Tensor,
+    toward: Tensor | Callable[[int, Tensor], Tensor] | None,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    h = inputs[0]  # (rows, tokens, neurons)
+    own = gates[layer].to(h.device)  # (neurons,)
+    # 0 times NaN is NaN: a neuron that is off is off whatever it held
+    kept = h * own if gates.requires_grad else (h * own).masked_fill(own == 0, 0)
+    if toward is not None:
+        goal = toward(layer, h) if callable(toward) else toward[layer].to(h.device)
+        kept = kept + (1 - own) * goal
+    return (kept.to(h.dtype), *inputs[1:])
+
+
+def gate_slopes(
+    model: PreTrainedModel,
+    measure: Callable[[], Tensor],
+    *,
+    at: Tensor | float = 1.0,
+    toward: Tensor | Callable[[int, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Compute ∂measure/∂gate for all neurons at once: one forward and one backward pass.
+
+    To first order, `−slope` is what turning a gate from 1 to 0 does to the measure.
+
+    Parameters
+    ----------
+    measure : callable
+        Runs the model and returns one number as a tensor, such as a loss or a sum of gaps.
+    at : Tensor or float
+        The gates at which the slope is taken, shape (layers, neurons); 1, the model as it is, by default.
+    toward : Tensor or callable, optional
+        As in `gate`.
+
+    Returns
+    -------
+    Tensor
+        On the CPU, shape (layers, neurons), in units of the measure, at least float32. 0: no effect to first order. The
+        model's parameters get no gradient, and cost none.
+    """
+    widths = {mlp.down_proj.in_features for mlp in glu_blocks(model)}
+    if len(widths) > 1:
+        raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
+    precise = torch.promote_types(model.dtype, torch.float32)
+    gates = torch.ones(len(glu_blocks(model)), *widths, dtype=precise) * at  # (layers, neurons)
+    gates.requires_grad_()
+    with frozen(model), torch.enable_grad(), gate(model, gates, toward):
+        (measure() * _LOSS_SCALE).backward()
+    return gates.grad / _LOSS_SCALE
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Keep the model's parameters from asking for gradients inside the block."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_()
+
+
+def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:
+    widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
+    if table.ndim != 2 or len(table) != len(widths) or {table.shape[1]} != set(widths):
+        found = " or ".join(map(str, sorted(set(widths))))
+        raise ValueError(
+            f"{argument}: expected the shape (layers, neurons) of the model, {len(widths)} layers of {found}; "
+            f"got {tuple(table.shape)}"
+        )
+    if not torch.isfinite(table).all():
+        raise ValueError(f"{argument}: expected finite values; got NaN or infinity")
