@@ -1,9 +1,9 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `files`, `models`, `pairs`, `statistics` → `capture`, `gates`
-→ `diagnosis`, `projection`, `behavior` → `scores` → `surgery` → `planting`, `evaluation` → `benchmarks` → `plots` →
-`widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened when the
-first of its names is used.
+→ `diagnosis`, `projection`, `behavior` → `scores` → `surgery` → `recipes`, `planting`, `evaluation` → `benchmarks` →
+`plots` → `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened
+when the first of its names is used.
 """
 
 from importlib import import_module
@@ -33,6 +33,7 @@ _ROOMS = {
         "plot_transfer",
     ),
     "projection": ("project_pair",),
+    "recipes": ("article_cut", "guarded_cut"),
     "report": ("model_card", "push_to_hub", "write_report"),
     "scores": ("bias_scores", "guarded_scores", "hybrid_scores", "importance_scores"),
     "surgery": (

@@ -20,10 +20,11 @@ Model = Annotated[str, Option(help="The default model, a Hub id (org/name), a mo
 Pairs = Annotated[str, Option(help="article, all, a category such as race, or a CSV file (see fairlab --help).")]
 Neutral = Annotated[str | None, Option(help="CSV file of neutral pairs, the control; fairlab's own without it.")]
 Method = Annotated[
-    str, Option(help="Bias score, or bias+importance: article, activation+maw, attribution, … (score --help).")
+    str,
+    Option(help="guarded (the best found so far), article, or bias+importance: activation+maw (score --help)."),
 ]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]
-Fraction = Annotated[float, Option(help="Share of the neurons to cut: of each layer, or of the model if guarded.")]
+Fraction = Annotated[float, Option(help="Share of each layer to cut (of the model with attribution or patching).")]
 Random = Annotated[int, Option(help="Random cuts of the same size to compare with.")]
 Seed = Annotated[int, Option(help="Of the random cuts.")]
 Table = Annotated[Path | None, Option(help="CSV file to write the whole table to.")]
@@ -48,6 +49,7 @@ def _about() -> None:
     \b
     The whole surgery on the default model:  fairlab prune --out pruned
     Whether it helped, as a page to read:    fairlab report --out report.html
+    The article's recipe instead:            add --method article --pairs article
 
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category, template, attribute_a,
     attribute_b and split. Pairs of the split train choose the neurons, those of the split held_out measure; without
@@ -99,18 +101,19 @@ def diagnose(
 
 @app.command()
 def score(
-    model: Model = DEFAULT, pairs: Pairs = "article", method: Method = "article", bias_weight: Weight = 0.5,
+    model: Model = DEFAULT, pairs: Pairs = "all", method: Method = "guarded", bias_weight: Weight = 0.5,
     out: Table = None, force: Force = False, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Rank the neurons: which react, which matter.
 
-    --method is a bias score of fairlab.bias_scores (article, activation, optipfair, …) and, after a plus, an importance
-    score of fairlab.importance_scores (maw if none is given); a wrong name gets the list of all. The two are combined
-    as hybrid score; the article weights them 0.5, optipfair 0.8. Prints the twenty neurons with the highest score.
-    Hybrid scores are scaled within each layer: ranks across layers compare unlike units.
+    --method guarded, the default, is fairlab.guarded_cut: neurons that cause the gap (attribution), less a charge for
+    neutral pairs, over Fisher's importance. --method article is fairlab.article_cut.
 
-    attribution and patching ask which neurons cause the gap. They are combined by fairlab.guarded_scores with Fisher's
-    importance and a charge for neutral pairs, in place of --bias-weight, and ranked over all layers.
+    Or name a bias score of fairlab.bias_scores (activation, optipfair, …) and, after a plus, an importance score of
+    fairlab.importance_scores (maw if none is given); a wrong name gets the list of all. The two are combined as hybrid
+    score with --bias-weight; the article weights them 0.5, optipfair 0.8. Hybrid scores are scaled within each layer:
+    ranks across layers compare unlike units. attribution and patching are guarded as above, and their neurons are
+    ranked over all layers. Prints the twenty neurons with the highest score.
 
     \b
     Example: fairlab score --pairs race --method activation+vow --out scores.csv
@@ -131,8 +134,8 @@ def score(
 
 @app.command()
 def prune(
-    out: Annotated[Path, Option(help="Folder for the cut model.")], model: Model = DEFAULT, pairs: Pairs = "article",
-    method: Method = "article", bias_weight: Weight = 0.5, fraction: Fraction = 0.002, force: Force = False,
+    out: Annotated[Path, Option(help="Folder for the cut model.")], model: Model = DEFAULT, pairs: Pairs = "all",
+    method: Method = "guarded", bias_weight: Weight = 0.5, fraction: Fraction = 0.002, force: Force = False,
     device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Score, select, cut and save: the whole surgery.
@@ -160,7 +163,7 @@ def prune(
 
 @app.command()
 def compare(
-    model: Model = DEFAULT, pairs: Pairs = "article", method: Method = "article", bias_weight: Weight = 0.5,
+    model: Model = DEFAULT, pairs: Pairs = "all", method: Method = "guarded", bias_weight: Weight = 0.5,
     fraction: Fraction = 0.002, neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0, out: Table = None,
     force: Force = False, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -184,7 +187,7 @@ def compare(
 @app.command()
 def report(
     out: Annotated[Path, Option(help="The page, NAME.html; the numbers go to NAME.json.")], model: Model = DEFAULT,
-    pairs: Pairs = "article", method: Method = "article", bias_weight: Weight = 0.5, fraction: Fraction = 0.002,
+    pairs: Pairs = "all", method: Method = "guarded", bias_weight: Weight = 0.5, fraction: Fraction = 0.002,
     neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0, force: Force = False,
     device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -272,27 +275,40 @@ def _usable(tokenizer, pairs, name):
     return [pair for pair, valid in zip(pairs, table["valid"], strict=True) if valid]
 
 
+def _neutral_that_choose(tokenizer):
+    return _usable(tokenizer, fl.load_pairs(kind="neutral", split="train"), None)
+
+
+def _calibration_text():
+    return fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+
+
 def _scores(loaded, pairs, method, bias_weight):
-    bias_method, _, importance_method = method.partition("+")
-    causal = bias_method in ("attribution", "patching")
-    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
-    bias = fl.bias_scores(*loaded, pairs, method=bias_method, relative=causal)
-    importance = fl.importance_scores(
-        loaded[0], method=importance_method or ("fisher" if causal else "maw"), tokenizer=loaded[1], text=text
-    )
-    tables = {"bias": bias, "importance": importance}
-    if causal:
-        neutral = _usable(loaded[1], fl.load_pairs(kind="neutral", split="train"), None)
-        tables["neutral"] = fl.bias_scores(*loaded, neutral, method=bias_method, relative=True)
-        return {"score": fl.guarded_scores(bias, importance, neutral=tables["neutral"])} | tables
-    return {"score": fl.hybrid_scores(bias, importance, bias_weight=bias_weight)} | tables
+    """Return the tables of a method: its score, and what that is made of."""
+    from fairlab.recipes import guarded_tables
+
+    bias_method, _, importance_method = ("attribution" if method == "guarded" else method).partition("+")
+    if bias_method in ("attribution", "patching"):
+        options = {"method": bias_method, "importance": importance_method or "fisher", "text": _calibration_text()}
+        return guarded_tables(*loaded, pairs, _neutral_that_choose(loaded[1]), **options)
+    bias = fl.bias_scores(*loaded, pairs, method=bias_method)
+    options = {"method": importance_method or "maw", "tokenizer": loaded[1], "text": _calibration_text()}
+    importance = fl.importance_scores(loaded[0], **options)
+    score = fl.hybrid_scores(bias, importance, bias_weight=bias_weight)
+    return {"score": score, "bias": bias, "importance": importance}
 
 
 def _select(loaded, pairs, method, bias_weight, fraction):
+    """Choose the neurons by a recipe's name, or by the scores that are named."""
+    if method == "guarded":
+        neutral, text = _neutral_that_choose(loaded[1]), _calibration_text()
+        return fl.guarded_cut(*loaded, pairs, neutral, text=text, fraction=fraction)
+    if method == "article":
+        return fl.article_cut(*loaded, pairs, fraction=fraction, bias_weight=bias_weight)
     scores = _scores(loaded, pairs, method, bias_weight)
-    guarded = "neutral" in scores
-    note = "guarded" if guarded else f"bias weight {bias_weight:g}"
-    how, scope = f"{method}, {note}, {len(pairs)} pairs", "model" if guarded else "layer"
+    causal = "neutral" in scores
+    note = "guarded" if causal else f"bias weight {bias_weight:g}"
+    how, scope = f"{method}, {note}, {len(pairs)} pairs", "model" if causal else "layer"
     return fl.select_neurons(scores["score"], fraction=fraction, scope=scope, how=how)
 
 

@@ -16,7 +16,7 @@ from fairlab import cli
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
-CUT = ["--fraction", "0.1"]
+CUT = ["--fraction", "0.1", "--method", "article", "--pairs", "article"]
 SENTENCES = ("The {} man called the office, and", "My {} friend read the letter. Then", "Two {} guests came to")
 WORDS = (("Black", "white"), ("young", "old"))
 
@@ -154,6 +154,16 @@ def test_causal_scores_are_guarded(run, folder, tmp_path):
     assert "attribution, guarded, 36 pairs" in selection["how"]
 
 
+def test_without_a_method_the_cut_is_the_guarded_one(run, folder, tmp_path):
+    options = ["--pairs", "race", "--fraction", "0.1", "--out", tmp_path / "cut", "--json"]
+    selection = strict(run("prune", *options)[1])["selection"]
+    race, neutral = fl.load_pairs("race", split="train"), fl.load_pairs(kind="neutral", split="train")
+    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    expected = fl.guarded_cut(*fl.load_model(folder), race, neutral, text=text, fraction=0.1)
+    assert {int(layer): tuple(some) for layer, some in selection["neurons"].items()} == dict(expected.neurons)
+    assert "guarded, 36 pairs, 139 neutral ones" in selection["how"]
+
+
 def test_prune_is_the_surgery_of_the_functions(run, folder, tmp_path):
     code, out, _ = run("prune", *CUT, "--out", tmp_path / "cut", "--json")
     assert code == 0
@@ -278,8 +288,9 @@ def test_a_failure_that_is_no_input_keeps_its_traceback(run, monkeypatch):
         run("score")
 
 
-def test_the_whole_surgery_on_the_default_model_in_one_line(model, tmp_path):
-    command = [sys.executable, "-m", "fairlab", "prune", "--out", tmp_path / "pruned"]
+def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
+    command = [sys.executable, "-m", "fairlab", "prune", "--method", "article", "--pairs", "article"]
+    command += ["--out", tmp_path / "pruned"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     removed = 30 * 3 * 3 * model.config.hidden_size  # layers × neurons × rows and columns of a neuron

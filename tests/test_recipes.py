@@ -1,0 +1,66 @@
+"""The two whole ways to choose neurons, spelled out by hand."""
+
+import pytest
+import torch
+
+import fairlab as fl
+from fairlab import recipes
+from tiny_models import tiny_model
+
+TEMPLATES = ["My {} neighbor asked for help. The clerk said that", "The {} man waited. The guard thought he"]
+RACE = fl.build_pairs(TEMPLATES, [("Black", "white")], category="race")
+AGE = fl.build_pairs(TEMPLATES, [("old", "young")], category="age")
+PEOPLE = RACE + AGE
+NEUTRAL = fl.build_pairs(TEMPLATES, [("tired", "hungry"), ("happy", "calm")], category="mood")
+
+
+def test_the_guarded_cut_by_hand(tokenizer):
+    model = tiny_model()
+    text = "The market opens at seven. " * 20
+    bias = fl.bias_scores(model, tokenizer, PEOPLE, method="attribution", relative=True)
+    other = fl.bias_scores(model, tokenizer, NEUTRAL, method="attribution", relative=True)
+    fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
+    by_hand = fl.select_neurons(fl.guarded_scores(bias, fisher, neutral=other), fraction=0.1)
+    cut = fl.guarded_cut(model, tokenizer, PEOPLE, NEUTRAL, text=text, fraction=0.1)
+    assert cut.neurons == by_hand.neurons
+    assert {len(indices) for indices in cut.neurons.values()} == {2}  # of 24 in each layer
+    assert "guarded, 4 pairs, 4 neutral ones" in cut.how
+    swapped = fl.guarded_cut(model, tokenizer, NEUTRAL, PEOPLE, text=text, fraction=0.1)
+    assert swapped.neurons != cut.neurons
+
+
+def test_the_guarded_cut_takes_the_calibration_text(tokenizer, monkeypatch):
+    seen = []
+
+    def importance(model, *, method, tokenizer, text):
+        seen.append((method, text))
+        return torch.ones(3, 24)
+
+    monkeypatch.setattr(recipes, "importance_scores", importance)
+    fl.guarded_cut(tiny_model(), tokenizer, PEOPLE, NEUTRAL, fraction=0.1)
+    assert seen == [("fisher", fl.data_path("calibration_en.txt").read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_article_cut_by_hand(tokenizer, weight):
+    model = tiny_model()
+    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
+    scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="maw"), bias_weight=weight)
+    cut = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR], fraction=0.1, bias_weight=weight)
+    assert cut.neurons == fl.select_neurons(scores, fraction=0.1).neurons
+    assert f"article, 1 pairs, bias weight {weight:g}" in cut.how
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.0, 1.0, 2])
+@pytest.mark.parametrize("recipe", ["guarded", "article"])
+def test_a_bad_fraction_is_refused_before_anything_is_scored(tokenizer, monkeypatch, recipe, fraction):
+    def too_early(*_, **__):
+        raise AssertionError("scored before the fraction was checked")
+
+    for name in ("bias_scores", "importance_scores"):
+        monkeypatch.setattr(recipes, name, too_early)
+    with pytest.raises(ValueError, match="fraction: "):
+        if recipe == "guarded":
+            fl.guarded_cut(tiny_model(), tokenizer, PEOPLE, NEUTRAL, fraction=fraction)
+        else:
+            fl.article_cut(tiny_model(), tokenizer, PEOPLE, fraction=fraction)
