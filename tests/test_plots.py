@@ -70,6 +70,56 @@ def test_dose_response_has_a_line_a_method():
         fl.plot_dose_response(comparison().drop(columns="count"))
 
 
+def uneven():
+    """Return a comparison in which no two columns, and no two rows, could stand for each other."""
+    frame = comparison()
+    number = pd.Series(range(1, len(frame) + 1))
+    frame["low"], frame["high"] = frame.change - 0.01 * number, frame.change + 0.03 * number
+    frame["random_low"], frame["random_high"] = -0.05 * number, 0.02 * number
+    frame["neutral_change"], frame["specificity"] = 0.07 * number, -0.04 * number
+    return frame
+
+
+def bars(container):
+    """Return the x, the lower and the upper end of each error bar."""
+    (collection,) = container.lines[2]
+    return [(segment[0][0], segment[0][1], segment[1][1]) for segment in collection.get_segments()]
+
+
+def test_comparison_draws_each_interval_and_each_neutral_change():
+    frame = uneven()
+    ax = fl.plot_comparison(frame)
+    intervals = [line for line in ax.lines if line.get_marker() == "None" and len(set(line.get_ydata())) == 1]
+    assert [list(line.get_xdata()) for line in intervals] == [
+        pytest.approx([100 * row.low, 100 * row.high]) for row in frame.itertuples()
+    ]
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx((100 * frame.neutral_change).tolist())
+
+
+def test_dose_response_draws_each_interval_and_the_widest_range_of_random_cuts():
+    frame = uneven()
+    ax = fl.plot_dose_response(frame)
+    found = [(low, high) for container in ax.containers for _, low, high in bars(container)]
+    assert found == [pytest.approx((100 * row.low, 100 * row.high)) for row in frame.itertuples()]
+    band = ax.collections[0].get_paths()[0].vertices
+    widest = frame.groupby("count").agg({"random_low": "min", "random_high": "max"})
+    for count, row in widest.iterrows():
+        at = band[band[:, 0] == count, 1]
+        assert (at.min(), at.max()) == pytest.approx((100 * row.random_low, 100 * row.random_high))
+
+
+def test_tradeoff_draws_each_interval_and_each_stem():
+    gap = uneven().assign(flattening_scale=0.9, flattening_change=-0.1)
+    price = gap.assign(measure="perplexity", category="text", change=gap["count"] / 100)
+    ax = fl.plot_tradeoff(pd.concat([gap, price]))
+    found = [place for container in ax.containers for place in bars(container)]
+    assert found == [pytest.approx((row.count_, 100 * row.low, 100 * row.high)) for row in gap.rename(
+        columns={"count": "count_"}).itertuples()]  # fmt: skip
+    diamonds = [y for line in ax.lines if line.get_marker() == "D" for y in line.get_ydata()]
+    assert set(np.round(diamonds, 6)) >= set(np.round(100 * gap.neutral_change, 6))
+
+
 def overlaps():
     """Return what three sets of people's words and two of neutral ones share."""
     shared = {"demographic": [("race", "age", 7), ("age", "race", 9), ("race", "race", 12), ("age", "age", 3)],

@@ -403,6 +403,12 @@ def test_importance_from_text_needs_a_text(method, tokenizer):
 # ---- guarded scores
 
 
+def test_guarded_scores_charge_for_neutral_pairs_by_default():
+    bias, neutral = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.5, -0.5]])
+    scores = fl.guarded_scores(bias, torch.ones(1, 3), neutral=neutral, protect=0.0, floor=1.0)
+    assert torch.allclose(scores, torch.tensor([[0.5, 0.575 / 2, 0.575 / 2]]))  # (1 − 0.85 · 0.5) / (1 + 1)
+
+
 def test_guarded_by_hand():
     bias = torch.tensor([[3.0, 2.0, 1.0], [-1.0, 4.0, 0.5]])
     importance = torch.tensor([[1.0, 2.0, 0.0], [0.5, 9.0, 3.0]])
