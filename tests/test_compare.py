@@ -11,6 +11,7 @@ import torch
 import fairlab as fl
 from fairlab import evaluation
 from fairlab.behavior import PRONOUNS
+from fairlab.statistics import jackknife_interval, sign_flip_test
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -367,6 +368,66 @@ def frozen(name, **values):
     for column, value in values.items():
         table = table[table[column] == value]
     return table
+
+
+def readings_without_a_model():
+    """Return pairs of two categories of unlike size, neutral pairs, and readings in which every column differs."""
+    sentences = [f"Sentence {letter} about the {{}} man" for letter in "ABCDEFGHIJ"]
+    race = fl.build_pairs(sentences, [("Black", "white"), ("Arab", "European"), ("Asian", "Anglo")], category="race")
+    age = fl.build_pairs(sentences[:7], [("old", "young"), ("aged", "youthful")], category="age")
+    neutral = fl.build_pairs(sentences, [("tired", "hungry"), ("calm", "happy")], category="mood")
+    draw = np.random.default_rng(0)
+    size = len(race) + len(age) + len(neutral)
+    scale = np.where(np.arange(size) < len(race), 5.0, 0.2)  # the gaps of race are far larger than those of age
+
+    def reading(factor):
+        losses = np.repeat(draw.normal(3, 1, 10), 64)  # 10 blocks of 64 tokens that are all alike
+        gaps = scale * draw.lognormal(0, 0.8, size) * factor
+        return {"gap": gaps, "gap_without": gaps, "losses": losses + draw.normal(0, 0.01, len(losses))}
+
+    return race + age, neutral, reading(1.0), reading(0.7), [reading(1.0), reading(1.1)]
+
+
+def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
+    pairs, neutral, before, after, by_chance = readings_without_a_model()
+    flat = (0.9, before["gap"][: len(pairs)], after["gap"][: len(pairs)])
+    table = evaluation._rows("cut", pairs, neutral, before, after, {"random": by_chance}, flat)
+    table = table[table.measure == "gap"].set_index("category")
+    everything = pairs + neutral
+    kinds = np.array([pair.category for pair in everything])
+    templates = np.array([pair.template for pair in everything])
+    words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in everything])
+
+    def by_hand(*categories):
+        own = np.isin(kinds, categories)
+        columns = [np.where(kinds == c, reading["gap"], 0)[own] for c in categories for reading in (before, after)]
+        log_mean = lambda sums: np.log((sums[:, 1::2] / sums[:, 0::2]).mean(1))  # noqa: E731
+        clusters = [templates[own], words[own]]
+        return np.expm1(jackknife_interval(np.stack(columns, 1), log_mean, clusters, strata=kinds[own]))
+
+    for name, categories in {
+        "race": ["race"],
+        "age": ["age"],
+        "headline": ["race", "age"],
+        "neutral": ["mood"],
+    }.items():
+        assert table.loc[name, ["low", "high"]].tolist() == pytest.approx(list(by_hand(*categories))), name
+        assert table.loc[name, "attributes_resampled"] == len(set(words[np.isin(kinds, categories)]))
+    relative, labels = [], []
+    for category in ("race", "age"):
+        own = kinds == category
+        relative += list((after["gap"] - before["gap"])[own] / before["gap"][own].mean())
+        labels += list(templates[own])
+    assert table.loc["headline", "p"] == pytest.approx(sign_flip_test(np.array(relative), labels))
+
+
+def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
+    _, _, before, after, by_chance = readings_without_a_model()
+    row = evaluation._perplexity_row("cut", before["losses"], after["losses"], {"random": by_chance})
+    change = (after["losses"] - before["losses"]).reshape(10, 64).mean(1)  # one number a block
+    half = 2.262 * change.std(ddof=1) / np.sqrt(10)  # t with 9 degrees of freedom
+    ends = np.expm1([change.mean() - half, change.mean() + half])
+    assert [row["low"], row["high"]] == pytest.approx(list(ends), rel=1e-3)
 
 
 def test_the_frozen_controls_are_complete():
