@@ -79,9 +79,8 @@ def guarded_tables(
     if text is None:
         text = data_path("calibration_en.txt").read_text(encoding="utf-8")
     needed = importance_scores(model, method=importance, tokenizer=tokenizer, text=text)
-    options = {"method": method, "relative": True, "batch_size": 8}  # few prompts at a time: gradients hold memory
-    bias = bias_scores(model, tokenizer, pairs, **options)
-    other = bias_scores(model, tokenizer, neutral, **options)
+    bias = bias_scores(model, tokenizer, pairs, method=method, relative=True)
+    other = bias_scores(model, tokenizer, neutral, method=method, relative=True)
     score = guarded_scores(bias, needed, neutral=other)
     return {"score": score, "bias": bias, "importance": needed, "neutral": other}
 
