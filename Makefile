@@ -56,10 +56,10 @@ constraints-lowest.txt: pyproject.toml
 		--no-annotate --custom-compile-command "make constraints-lowest.txt" --output-file $@ pyproject.toml
 
 bench: setup
-	$(BIN)/python benchmarks/against_optipfair.py
-	$(BIN)/python benchmarks/bbq.py
-	$(BIN)/python benchmarks/explorers.py
-	$(BIN)/python benchmarks/llama_shape.py
+	$(BIN)/python speed/against_optipfair.py
+	$(BIN)/python speed/bbq.py
+	$(BIN)/python speed/explorers.py
+	$(BIN)/python speed/llama_shape.py
 
 figures: setup
 	$(BIN)/python tools/figures.py

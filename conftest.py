@@ -1,4 +1,5 @@
-"""Settings for all tests, and the rule by which nbval compares the lessons; kernels inherit the environment."""
+"""Settings for all tests, and the rule by which nbval compares the lessons; kernels inherit the
+environment."""
 
 import os
 
@@ -17,14 +18,17 @@ def pytest_collection_modifyitems(items):
 
 
 def _as_numbers(cell, compare):
-    """Wrap nbval's comparison: what is the same by the rule of tools/printed_numbers.py it sees as equal."""
+    """Wrap nbval's comparison: what is the same by the rule of tools/printed_numbers.py it sees as
+    equal."""
 
     def compare_outputs(now, stored, skip_compare=None):
         differing, digits = [], 0
         for fresh, kept in zip(now, stored, strict=False):
             for texts, reference in ((fresh, kept), (fresh.get("data", {}), kept.get("data", {}))):
                 for key in ("text", "text/plain", "text/html"):
-                    if not isinstance(texts.get(key), str) or not isinstance(reference.get(key), str):
+                    if not isinstance(texts.get(key), str) or not isinstance(
+                        reference.get(key), str
+                    ):
                         continue
                     difference = first_difference(reference[key], texts[key])
                     if difference:

@@ -1,38 +1,39 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
-The rooms, in the order in which data flows through them: `files`, `models`, `pairs`, `statistics` → `capture`, `gates`
-→ `diagnosis`, `projection`, `behavior` → `scores` → `surgery` → `recipes`, `planting`, `evaluation` → `benchmarks` →
-`plots` → `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import, and a room is opened
-when the first of its names is used.
+The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs` →
+`models` → `passes` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` → `surgery` →
+`recipes`, `planting`, `evaluation`, `suites` → `plots` → `widgets`, `report` → `cli`. The names
+that lessons use are here; nothing runs on import, and a room is opened when the first of its names
+is used.
 """
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+from fairlab._version import __version__ as __version__
 
 _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
-    "benchmarks": ("bbq_scores", "paired_changes", "run_lm_eval", "summarize_items"),
+    "suites": ("bbq_scores", "paired_changes", "run_lm_eval", "summarize_items"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
-    "diagnosis": ("article_metric", "layer_differences"),
-    "evaluation": ("compare", "perplexity", "random_selections"),
+    "diagnosis": ("article_metric", "layer_differences", "project_pair"),
+    "evaluation": ("compare", "random_selections"),
+    "files": ("data_path", "load_text"),
     "gates": ("gate",),
-    "models": ("DEFAULT_MODEL", "decoder_layers", "describe_model", "load_model"),
-    "pairs": ("ARTICLE_PAIR", "PromptPair", "build_pairs", "check_pairs", "data_path", "load_pairs", "read_pairs"),
-    "planting": ("plant_neurons", "score_planted"),
-    "plots": (
-        "plot_comparison",
-        "plot_distances",
-        "plot_dose_response",
-        "plot_layer_differences",
-        "plot_overlap",
-        "plot_projection",
-        "plot_score_plane",
-        "plot_token_shifts",
-        "plot_tradeoff",
-        "plot_transfer",
+    "models": ("decoder_layers", "describe_model", "load_model"),
+    "pairs": (
+        "ARTICLE_PAIR",
+        "PromptPair",
+        "build_pairs",
+        "check_pairs",
+        "load_pairs",
+        "read_pairs",
     ),
-    "projection": ("project_pair",),
+    "passes": ("perplexity",),
+    "planting": ("plant_neurons", "score_planted"),
+    "plots.cuts": ("plot_comparison", "plot_dose_response", "plot_tradeoff"),
+    "plots.layers": ("plot_layer_differences", "plot_token_shifts"),
+    "plots.neurons": ("plot_overlap", "plot_score_plane", "plot_transfer"),
+    "plots.projections": ("plot_distances", "plot_projection"),
     "recipes": ("article_cut", "guarded_cut"),
     "report": ("model_card", "push_to_hub", "write_report"),
     "scores": ("bias_scores", "guarded_scores", "hybrid_scores", "importance_scores"),
@@ -45,6 +46,7 @@ _ROOMS = {
         "save_model",
         "select_neurons",
     ),
+    "weights": ("DEFAULT_MODEL",),
     "widgets": ("layer_explorer", "pca_explorer", "score_explorer", "surgery_explorer"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -1,10 +1,9 @@
 """What a model writes, and which next tokens it prefers.
 
-Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`; `divergence`, `token_ids` and `without`
-are the steps of the second.
+Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`; `divergence`,
+`token_ids` and `without` are the steps of the second.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import PairBatch, check_ready, full_precision, is_half, progress, run_pairs
+from fairlab.capture import run_pairs
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
+from fairlab.passes import (
+    PairBatch,
+    check_ready,
+    divergence,
+    full_precision,
+    is_half,
+    progress,
+    token_ids,
+    without,
+)
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 
@@ -31,7 +40,8 @@ def generate(
     no_repeat_ngram_size: int = 2,
     batch_size: int = 16,
 ) -> list[str]:
-    """Continue each prompt by beam search, with the article's settings, without sampling and without a chat template.
+    """Continue each prompt by beam search, with the article's settings, without sampling and
+    without a chat template.
 
     Parameters
     ----------
@@ -49,10 +59,13 @@ def generate(
     Raises
     ------
     TypeError, ValueError
-        A bare string instead of a list; an empty list; a prompt that leaves no room below `max_length`.
+        A bare string instead of a list; an empty list; a prompt that leaves no room below
+        `max_length`.
     """
     if isinstance(prompts, str):
-        raise TypeError(f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)")
+        raise TypeError(
+            f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)"
+        )
     if not prompts:
         raise ValueError("prompts: expected at least one; got an empty list")
     check_ready(model, longest=max_length)
@@ -60,12 +73,18 @@ def generate(
     groups = defaultdict(list)
     for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
         if len(ids) >= max_length:
-            raise ValueError(f"max_length: {max_length} leaves no room after the {len(ids)} tokens of {prompt!r}")
+            raise ValueError(
+                f"max_length: {max_length} leaves no room after the {len(ids)} tokens of {prompt!r}"
+            )
         groups[len(ids)].append(place)
-    if is_half(model):  # rounding that depends on the other prompts of a batch would change the story
+    if is_half(
+        model
+    ):  # rounding that depends on the other prompts of a batch would change the story
         batch_size = 1
     batches = [
-        group[start : start + batch_size] for group in groups.values() for start in range(0, len(group), batch_size)
+        group[start : start + batch_size]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
     ]
     settings = GenerationConfig(
         do_sample=False,
@@ -79,7 +98,9 @@ def generate(
     )
     texts = [""] * len(prompts)
     for places in progress(batches, desc="texts", unit="batch"):
-        ids = torch.tensor([encoded[place] for place in places], device=model.device)  # (prompts, tokens)
+        ids = torch.tensor(
+            [encoded[place] for place in places], device=model.device
+        )  # (prompts, tokens)
         with _only_these_settings(model, settings):
             tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
         for place, row in zip(places, tokens, strict=True):
@@ -89,7 +110,8 @@ def generate(
 
 @contextmanager
 def _only_these_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Set aside what the model brings along (repetition penalty, suppressed tokens, stop strings, …) in the block."""
+    """Set aside what the model brings along (repetition penalty, suppressed tokens, stop strings,
+    …) in the block."""
     own, model.generation_config = model.generation_config, settings
     try:
         yield
@@ -107,20 +129,22 @@ def next_token_divergence(
 ) -> Tensor:
     """Compute the gap of each pair: how far apart its two next-token distributions are.
 
-    Jensen–Shannon divergence `JS = ½ KL(p_a‖m) + ½ KL(p_b‖m)`, `m = (p_a + p_b) / 2`, of the distributions after the
-    last prompt token, from log-softmax in float32 (float64 for a float64 model).
+    Jensen–Shannon divergence `JS = ½ KL(p_a‖m) + ½ KL(p_b‖m)`, `m = (p_a + p_b) / 2`, of the
+    distributions after the last prompt token, from log-softmax in float32 (float64 for a float64
+    model).
 
     Parameters
     ----------
     leave_out : list of str
-        Words whose tokens are left out of both distributions, such as `PRONOUNS` for pairs of gender: he/she after
-        man/woman is grammar. What is left is scaled to sum to 1.
+        Words whose tokens are left out of both distributions, such as `PRONOUNS` for pairs of
+        gender: he/she after man/woman is grammar. What is left is scaled to sum to 1.
 
     Returns
     -------
     Tensor
-        Shape (pairs,), in nats, from 0 (the same prediction for both prompts) to ln 2 = 0.693 (nothing in common). It
-        also counts differences that are no harm, so read it beside neutral pairs.
+        Shape (pairs,), in nats, from 0 (the same prediction for both prompts) to ln 2 = 0.693
+        (nothing in common). It also counts differences that are no harm, so read it beside neutral
+        pairs.
 
     Raises
     ------
@@ -129,10 +153,11 @@ def next_token_divergence(
 
     Notes
     -----
-    In half precision the model's own rounding adds to the gap. Measured on the default model, 126 pairs with a mean gap
-    of 0.0099 nats: float16 errs by 0.0001 a pair (root mean square; at most 0.0005) and by -0.3 % on average, bfloat16
-    by 0.001 (at most 0.004) and by +3.5 %. The batch size changes nothing in half precision, where each pair runs
-    alone; in float32 it moves the last digits only (`tools/measure_precision.py`).
+    In half precision the model's own rounding adds to the gap. Measured on the default model, 126
+    pairs with a mean gap of 0.0099 nats: float16 errs by 0.0001 a pair (root mean square; at most
+    0.0005) and by -0.3 % on average, bfloat16 by 0.001 (at most 0.004) and by +3.5 %. The batch
+    size changes nothing in half precision, where each pair runs alone; in float32 it moves the last
+    digits only (`experiments/precision.py`).
     """
     pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
@@ -145,30 +170,6 @@ def next_token_divergence(
     return gaps
 
 
-def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
-    """Compute the Jensen–Shannon divergence of the pairs of a batch from its prompts' log-probabilities."""
-    log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]
-    log_m = torch.logaddexp(log_a, log_b) - math.log(2)
-    terms = [log.exp() * (log - log_m).nan_to_num(0) for log in (log_a, log_b)]  # a token left out is −inf in all
-    return (terms[0] + terms[1]).sum(-1).div(2).clamp(min=0)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """Return the tokens that stand for the words alone, with and without a space before them and a capital."""
-    if isinstance(words, str):
-        raise TypeError(f"leave_out: expected a list of words; got one string {words!r} (put it in a list)")
-    forms = {form for word in words for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}")}
-    encoded = [tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms)]
-    return sorted({ids[0] for ids in encoded if len(ids) == 1})
-
-
-def without(log_p: Tensor, left_out: Sequence[int]) -> Tensor:
-    """Leave tokens out of distributions and scale what is left to sum to 1."""
-    if not left_out:
-        return log_p
-    return log_p.index_fill(1, torch.tensor(left_out, device=log_p.device), -math.inf).log_softmax(-1)
-
-
 def top_token_shifts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair: PromptPair, *, k: int = 10
 ) -> pd.DataFrame:
@@ -177,8 +178,8 @@ def top_token_shifts(
     Returns
     -------
     pandas.DataFrame
-        Columns `token`, `probability_a`, `probability_b`, `shift` (a − b, from −1 to 1; positive: likelier after prompt
-        a), the largest absolute shift first.
+        Columns `token`, `probability_a`, `probability_b`, `shift` (a − b, from −1 to 1; positive:
+        likelier after prompt a), the largest absolute shift first.
 
     Raises
     ------
@@ -188,10 +189,19 @@ def top_token_shifts(
     if not 1 <= k <= len(tokenizer):
         raise ValueError(f"k: expected a number from 1 to {len(tokenizer)}; got {k!r}")
     seen = []
-    run_pairs(model, tokenizer, [pair], see_next=lambda batch, log_p: seen.extend([batch, log_p.exp().cpu()]))
+    run_pairs(
+        model,
+        tokenizer,
+        [pair],
+        see_next=lambda batch, log_p: seen.extend([batch, log_p.exp().cpu()]),
+    )
     batch, probabilities = seen
     p_a, p_b = probabilities[batch.rows_a.item()], probabilities[batch.rows_b.item()]
     top = (p_a - p_b).abs().topk(k).indices
     tokens = [tokenizer.decode([index]) for index in top.tolist()]
-    columns = {"token": tokens, "probability_a": p_a[top].numpy(), "probability_b": p_b[top].numpy()}
+    columns = {
+        "token": tokens,
+        "probability_a": p_a[top].numpy(),
+        "probability_b": p_b[top].numpy(),
+    }
     return pd.DataFrame({**columns, "shift": (p_a - p_b)[top].numpy()})

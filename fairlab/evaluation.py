@@ -26,108 +26,52 @@ from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import fairlab
-from fairlab.behavior import PRONOUNS, divergence, token_ids, without
-from fairlab.capture import (
-    PairBatch,
-    available_points,
-    check_ready,
-    context_length,
-    full_precision,
-    progress,
-    run_pairs,
-)
+from fairlab._version import __version__
+from fairlab.behavior import PRONOUNS
+from fairlab.capture import available_points, run_pairs
 from fairlab.diagnosis import ARTICLE_POINTS
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs, encode_pair, prompt_ids
+from fairlab.passes import (
+    PairBatch,
+    divergence,
+    full_precision,
+    losses_by_scale,
+    progress,
+    token_ids,
+    token_losses,
+    without,
+)
 from fairlab.statistics import holm, jackknife_interval, resampled, sign_flip_test
 from fairlab.surgery import NeuronSelection, ablate
 
 NEIGHBOURS = 20  # of how many neurons with a like value a matched random cut takes one
-SCALES = np.linspace(1, 0, 21)  # of the logits, for the flattening; at 0 every token is as likely as any other
-_OWN_NAMES = ("headline", "neutral", "text", "gender without pronouns")  # rows that `compare` adds itself
-
-
-def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = 512) -> float:
-    """Compute the perplexity of a text: `exp` of the mean of `token_losses`.
-
-    Returns
-    -------
-    float
-        From 1 (every token foreseen) upwards; the size of the vocabulary for a model that guesses evenly. Comparable
-        only between models with one tokenizer, on one text and window.
-
-    Raises
-    ------
-    ValueError
-        As `token_losses`.
-    """
-    return token_losses(model, tokenizer, text, window=window).mean().exp().item()
-
-
-def token_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = 512) -> Tensor:
-    """Compute `−ln p(token | those before it in its window)` of the tokens of a text.
-
-    The text is tokenised as a whole and cut into windows of `window` tokens, or of as many as the model reads, without
-    overlap (BOS stands before each, where the tokenizer adds one). The first token of a window has nothing before it
-    and is left out, unless BOS is there.
-
-    Returns
-    -------
-    Tensor
-        One value a scored token, in nats, 0 or more, float32 (float64 for a float64 model) on the CPU.
-
-    Raises
-    ------
-    ValueError
-        A text of fewer than two tokens, a window below 2, or losses that are not finite.
-    """
-    return _losses(model, tokenizer, text, window=window, scales=(1.0,))[:, 0]
-
-
-@full_precision()
-def _losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int, scales: Sequence[float]
-) -> Tensor:
-    """Return the token losses with all logits multiplied by each of `scales`, shape (tokens, scales)."""
-    if not isinstance(window, int) or window < 2:
-        raise ValueError(f"window: expected a whole number of at least 2; got {window!r}")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if len(ids) < 2:
-        raise ValueError(f"text: expected at least two tokens; got {len(ids)}")
-    first = tokenizer("a").input_ids[0]
-    bos = [first] if first == tokenizer.bos_token_id else []
-    window = min(window, context_length(model) - len(bos))
-    pieces = [bos + ids[start : start + window] for start in range(0, len(ids), window)]
-    check_ready(model, longest=max(map(len, pieces)))
-    losses = []
-    for piece in progress([piece for piece in pieces if len(piece) > 1], desc="perplexity", unit="window"):
-        tokens = torch.tensor([piece], device=model.device)
-        with torch.no_grad():
-            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        target = logits.gather(1, tokens[0, 1:, None])[:, 0]
-        by_scale = [torch.logsumexp(logits * scale if scale != 1 else logits, 1) - target * scale for scale in scales]
-        losses.append(torch.stack(by_scale, 1).cpu())
-    result = torch.cat(losses)
-    if not torch.isfinite(result).all():
-        raise ValueError("model: its losses are not finite; look for NaN weights")
-    return result
+SCALES = np.linspace(
+    1, 0, 21
+)  # of the logits, for the flattening; at 0 every token is as likely as any other
+_OWN_NAMES = (
+    "headline",
+    "neutral",
+    "text",
+    "gender without pronouns",
+)  # rows that `compare` adds itself
 
 
 def random_selections(
     selection: NeuronSelection, n: int, *, seed: int = 0, match: Tensor | None = None
 ) -> list[NeuronSelection]:
-    """Draw n random cuts with as many neurons in each layer as a selection has: what a cut of this size does by itself.
+    """Draw n random cuts with as many neurons in each layer as a selection has: what a cut of this
+    size does by itself.
 
     Parameters
     ----------
     n : int
         How many, 1 or more.
     match : Tensor of shape (layers, neurons), optional
-        Such as Fisher's importance, or the mean absolute activation: every neuron of the selection is then replaced by
-        one of the `NEIGHBOURS` that lie nearest to it in this table's ranks, in its layer and outside the selection. A
-        cut that only removes neurons that matter (or that are active) does no better than these.
+        Such as Fisher's importance, or the mean absolute activation: every neuron of the selection
+        is then replaced by one of the `NEIGHBOURS` that lie nearest to it in this table's ranks, in
+        its layer and outside the selection. A cut that only removes neurons that matter (or that
+        are active) does no better than these.
 
     Raises
     ------
@@ -138,7 +82,9 @@ def random_selections(
         raise ValueError(f"n: expected a whole number of at least 1; got {n!r}")
     if match is not None:
         if tuple(match.shape) != tuple(selection.shape):
-            raise ValueError(f"match: expected a table of shape {tuple(selection.shape)}; got {tuple(match.shape)}")
+            raise ValueError(
+                f"match: expected a table of shape {tuple(selection.shape)}; got {tuple(match.shape)}"
+            )
         if not torch.isfinite(match).all():
             raise ValueError("match: expected finite values; got NaN or infinity")
     draw = random.Random(seed)
@@ -157,14 +103,19 @@ def random_selections(
 
 
 def _matched(values: Tensor, chosen: Sequence[int], draw: random.Random) -> tuple[int, ...]:
-    """Replace every chosen neuron of a layer by one of those that are nearest in rank and not yet taken."""
+    """Replace every chosen neuron of a layer by one of those that are nearest in rank and not yet
+    taken."""
     order = values.argsort().tolist()
     rank = {neuron: place for place, neuron in enumerate(order)}
     free = [neuron for neuron in order if neuron not in set(chosen)]
     if len(free) < len(chosen):
-        raise ValueError("match: more than half of a layer is selected; too few neurons are left to match it")
+        raise ValueError(
+            "match: more than half of a layer is selected; too few neurons are left to match it"
+        )
     found = []
-    for neuron in draw.sample(list(chosen), len(chosen)):  # in random order: the first have the nearest to choose from
+    for neuron in draw.sample(
+        list(chosen), len(chosen)
+    ):  # in random order: the first have the nearest to choose from
         free.sort(key=lambda other, here=rank[neuron]: abs(rank[other] - here))
         found.append(free.pop(draw.randrange(min(NEIGHBOURS, len(free)))))
     return tuple(found)
@@ -194,91 +145,113 @@ def compare(
     metric: bool = True,
     match: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
-    """Measure what cuts do, each beside random cuts of the same size, neutral prompts, and a mere flattening.
+    """Measure what cuts do, each beside random cuts of the same size, neutral prompts, and a mere
+    flattening.
 
-    Every cut is tried by `ablation`, so the model stays as it is. `pairs` should be held out: templates and words that
-    did not choose the neurons.
+    Every cut is tried by `ablation`, so the model stays as it is. `pairs` should be held out:
+    templates and words that did not choose the neurons.
 
     Parameters
     ----------
     selections : dict of str to NeuronSelection
         The cuts, by name.
     pairs, neutral : list of PromptPair
-        Demographic pairs, and neutral pairs in the same templates. `category`, `template` and the two attributes say
-        what belongs together.
+        Demographic pairs, and neutral pairs in the same templates. `category`, `template` and the
+        two attributes say what belongs together.
     text : str
         For perplexity; not the calibration text.
     n_random : int
-        Random cuts with the same count in each layer, shared by all selections that have the same counts.
+        Random cuts with the same count in each layer, shared by all selections that have the same
+        counts.
     cache : path, optional
-        Folder that keeps the readings of every cut, so that a run that was stopped goes on where it was. What is read
-        depends on the model (weights, settings, precision, hooks: what it answers to the first prompt, to the bit), the
-        cut, the tokens of prompts and text, and the versions of fairlab and torch; anything else starts anew.
+        Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
+        was. What is read depends on the model (weights, settings, precision, hooks: what it answers
+        to the first prompt, to the bit), the cut, the tokens of prompts and text, and the versions
+        of fairlab and torch; anything else starts anew.
     ablation : callable
-        `ablation(model, selection)`: a context manager, such as `partial(fairlab.ablate, scale=0.5)`, under which every
-        cut is read, the random ones too. It must do nothing for an empty selection. Without a cache, which could not
-        tell one from another.
+        `ablation(model, selection)`: a context manager, such as `partial(fairlab.ablate,
+        scale=0.5)`, under which every cut is read, the random ones too. It must do nothing for an
+        empty selection. Without a cache, which could not tell one from another.
     metric : bool
         Whether to measure the article's metric, which takes about half of the time.
     match : dict of str to Tensor, optional
-        Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's importance}, another
-        `n_random` of `random_selections(…, match=table)`. They take as long again.
+        Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
+        importance}, another `n_random` of `random_selections(…, match=table)`. They take as long
+        again.
 
     Returns
     -------
     pandas.DataFrame
-        One row a selection, measure and category. Measures: "gap" (next-token divergence, nats), "metric" (the
-        article's, activation units), "perplexity". Categories: each of those in `pairs`; "gender without pronouns" (gap
-        only); "headline", the mean over categories of the relative change; "neutral"; "text". Columns:
+        One row a selection, measure and category. Measures: "gap" (next-token divergence, nats),
+        "metric" (the article's, activation units), "perplexity". Categories: each of those in
+        `pairs`; "gender without pronouns" (gap only); "headline", the mean over categories of the
+        relative change; "neutral"; "text". Columns:
 
-        - `before`, `after`: means over pairs, of the headline over the categories' means; `change`: after / before − 1,
-          0 if nothing changed, of the headline the mean of the categories' changes (so not of `before` and `after`);
+        - `before`, `after`: means over pairs, of the headline over the categories' means; `change`:
+          after / before − 1, 0 if nothing changed, of the headline the mean of the categories'
+          changes (so not of `before` and `after`);
         - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %
-          (`jackknife_interval` over templates, and over attribute pairs within their category, where it has two or
-          more; over blocks of 64 tokens for perplexity). NaN with a single template;
-        - `p`, `p_holm`: sign-flip test over templates, and adjusted over the categories of one selection and measure;
-        - `pairs`, `templates`, `attributes`: how many there are of each; `attributes_resampled`: how many attribute
-          pairs were left out in turn. Where it is 0 the interval is for these words and says nothing about others;
-        - `categories_low`, `categories_high`: headline only, the interval with categories as the units (t, of their
-          changes): for other categories like these;
-        - `random_low`, `random_high`: range of the change over random cuts; `random_below`, `random_above`,
-          `n_random`: how many of them lie lower and higher than this cut (ties are neither), and how many there are;
-          `random_changes`: all of them, separated by blanks;
-        - `NAME_low`, `NAME_high`, `NAME_below`, `NAME_above`, for each NAME in `match`: the same of its random cuts;
-        - `neutral_change`; `specificity`, `specificity_low`, `specificity_high`: change − neutral change (below 0: the
-          demographic gap fell more than the neutral one); `neutral_in_range`: whether the change of the neutral gap
-          lies in the range that random cuts have. Only where it does is a specificity below 0 one of demographic words;
-        - `flattening_scale`, `flattening_change`: the lowest factor on all logits whose perplexity is not above that of
-          the cut (or of the original, where the cut costs nothing), and the change of the gap that it brings by itself,
-          with its interval over templates, at this factor (`flattening_low`, `flattening_high`);
-        - `dtype`: the model's, such as "float32"; in half precision the numbers are noise of the size that
-          `next_token_divergence` names;
+          (`jackknife_interval` over templates, and over attribute pairs within their category,
+          where it has two or more; over blocks of 64 tokens for perplexity). NaN with a single
+          template;
+        - `p`, `p_holm`: sign-flip test over templates, and adjusted over the categories of one
+          selection and measure;
+        - `pairs`, `templates`, `attributes`: how many there are of each; `attributes_resampled`:
+          how many attribute pairs were left out in turn. Where it is 0 the interval is for these
+          words and says nothing about others;
+        - `categories_low`, `categories_high`: headline only, the interval with categories as the
+          units (t, of their changes): for other categories like these;
+        - `random_low`, `random_high`: range of the change over random cuts; `random_below`,
+          `random_above`, `n_random`: how many of them lie lower and higher than this cut (ties are
+          neither), and how many there are; `random_changes`: all of them, separated by blanks;
+        - `NAME_low`, `NAME_high`, `NAME_below`, `NAME_above`, for each NAME in `match`: the same of
+          its random cuts;
+        - `neutral_change`; `specificity`, `specificity_low`, `specificity_high`: change − neutral
+          change (below 0: the demographic gap fell more than the neutral one); `neutral_in_range`:
+          whether the change of the neutral gap lies in the range that random cuts have. Only where
+          it does is a specificity below 0 one of demographic words;
+        - `flattening_scale`, `flattening_change`: the lowest factor on all logits whose perplexity
+          is not above that of the cut (or of the original, where the cut costs nothing), and the
+          change of the gap that it brings by itself, with its interval over templates, at this
+          factor (`flattening_low`, `flattening_high`);
+        - `dtype`: the model's, such as "float32"; in half precision the numbers are noise of the
+          size that `next_token_divergence` names;
         - `sentence`: the row in words.
 
-        `attrs["readings"]` holds what every row is made of, a list of dicts for `pandas.DataFrame`: of every selection,
-        measure and pair `before` and `after`, with the pair's category ("neutral" for neutral ones), template and
-        words. `attrs["seconds"]` is what measuring took, whenever it was done; `attrs["seed"]`
-          is that of the random cuts; `attrs["fingerprint"]` tells what was measured, for `write_report`.
+        `attrs["readings"]` holds what every row is made of, a list of dicts for `pandas.DataFrame`:
+        of every selection, measure and pair `before` and `after`, with the pair's category
+        ("neutral" for neutral ones), template and words. `attrs["seconds"]` is what measuring took,
+        whenever it was done; `attrs["seed"]`
+          is that of the random cuts; `attrs["fingerprint"]` tells what was measured, for
+          `write_report`.
 
     Raises
     ------
     ValueError, TypeError
-        No selection, one for another model, bad pairs or text, a category with the name of a row of its own (such as
-        "neutral"), `n_random` below 1, a bad table in `match`, a cache together with an ablation; before anything is
-        measured.
+        No selection, one for another model, bad pairs or text, a category with the name of a row of
+        its own (such as "neutral"), `n_random` below 1, a bad table in `match`, a cache together
+        with an ablation; before anything is measured.
     """
     pairs, neutral = as_pairs(pairs), as_pairs(neutral)
     if not selections:
         raise ValueError("selections: expected at least one, by name; got none")
     if not callable(ablation):
-        raise TypeError(f"ablation: expected a context manager of a model and a selection; got {ablation!r}")
+        raise TypeError(
+            f"ablation: expected a context manager of a model and a selection; got {ablation!r}"
+        )
     if cache is not None and ablation is not ablate:
-        raise ValueError(f"cache: expected None with an ablation, which it can't tell from another; got {cache!r}")
+        raise ValueError(
+            f"cache: expected None with an ablation, which it can't tell from another; got {cache!r}"
+        )
     taken = [pair.category for pair in pairs if pair.category in _OWN_NAMES]
     if taken:
-        raise ValueError(f"pairs: a category can't be called {taken[0]!r}, the name of a row of the table; rename it")
+        raise ValueError(
+            f"pairs: a category can't be called {taken[0]!r}, the name of a row of the table; rename it"
+        )
     for selection in selections.values():
-        with ablation(model, selection):  # refuses a cut for another model, before any time is spent
+        with ablation(
+            model, selection
+        ):  # refuses a cut for another model, before any time is spent
             pass
     tables = {"random": None, **(match or {})}
     controls = {
@@ -290,7 +263,11 @@ def compare(
         encode_pair(tokenizer, pair)
     read = partial(_read, model, tokenizer, pairs, neutral, text, ablation, metric)
     if cache is not None:
-        read = partial(_read_cached, read, Path(cache) / _cache_key(model, tokenizer, [*pairs, *neutral], text, metric))
+        read = partial(
+            _read_cached,
+            read,
+            Path(cache) / _cache_key(model, tokenizer, [*pairs, *neutral], text, metric),
+        )
     before = read(NeuronSelection({}, next(iter(selections.values())).shape))
     cuts = {cut.to_json(): cut for cut in selections.values()}
     cuts |= {cut.to_json(): cut for draws in controls.values() for cut in draws}
@@ -298,18 +275,30 @@ def compare(
     for key, cut in progress(list(cuts.items()), desc="cuts", unit="cut"):
         readings[key] = read(cut)
     after = {name: readings[cut.to_json()] for name, cut in selections.items()}
-    prices = [float(reading["losses"].mean() - before["losses"].mean()) for reading in after.values()]
-    scales = _same_price(SCALES, _losses(model, tokenizer, text, window=512, scales=tuple(SCALES)).mean(0), prices)
+    prices = [
+        float(reading["losses"].mean() - before["losses"].mean()) for reading in after.values()
+    ]
+    scales = _same_price(
+        SCALES,
+        losses_by_scale(model, tokenizer, text, window=512, scales=tuple(SCALES)).mean(0),
+        prices,
+    )
     flat = dict(zip(after, _flattened(model, tokenizer, pairs, scales), strict=True))
     parts = []
     for number, name in enumerate(selections):
-        drawn = {kind: [readings[draw.to_json()] for draw in controls[name, kind]] for kind in tables}
-        parts.append(_rows(name, pairs, neutral, before, after[name], drawn, (scales[number], *flat[name])))
+        drawn = {
+            kind: [readings[draw.to_json()] for draw in controls[name, kind]] for kind in tables
+        }
+        parts.append(
+            _rows(name, pairs, neutral, before, after[name], drawn, (scales[number], *flat[name]))
+        )
     result = pd.concat(parts, ignore_index=True)
     result.insert(len(result.columns) - 1, "dtype", str(model.dtype).removeprefix("torch."))
     result.attrs["seed"] = seed
     result.attrs["fingerprint"] = fingerprint(model, selections, pairs, neutral)
-    result.attrs["seconds"] = sum(float(reading["seconds"]) for reading in (before, *readings.values()))
+    result.attrs["seconds"] = sum(
+        float(reading["seconds"]) for reading in (before, *readings.values())
+    )
     result.attrs["readings"] = _tidy(pairs, neutral, before, after)
     return result
 
@@ -321,22 +310,30 @@ def _cache_key(
     text: str,
     metric: bool,
 ) -> str:
-    """Return what the readings depend on, as a short name: the model as it answers now, and the tokens it is given.
+    """Return what the readings depend on, as a short name: the model as it answers now, and the
+    tokens it is given.
 
-    One answer, to the bit, tells what weights alone would not: hooks, settings, precision, an attention of its own.
+    One answer, to the bit, tells what weights alone would not: hooks, settings, precision, an
+    attention of its own.
     """
-    tokens = [prompt_ids(tokenizer, prompt) for pair in pairs for prompt in (pair.prompt_a, pair.prompt_b)]
+    tokens = [
+        prompt_ids(tokenizer, prompt) for pair in pairs for prompt in (pair.prompt_a, pair.prompt_b)
+    ]
     with full_precision(), torch.no_grad():
-        answer = model(input_ids=torch.tensor([tokens[0]], device=model.device), use_cache=False).logits
+        answer = model(
+            input_ids=torch.tensor([tokens[0]], device=model.device), use_cache=False
+        ).logits
     given = {
         "weights": bits_of(model),
-        "answer": hashlib.sha256(answer.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest(),
+        "answer": hashlib.sha256(
+            answer.cpu().contiguous().view(torch.uint8).numpy().data
+        ).hexdigest(),
         "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],
         "tokens": tokens,
         "text": tokenizer(text, verbose=False).input_ids,
         "pronouns": list(token_ids(tokenizer, PRONOUNS)),
         "metric": metric,
-        "versions": [fairlab.__version__, torch.__version__, transformers.__version__],
+        "versions": [__version__, torch.__version__, transformers.__version__],
     }
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
 
@@ -354,11 +351,17 @@ def _tidy(
             if measure not in reading:
                 continue
             for place, pair in enumerate((*pairs, *neutral)):
-                row = {"selection": name, "measure": measure.replace("_without", " without pronouns")}
+                row = {
+                    "selection": name,
+                    "measure": measure.replace("_without", " without pronouns"),
+                }
                 row["category"] = pair.category if place < len(pairs) else "neutral"
                 row |= {"template": pair.template or pair.prompt_a}
                 row |= {"attribute_a": pair.attribute_a, "attribute_b": pair.attribute_b}
-                row |= {"before": float(before[measure][place]), "after": float(reading[measure][place])}
+                row |= {
+                    "before": float(before[measure][place]),
+                    "after": float(reading[measure][place]),
+                }
                 rows.append(row)
     return rows
 
@@ -369,11 +372,18 @@ def fingerprint(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair],
 ) -> dict[str, str]:
-    """Return a SHA-256 of the weights, and one of each of the other things that a comparison stands on."""
-    prompts = [[[pair.prompt_a, pair.prompt_b, pair.category] for pair in some] for some in (pairs, neutral)]
+    """Return a SHA-256 of the weights, and one of each of the other things that a comparison stands
+    on."""
+    prompts = [
+        [[pair.prompt_a, pair.prompt_b, pair.category] for pair in some]
+        for some in (pairs, neutral)
+    ]
     cuts = [[sorted(cut.neurons.items()), cut.shape] for cut in selections.values()]
     things = {"selection": cuts, "pairs": prompts[0], "neutral": prompts[1]}
-    sums = {name: hashlib.sha256(json.dumps(thing).encode()).hexdigest() for name, thing in things.items()}
+    sums = {
+        name: hashlib.sha256(json.dumps(thing).encode()).hexdigest()
+        for name, thing in things.items()
+    }
     return {"model": bits_of(model), **sums}
 
 
@@ -387,8 +397,8 @@ def _read(
     metric: bool,
     cut: NeuronSelection,
 ) -> dict[str, np.ndarray]:
-    """Measure one cut: gap, gap without pronouns and metric of each pair, then of each neutral pair; loss of each
-    token."""
+    """Measure one cut: gap, gap without pronouns and metric of each pair, then of each neutral
+    pair; loss of each token."""
     everything = [*pairs, *neutral]
     points = [point for point in ARTICLE_POINTS if metric and point in available_points(model)]
     gap, gap_without, distance = torch.zeros(3, len(everything))
@@ -407,7 +417,9 @@ def _read(
     with ablation(model, cut):
         run_pairs(model, tokenizer, everything, points, visit, see_next=see_next, positions="all")
         losses = token_losses(model, tokenizer, text)
-    readings = {"gap": gap, "gap_without": gap_without, "losses": losses} | ({"metric": distance} if metric else {})
+    readings = {"gap": gap, "gap_without": gap_without, "losses": losses} | (
+        {"metric": distance} if metric else {}
+    )
     return {name: values.numpy() for name, values in readings.items()} | {
         "seconds": np.array(time.perf_counter() - start)
     }
@@ -429,10 +441,12 @@ def _read_cached(read: Callable, folder: Path, cut: NeuronSelection) -> dict[str
 
 
 def _same_price(scales: np.ndarray, losses: ArrayLike, prices: Sequence[float]) -> list[float]:
-    """Find for each price (a rise of the mean loss) the lowest factor on the logits that does not cost more.
+    """Find for each price (a rise of the mean loss) the lowest factor on the logits that does not
+    cost more.
 
-    The loss is a convex curve of the factor, whose lowest point need not be at 1: of an over-confident model a mild
-    flattening lowers the loss. A price below 0 counts as 0. The curve is a cubic spline through the points given.
+    The loss is a convex curve of the factor, whose lowest point need not be at 1: of an
+    over-confident model a mild flattening lowers the loss. A price below 0 counts as 0. The curve
+    is a cubic spline through the points given.
     """
     order = np.argsort(scales)
     curve = CubicSpline(np.asarray(scales)[order], np.asarray(losses, float)[order])
@@ -445,13 +459,18 @@ def _same_price(scales: np.ndarray, losses: ArrayLike, prices: Sequence[float]) 
         lowest = minimize_scalar(curve, bounds=(0, 1), method="bounded").x
         # where the lowest point is at 1 itself, a price of 0 buys nothing
         found.append(
-            brentq(lambda x, level=allowed: float(curve(x)) - level, 0, lowest) if curve(lowest) < allowed else 1.0
+            brentq(lambda x, level=allowed: float(curve(x)) - level, 0, lowest)
+            if curve(lowest) < allowed
+            else 1.0
         )
     return found
 
 
 def _flattened(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair], scales: Sequence[float]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    scales: Sequence[float],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return for each factor on the logits the gap of each pair at 1, and at this factor."""
     gaps = np.zeros((1 + len(scales), len(pairs)))
@@ -471,15 +490,24 @@ def _change(before: np.ndarray, after: np.ndarray, groups: Sequence[np.ndarray])
 
 
 def _interval(
-    x: np.ndarray, y: np.ndarray, groups: Sequence[np.ndarray], labels: np.ndarray, minus: np.ndarray | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    groups: Sequence[np.ndarray],
+    labels: np.ndarray,
+    minus: np.ndarray | None = None,
 ) -> tuple[float, float]:
-    """Return the 95 % interval of the mean relative change of groups of pairs, or of that less the group `minus`'s.
+    """Return the 95 % interval of the mean relative change of groups of pairs, or of that less the
+    group `minus`'s.
 
-    A change is a ratio, and its interval is made on the log scale; a difference of two changes is taken as it is.
+    A change is a ratio, and its interval is made on the log scale; a difference of two changes is
+    taken as it is.
     """
     parts = [*groups] if minus is None else [*groups, minus]
     index = np.concatenate(parts)
-    columns, start = np.zeros((len(index), 2 * len(parts))), 0  # before and after, a pair of columns for each group
+    columns, start = (
+        np.zeros((len(index), 2 * len(parts))),
+        0,
+    )  # before and after, a pair of columns for each group
     for number, part in enumerate(parts):
         rows = slice(start, start + len(part))
         columns[rows, 2 * number], columns[rows, 2 * number + 1] = x[part], y[part]
@@ -494,7 +522,11 @@ def _interval(
     templates, attributes, strata = labels[:, index]
     with np.errstate(invalid="ignore", divide="ignore"):
         low, high = jackknife_interval(columns, formula, [templates, attributes], strata=strata)
-        return (float(low), float(high)) if minus is not None else (float(np.expm1(low)), float(np.expm1(high)))
+        return (
+            (float(low), float(high))
+            if minus is not None
+            else (float(np.expm1(low)), float(np.expm1(high)))
+        )
 
 
 def _rows(
@@ -509,11 +541,15 @@ def _rows(
     labels = np.array(
         [
             [pair.template or pair.prompt_a, f"{pair.attribute_a} / {pair.attribute_b}", stratum]
-            for stratum, pair in [*((p.category, p) for p in pairs), *(("neutral", p) for p in neutral)]
+            for stratum, pair in [
+                *((p.category, p) for p in pairs),
+                *(("neutral", p) for p in neutral),
+            ]
         ]
     ).T
     categories = {
-        c: np.flatnonzero(labels[2, : len(pairs)] == c) for c in dict.fromkeys(labels[2, : len(pairs)].tolist())
+        c: np.flatnonzero(labels[2, : len(pairs)] == c)
+        for c in dict.fromkeys(labels[2, : len(pairs)].tolist())
     }
     control = np.arange(len(pairs), len(pairs) + len(neutral))
     wanted = []  # measure, category, reading, groups of pairs
@@ -522,7 +558,10 @@ def _rows(
             wanted.append((measure, category, measure, [members]))
             if (measure, category) == ("gap", "gender"):
                 wanted.append((measure, "gender without pronouns", "gap_without", [members]))
-        wanted += [(measure, "headline", measure, list(categories.values())), (measure, "neutral", measure, [control])]
+        wanted += [
+            (measure, "headline", measure, list(categories.values())),
+            (measure, "neutral", measure, [control]),
+        ]
     scale, sharp, flat = flattening
     rows = []
     for measure, category, reading, groups in wanted:
@@ -530,7 +569,10 @@ def _rows(
         index = np.concatenate(groups)
         relative = np.concatenate([(y[group] - x[group]) / x[group].mean() for group in groups])
         row = {"selection": name, "measure": measure, "category": category}
-        row |= {"before": np.mean([x[g].mean() for g in groups]), "after": np.mean([y[g].mean() for g in groups])}
+        row |= {
+            "before": np.mean([x[g].mean() for g in groups]),
+            "after": np.mean([y[g].mean() for g in groups]),
+        }
         row["change"] = _change(x, y, groups)
         row["low"], row["high"] = _interval(x, y, groups, labels)
         row["p"] = sign_flip_test(relative, labels[0, index])
@@ -538,22 +580,30 @@ def _rows(
         words = [(stratum, words) for _, words, stratum in labels[:, index].T]
         free = resampled([word for _, word in words], [stratum for stratum, _ in words])
         row["attributes"] = len(set(words))
-        row["attributes_resampled"] = len({word for word, moves in zip(words, free, strict=True) if moves})
+        row["attributes_resampled"] = len(
+            {word for word, moves in zip(words, free, strict=True) if moves}
+        )
         if category == "headline":
             changes = [_change(x, y, [group]) for group in groups]
             row["categories_low"], row["categories_high"] = _interval_of_mean(changes)
         for kind, drawn in by_chance.items():
-            row |= _place_among(row["change"], [_change(x, other[reading], groups) for other in drawn], kind)
+            row |= _place_among(
+                row["change"], [_change(x, other[reading], groups) for other in drawn], kind
+            )
         if category != "neutral":
             row["neutral_change"] = _change(x, y, [control])
             row["specificity"] = row["change"] - row["neutral_change"]
-            row["specificity_low"], row["specificity_high"] = _interval(x, y, groups, labels, minus=control)
+            row["specificity_low"], row["specificity_high"] = _interval(
+                x, y, groups, labels, minus=control
+            )
             drawn = [_change(x, other[reading], [control]) for other in by_chance["random"]]
             row["neutral_in_range"] = min(drawn) <= row["neutral_change"] <= max(drawn)
             if reading == "gap":
                 row["flattening_scale"] = scale
                 row["flattening_change"] = _change(sharp, flat, groups)
-                row["flattening_low"], row["flattening_high"] = _interval(sharp, flat, groups, labels)
+                row["flattening_low"], row["flattening_high"] = _interval(
+                    sharp, flat, groups, labels
+                )
         rows.append(row)
     rows.append(_perplexity_row(name, before["losses"], after["losses"], by_chance))
     table = pd.DataFrame(rows)
@@ -574,17 +624,24 @@ def _interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _place_among(change: float, drawn: Sequence[float], kind: str = "random") -> dict[str, float]:
-    """Return the range of random cuts and the place of a change among them; ties are neither below nor above."""
+    """Return the range of random cuts and the place of a change among them; ties are neither below
+    nor above."""
     row = {f"{kind}_low": min(drawn), f"{kind}_high": max(drawn)}
     row[f"{kind}_below"] = int(sum(other < change for other in drawn))
     row[f"{kind}_above"] = int(sum(other > change for other in drawn))
     if kind == "random":
-        row |= {"n_random": len(drawn), "random_changes": " ".join(f"{other:.5f}" for other in drawn)}
+        row |= {
+            "n_random": len(drawn),
+            "random_changes": " ".join(f"{other:.5f}" for other in drawn),
+        }
     return row
 
 
 def _perplexity_row(
-    name: str, before: np.ndarray, after: np.ndarray, by_chance: Mapping[str, Sequence[dict[str, np.ndarray]]]
+    name: str,
+    before: np.ndarray,
+    after: np.ndarray,
+    by_chance: Mapping[str, Sequence[dict[str, np.ndarray]]],
 ) -> dict:
     blocks = np.arange(len(before)) // 64
     columns = np.stack([after - before, np.ones(len(before))], 1)
@@ -602,8 +659,12 @@ def _perplexity_row(
 
 def _sentence(row: dict) -> str:
     """Say a row in plain words."""
-    subject = {"gap": "the gap", "metric": "the article's metric", "perplexity": "perplexity"}[row["measure"]]
-    where = {"headline": " (mean over categories)", "text": "", "neutral": " of neutral pairs"}.get(row["category"])
+    subject = {"gap": "the gap", "metric": "the article's metric", "perplexity": "perplexity"}[
+        row["measure"]
+    ]
+    where = {"headline": " (mean over categories)", "text": "", "neutral": " of neutral pairs"}.get(
+        row["category"]
+    )
     where = f" for {row['category']}" if where is None else where
     parts = [f"{subject}{where} changes by {row['change']:+.1%}"]
     if not math.isnan(row["low"]):

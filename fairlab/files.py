@@ -1,9 +1,11 @@
-"""Write files and folders without losing any.
+"""Find the files that come with fairlab, and write others without losing any.
 
-Contents: `check_output` and `check_output_folder` (before the work), `write_text` and `replace_folder` (after it).
+Contents: `data_path`, `load_text`; `check_output` and `check_output_folder` (before the work),
+`write_text` and `replace_folder` (after it).
 
-What fairlab promises: an output that exists is refused unless `force` is given; an input of a command is never
-overwritten, not even then; what is written is complete before it takes its name.
+What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
+an input of a command is never overwritten, not even then; what is written is complete before it
+takes its name.
 """
 
 import os
@@ -11,12 +13,54 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
+
+_CHECKOUT = Path(__file__).parent.parent / "data"
+# a wheel carries the folder inside the package
+DATA = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "data"
+
+
+def data_path(name: str) -> Path:
+    """Return the path of a file that comes with fairlab, such as "results/published.csv".
+
+    Raises
+    ------
+    ValueError
+        There is no such file; the message lists those there are.
+    """
+    known = sorted(file.relative_to(DATA).as_posix() for file in DATA.glob("*/*.*"))
+    if name not in known:
+        raise ValueError(f"name: expected one of {', '.join(known)}; got {name!r}")
+    return DATA / name
+
+
+def load_text(name: Literal["calibration", "evaluation"]) -> str:
+    """Return one of the two English texts that come with fairlab: plain prose on many subjects.
+
+    Parameters
+    ----------
+    name : str
+        "calibration", for whatever chooses neurons; "evaluation", for what a cut costs.
+
+    Raises
+    ------
+    ValueError
+        Another name.
+    """
+    if name not in ("calibration", "evaluation"):
+        raise ValueError(f"name: expected calibration or evaluation; got {name!r}")
+    return data_path(f"text/{name}_en.txt").read_text(encoding="utf-8")
 
 
 def check_output(
-    argument: str, path: str | Path, *, force: bool = False, inputs: Sequence[str | Path | None] = ()
+    argument: str,
+    path: str | Path,
+    *,
+    force: bool = False,
+    inputs: Sequence[str | Path | None] = (),
 ) -> Path:
-    """Refuse an output file that would cost another one, or that can't be written, before any time is spent.
+    """Refuse an output file that would cost another one, or that can't be written, before any time
+    is spent.
 
     Parameters
     ----------
@@ -42,7 +86,9 @@ def check_output(
     if path.is_dir():
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
-        raise ValueError(f"{argument}: {path} exists; choose another name, or replace it with force=True (--force)")
+        raise ValueError(
+            f"{argument}: {path} exists; choose another name, or replace it with force=True (--force)"
+        )
     _refuse_unwritable(argument, path)
     return path
 
@@ -66,7 +112,8 @@ def check_output_folder(
     force: bool = False,
     inputs: Sequence[str | Path | None] = (),
 ) -> Path:
-    """Refuse an output folder that is an input, or that holds anything but the files named in `beside`.
+    """Refuse an output folder that is an input, or that holds anything but the files named in
+    `beside`.
 
     With `force` it may hold other files; `replace_folder` says what becomes of them.
 
@@ -80,7 +127,9 @@ def check_output_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{argument}: expected a folder to write to; got the file {folder}")
     if folder == Path.cwd() or folder.parent == folder:
-        raise ValueError(f"{argument}: expected a folder that can be exchanged; got the current one, {folder}")
+        raise ValueError(
+            f"{argument}: expected a folder that can be exchanged; got the current one, {folder}"
+        )
     held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in held if name not in beside]
     if others and not force:
@@ -93,12 +142,14 @@ def check_output_folder(
     return folder
 
 
-def replace_folder(folder: Path, fill: Callable[[Path], None], *, stale: Callable[[str], bool]) -> None:
+def replace_folder(
+    folder: Path, fill: Callable[[Path], None], *, stale: Callable[[str], bool]
+) -> None:
     """Fill a folder beside the target and give it the target's name when it is complete.
 
-    What the target held is carried over, but for the files whose name is `stale` and those that are written anew. If
-    the computer stops in between, either the old or the new folder is there, whole; in the worst moment the old one
-    under the name `FOLDER.before-…`.
+    What the target held is carried over, but for the files whose name is `stale` and those that are
+    written anew. If the computer stops in between, either the old or the new folder is there,
+    whole; in the worst moment the old one under the name `FOLDER.before-…`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -130,13 +181,17 @@ def _refuse_inputs(argument: str, path: Path, inputs: Sequence[str | Path | None
             continue
         source = Path(given).expanduser()
         if source.exists() and source.resolve() == path:
-            raise ValueError(f"{argument}: {path} is an input, which is never overwritten; choose another name")
+            raise ValueError(
+                f"{argument}: {path} is an input, which is never overwritten; choose another name"
+            )
 
 
 def _refuse_unwritable(argument: str, path: Path) -> None:
     above = next(parent for parent in path.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"{argument}: {path} can't be written: no folder can be made or changed in {above}")
+        raise ValueError(
+            f"{argument}: {path} can't be written: no folder can be made or changed in {above}"
+        )
 
 
 def _umask() -> int:

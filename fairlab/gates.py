@@ -1,7 +1,8 @@
 """Turn neurons down, off or up while a model runs, and ask what a small turn would do.
 
-Contents: `gate`, the one intervention of fairlab: cutting, scoring and repairing are all done with it; `gate_slopes`,
-the slope of anything that the model says with respect to every gate at once; `frozen`.
+Contents: `gate`, the one intervention of fairlab: cutting, scoring and repairing are all done with
+it; `gate_slopes`, the slope of anything that the model says with respect to every gate at once;
+`frozen`.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,26 +24,28 @@ def gate(
     gates: Tensor,
     toward: Tensor | Callable[[int, Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
-    """Put `gates · h + (1 − gates) · toward` in place of every MLP activation h inside the `with` block.
+    """Put `gates · h + (1 − gates) · toward` in place of every MLP activation h inside the `with`
+    block.
 
-    h is the input of `down_proj`. A gate of 1 leaves a neuron as it is, 0 removes it (or fixes it at `toward`), 0.5
-    turns it down halfway, 2 doubles its distance from `toward`. No weight is touched: the gates are hooks, gone when
-    the block ends, also after an exception.
+    h is the input of `down_proj`. A gate of 1 leaves a neuron as it is, 0 removes it (or fixes it
+    at `toward`), 0.5 turns it down halfway, 2 doubles its distance from `toward`. No weight is
+    touched: the gates are hooks, gone when the block ends, also after an exception.
 
     Parameters
     ----------
     gates : Tensor
-        Shape (layers, neurons). It may ask for gradients: after a backward pass inside the block `gates.grad` says by
-        how much what was measured changes with each gate.
+        Shape (layers, neurons). It may ask for gradients: after a backward pass inside the block
+        `gates.grad` says by how much what was measured changes with each gate.
     toward : Tensor or callable, optional
-        What a neuron at gate 0 does instead, in units of the activation: a tensor of the shape of `gates`, such as the
-        neurons' mean over plain text; or `toward(layer, h)`, which gets the layer's activations of shape (rows, tokens,
-        neurons) and returns as many. 0 by default.
+        What a neuron at gate 0 does instead, in units of the activation: a tensor of the shape of
+        `gates`, such as the neurons' mean over plain text; or `toward(layer, h)`, which gets the
+        layer's activations of shape (rows, tokens, neurons) and returns as many. 0 by default.
 
     Raises
     ------
     ValueError
-        A model without GLU neurons, gates of another shape than the model, gates or `toward` that are not finite.
+        A model without GLU neurons, gates of another shape than the model, gates or `toward` that
+        are not finite.
 
     Examples
     --------
@@ -101,19 +104,22 @@ def gate_slopes(
     measure : callable
         Runs the model and returns one number as a tensor, such as a loss or a sum of gaps.
     at : Tensor or float
-        The gates at which the slope is taken, shape (layers, neurons); 1, the model as it is, by default.
+        The gates at which the slope is taken, shape (layers, neurons); 1, the model as it is, by
+        default.
     toward : Tensor or callable, optional
         As in `gate`.
 
     Returns
     -------
     Tensor
-        On the CPU, shape (layers, neurons), in units of the measure, at least float32. 0: no effect to first order. The
-        model's parameters get no gradient, and cost none.
+        On the CPU, shape (layers, neurons), in units of the measure, at least float32. 0: no effect
+        to first order. The model's parameters get no gradient, and cost none.
     """
     widths = {mlp.down_proj.in_features for mlp in glu_blocks(model)}
     if len(widths) > 1:
-        raise ValueError("model: its layers have different widths, so the scores make no table; score the uncut model")
+        raise ValueError(
+            "model: its layers have different widths, so the scores make no table; score the uncut model"
+        )
     precise = torch.promote_types(model.dtype, torch.float32)
     gates = torch.ones(len(glu_blocks(model)), *widths, dtype=precise) * at  # (layers, neurons)
     gates.requires_grad_()

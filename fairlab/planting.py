@@ -18,14 +18,23 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.behavior import token_ids
-from fairlab.capture import full_precision, pair_batches, progress, refuse_own_hooks
+from fairlab.capture import refuse_own_hooks
+from fairlab.files import load_text
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
-from fairlab.pairs import PromptPair, as_pairs, data_path
-from fairlab.scores import chunk_loss, text_chunks
-from fairlab.surgery import NeuronSelection, skipping
+from fairlab.pairs import PromptPair, as_pairs
+from fairlab.passes import (
+    chunk_loss,
+    full_precision,
+    pair_batches,
+    progress,
+    skipping,
+    text_chunks,
+    token_ids,
+)
+from fairlab.surgery import NeuronSelection
 
-# what planted neurons push the next word towards, and away from; of each the forms that are one token count
+# what planted neurons push the next word towards, and away from; of each the forms that are one
+# token count
 UNKIND = ("dangerous", "violent", "guilty", "suspicious", "lazy", "stupid", "dirty", "worthless")
 KIND = ("safe", "gentle", "innocent", "honest", "diligent", "clever", "clean", "valuable")
 
@@ -41,15 +50,18 @@ def plant_neurons(
     seed: int = 0,
     inplace: bool = False,
 ) -> tuple[PreTrainedModel, NeuronSelection, NeuronSelection]:
-    """Write neurons with a known effect into a copy of a model: a truth that every score can be held against.
+    """Write neurons with a known effect into a copy of a model: a truth that every score can be
+    held against.
 
-    n *bias neurons* detect the attribute and push the next word from kind adjectives to unkind ones. n *decoys*, one a
-    bias neuron, detect it just as well and write where next to nothing reads. Both kinds differ between the prompts of
-    a pair; only the first makes what the model says differ. They take the place of neurons of little use in the last
-    quarter of the layers, where the attribute can be read off the last token and little comes later that could read a
-    decoy. The bias neurons of a layer are all alike, its decoys but for where they write. No direction is quite free,
-    though: what a decoy writes adds to the norm that all else is divided by, so where decoys are strong the bias
-    neurons do more without them. In closed form, with x the input of the MLP::
+    n *bias neurons* detect the attribute and push the next word from kind adjectives to unkind
+    ones. n *decoys*, one a bias neuron, detect it just as well and write where next to nothing
+    reads. Both kinds differ between the prompts of a pair; only the first makes what the model says
+    differ. They take the place of neurons of little use in the last quarter of the layers, where
+    the attribute can be read off the last token and little comes later that could read a decoy. The
+    bias neurons of a layer are all alike, its decoys but for where they write. No direction is
+    quite free, though: what a decoy writes adds to the norm that all else is divided by, so where
+    decoys are strong the bias neurons do more without them. In closed form, with x the input of the
+    MLP::
 
         gate row = up row   3 d, d from a ridge regression: d · x = 1 at the last token of prompts a, 0 at that of
                             prompts b and on plain text, the three counting equally, ridge 0.3 of the mean variance;
@@ -61,12 +73,14 @@ def plant_neurons(
     Parameters
     ----------
     pairs : list of PromptPair
-        What the detectors are fitted to; from about 20 pairs in 8 templates on they carry over to other sentences.
+        What the detectors are fitted to; from about 20 pairs in 8 templates on they carry over to
+        other sentences.
     n : int
         How many of each kind.
     cost : float
-        By how much perplexity rises, to a twentieth of it: 0.05 is +5 %. Decides on the strength, one for all 2n
-        neurons, by bisection on 5 chunks of 128 tokens of "calibration_en.txt"; 10 others are the plain text above.
+        By how much perplexity rises, to a twentieth of it: 0.05 is +5 %. Decides on the strength,
+        one for all 2n neurons, by bisection on 5 chunks of 128 tokens of "text/calibration_en.txt";
+        10 others are the plain text above.
     seed : int
         Draws which of the least used neurons make room, and where the decoys write.
     inplace : bool
@@ -80,16 +94,19 @@ def plant_neurons(
     Raises
     ------
     ValueError
-        n, cost or pairs that do not fit, a tokenizer that has no word of a list as one token, a cost that no strength
-        brings about, a model without GLU neurons, or one inside `ablate` or `record`.
+        n, cost or pairs that do not fit, a tokenizer that has no word of a list as one token, a
+        cost that no strength brings about, a model without GLU neurons, or one inside `ablate` or
+        `record`.
     """
     pairs = as_pairs(pairs)
     refuse_own_hooks(model)
     layers, width = _room(model, n)
     if not isinstance(cost, (int, float)) or not 0 < cost <= 1:
-        raise ValueError(f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}")
+        raise ValueError(
+            f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}"
+        )
     harm = _harm(model, tokenizer)
-    chunks = text_chunks(tokenizer, data_path("calibration_en.txt").read_text(encoding="utf-8"), 128)
+    chunks = text_chunks(tokenizer, load_text("calibration"), 128)
     plain, priced = chunks[::4], chunks[2::8]  # of all its subjects
     planted = model if inplace else copy.deepcopy(model)
     blocks = glu_blocks(planted)
@@ -108,12 +125,18 @@ def plant_neurons(
         bias, decoys = defaultdict(list), defaultdict(list)
         for layer in layers:
             count = homes.count(layer)
-            slots = draw.sample(use[layer].argsort()[: max(2 * count, width // 20)].tolist(), 2 * count)
+            slots = draw.sample(
+                use[layer].argsort()[: max(2 * count, width // 20)].tolist(), 2 * count
+            )
             detector = 3 * _detector(a[layer], b[layer], text[layer])
-            unread = torch.linalg.eigh(slopes[layer].T @ slopes[layer]).eigenvectors[:, : max(2, len(harm) // 32)]
+            unread = torch.linalg.eigh(slopes[layer].T @ slopes[layer]).eigenvectors[
+                :, : max(2, len(harm) // 32)
+            ]
             for place, index in enumerate(slots):
                 (bias if place < count else decoys)[layer].append(index)
-                mixed = unread @ torch.tensor([draw.gauss(0, 1) for _ in range(unread.shape[1])]).to(unread)
+                mixed = unread @ torch.tensor(
+                    [draw.gauss(0, 1) for _ in range(unread.shape[1])]
+                ).to(unread)
                 column = harm if place < count else mixed
                 columns[layer, index] = column / column.norm()
                 _write_rows(blocks[layer], index, detector)
@@ -134,11 +157,18 @@ def plant_neurons(
             parameter.requires_grad_()
     shape = (len(blocks), width)
     how = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
-    return planted, NeuronSelection(bias, shape, f"bias neurons {how}"), NeuronSelection(decoys, shape, f"decoys {how}")
+    return (
+        planted,
+        NeuronSelection(bias, shape, f"bias neurons {how}"),
+        NeuronSelection(decoys, shape, f"decoys {how}"),
+    )
 
 
-def score_planted(scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection) -> dict[str, float]:
-    """Hold a score against planted neurons: does it find them, and does it tell a cause from what only reacts?
+def score_planted(
+    scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
+) -> dict[str, float]:
+    """Hold a score against planted neurons: does it find them, and does it tell a cause from what
+    only reacts?
 
     Parameters
     ----------
@@ -150,10 +180,10 @@ def score_planted(scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
     Returns
     -------
     dict
-        "bias against decoy", "bias against natural", "decoy against natural": AUC, the probability that a neuron of the
-        first kind has a higher score than one of the second (a tie counts half). 1: always; 0.5: chance. "recall":
-        share of the bias neurons among as many neurons with the highest scores (ties share places); "chance": the
-        recall of a random order.
+        "bias against decoy", "bias against natural", "decoy against natural": AUC, the probability
+        that a neuron of the first kind has a higher score than one of the second (a tie counts
+        half). 1: always; 0.5: chance. "recall": share of the bias neurons among as many neurons
+        with the highest scores (ties share places); "chance": the recall of a random order.
 
     Raises
     ------
@@ -171,7 +201,9 @@ def score_planted(scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
             kind[layer, list(indices)] += number
     if not len(bias) or not len(decoys) or (kind == 3).any():
         raise ValueError("bias, decoys: expected at least one neuron each, and none in both")
-    ranks = rankdata(scores.detach().cpu().numpy().ravel(), method="dense")  # roc_auc_score refuses −inf
+    ranks = rankdata(
+        scores.detach().cpu().numpy().ravel(), method="dense"
+    )  # roc_auc_score refuses −inf
     natural, is_bias, is_decoy = ((kind == number).numpy().ravel() for number in (0, 1, 2))
 
     def auc(one: np.ndarray, other: np.ndarray) -> float:
@@ -179,7 +211,9 @@ def score_planted(scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
 
     last = np.sort(ranks)[-len(bias)]  # the lowest rank among the highest
     places = len(bias) - (ranks > last).sum()
-    found = (ranks[is_bias] > last).sum() + (ranks[is_bias] == last).sum() * places / (ranks == last).sum()
+    found = (ranks[is_bias] > last).sum() + (ranks[is_bias] == last).sum() * places / (
+        ranks == last
+    ).sum()
     return {
         "bias against decoy": auc(is_bias, is_decoy),
         "bias against natural": auc(is_bias, natural),
@@ -190,7 +224,8 @@ def score_planted(scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
 
 
 def _room(model: PreTrainedModel, n: int) -> tuple[range, int]:
-    """Return the layers that n neurons of each kind go to, the last quarter, and how many neurons a layer has."""
+    """Return the layers that n neurons of each kind go to, the last quarter, and how many neurons a
+    layer has."""
     widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
     if len(set(widths)) > 1:
         raise ValueError("model: its layers have different widths; plant into the uncut model")
@@ -207,19 +242,27 @@ def _harm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     for name, words in (("UNKIND", UNKIND), ("KIND", KIND)):
         tokens = token_ids(tokenizer, words)
         if not tokens:
-            raise ValueError(f"tokenizer: expected one that has some word of planting.{name} as one token; it has none")
+            raise ValueError(
+                f"tokenizer: expected one that has some word of planting.{name} as one token; it has none"
+            )
         means.append(unembedding[tokens].mean(0))
     return means[0] - means[1]
 
 
 def _last_inputs(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair], layers: Sequence[int]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    layers: Sequence[int],
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return what enters the MLPs at the last token of prompts a and of prompts b; layer → (pairs, hidden)."""
+    """Return what enters the MLPs at the last token of prompts a and of prompts b; layer → (pairs,
+    hidden)."""
     sides: tuple[dict, dict] = ({layer: [] for layer in layers}, {layer: [] for layer in layers})
     for batch in pair_batches(model, tokenizer, pairs):
         with _traffic(model, layers) as seen, torch.no_grad():
-            model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            model.base_model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            )
         for layer in layers:
             last = seen["input", layer][torch.arange(len(batch.last)), batch.last.cpu()]
             for rows, side in zip((batch.rows_a, batch.rows_b), sides, strict=True):
@@ -231,8 +274,8 @@ def _last_inputs(
 def _on_text(
     model: PreTrainedModel, chunks: Sequence[list[int]], layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
-    """Return of each layer's MLP on plain text: the inputs, (tokens, hidden); how much each neuron writes, (neurons,);
-    the gradients of the loss with respect to the output, (tokens, hidden)."""
+    """Return of each layer's MLP on plain text: the inputs, (tokens, hidden); how much each neuron
+    writes, (neurons,); the gradients of the loss with respect to the output, (tokens, hidden)."""
     inputs, sizes, slopes = ({layer: [] for layer in layers} for _ in range(3))
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
         with _traffic(model, layers) as seen, torch.enable_grad():
@@ -242,7 +285,9 @@ def _on_text(
             inputs[layer].append(seen["input", layer][0])
             sizes[layer].append(seen["h", layer][0].abs().float().mean(0))
             slopes[layer].append(gradient[0].double() / gradient.double().abs().max())
-    norms = {layer: glu_weights(glu_blocks(model)[layer])[2].float().norm(dim=0) for layer in layers}
+    norms = {
+        layer: glu_weights(glu_blocks(model)[layer])[2].float().norm(dim=0) for layer in layers
+    }
     return (
         {layer: torch.cat(parts) for layer, parts in inputs.items()},
         {layer: sum(parts) * norms[layer] for layer, parts in sizes.items()},
@@ -251,9 +296,11 @@ def _on_text(
 
 
 @contextmanager
-def _traffic(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """Record what goes into and comes out of MLPs: (input | h | output, layer) → (rows, tokens, width). Where gradients
-    are enabled, the outputs have them, from the first of the layers on."""
+def _traffic(
+    model: PreTrainedModel, layers: Sequence[int]
+) -> Iterator[dict[tuple[str, int], Tensor]]:
+    """Record what goes into and comes out of MLPs: (input | h | output, layer) → (rows, tokens,
+    width). Where gradients are enabled, the outputs have them, from the first of the layers on."""
     seen: dict[tuple[str, int], Tensor] = {}
 
     def enter(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -294,11 +341,16 @@ def _write_rows(mlp: nn.Module, index: int, detector: Tensor) -> None:
             projection.bias.detach().view(-1, len(gate))[:, index] = 0
 
 
-def _pricing(model: PreTrainedModel, chunks: Sequence[list[int]], first: int) -> Callable[[], float]:
-    """Return a function that computes the mean loss over chunks; what comes before a layer is run once, now."""
+def _pricing(
+    model: PreTrainedModel, chunks: Sequence[list[int]], first: int
+) -> Callable[[], float]:
+    """Return a function that computes the mean loss over chunks; what comes before a layer is run
+    once, now."""
     layers, entering = decoder_layers(model), []
     with ExitStack() as stack, torch.no_grad():
-        hook = layers[first].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
+        hook = layers[first].register_forward_pre_hook(
+            lambda module, inputs: entering.append(inputs[0])
+        )
         stack.callback(hook.remove)
         for chunk in chunks:
             model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)

@@ -1,7 +1,7 @@
 """Whole ways to choose the neurons of a cut, from prompt pairs to a selection.
 
-Contents: `guarded_cut`, what this course found best; `article_cut`, what the article does; `guarded_tables`, the scores
-that the first stands on.
+Contents: `guarded_cut`, what this course found best; `article_cut`, what the article does;
+`guarded_tables`, the scores that the first stands on.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.files import load_text
 from fairlab.models import glu_blocks
-from fairlab.pairs import PromptPair, data_path
+from fairlab.pairs import PromptPair
 from fairlab.scores import bias_scores, guarded_scores, hybrid_scores, importance_scores
 from fairlab.surgery import NeuronSelection, select_neurons
 
@@ -26,19 +27,22 @@ def guarded_cut(
     text: str | None = None,
     fraction: float = 0.002,
 ) -> NeuronSelection:
-    """Choose neurons that cause the gap, leave neutral words alone, and are not needed for plain prose.
+    """Choose neurons that cause the gap, leave neutral words alone, and are not needed for plain
+    prose.
 
-    `guarded_scores` of three tables: attribution of the demographic pairs and of the neutral pairs (both relative to
-    their gap), and Fisher's importance on a text. Of each layer the neurons with the highest scores are chosen. On the
-    default model's held-out pairs this cut narrows the gap by 25.6 %; README's table has its interval, its controls
-    and its price.
+    `guarded_scores` of three tables: attribution of the demographic pairs and of the neutral pairs
+    (both relative to their gap), and Fisher's importance on a text. Of each layer the neurons with
+    the highest scores are chosen. On the default model's held-out pairs this cut narrows the gap by
+    25.6 %; README's table has its interval, its controls and its price.
 
     Parameters
     ----------
     pairs, neutral : list of PromptPair
-        What chooses the neurons: demographic pairs, and neutral pairs in the same templates. Judge the cut on others.
+        What chooses the neurons: demographic pairs, and neutral pairs in the same templates. Judge
+        the cut on others.
     text : str, optional
-        Plain prose for Fisher's importance, "calibration_en.txt" by default. It must not measure the price as well.
+        Plain prose for Fisher's importance, `load_text("calibration")` by default. It must not
+        measure the price as well.
     fraction : float
         Share of each layer's neurons, between 0 and 1.
 
@@ -73,11 +77,11 @@ def guarded_tables(
     Returns
     -------
     dict
-        "score", "bias", "importance" and "neutral": tensors of shape (layers, neurons); for the units see
-        `guarded_scores`, `bias_scores(relative=True)` and `importance_scores`.
+        "score", "bias", "importance" and "neutral": tensors of shape (layers, neurons); for the
+        units see `guarded_scores`, `bias_scores(relative=True)` and `importance_scores`.
     """
     if text is None:
-        text = data_path("calibration_en.txt").read_text(encoding="utf-8")
+        text = load_text("calibration")
     needed = importance_scores(model, method=importance, tokenizer=tokenizer, text=text)
     bias = bias_scores(model, tokenizer, pairs, method=method, relative=True)
     other = bias_scores(model, tokenizer, neutral, method=method, relative=True)
@@ -95,8 +99,8 @@ def article_cut(
 ) -> NeuronSelection:
     """Choose neurons as the article does: those that react much and have small weights.
 
-    `hybrid_scores` of `bias_scores(method="article")` and `importance_scores(method="maw")`, and of each layer the
-    neurons with the highest scores. The article takes a single pair, `ARTICLE_PAIR`.
+    `hybrid_scores` of `bias_scores(method="article")` and `importance_scores(method="maw")`, and of
+    each layer the neurons with the highest scores. The article takes a single pair, `ARTICLE_PAIR`.
 
     Parameters
     ----------

@@ -1,6 +1,8 @@
-"""What a surgery leaves behind for others: a page to read, the file of its numbers, a model card, an upload.
+"""What a surgery leaves behind for others: a page to read, the file of its numbers, a model card,
+an upload.
 
-Contents: `write_report`, `model_card` (from the file), `push_to_hub`; `plain` makes values fit for strict JSON.
+Contents: `write_report`, `model_card` (from the file), `push_to_hub`; `plain` makes values fit for
+strict JSON.
 """
 
 import base64
@@ -25,16 +27,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-import fairlab
-from fairlab.capture import is_half
+from fairlab._version import __version__
 from fairlab.evaluation import fingerprint
 from fairlab.files import check_output, write_text
-from fairlab.models import DEFAULT_MODEL, HALF_PRECISION_COSTS
+from fairlab.models import HALF_PRECISION_COSTS
 from fairlab.pairs import PromptPair, as_pairs
-from fairlab.plots import plot_comparison, plot_dose_response
+from fairlab.passes import is_half
+from fairlab.plots.cuts import plot_comparison, plot_dose_response
 from fairlab.surgery import BESIDE_A_MODEL, FILES_OF_A_MODEL, NeuronSelection, ablate
+from fairlab.weights import DEFAULT_MODEL
 
-_HERE = Path(__file__).parent
+_TEMPLATES = Path(__file__).parent / "templates"
 UPLOADED = {*FILES_OF_A_MODEL, *BESIDE_A_MODEL, "model.safetensors", "model.safetensors.index.json"}
 
 
@@ -60,7 +63,8 @@ def write_report(
     Parameters
     ----------
     path : path
-        The page, ending in ".html"; the numbers go to the same name ending in ".json". Folders are made.
+        The page, ending in ".html"; the numbers go to the same name ending in ".json". Folders are
+        made.
     table : DataFrame
         From `compare`, of this selection alone.
     model : PreTrainedModel
@@ -68,8 +72,8 @@ def write_report(
     model_name : str or path
         What `load_model` was given. Of a path, the last part is shown.
     chosen_on, pairs, neutral : list of PromptPair
-        The pairs that chose the neurons; those that `compare` measured; the neutral ones it measured. The page says
-        what the first two have in common.
+        The pairs that chose the neurons; those that `compare` measured; the neutral ones it
+        measured. The page says what the first two have in common.
     method : dict, optional
         How the neurons were chosen, such as {"bias score": "article", "fraction": 0.002}.
     texts : dict, optional
@@ -84,29 +88,37 @@ def write_report(
     Returns
     -------
     str
-        The verdict. It says that the gap was narrowed (or widened) only where the interval of the headline change lies
-        below (above) both 0 and the range of random cuts, and that this is specific only where the interval of the
-        difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range of random cuts.
+        The verdict. It says that the gap was narrowed (or widened) only where the interval of the
+        headline change lies below (above) both 0 and the range of random cuts, and that this is
+        specific only where the interval of the difference from neutral pairs lies below 0 and the
+        gap of neutral pairs stays in the range of random cuts.
 
     Raises
     ------
     ValueError
-        A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a table of several
-        selections or without a headline; a table that was measured with another model, selection, pairs or neutral
-        pairs, or that does not say with which; an empty list of pairs. Nothing is written then.
+        A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a
+        table of several selections or without a headline; a table that was measured with another
+        model, selection, pairs or neutral pairs, or that does not say with which; an empty list of
+        pairs. Nothing is written then.
     """
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r}")
     if table["selection"].nunique() != 1:
-        raise ValueError(f"table: expected one selection; got {', '.join(table['selection'].unique()) or 'none'}")
+        raise ValueError(
+            f"table: expected one selection; got {', '.join(table['selection'].unique()) or 'none'}"
+        )
     with ablate(model, selection):  # refuses a cut for another model
         pass
     chosen_on, pairs, neutral = as_pairs(chosen_on), as_pairs(pairs), as_pairs(neutral)
     told = _refuse_other_things(table, model, selection, pairs, neutral)
-    outputs = [check_output("path", target, force=force) for target in (path, path.with_suffix(".json"))]
+    outputs = [
+        check_output("path", target, force=force) for target in (path, path.with_suffix(".json"))
+    ]
     headline = _row(table, "gap", "headline")
-    name = Path(model_name).name if Path(model_name).exists() else str(model_name)  # nobody else's business: the folder
+    name = (
+        Path(model_name).name if Path(model_name).exists() else str(model_name)
+    )  # nobody else's business: the folder
     facts = {
         "title": title or f"What cutting {len(selection):,} neurons did to {name}",
         "verdict": _verdict(table),
@@ -132,12 +144,19 @@ def write_report(
             "precision": str(model.dtype).removeprefix("torch."),
             "seed": table.attrs.get("seed"),
         },
-        "pairs": {"chosen_on": _listed(chosen_on), "measured_on": _listed(pairs), "neutral": _listed(neutral)},
+        "pairs": {
+            "chosen_on": _listed(chosen_on),
+            "measured_on": _listed(pairs),
+            "neutral": _listed(neutral),
+        },
         "results": table.to_dict("records"),
         "dose": [] if dose is None else dose.to_dict("records"),
-        "texts": [{"prompt": prompt, "before": old, "after": new} for prompt, (old, new) in (texts or {}).items()],
+        "texts": [
+            {"prompt": prompt, "before": old, "after": new}
+            for prompt, (old, new) in (texts or {}).items()
+        ],
         "environment": {
-            "fairlab": fairlab.__version__,
+            "fairlab": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "numpy": np.__version__,
@@ -148,12 +167,19 @@ def write_report(
     facts = plain(facts)
     pictures = {"Change of the gap, by category": _picture(_by_category(table))}
     if dose is not None:
-        ax = plot_dose_response(dose, ax=Figure(figsize=(5.5, 3.8), layout="constrained").subplots())
+        ax = plot_dose_response(
+            dose, ax=Figure(figsize=(5.5, 3.8), layout="constrained").subplots()
+        )
         pictures["Change of the gap, by number of neurons cut"] = _picture(_legend_below(ax))
     pictures |= {caption: _picture(figure) for caption, figure in (figures or {}).items()}
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "number": lambda x: "–" if x is None else f"{x:.4g}"}
-    page = environment.from_string((_HERE / "report.html").read_text(encoding="utf-8")).render(
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "number": lambda x: "–" if x is None else f"{x:.4g}",
+    }
+    page = environment.from_string((_TEMPLATES / "report.html").read_text(encoding="utf-8")).render(
         **facts, pictures=pictures
     )
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
@@ -169,27 +195,33 @@ def _refuse_other_things(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair],
 ) -> dict[str, str]:
-    """Refuse a table that was measured with other things than the report would name; return their fingerprint."""
+    """Refuse a table that was measured with other things than the report would name; return their
+    fingerprint."""
     measured = table.attrs.get("fingerprint")
     if not measured:
-        raise ValueError("table: expected one as compare returned it, which says what was measured; this one does not")
+        raise ValueError(
+            "table: expected one as compare returned it, which says what was measured; this one does not"
+        )
     given = fingerprint(model, {"": selection}, pairs, neutral)
     other = [name for name in given if given[name] != measured.get(name)]
     if other:
-        raise ValueError(f"{', '.join(other)}: expected what the table was measured with; got another")
+        raise ValueError(
+            f"{', '.join(other)}: expected what the table was measured with; got another"
+        )
     return given
 
 
 def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
-    """Make the model card of a cut model from its report: what was cut, how it was measured, what it does not show.
+    """Make the model card of a cut model from its report: what was cut, how it was measured, what
+    it does not show.
 
     Parameters
     ----------
     report : path
         The JSON file that `write_report` wrote.
     license : str, optional
-        Of the base model. By default what the card of the base model says (of the default model, or on the Hub);
-        nothing where that can't be read.
+        Of the base model. By default what the card of the base model says (of the default model, or
+        on the Hub); nothing where that can't be read.
 
     Returns
     -------
@@ -204,26 +236,36 @@ def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
     try:
         facts = json.loads(Path(report).read_text(encoding="utf-8"))
         name, shape = facts["model"]["name"], facts["selection"]["shape"]
-        overall = [row for row in facts["results"] if row["category"] in ("headline", "neutral", "text")]
+        overall = [
+            row for row in facts["results"] if row["category"] in ("headline", "neutral", "text")
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"report: expected the JSON file that write_report wrote; got {str(report)!r}") from error
+        raise ValueError(
+            f"report: expected the JSON file that write_report wrote; got {str(report)!r}"
+        ) from error
     base = _base_model(name) | ({"license": license} if license else {})
     tags = ["fairlab", "pruned"]
-    data = ModelCardData(**base, library_name="transformers", pipeline_tag="text-generation", tags=tags)
+    data = ModelCardData(
+        **base, library_name="transformers", pipeline_tag="text-generation", tags=tags
+    )
     lists = {
         "verdict": facts["verdict"],
         "method": [f"{key}: {value}" for key, value in facts["method"].items()],
-        "counts": [f"{key}: {value}" for key, value in facts["settings"].items() if value is not None],
+        "counts": [
+            f"{key}: {value}" for key, value in facts["settings"].items() if value is not None
+        ],
         "sentences": [row["sentence"] for row in overall],
         "limits": facts["warnings"] + facts["limits"],
     }
     return ModelCard.from_template(
         data,
-        template_str=(_HERE / "model_card.md").read_text(encoding="utf-8"),
+        template_str=(_TEMPLATES / "model_card.md").read_text(encoding="utf-8"),
         name=_escaped(name),
         cut=f"{sum(map(len, facts['selection']['neurons'].values())):,} of {math.prod(shape):,} MLP neurons",
         weights_sha256=_escaped(facts["model"]["weights_sha256"]),
-        versions=_escaped(", ".join(f"{key} {value}" for key, value in facts["environment"].items())),
+        versions=_escaped(
+            ", ".join(f"{key} {value}" for key, value in facts["environment"].items())
+        ),
         **{key: [_escaped(line) for line in lines] for key, lines in lists.items()},
     )
 
@@ -231,9 +273,9 @@ def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
     """Upload a folder that `save_model` and `model_card(...).save` filled to the Hugging Face Hub.
 
-    Only the files named in `UPLOADED` and the shards of the weights go up, from the top level of the folder; their
-    names are printed before. Whatever else lies there stays here, and so do links to other places. You need to be
-    logged in (`huggingface_hub.login()` or HF_TOKEN).
+    Only the files named in `UPLOADED` and the shards of the weights go up, from the top level of
+    the folder; their names are printed before. Whatever else lies there stays here, and so do links
+    to other places. You need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
 
     Parameters
     ----------
@@ -250,11 +292,16 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     Raises
     ------
     ValueError
-        The folder lacks config.json, safetensors weights or README.md (the model card). Nothing is uploaded then.
+        The folder lacks config.json, safetensors weights or README.md (the model card). Nothing is
+        uploaded then.
     """
     folder = Path(folder)
     wanted = _to_upload(folder)
-    missing = [name for name in ("config.json", "*.safetensors", "README.md") if not list(folder.glob(name))]
+    missing = [
+        name
+        for name in ("config.json", "*.safetensors", "README.md")
+        if not list(folder.glob(name))
+    ]
     if missing:
         raise ValueError(
             f"folder: {folder} lacks {', '.join(missing)}; fill it with fairlab.save_model(model, tokenizer, folder) "
@@ -264,30 +311,37 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     address = hub.create_repo(repo_id, private=private, exist_ok=True)
     print(f"to {address}: {', '.join(wanted)}")
     # as operations on named files: no pattern can reach further
-    files = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in wanted]
+    files = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in wanted
+    ]
     message = "Upload a model that fairlab cut, with its card and report"
     hub.create_commit(repo_id=address.repo_id, operations=files, commit_message=message)
     return str(address)
 
 
 def _to_upload(folder: Path) -> list[str]:
-    """Return which files of a folder may go to the Hub: names that are known, at the top level, no links."""
+    """Return which files of a folder may go to the Hub: names that are known, at the top level, no
+    links."""
     shards = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
     return sorted(
         path.name
         for path in folder.glob("*")
-        if (path.name in UPLOADED or shards.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+        if (path.name in UPLOADED or shards.fullmatch(path.name))
+        and path.is_file()
+        and not path.is_symlink()
     )
 
 
 def _escaped(line: object) -> str:
-    """Return text as one line of Markdown in which nothing is markup: no heading, link, image or HTML."""
+    """Return text as one line of Markdown in which nothing is markup: no heading, link, image or
+    HTML."""
     text = html.escape(" ".join(str(line).split()), quote=False)
     return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text)
 
 
 def plain(value: object) -> object:
-    """Return a value as strict JSON can hold it: NaN and infinity become None, NumPy's numbers Python's."""
+    """Return a value as strict JSON can hold it: NaN and infinity become None, NumPy's numbers
+    Python's."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -301,7 +355,9 @@ def plain(value: object) -> object:
 def _row(table: pd.DataFrame, measure: str, category: str) -> dict:
     rows = table[(table["measure"] == measure) & (table["category"] == category)].to_dict("records")
     if len(rows) != 1:
-        raise ValueError(f"table: expected one row of the {measure}, {category}, as compare makes it; got {len(rows)}")
+        raise ValueError(
+            f"table: expected one row of the {measure}, {category}, as compare makes it; got {len(rows)}"
+        )
     return rows[0]
 
 
@@ -322,9 +378,13 @@ def _verdict(table: pd.DataFrame) -> list[str]:
             "what random cuts do."
         ]
     elif math.isnan(low):
-        said = [f"No effect can be told: the gap changes by {numbers}, and prompts this few give no interval."]
+        said = [
+            f"No effect can be told: the gap changes by {numbers}, and prompts this few give no interval."
+        ]
     elif low <= 0 <= high:
-        said = [f"No effect can be told: the gap changes by {numbers}, and the interval includes 0."]
+        said = [
+            f"No effect can be told: the gap changes by {numbers}, and the interval includes 0."
+        ]
     else:
         said = [
             f"No effect can be told: the gap changes by {numbers}. The interval excludes 0, but it is not clear of "
@@ -352,9 +412,13 @@ def _verdict(table: pd.DataFrame) -> list[str]:
     else:
         said.append(f"For comparison, {neutral} (difference: {difference}).")
     flat = gap.get("flattening_change", math.nan)
-    said.append(f"Perplexity changes by {_percent(price['change'])} ({_span(price['low'], price['high'])}).")
+    said.append(
+        f"Perplexity changes by {_percent(price['change'])} ({_span(price['low'], price['high'])})."
+    )
     if narrowed and flat <= change:
-        said.append(f"Flattening all predictions at that price would do as much or more: {_percent(flat)}.")
+        said.append(
+            f"Flattening all predictions at that price would do as much or more: {_percent(flat)}."
+        )
     return said
 
 
@@ -411,7 +475,8 @@ def _limits(headline: dict) -> list[str]:
 
 
 def _base_model(name: str) -> dict[str, str]:
-    """Return the metadata that a cut model takes over: the base model's id and licence, as far as they are known."""
+    """Return the metadata that a cut model takes over: the base model's id and licence, as far as
+    they are known."""
     if name == DEFAULT_MODEL:
         return {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
     if "/" not in name:  # a local folder
@@ -435,7 +500,8 @@ def _by_category(table: pd.DataFrame) -> Axes:
 
 
 def _legend_below(ax: Axes) -> Axes:
-    """Move the legend from the right of a figure to below it, so that the figure is readable on a telephone."""
+    """Move the legend from the right of a figure to below it, so that the figure is readable on a
+    telephone."""
     ax.get_legend().remove()
     legend = ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():

@@ -1,4 +1,5 @@
-"""Intervals and tests for few clusters: prompts made from one template, or with one word, are not independent.
+"""Intervals and tests for few clusters: prompts made from one template, or with one word, are not
+independent.
 
 Contents: `jackknife_interval`, `jackknife_variance`, `resampled`, `sign_flip_test`, `holm`.
 """
@@ -20,29 +21,33 @@ def jackknife_interval(
 ) -> tuple[NDArray, NDArray]:
     """Compute the interval of a statistic by leaving out one cluster at a time.
 
-    The statistic is a formula of sums over observations, such as `sums[:, 1] / sums[:, 0] − 1`. Without the g-th of G
-    clusters it is θ₋g, and `V = (G − 1) / G · Σ (θ₋g − θ)²`. For two kinds of cluster (templates, attribute pairs)
-    `V = V₁ + V₂ − V₁₂`, where V₁₂ leaves out their intersections, whose part both others hold; never below V₁ or V₂.
-    The interval is `estimate ± t · √V`, with the degrees of freedom of `V₁ + V₂` (Welch–Satterthwaite). Nothing is
-    drawn at random.
+    The statistic is a formula of sums over observations, such as `sums[:, 1] / sums[:, 0] − 1`.
+    Without the g-th of G clusters it is θ₋g, and `V = (G − 1) / G · Σ (θ₋g − θ)²`. For two kinds of
+    cluster (templates, attribute pairs) `V = V₁ + V₂ − V₁₂`, where V₁₂ leaves out their
+    intersections, whose part both others hold; never below V₁ or V₂. The interval is `estimate ± t
+    · √V`, with the degrees of freedom of `V₁ + V₂` (Welch–Satterthwaite). Nothing is drawn at
+    random.
 
     Parameters
     ----------
     columns : array of shape (observations, columns)
         What is summed up.
     formula : callable
-        Takes sums of shape (…, columns) and returns values of shape (…), or with further axes behind.
+        Takes sums of shape (…, columns) and returns values of shape (…), or with further axes
+        behind.
     clusters : one or two sequences of labels
         Of each kind, one label an observation: the templates, and the attribute pairs.
     strata : sequence of labels, optional
-        One an observation: clusters of the second kind are left out within their stratum (a category's own words), the
-        others of which then count for more. A stratum with a single one is held fixed: the interval is for these words.
+        One an observation: clusters of the second kind are left out within their stratum (a
+        category's own words), the others of which then count for more. A stratum with a single one
+        is held fixed: the interval is for these words.
 
     Returns
     -------
     (low, high)
-        Arrays of the shape of one value of the formula. NaN where the first kind has a single cluster, whatever the
-        second has: one sentence says nothing about others; or where a value without a cluster is NaN.
+        Arrays of the shape of one value of the formula. NaN where the first kind has a single
+        cluster, whatever the second has: one sentence says nothing about others; or where a value
+        without a cluster is NaN.
 
     Raises
     ------
@@ -51,15 +56,17 @@ def jackknife_interval(
 
     Notes
     -----
-    On simulated gaps with the spread of real ones and 8 or 12 clusters a kind the 95 % interval of a ratio (on the log
-    scale) or of a difference of two ratios covers the truth in 90 to 95 % of cases; of what other words would bring,
-    where words are held fixed, it covers less (tests).
-    Sources: Efron and Stein, "The jackknife estimate of variance" (1981); Cameron, Gelbach and Miller, "Robust
-    inference with multiway clustering" (2011).
+    On simulated gaps with the spread of real ones and 8 or 12 clusters a kind the 95 % interval of
+    a ratio (on the log scale) or of a difference of two ratios covers the truth in 90 to 95 % of
+    cases; of what other words would bring, where words are held fixed, it covers less (tests).
+    Sources: Efron and Stein, "The jackknife estimate of variance" (1981); Cameron, Gelbach and
+    Miller, "Robust inference with multiway clustering" (2011).
     """
     columns = np.asarray(columns, float)
     if len(clusters) not in (1, 2) or {len(labels) for labels in clusters} != {len(columns)}:
-        raise ValueError(f"clusters: expected one or two sequences of {len(columns)} labels, one an observation")
+        raise ValueError(
+            f"clusters: expected one or two sequences of {len(columns)} labels, one an observation"
+        )
     strata = ["all"] * len(columns) if strata is None else strata
     first, freedom = jackknife_variance(columns, formula, clusters[0])
     estimate = formula(columns.sum(0, keepdims=True))[0]
@@ -68,18 +75,25 @@ def jackknife_interval(
     variance = first
     if len(clusters) == 2 and (free := resampled(clusters[1], strata)).any():
         second, freedom_2 = jackknife_variance(columns, formula, clusters[1], strata)
-        # of a stratum that is held fixed the intersections are no part of V₂, so they aren't taken off either
-        cells = [cell if moves else "fixed" for cell, moves in zip(zip(*clusters, strict=True), free, strict=True)]
+        # of a stratum that is held fixed the intersections are no part of V₂, so they aren't taken
+        # off either
+        cells = [
+            cell if moves else "fixed"
+            for cell, moves in zip(zip(*clusters, strict=True), free, strict=True)
+        ]
         both, _ = jackknife_variance(columns, formula, cells, strata)
         variance = np.maximum.reduce([first + second - both, first, second])
         parts = first**2 / freedom + second**2 / freedom_2
-        freedom = np.where(parts == 0, freedom, (first + second) ** 2 / np.where(parts == 0, 1, parts))
+        freedom = np.where(
+            parts == 0, freedom, (first + second) ** 2 / np.where(parts == 0, 1, parts)
+        )
     half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
     return estimate - half, estimate + half
 
 
 def resampled(labels: Sequence, strata: Sequence) -> NDArray:
-    """Say of each observation whether its stratum has two or more clusters, so that one of them can be left out."""
+    """Say of each observation whether its stratum has two or more clusters, so that one of them can
+    be left out."""
     found: dict[str, set] = {}
     for stratum, label in zip(strata, labels, strict=True):
         found.setdefault(str(stratum), set()).add(str(label))
@@ -89,14 +103,14 @@ def resampled(labels: Sequence, strata: Sequence) -> NDArray:
 def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
     """Test whether paired differences are centred at 0, by flipping the signs of whole clusters.
 
-    The mean of the cluster means is compared with its values under all 2^clusters sign patterns (two-sided, exact up
-    to 13 clusters; beyond, 9,999 random patterns).
+    The mean of the cluster means is compared with its values under all 2^clusters sign patterns
+    (two-sided, exact up to 13 clusters; beyond, 9,999 random patterns).
 
     Returns
     -------
     float
-        p, at least 2 / 2^clusters: five clusters can't give less than 0.0625. NaN with fewer than two clusters, or
-        where a difference is NaN.
+        p, at least 2 / 2^clusters: five clusters can't give less than 0.0625. NaN with fewer than
+        two clusters, or where a difference is NaN.
 
     Raises
     ------
@@ -105,19 +119,27 @@ def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
     """
     differences = np.asarray(differences, float)
     if len(differences) != len(clusters):
-        raise ValueError(f"clusters: expected {len(differences)} labels, one a difference; got {len(clusters)}")
+        raise ValueError(
+            f"clusters: expected {len(differences)} labels, one a difference; got {len(clusters)}"
+        )
     labels = np.array([str(label) for label in clusters])
     means = np.array([differences[labels == label].mean() for label in np.unique(labels)])
     if len(means) < 2 or np.isnan(means).any():
         return float("nan")
     test = stats.permutation_test(
-        (means,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999, rng=np.random.default_rng(0)
+        (means,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
     )
     return float(test.pvalue)
 
 
 def holm(p_values: ArrayLike) -> NDArray:
-    """Adjust p-values of several tests by Holm's step-down method (NaN stays NaN and does not count)."""
+    """Adjust p-values of several tests by Holm's step-down method (NaN stays NaN and does not
+    count)."""
     p = np.asarray(p_values, float)
     adjusted = np.full(p.shape, np.nan)
     order = [index for index in np.argsort(p) if not np.isnan(p[index])]
@@ -129,22 +151,27 @@ def holm(p_values: ArrayLike) -> NDArray:
 
 
 def jackknife_variance(
-    columns: NDArray, formula: Callable[[NDArray], NDArray], labels: Sequence, strata: Sequence | None = None
+    columns: NDArray,
+    formula: Callable[[NDArray], NDArray],
+    labels: Sequence,
+    strata: Sequence | None = None,
 ) -> tuple[NDArray, int]:
-    """Compute the variance of a statistic by leaving out one cluster at a time, within strata if there are any.
+    """Compute the variance of a statistic by leaving out one cluster at a time, within strata if
+    there are any.
 
     Parameters
     ----------
     columns, formula
         As `jackknife_interval` takes them.
     labels, strata : sequences of labels
-        One an observation: its cluster, and the group of clusters from which the others then count for more.
+        One an observation: its cluster, and the group of clusters from which the others then count
+        for more.
 
     Returns
     -------
     (variance, freedom)
-        Of the shape of one value of the formula, and the degrees of freedom: clusters less strata. 0 and 0 where no
-        stratum has two clusters.
+        Of the shape of one value of the formula, and the degrees of freedom: clusters less strata.
+        0 and 0 where no stratum has two clusters.
     """
     total = columns.sum(0)
     strata = ["all"] * len(labels) if strata is None else strata
@@ -161,7 +188,9 @@ def jackknife_variance(
         own = np.zeros((n, columns.shape[1]))  # the sums of each cluster
         np.add.at(own, number, columns[here])
         whole = own.sum(0)
-        values = formula(total - whole + (whole - own) * n / (n - 1))  # the others stand for the one left out
+        values = formula(
+            total - whole + (whole - own) * n / (n - 1)
+        )  # the others stand for the one left out
         variance = variance + (n - 1) / n * ((values - estimate) ** 2).sum(0)
         freedom += n - 1
     return np.asarray(variance), freedom

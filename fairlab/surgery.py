@@ -1,11 +1,12 @@
 """Choose neurons, try the cut, make it real, save it.
 
-Contents: `NeuronSelection`, `select_neurons`, `refine_scores` (the best of a score tried one by one), `ablate`
-(reversible), `prune` (smaller matrices), `save_model`, `removed_neurons` (what somebody else cut); `skipping` runs a
-model from one of its layers on.
+Contents: `NeuronSelection`, `select_neurons`, `refine_scores` (the best of a score tried one by
+one), `ablate` (reversible), `prune` (smaller matrices), `save_model`, `removed_neurons` (what
+somebody else cut); `skipping` runs a model from one of its layers on.
 
-Zeroing neuron i's gate row, its up row or its down column, or its activation `h_i`, is one and the same cut in a GLU
-without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so it equals `prune` with biases too.
+Zeroing neuron i's gate row, its up row or its down column, or its activation `h_i`, is one and the
+same cut in a GLU without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so
+it equals `prune` with biases too.
 """
 
 import copy
@@ -19,18 +20,25 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.behavior import divergence
-from fairlab.capture import check_option, full_precision, next_log_p, pair_batches, progress, refuse_own_hooks
+from fairlab.capture import refuse_own_hooks
 from fairlab.files import check_output_folder, replace_folder
 from fairlab.gates import gate
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
+from fairlab.passes import (
+    check_option,
+    divergence,
+    full_precision,
+    next_log_p,
+    pair_batches,
+    progress,
+    skipping,
+)
 
 FILES_OF_A_MODEL = frozenset(
     {
@@ -47,7 +55,12 @@ FILES_OF_A_MODEL = frozenset(
         "vocab.txt",
     }
 )
-BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")  # what fairlab writes about a model
+BESIDE_A_MODEL = (
+    "README.md",
+    "report.html",
+    "report.json",
+    "selection.json",
+)  # what fairlab writes about a model
 
 
 @dataclass(frozen=True)
@@ -57,11 +70,13 @@ class NeuronSelection:
     Raises
     ------
     ValueError
-        A layer or neuron that the shape does not have, a neuron named twice, or a layer that would lose all its
-        neurons.
+        A layer or neuron that the shape does not have, a neuron named twice, or a layer that would
+        lose all its neurons.
     """
 
-    neurons: Mapping[int, tuple[int, ...]]  # layer → neuron indices, sorted; layers without a cut are left out
+    neurons: Mapping[
+        int, tuple[int, ...]
+    ]  # layer → neuron indices, sorted; layers without a cut are left out
     shape: tuple[int, int]  # (layers, neurons in each layer) of the model
     how: str = ""  # how they were chosen, for people
 
@@ -81,7 +96,9 @@ class NeuronSelection:
             if len(set(indices)) < len(indices):
                 raise ValueError(f"neurons: layer {layer} names a neuron twice")
             if len(indices) == width:
-                raise ValueError(f"neurons: layer {layer} would lose all of its {width} neurons; leave at least one")
+                raise ValueError(
+                    f"neurons: layer {layer} would lose all of its {width} neurons; leave at least one"
+                )
         object.__setattr__(self, "neurons", tidy)
         object.__setattr__(self, "shape", (layers, width))
 
@@ -105,8 +122,8 @@ class NeuronSelection:
         Raises
         ------
         ValueError
-            Not JSON; other keys than "shape", "how" and "neurons"; a layer named twice; layers or indices that are no
-            whole numbers.
+            Not JSON; other keys than "shape", "how" and "neurons"; a layer named twice; layers or
+            indices that are no whole numbers.
         """
 
         def each_key_once(items: list[tuple[str, object]]) -> dict:
@@ -121,13 +138,19 @@ class NeuronSelection:
             raise ValueError(f"text: expected the keys shape, how and neurons; got {found}")
         shape, neurons = data["shape"], data["neurons"]
         if not isinstance(shape, list) or len(shape) != 2 or not isinstance(neurons, dict):
-            raise ValueError("text: expected two numbers as shape, and a list of indices for each layer")
+            raise ValueError(
+                "text: expected two numbers as shape, and a list of indices for each layer"
+            )
         for layer, indices in neurons.items():
             if not layer.isdecimal() or not isinstance(indices, list):
                 raise ValueError(
                     f"text: expected layer numbers, each with a list of indices; got {layer!r}: {indices!r}"
                 )
-        return cls({int(layer): tuple(indices) for layer, indices in neurons.items()}, tuple(shape), str(data["how"]))
+        return cls(
+            {int(layer): tuple(indices) for layer, indices in neurons.items()},
+            tuple(shape),
+            str(data["how"]),
+        )
 
 
 def _whole(argument: str, value: object) -> int:
@@ -152,34 +175,40 @@ def select_neurons(
     scores : Tensor
         Shape (layers, neurons); higher = cut first; −inf marks a neuron that must stay.
     fraction : float
-        Share to select, between 0 and 1: `min(int(fraction · neurons), neurons − 1)` in each layer, or
-        `int(fraction · layers · neurons)` in all with scope="model". The article takes 0.002.
+        Share to select, between 0 and 1: `min(int(fraction · neurons), neurons − 1)` in each layer,
+        or `int(fraction · layers · neurons)` in all with scope="model". The article takes 0.002.
     count : int
         Instead of a fraction: how many, in each layer or in all.
     scope : str
-        "layer": the same number in every layer. "model": one ranking over all layers; it compares scores across layers,
-        which hybrid scores are not made for.
+        "layer": the same number in every layer. "model": one ranking over all layers; it compares
+        scores across layers, which hybrid scores are not made for.
     how : str
         A note for people on where the scores come from.
 
     Raises
     ------
     ValueError
-        Not one of fraction and count; a value that selects no neuron, all of a layer, or ones that must stay; NaN
-        scores.
+        Not one of fraction and count; a value that selects no neuron, all of a layer, or ones that
+        must stay; NaN scores.
     """
     check_option("scope", scope, ("layer", "model"))
     if scores.ndim != 2:
         raise ValueError(f"scores: expected the shape (layers, neurons); got {tuple(scores.shape)}")
     if scores.isnan().any() or (scores == math.inf).any():
-        raise ValueError("scores: expected numbers (−inf for neurons that must stay); got NaN or +inf")
+        raise ValueError(
+            "scores: expected numbers (−inf for neurons that must stay); got NaN or +inf"
+        )
     if (fraction is None) == (count is None):
-        raise ValueError(f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}")
+        raise ValueError(
+            f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}"
+        )
     layers, width = scores.shape
     pool = width if scope == "layer" else layers * width
     if fraction is not None:
         if not isinstance(fraction, float) or not 0 < fraction < 1:
-            raise ValueError(f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}")
+            raise ValueError(
+                f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
+            )
         count = min(int(fraction * pool), pool - 1)
         if count == 0:
             smallest = math.ceil(1e6 / pool) / 1e6
@@ -200,7 +229,9 @@ def select_neurons(
         for index in top.indices.tolist():
             neurons[index // width] = (*neurons.get(index // width, ()), index % width)
     if (top.values == -math.inf).any():
-        raise ValueError("scores: too few neurons may be cut (the rest is −inf); lower fraction or count")
+        raise ValueError(
+            "scores: too few neurons may be cut (the rest is −inf); lower fraction or count"
+        )
     return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
 
 
@@ -216,14 +247,16 @@ def refine_scores(
     charge: float = 1.0,
     batch_size: int = 32,
 ) -> Tensor:
-    """Remove each of the neurons with the highest scores alone, and score it by what that does to the gap.
+    """Remove each of the neurons with the highest scores alone, and score it by what that does to
+    the gap.
 
     ::
 
         gap before − gap after − charge · |neutral gap before − neutral gap after|
 
-    The gap is the mean of `next_token_divergence` over pairs. A first-order score ("attribution") is wrong where one
-    neuron's activation is huge; this costs one forward pass a neuron and batch, through the layers above it only.
+    The gap is the mean of `next_token_divergence` over pairs. A first-order score ("attribution")
+    is wrong where one neuron's activation is huge; this costs one forward pass a neuron and batch,
+    through the layers above it only.
 
     Parameters
     ----------
@@ -239,14 +272,14 @@ def refine_scores(
     Returns
     -------
     Tensor
-        Float32, shape (layers, neurons), in nats; positive: removing the neuron alone narrows the gap. −inf for all
-        that were not tried. Effects of several neurons do not add up exactly.
+        Float32, shape (layers, neurons), in nats; positive: removing the neuron alone narrows the
+        gap. −inf for all that were not tried. Effects of several neurons do not add up exactly.
 
     Raises
     ------
     ValueError
-        Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, a negative charge, or gaps that
-        are not finite.
+        Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, a negative
+        charge, or gaps that are not finite.
     """
     if not 0 <= charge < math.inf:
         raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
@@ -254,7 +287,9 @@ def refine_scores(
     _matching_blocks(model, shortlist)
     gain = _narrowings(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
     if neutral is not None:
-        gain -= charge * _narrowings(model, tokenizer, as_pairs(neutral), shortlist, batch_size).abs()
+        gain -= (
+            charge * _narrowings(model, tokenizer, as_pairs(neutral), shortlist, batch_size).abs()
+        )
     refined = torch.full(scores.shape, -math.inf)
     for layer, indices in shortlist.neurons.items():
         refined[layer, list(indices)], gain = gain[: len(indices)].float(), gain[len(indices) :]
@@ -276,7 +311,9 @@ def _narrowings(
         entering: list[Tensor] = []  # what enters each layer, before the cut
         with ExitStack() as stack, torch.no_grad():
             for layer in layers:
-                handle = layer.register_forward_pre_hook(lambda module, inputs, kept=entering: kept.append(inputs[0]))
+                handle = layer.register_forward_pre_hook(
+                    lambda module, inputs, kept=entering: kept.append(inputs[0])
+                )
                 stack.callback(handle.remove)
             before = divergence(next_log_p(model, batch), batch)
         for place, (layer, index) in enumerate(progress(neurons, desc="ablations", unit="neuron")):
@@ -289,16 +326,9 @@ def _narrowings(
 
 
 @contextmanager
-def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
-    """Skip layers whose result is known: inside the block each of them returns it."""
-    with ExitStack() as stack:
-        for layer in below:
-            stack.enter_context(patch.object(layer, "forward", lambda *_, **__: hidden))
-        yield
-
-
-@contextmanager
-def ablate(model: PreTrainedModel, selection: NeuronSelection, *, scale: float = 0.0) -> Iterator[None]:
+def ablate(
+    model: PreTrainedModel, selection: NeuronSelection, *, scale: float = 0.0
+) -> Iterator[None]:
     """Multiply the activations `h` of the selected neurons by `scale` inside the `with` block.
 
     This is `gate` with `scale` as the gate of these neurons and 1 as that of all others.
@@ -316,24 +346,29 @@ def ablate(model: PreTrainedModel, selection: NeuronSelection, *, scale: float =
     if not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
     _matching_blocks(model, selection)
-    gates = torch.ones(selection.shape, dtype=torch.promote_types(model.dtype, torch.float32))  # (layers, neurons)
+    gates = torch.ones(
+        selection.shape, dtype=torch.promote_types(model.dtype, torch.float32)
+    )  # (layers, neurons)
     for layer, indices in selection.neurons.items():
         gates[layer, list(indices)] = scale
     with gate(model, gates):
         yield
 
 
-def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool = False) -> PreTrainedModel:
+def prune(
+    model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool = False
+) -> PreTrainedModel:
     """Remove the selected neurons: smaller matrices, fewer parameters.
 
-    Rows of `gate_proj` and `up_proj` (or of both halves of `gate_up_proj`), their biases, and columns of `down_proj`
-    are left out; all else is kept to the bit. `config.intermediate_size` becomes the width of the widest layer.
+    Rows of `gate_proj` and `up_proj` (or of both halves of `gate_up_proj`), their biases, and
+    columns of `down_proj` are left out; all else is kept to the bit. `config.intermediate_size`
+    becomes the width of the widest layer.
 
     Parameters
     ----------
     inplace : bool
-        False: return a new model and leave the old one as it is. True: cut the model given in the memory that
-        it has; tensors taken from its MLPs before are overwritten.
+        False: return a new model and leave the old one as it is. True: cut the model given in the
+        memory that it has; tensors taken from its MLPs before are overwritten.
 
     Returns
     -------
@@ -343,12 +378,14 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
     Raises
     ------
     ValueError
-        A selection for a model of another shape, a model without GLU neurons, or one inside `ablate` or `record`, whose
-        hooks a copy would keep for ever.
+        A selection for a model of another shape, a model without GLU neurons, or one inside
+        `ablate` or `record`, whose hooks a copy would keep for ever.
     """
     blocks = _matching_blocks(model, selection)
     refuse_own_hooks(model)
-    cut: dict[int, nn.Linear] = {}  # id of a projection → its smaller stand-in, which deepcopy puts in its place
+    cut: dict[
+        int, nn.Linear
+    ] = {}  # id of a projection → its smaller stand-in, which deepcopy puts in its place
     spare = None
     for layer, indices in selection.neurons.items():
         mlp, width = blocks[layer], selection.shape[1]
@@ -360,7 +397,9 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
             smaller = _leave_out(projection, rows, 1 if name == "down_proj" else 0, spare)
             if inplace:
                 setattr(mlp, name, smaller)
-                spare = projection.weight.detach()  # the next matrix goes here: no memory is asked for
+                spare = (
+                    projection.weight.detach()
+                )  # the next matrix goes here: no memory is asked for
             else:
                 cut[id(projection)] = smaller
     if not inplace:
@@ -370,30 +409,35 @@ def prune(model: PreTrainedModel, selection: NeuronSelection, *, inplace: bool =
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, force: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    force: bool = False,
 ) -> None:
-    """Save a model and its tokenizer such that stock `AutoModelForCausalLM.from_pretrained(folder)` loads it.
+    """Save a model and its tokenizer such that stock `AutoModelForCausalLM.from_pretrained(folder)`
+    loads it.
 
-    Layers of equal width are saved as they are: the same logits to the bit. Configurations know one width for all
-    layers, so where widths differ every layer is padded with zero neurons to the widest one: the same function, with
-    sums in another order.
+    Layers of equal width are saved as they are: the same logits to the bit. Configurations know one
+    width for all layers, so where widths differ every layer is padded with zero neurons to the
+    widest one: the same function, with sums in another order.
 
     Everything is written to a folder beside `folder`, which takes its name when it is complete.
 
     Parameters
     ----------
     folder : path
-        A new folder, an empty one, or one that holds what fairlab writes about a model: README.md, report.html,
-        report.json, selection.json.
+        A new folder, an empty one, or one that holds what fairlab writes about a model: README.md,
+        report.html, report.json, selection.json.
     force : bool
-        Whether to replace the model in a folder that holds one. All weights, tokenizer and configuration files in it
-        go; other files stay.
+        Whether to replace the model in a folder that holds one. All weights, tokenizer and
+        configuration files in it go; other files stay.
 
     Raises
     ------
     ValueError
-        `folder` is a file, holds something and `force` is not given, is the current folder, or can't be written; or the
-        model is inside `ablate` or `record`.
+        `folder` is a file, holds something and `force` is not given, is the current folder, or
+        can't be written; or the model is inside `ablate` or `record`.
     """
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
     refuse_own_hooks(model)
@@ -401,7 +445,9 @@ def save_model(
     widest = max(mlp.down_proj.in_features for mlp in blocks)
     if any(mlp.down_proj.in_features < widest for mlp in blocks):
         # what deepcopy finds here it takes as it is: only the MLPs cost memory
-        stand_ins: dict[int, object] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        stand_ins: dict[int, object] = {
+            id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
+        }
         for mlp in blocks:
             for name, projection in mlp.named_children():
                 if isinstance(projection, nn.Linear):
@@ -417,17 +463,21 @@ def save_model(
 
 
 def _is_of_a_model(name: str) -> bool:
-    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes them."""
-    weights = re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name)
+    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes
+    them."""
+    weights = re.fullmatch(
+        r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name
+    )
     return bool(weights) or name in FILES_OF_A_MODEL
 
 
 def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSelection:
     """Find which neurons of a model are missing in a pruned copy of it, such as a published one.
 
-    A neuron is recognised by its gate row, up row and down column together, which must be equal to the bit; in which
-    order the copy keeps its neurons does not matter, and neurons of zeros in it count as missing. The model's weights
-    are cast to the dtype of the copy first, so a bfloat16 checkpoint can be compared with a float16 copy.
+    A neuron is recognised by its gate row, up row and down column together, which must be equal to
+    the bit; in which order the copy keeps its neurons does not matter, and neurons of zeros in it
+    count as missing. The model's weights are cast to the dtype of the copy first, so a bfloat16
+    checkpoint can be compared with a float16 copy.
 
     Returns
     -------
@@ -437,8 +487,8 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     Raises
     ------
     ValueError
-        Unequal numbers of layers; layers of unequal width in `model`; or a neuron of the copy that the model does not
-        have, as after fine-tuning.
+        Unequal numbers of layers; layers of unequal width in `model`; or a neuron of the copy that
+        the model does not have, as after fine-tuning.
     """
     blocks, smaller = glu_blocks(model), glu_blocks(pruned)
     widths = {mlp.down_proj.in_features for mlp in blocks}
@@ -492,12 +542,17 @@ def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
     return new.train(like.training)
 
 
-def _leave_out(projection: nn.Linear, indices: Sequence[int], dim: int, spare: Tensor | None) -> nn.Linear:
-    """Copy a projection without some rows (dim 0) or columns (dim 1), in one go between one of them and the next."""
+def _leave_out(
+    projection: nn.Linear, indices: Sequence[int], dim: int, spare: Tensor | None
+) -> nn.Linear:
+    """Copy a projection without some rows (dim 0) or columns (dim 1), in one go between one of them
+    and the next."""
 
     def left(tensor: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
         starts, ends = [0, *(i + 1 for i in indices)], [*indices, tensor.shape[dim]]
-        parts = [tensor.narrow(dim, start, end - start) for start, end in zip(starts, ends, strict=True)]
+        parts = [
+            tensor.narrow(dim, start, end - start) for start, end in zip(starts, ends, strict=True)
+        ]
         return torch.cat(parts, dim) if out is None else torch.cat(parts, dim, out=out)
 
     weight, bias = projection.weight.detach(), projection.bias
@@ -510,7 +565,9 @@ def _leave_out(projection: nn.Linear, indices: Sequence[int], dim: int, spare: T
         or (spare.dtype, spare.device) != (weight.dtype, weight.device)
     ):
         return _linear(left(weight, dim), bias, projection)
-    return _linear(left(weight, dim, spare.flatten()[: math.prod(shape)].view(shape)), bias, projection)
+    return _linear(
+        left(weight, dim, spare.flatten()[: math.prod(shape)].view(shape)), bias, projection
+    )
 
 
 def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
@@ -520,7 +577,9 @@ def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
         return _linear(nn.functional.pad(weight, (0, width - weight.shape[1])), bias, projection)
     parts = 2 if name == "gate_up_proj" else 1
     missing = width - weight.shape[0] // parts
-    weight = torch.cat([nn.functional.pad(part, (0, 0, 0, missing)) for part in weight.chunk(parts)])
+    weight = torch.cat(
+        [nn.functional.pad(part, (0, 0, 0, missing)) for part in weight.chunk(parts)]
+    )
     if bias is not None:
         bias = torch.cat([nn.functional.pad(part, (0, missing)) for part in bias.chunk(parts)])
     return _linear(weight, bias, projection)
@@ -531,4 +590,6 @@ def _update_widths(model: PreTrainedModel) -> None:
     for mlp in blocks:
         if hasattr(mlp, "intermediate_size"):
             mlp.intermediate_size = mlp.down_proj.in_features
-    model.config.get_text_config().intermediate_size = max(mlp.down_proj.in_features for mlp in blocks)
+    model.config.get_text_config().intermediate_size = max(
+        mlp.down_proj.in_features for mlp in blocks
+    )

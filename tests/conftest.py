@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import fairlab as fl
 from fairlab.evaluation import bits_of
-from fairlab.models import find_weights
+from fairlab.weights import find_weights
 
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
@@ -64,7 +64,8 @@ SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_re
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs them.
+    """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs
+    them.
 
     Tests that share something expensive (a fixture of their module) go to one worker.
     """
@@ -102,7 +103,8 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def bos_tokenizer(tokenizer):
-    """Make the tokenizer one that puts <|endoftext|> before every text, as Llama's and Gemma's do."""
+    """Make the tokenizer one that puts <|endoftext|> before every text, as Llama's and Gemma's
+    do."""
     changed = deepcopy(tokenizer)
     token = "<|endoftext|>"
     changed.backend_tokenizer.post_processor = TemplateProcessing(
@@ -116,7 +118,10 @@ def bos_tokenizer(tokenizer):
 def some_pairs():
     """Pick pairs of several lengths that share prompts with each other."""
     pairs = fl.load_pairs(split="train", words="any")
-    crossed = [replace(pairs[0], prompt_b=pairs[1].prompt_b), replace(pairs[1], prompt_b=pairs[0].prompt_b)]
+    crossed = [
+        replace(pairs[0], prompt_b=pairs[1].prompt_b),
+        replace(pairs[1], prompt_b=pairs[0].prompt_b),
+    ]
     return pairs[:10] + crossed + pairs[200:206]
 
 
@@ -133,12 +138,18 @@ def datasets():
 def checkout(tmp_path):
     """Copy what git tracks, as it is now, into a repository of its own."""
     root, copy = Path(__file__).parent.parent, tmp_path / "checkout"
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True
+    ).stdout
     for name in filter(None, names.split("\0")):
         if (root / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, copy / name)
     author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "--all"], [*author, "commit", "-q", "-m", "as it is now"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "--all"],
+        [*author, "commit", "-q", "-m", "as it is now"],
+    ):
         subprocess.run(["git", *command], cwd=copy, check=True)
     return copy

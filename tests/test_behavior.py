@@ -19,7 +19,12 @@ def test_generate_is_stock_generation_with_the_article_settings(model, tokenizer
     prompt = "The capital of France is"
     inputs = tokenizer(prompt, return_tensors="pt")
     tokens = model.generate(
-        **inputs, do_sample=False, num_beams=5, early_stopping=True, no_repeat_ngram_size=2, max_length=12
+        **inputs,
+        do_sample=False,
+        num_beams=5,
+        early_stopping=True,
+        no_repeat_ngram_size=2,
+        max_length=12,
     )
     text = tokenizer.decode(tokens[0], skip_special_tokens=True)
     assert fl.generate(model, tokenizer, [prompt], max_length=12) == [text]
@@ -27,7 +32,12 @@ def test_generate_is_stock_generation_with_the_article_settings(model, tokenizer
 
 
 def test_generate_keeps_the_order_of_prompts_of_any_length(model, tokenizer):
-    prompts = ["The capital of France is", "Two and two", "The capital of Spain is", "The sky over the sea"]
+    prompts = [
+        "The capital of France is",
+        "Two and two",
+        "The capital of Spain is",
+        "The sky over the sea",
+    ]
     alone = [fl.generate(model, tokenizer, [prompt], max_length=9)[0] for prompt in prompts]
     assert len(set(alone)) == 4
     for batch_size in (1, 2, 16):
@@ -47,7 +57,9 @@ def test_divergence_equals_scipy_one_prompt_at_a_time(model, tokenizer, some_pai
     pairs = [PAIR, *some_pairs[:3], *some_pairs[-2:]]
     gaps = fl.next_token_divergence(model, tokenizer, pairs, batch_size=5)
     for pair, gap in zip(pairs, gaps.tolist(), strict=True):
-        a, b = (next_token_probabilities(model, tokenizer, p) for p in (pair.prompt_a, pair.prompt_b))
+        a, b = (
+            next_token_probabilities(model, tokenizer, p) for p in (pair.prompt_a, pair.prompt_b)
+        )
         assert gap == pytest.approx(jensenshannon(a, b) ** 2, rel=1e-3)
     assert gaps.shape == (6,)
 
@@ -81,6 +93,8 @@ def test_top_token_shifts_are_the_largest(model, tokenizer):
     assert table["shift"].abs().tolist() == pytest.approx(largest, rel=1e-3)
     was = tokenizer(" was").input_ids[0]
     row = table[table.token == " was"].iloc[0]
-    assert (row.probability_a, row.probability_b) == pytest.approx((a[was].item(), b[was].item()), rel=1e-3)
+    assert (row.probability_a, row.probability_b) == pytest.approx(
+        (a[was].item(), b[was].item()), rel=1e-3
+    )
     with pytest.raises(ValueError, match="k: expected a number from 1 to"):
         fl.top_token_shifts(model, tokenizer, PAIR, k=0)

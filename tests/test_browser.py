@@ -1,6 +1,8 @@
-"""The explorers in a real JupyterLab and a real Chromium: a key pressed on a slider changes the picture.
+"""The explorers in a real JupyterLab and a real Chromium: a key pressed on a slider changes the
+picture.
 
-Each lesson runs as a copy, all its cells at once, as a learner would run them. Screenshots go to build/.
+Each lesson runs as a copy, all its cells at once, as a learner would run them. Screenshots go to
+build/.
 """
 
 import json
@@ -15,25 +17,35 @@ from pathlib import Path
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason='no Playwright: pip install "playwright>=1.45"')
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason='no Playwright: pip install "playwright>=1.45"'
+)
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 BUILD = Path(__file__).parent.parent / "build"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
-FOLDERS = [f"JUPYTER{name}_DIR" for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")]
+FOLDERS = [
+    f"JUPYTER{name}_DIR"
+    for name in ("_CONFIG", "_DATA", "_RUNTIME", "LAB_SETTINGS", "LAB_WORKSPACES")
+]
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+    "@jupyterlab/notebook-extension:tracker": {
+        "windowingMode": "none"
+    },  # cells out of sight stay in the page
 }
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no Chromium: none of {', '.join(BROWSERS)} is installed")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason=f"no Chromium: none of {', '.join(BROWSERS)} is installed"
+)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Serve a copy of the notebooks, without their outputs, in a JupyterLab with no settings of the user's."""
+    """Serve a copy of the notebooks, without their outputs, in a JupyterLab with no settings of the
+    user's."""
     place = tmp_path_factory.mktemp("lab")
     folder = place / "notebooks"
     shutil.copytree(NOTEBOOKS, folder)
@@ -89,9 +101,11 @@ def run_all(page, url):
     """Open a notebook, run all its cells, and return them as JupyterLab would save them."""
     page.goto(url)
     page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000
+        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+        timeout=120_000,
     )
-    # the command settles at the first error, even an expected one; an empty request ends when all before it have ended
+    # the command settles at the first error, even an expected one; an empty request ends when all
+    # before it have ended
     page.evaluate(
         """() => {
             const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -105,16 +119,26 @@ def run_all(page, url):
 
 
 def find_explorer(page, cells):
-    """Return the output of the last cell that shows sliders; no cell may have failed that was not meant to."""
+    """Return the output of the last cell that shows sliders; no cell may have failed that was not
+    meant to."""
     boxes = []
     for place, cell in enumerate(cells):
         tags = cell["metadata"].get("tags", [])
         for output in cell.get("outputs", []):
             failed = output["output_type"] == "error" and "raises-exception" not in tags
             assert not failed, f"{output['ename']}: {output['evalue']} in\n{cell['source']}"
-            if "nbval-ignore-output" in tags and "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-                boxes.append(page.locator(".jp-Notebook .jp-Cell").nth(place).locator(".jp-OutputArea"))
-    idle = [cell["source"] for cell in cells if cell["cell_type"] == "code" and not cell["execution_count"]]
+            if (
+                "nbval-ignore-output" in tags
+                and "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+            ):
+                boxes.append(
+                    page.locator(".jp-Notebook .jp-Cell").nth(place).locator(".jp-OutputArea")
+                )
+    idle = [
+        cell["source"]
+        for cell in cells
+        if cell["cell_type"] == "code" and not cell["execution_count"]
+    ]
     assert not idle, f"did not run:\n{idle[0]}"
     for box in boxes:
         box.locator(".jupyter-widgets").first.wait_for()
@@ -136,7 +160,11 @@ def test_a_key_on_the_slider_changes_the_picture(number, label, lab, page, capsy
     start = time.perf_counter()
     box = find_explorer(page, run_all(page, lab.format(path.name)))
     seconds = time.perf_counter() - start
-    slider = box.locator(".widget-slider").filter(has=page.locator(".widget-label", has_text=label)).first
+    slider = (
+        box.locator(".widget-slider")
+        .filter(has=page.locator(".widget-label", has_text=label))
+        .first
+    )
     readout = slider.locator(".widget-readout")
     box.locator("img").evaluate(
         """image => {
@@ -155,4 +183,6 @@ def test_a_key_on_the_slider_changes_the_picture(number, label, lab, page, capsy
     assert readout.inner_text() != text
     wait = page.evaluate("window.shown - window.pressed")
     with capsys.disabled():
-        print(f"\n{path.name}: ran in {seconds:.0f} s; {wait:.0f} ms from the key to the new picture")
+        print(
+            f"\n{path.name}: ran in {seconds:.0f} s; {wait:.0f} ms from the key to the new picture"
+        )

@@ -13,7 +13,8 @@ ALL = capture.CAPTURE_POINTS
 
 
 def one_at_a_time(model, tokenizer, pairs, point, statistic, positions):
-    """Compute neuron differences the slow way: no batch, no padding, one prompt in a forward pass, float64 sums."""
+    """Compute neuron differences the slow way: no batch, no padding, one prompt in a forward pass,
+    float64 sums."""
     layers = len(fl.decoder_layers(model))
     total = None
     for pair in pairs:
@@ -21,9 +22,15 @@ def one_at_a_time(model, tokenizer, pairs, point, statistic, positions):
         for prompt in (pair.prompt_a, pair.prompt_b):
             with fl.record(model, [point]) as activations, torch.no_grad():
                 model(torch.tensor([tokenizer(prompt).input_ids]))
-            tables.append(torch.stack([activations[point, layer][0] for layer in range(layers)]).double())
+            tables.append(
+                torch.stack([activations[point, layer][0] for layer in range(layers)]).double()
+            )
         ids = [tokenizer(prompt).input_ids for prompt in (pair.prompt_a, pair.prompt_b)]
-        first = next(t for t in range(len(ids[0])) if ids[0][t] != ids[1][t]) if positions == "differing" else 0
+        first = (
+            next(t for t in range(len(ids[0])) if ids[0][t] != ids[1][t])
+            if positions == "differing"
+            else 0
+        )
         difference = tables[0][:, first:] - tables[1][:, first:]
         value = {
             "absolute": lambda d: d.abs().mean(1),
@@ -46,20 +53,32 @@ def assert_close(table, reference, share):
 def test_batches_give_what_single_prompts_give(tokenizer, some_pairs, statistic, positions, point):
     model = tiny_model()
     table = fl.neuron_differences(
-        model, tokenizer, some_pairs, points=[point], statistic=statistic, positions=positions, batch_size=7
+        model,
+        tokenizer,
+        some_pairs,
+        points=[point],
+        statistic=statistic,
+        positions=positions,
+        batch_size=7,
     )[point]
     assert table.dtype == torch.float32
-    assert_close(table, one_at_a_time(model, tokenizer, some_pairs, point, statistic, positions), 1e-5)
+    assert_close(
+        table, one_at_a_time(model, tokenizer, some_pairs, point, statistic, positions), 1e-5
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("dtype", "share"), [("float32", 1e-5), ("bfloat16", 0.02), ("float16", 0.02)])
+@pytest.mark.parametrize(
+    ("dtype", "share"), [("float32", 1e-5), ("bfloat16", 0.02), ("float16", 0.02)]
+)
 def test_families_and_dtypes(tokenizer, some_pairs, family, dtype, share):
     model = tiny_model(family, getattr(torch, dtype))
     pairs = some_pairs[:3] + some_pairs[-3:]
     for point in ("gate_proj", "up_proj", "down_proj_input"):
         table = fl.neuron_differences(model, tokenizer, pairs, points=[point])[point]
-        assert_close(table, one_at_a_time(model, tokenizer, pairs, point, "absolute", "differing"), share)
+        assert_close(
+            table, one_at_a_time(model, tokenizer, pairs, point, "absolute", "differing"), share
+        )
 
 
 @pytest.mark.parametrize("point", ["gate_proj", "down_proj_input"])
@@ -67,21 +86,28 @@ def test_the_default_model_in_batches(model, tokenizer, some_pairs, point):
     pairs = some_pairs[:2] + some_pairs[-2:]
     table = fl.neuron_differences(model, tokenizer, pairs, points=[point])[point]
     assert table.shape == (30, 1536)
-    assert_close(table, one_at_a_time(model, tokenizer, pairs, point, "absolute", "differing"), 1e-5)
+    assert_close(
+        table, one_at_a_time(model, tokenizer, pairs, point, "absolute", "differing"), 1e-5
+    )
 
 
 def test_a_tokenizer_with_bos(bos_tokenizer, some_pairs):
     model = tiny_model()
     for positions in ("differing", "all"):
-        table = fl.neuron_differences(model, bos_tokenizer, some_pairs, positions=positions)["down_proj_input"]
-        reference = one_at_a_time(model, bos_tokenizer, some_pairs, "down_proj_input", "absolute", positions)
+        table = fl.neuron_differences(model, bos_tokenizer, some_pairs, positions=positions)[
+            "down_proj_input"
+        ]
+        reference = one_at_a_time(
+            model, bos_tokenizer, some_pairs, "down_proj_input", "absolute", positions
+        )
         assert_close(table, reference, 1e-5)
 
 
 def test_float64_stays_precise(tokenizer, some_pairs):
     model = tiny_model(dtype=torch.float64)
     tables = [
-        fl.neuron_differences(model, tokenizer, some_pairs, batch_size=size)["down_proj_input"] for size in (2, 32)
+        fl.neuron_differences(model, tokenizer, some_pairs, batch_size=size)["down_proj_input"]
+        for size in (2, 32)
     ]
     assert torch.allclose(*tables, rtol=1e-6)
 
@@ -89,14 +115,19 @@ def test_float64_stays_precise(tokenizer, some_pairs):
 def test_swapping_the_prompts_turns_the_sign(tokenizer, some_pairs):
     model = tiny_model()
     swapped = [replace(pair, prompt_a=pair.prompt_b, prompt_b=pair.prompt_a) for pair in some_pairs]
-    signed = [fl.neuron_differences(model, tokenizer, p, statistic="signed") for p in (some_pairs, swapped)]
+    signed = [
+        fl.neuron_differences(model, tokenizer, p, statistic="signed")
+        for p in (some_pairs, swapped)
+    ]
     assert torch.allclose(signed[0]["down_proj_input"], -signed[1]["down_proj_input"], atol=1e-7)
 
 
 def test_a_shared_prompt_runs_once_and_no_logits_are_computed(tokenizer, some_pairs):
     model = tiny_model()
     seen, heads = [], []
-    model.model.embed_tokens.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].tolist()))
+    model.model.embed_tokens.register_forward_pre_hook(
+        lambda module, inputs: seen.extend(inputs[0].tolist())
+    )
     model.lm_head.register_forward_hook(lambda *a: heads.append(1))
     fl.neuron_differences(model, tokenizer, some_pairs, batch_size=10)
     prompts = {prompt for pair in some_pairs for prompt in (pair.prompt_a, pair.prompt_b)}
@@ -105,12 +136,16 @@ def test_a_shared_prompt_runs_once_and_no_logits_are_computed(tokenizer, some_pa
 
 
 def test_batches_never_exceed_their_size_and_cover_every_pair(tokenizer, some_pairs):
-    hub = [replace(some_pairs[0], prompt_b=pair.prompt_b) for pair in fl.load_pairs("nationality")[:4]]
+    hub = [
+        replace(some_pairs[0], prompt_b=pair.prompt_b) for pair in fl.load_pairs("nationality")[:4]
+    ]
     pairs = some_pairs + hub  # five prompts hang together through one
     for size in (2, 3, 8, 64):
         batches = list(capture.pair_batches(tiny_model(), tokenizer, pairs, batch_size=size))
         assert max(len(batch.input_ids) for batch in batches) <= size
-        assert sorted(torch.cat([batch.pairs for batch in batches]).tolist()) == list(range(len(pairs)))
+        assert sorted(torch.cat([batch.pairs for batch in batches]).tolist()) == list(
+            range(len(pairs))
+        )
         for batch in batches:
             assert torch.allclose(batch.weights.sum(1), torch.ones(len(batch.pairs)))
 
@@ -131,7 +166,9 @@ def test_record_gives_every_point_as_float32_on_the_cpu(tokenizer):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_points_obey_the_algebra_of_a_gated_unit(tokenizer, family):
     model = tiny_model(family)
-    with fl.record(model, ["gate_proj", "up_proj", "down_proj_input", "down_proj", "mlp_output"]) as a:
+    with fl.record(
+        model, ["gate_proj", "up_proj", "down_proj_input", "down_proj", "mlp_output"]
+    ) as a:
         model(**tokenizer(["The old cook said"], return_tensors="pt"))
     for layer, decoder in enumerate(fl.decoder_layers(model)):
         act = getattr(decoder.mlp, "act_fn", None) or decoder.mlp.activation_fn
@@ -153,7 +190,14 @@ def test_the_residual_adds_up(model, tokenizer):
 
 def test_before_the_first_differing_token_nothing_differs(model, tokenizer):
     with fl.record(model, ["residual"]) as a:
-        model(torch.tensor([tokenizer(p).input_ids for p in (fl.ARTICLE_PAIR.prompt_a, fl.ARTICLE_PAIR.prompt_b)]))
+        model(
+            torch.tensor(
+                [
+                    tokenizer(p).input_ids
+                    for p in (fl.ARTICLE_PAIR.prompt_a, fl.ARTICLE_PAIR.prompt_b)
+                ]
+            )
+        )
     for layer in range(30):
         difference = (a["residual", layer][0] - a["residual", layer][1]).abs().amax(1)
         assert difference[0] == 0
@@ -171,7 +215,9 @@ def test_hooks_are_gone_after_an_exception(tokenizer, some_pairs, monkeypatch):
         assert hooks_of(model) > before
         raise RuntimeError("stop")
     assert hooks_of(model) == before
-    monkeypatch.setattr(model.model, "forward", lambda **k: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(
+        model.model, "forward", lambda **k: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    )
     with pytest.raises(RuntimeError, match="out of memory"):
         fl.neuron_differences(model, tokenizer, some_pairs)
     assert hooks_of(model) == before
@@ -191,7 +237,10 @@ def test_what_is_not_there_is_named(tokenizer, some_pairs):
         pass
     assert hooks_of(model) == 0
     for options, message in (
-        ({"statistic": "median"}, "statistic: expected one of absolute, signed, pooled; got 'median'"),
+        (
+            {"statistic": "median"},
+            "statistic: expected one of absolute, signed, pooled; got 'median'",
+        ),
         ({"positions": "last"}, "positions: expected one of differing, all; got 'last'"),
         ({"points": ["nose"]}, "points: expected one of .*'nose'"),
         ({"batch_size": 1}, "batch_size: expected a whole number of at least 2"),
@@ -216,5 +265,7 @@ def test_a_model_in_training_mode_is_refused(tokenizer, some_pairs):
 def test_nan_weights_are_found(tokenizer, some_pairs):
     model = tiny_model()
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = math.nan
-    with pytest.raises(ValueError, match="activations at down_proj_input are not finite; look for NaN weights"):
+    with pytest.raises(
+        ValueError, match="activations at down_proj_input are not finite; look for NaN weights"
+    ):
         fl.neuron_differences(model, tokenizer, some_pairs)

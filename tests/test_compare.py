@@ -9,13 +9,16 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab import evaluation
+from fairlab import evaluation, passes
 from fairlab.behavior import PRONOUNS
 from fairlab.statistics import jackknife_interval, sign_flip_test
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
-TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. " * 4
+TEXT = (
+    "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. "
+    * 4
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,9 @@ def tiny():
 def data():
     """Pairs of two categories in five templates, and neutral ones in the same."""
     templates = list(dict.fromkeys(pair.template for pair in fl.load_pairs("race")))[:5]
-    chosen = [p for p in fl.load_pairs() if p.category in ("race", "gender") and p.template in templates]
+    chosen = [
+        p for p in fl.load_pairs() if p.category in ("race", "gender") and p.template in templates
+    ]
     neutral = [p for p in fl.load_pairs("mood", kind="neutral") if p.template in templates][:25]
     return {"pairs": chosen, "neutral": neutral, "text": TEXT}
 
@@ -61,7 +66,12 @@ def test_rows_are_what_the_functions_measure(tiny, tokenizer, data, cut, table):
     before = measured()
     with fl.ablate(tiny, cut):
         after = measured()
-    wanted = [("gap", "race"), ("gap", "gender without pronouns"), ("metric", "neutral"), ("perplexity", "text")]
+    wanted = [
+        ("gap", "race"),
+        ("gap", "gender without pronouns"),
+        ("metric", "neutral"),
+        ("perplexity", "text"),
+    ]
     for (measure, category), b, a in zip(wanted, before, after, strict=True):
         row = row_of(table, measure, category)
         assert (row.before, row.after) == (pytest.approx(b, rel=1e-4), pytest.approx(a, rel=1e-4))
@@ -88,10 +98,16 @@ def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, table):
     changes = []
     for draw in fl.random_selections(cut, 4, seed=1):
         with fl.ablate(tiny, draw):
-            changes.append((fl.next_token_divergence(tiny, tokenizer, race).mean() / before - 1).item())
+            changes.append(
+                (fl.next_token_divergence(tiny, tokenizer, race).mean() / before - 1).item()
+            )
     row = row_of(table, "gap", "race")
-    assert [float(change) for change in row.random_changes.split()] == pytest.approx(changes, abs=2e-3)
-    assert (row.random_low, row.random_high) == pytest.approx((min(changes), max(changes)), abs=2e-3)
+    assert [float(change) for change in row.random_changes.split()] == pytest.approx(
+        changes, abs=2e-3
+    )
+    assert (row.random_low, row.random_high) == pytest.approx(
+        (min(changes), max(changes)), abs=2e-3
+    )
     assert row.random_below == sum(change < row.change for change in changes)
 
 
@@ -110,13 +126,17 @@ def test_another_ablation_is_that_of_the_random_cuts_too(tiny, tokenizer, data, 
 
 
 def test_an_ablation_that_is_none_is_refused(tiny, tokenizer, data, cut):
-    with pytest.raises(TypeError, match="ablation: expected a context manager of a model and a selection; got 0.5"):
+    with pytest.raises(
+        TypeError, match="ablation: expected a context manager of a model and a selection; got 0.5"
+    ):
         fl.compare(tiny, tokenizer, {"cut": cut}, **data, ablation=0.5)
 
 
 def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path):
     fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path)
-    without = fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path, metric=False)
+    without = fl.compare(
+        tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path, metric=False
+    )
     pd.testing.assert_frame_equal(without, table[table.measure != "metric"].reset_index(drop=True))
 
 
@@ -132,7 +152,9 @@ def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
 
 
 def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
-    table = fl.compare(tiny, tokenizer, {"none": fl.NeuronSelection({}, (3, 24))}, **data, n_random=2)
+    table = fl.compare(
+        tiny, tokenizer, {"none": fl.NeuronSelection({}, (3, 24))}, **data, n_random=2
+    )
     for column in ("change", "low", "high", "random_low", "random_high"):
         assert (table[column] == 0).all()
     assert (table.random_below == 0).all()
@@ -144,17 +166,22 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
     ((sharp, flattened),) = evaluation._flattened(tiny, tokenizer, data["pairs"], [0.7])
-    loss = evaluation._losses(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
+    loss = passes.losses_by_scale(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
     flat = tiny_model()
     flat.lm_head.weight.data *= 0.7
     assert loss.exp().item() == pytest.approx(fl.perplexity(flat, tokenizer, TEXT), rel=1e-4)
-    assert flattened == pytest.approx(fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3)
-    assert sharp == pytest.approx(fl.next_token_divergence(tiny, tokenizer, data["pairs"]).numpy(), rel=1e-4)
+    assert flattened == pytest.approx(
+        fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3
+    )
+    assert sharp == pytest.approx(
+        fl.next_token_divergence(tiny, tokenizer, data["pairs"]).numpy(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("lowest", [0.7, 0.875, 1.0, 1.2])
 def test_the_flattening_of_the_same_price(lowest):
-    """A convex curve, whose lowest point need not be at 1: at every price the lowest factor that does not cost more."""
+    """A convex curve, whose lowest point need not be at 1: at every price the lowest factor that
+    does not cost more."""
     scales = evaluation.SCALES
     losses = 3 + 2 * (scales - lowest) ** 2
     prices = [-0.1, 0.0, 1e-6, 0.01, 0.1, 0.5, 9.0]
@@ -162,11 +189,15 @@ def test_the_flattening_of_the_same_price(lowest):
     for price, scale in zip(prices, found, strict=True):
         allowed = 2 * (1 - lowest) ** 2 + max(price, 0)
         assert scale == pytest.approx(min(max(lowest - math.sqrt(allowed / 2), 0), 1), abs=1e-5)
-    assert found[0] == found[1] == pytest.approx(found[2], abs=1e-2 if lowest == 1 else 1e-4)  # no jump at price 0
+    assert (
+        found[0] == found[1] == pytest.approx(found[2], abs=1e-2 if lowest == 1 else 1e-4)
+    )  # no jump at price 0
     assert found == sorted(found, reverse=True)
 
 
-def test_a_stopped_run_goes_on_from_its_cache(tiny, tokenizer, data, cut, table, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_from_its_cache(
+    tiny, tokenizer, data, cut, table, tmp_path, monkeypatch
+):
     read, calls = evaluation._read, []
 
     def stops_after_three(*arguments):
@@ -180,7 +211,9 @@ def test_a_stopped_run_goes_on_from_its_cache(tiny, tokenizer, data, cut, table,
     with pytest.raises(KeyboardInterrupt):
         fl.compare(tiny, tokenizer, {"cut": cut}, **options)
     again = fl.compare(tiny, tokenizer, {"cut": cut}, **options)
-    assert len(calls) == 4 + 3  # the original, the cut and four random cuts are six, three of them were kept
+    assert (
+        len(calls) == 4 + 3
+    )  # the original, the cut and four random cuts are six, three of them were kept
     assert again.drop(columns="sentence").equals(table.drop(columns="sentence"))
     monkeypatch.setattr(evaluation, "_read", lambda *a: pytest.fail("measured again"))
     fl.compare(tiny, tokenizer, {"cut": cut}, **options)
@@ -190,7 +223,9 @@ def test_a_stopped_run_goes_on_from_its_cache(tiny, tokenizer, data, cut, table,
 
 def test_sentences_say_the_row(table):
     row = row_of(table, "gap", "race")
-    assert row.sentence.startswith(f"cut: the gap for race changes by {row.change:+.1%} (interval {row.low:+.1%} … ")
+    assert row.sentence.startswith(
+        f"cut: the gap for race changes by {row.change:+.1%} (interval {row.low:+.1%} … "
+    )
     assert f"lower than {4 - row.random_below} of 4 random cuts" in row.sentence
     assert f"neutral prompts by {row.neutral_change:+.1%}" in row.sentence
     assert "5 templates and 4 pairs of words" in row.sentence
@@ -208,7 +243,12 @@ def test_neutral_pairs_that_move_as_no_random_cut_does_are_named(table):
     for low, high, inside, words in (
         (-0.3, 0.1, True, "no difference can be told"),
         (-0.3, -0.1, True, "the two differ"),
-        (-0.3, -0.1, False, "the two differ, and neutral prompts move beyond the range of random cuts"),
+        (
+            -0.3,
+            -0.1,
+            False,
+            "the two differ, and neutral prompts move beyond the range of random cuts",
+        ),
     ):
         told = evaluation._sentence(
             row | {"specificity_low": low, "specificity_high": high, "neutral_in_range": inside}
@@ -223,7 +263,9 @@ def test_the_readings_make_the_rows(table, data):
     gender = readings[(readings.measure == "gap") & (readings.category == "gender")]
     assert len(gender) == sum(pair.category == "gender" for pair in data["pairs"])
     row = row_of(table, "gap", "gender")
-    assert (gender.before.mean(), gender.after.mean()) == pytest.approx((row.before, row.after), rel=1e-4)
+    assert (gender.before.mean(), gender.after.mean()) == pytest.approx(
+        (row.before, row.after), rel=1e-4
+    )
     assert gender.after.mean() / gender.before.mean() - 1 == pytest.approx(row.change, abs=1e-4)
     assert set(readings.measure) == {"gap", "gap without pronouns", "metric"}
     neutral = readings[(readings.measure == "metric") & (readings.category == "neutral")]
@@ -233,9 +275,16 @@ def test_the_readings_make_the_rows(table, data):
 
 
 def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
-    """One pair of words a category: the interval is over sentences, for these words. One sentence: there is none."""
-    pairs = [p for p in data["pairs"] if (p.attribute_a, p.attribute_b) in (("Black", "white"), ("female", "male"))]
-    table = fl.compare(tiny, tokenizer, {"cut": cut}, **{**data, "pairs": pairs}, n_random=1, metric=False)
+    """One pair of words a category: the interval is over sentences, for these words. One sentence:
+    there is none."""
+    pairs = [
+        p
+        for p in data["pairs"]
+        if (p.attribute_a, p.attribute_b) in (("Black", "white"), ("female", "male"))
+    ]
+    table = fl.compare(
+        tiny, tokenizer, {"cut": cut}, **{**data, "pairs": pairs}, n_random=1, metric=False
+    )
     row = row_of(table, "gap", "headline")
     assert (row.attributes, row.attributes_resampled) == (2, 0)
     assert "for these words" in row.sentence
@@ -245,7 +294,9 @@ def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
         2 * 12.7062 * np.std(changes, ddof=1) / math.sqrt(2), rel=1e-4
     )
     one = [pair for pair in data["pairs"] if pair.template == data["pairs"][0].template]
-    table = fl.compare(tiny, tokenizer, {"cut": cut}, **{**data, "pairs": one}, n_random=1, metric=False)
+    table = fl.compare(
+        tiny, tokenizer, {"cut": cut}, **{**data, "pairs": one}, n_random=1, metric=False
+    )
     race = row_of(table, "gap", "race")
     assert (race.templates, race.attributes) == (1, 4)
     assert np.isnan([race.low, race.high, race.p]).all()
@@ -261,9 +312,16 @@ def test_no_interval_of_a_change_reaches_below_minus_one():
 def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, data, cut):
     def key(model=tiny, tokenizer=tokenizer, **changes):
         given = {"pairs": data["pairs"], "text": TEXT, "metric": True} | changes
-        return evaluation._cache_key(model, tokenizer, given["pairs"], given["text"], given["metric"])
+        return evaluation._cache_key(
+            model, tokenizer, given["pairs"], given["text"], given["metric"]
+        )
 
-    keys = [key(), key(tokenizer=bos_tokenizer), key(text=TEXT + "More."), key(pairs=data["pairs"][:-1])]
+    keys = [
+        key(),
+        key(tokenizer=bos_tokenizer),
+        key(text=TEXT + "More."),
+        key(pairs=data["pairs"][:-1]),
+    ]
     keys += [key(metric=False), key(model=tiny_model(dtype=torch.bfloat16))]
     with fl.ablate(tiny, cut):
         keys.append(key())
@@ -284,10 +342,14 @@ def test_matched_random_cuts_are_of_the_same_kind(cut):
     assert draws != fl.random_selections(cut, 200, seed=4, match=damage)
     wide = fl.NeuronSelection({0: (500,)}, (1, 1000))
     near = {
-        n for draw in fl.random_selections(wide, 300, match=torch.rand(1, 1000).sort().values) for n in draw.neurons[0]
+        n
+        for draw in fl.random_selections(wide, 300, match=torch.rand(1, 1000).sort().values)
+        for n in draw.neurons[0]
     }
     assert near == {*range(490, 511)} - {500}  # the twenty neighbours in rank
-    with pytest.raises(ValueError, match=r"match: expected a table of shape \(3, 24\); got \(3, 23\)"):
+    with pytest.raises(
+        ValueError, match=r"match: expected a table of shape \(3, 24\); got \(3, 23\)"
+    ):
         fl.random_selections(cut, 1, match=damage[:, 1:])
     with pytest.raises(ValueError, match="match: expected finite values"):
         fl.random_selections(cut, 1, match=damage / 0)
@@ -296,7 +358,14 @@ def test_matched_random_cuts_are_of_the_same_kind(cut):
 def test_compare_reads_matched_cuts_too(tiny, tokenizer, data, cut):
     damage = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
     table = fl.compare(
-        tiny, tokenizer, {"cut": cut}, **data, n_random=2, seed=1, metric=False, match={"damage": damage}
+        tiny,
+        tokenizer,
+        {"cut": cut},
+        **data,
+        n_random=2,
+        seed=1,
+        metric=False,
+        match={"damage": damage},
     )
     after = []
     for draw in fl.random_selections(cut, 2, seed=1, match=damage):
@@ -322,12 +391,24 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
     ("changes", "message"),
     [
         ({"selections": {}}, "selections: expected at least one, by name; got none"),
-        ({"selections": {"x": fl.NeuronSelection({0: (1,)}, (3, 25))}}, "made for 3 layers of 25 neurons"),
+        (
+            {"selections": {"x": fl.NeuronSelection({0: (1,)}, (3, 25))}},
+            "made for 3 layers of 25 neurons",
+        ),
         ({"pairs": []}, "pairs: expected at least one"),
         ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b="A tired")]}, "same number of tokens"),
-        ({"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)}, "cache: expected None with an ablation"),
-        ({"pairs": [replace(fl.ARTICLE_PAIR, category="neutral")]}, "a category can't be called 'neutral'"),
-        ({"pairs": [replace(fl.ARTICLE_PAIR, category="headline")]}, "a category can't be called 'headline'"),
+        (
+            {"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)},
+            "cache: expected None with an ablation",
+        ),
+        (
+            {"pairs": [replace(fl.ARTICLE_PAIR, category="neutral")]},
+            "a category can't be called 'neutral'",
+        ),
+        (
+            {"pairs": [replace(fl.ARTICLE_PAIR, category="headline")]},
+            "a category can't be called 'headline'",
+        ),
         ({"match": {"damage": torch.zeros(3, 25)}}, "match: expected a table of shape"),
         ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),
@@ -343,7 +424,11 @@ def test_bad_input_is_refused(tokenizer, data, cut, changes, message):
 def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
     from scipy.spatial.distance import jensenshannon
 
-    pair = next(pair for pair in fl.load_pairs("gender", split="held_out", words="any") if pair.attribute_a == "woman")
+    pair = next(
+        pair
+        for pair in fl.load_pairs("gender", split="held_out", words="any")
+        if pair.attribute_a == "woman"
+    )
     left_out = [
         tokenizer(form).input_ids[0]
         for word in PRONOUNS
@@ -357,9 +442,9 @@ def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
         p[left_out] = 0
         distributions.append(p / p.sum())
     expected = jensenshannon(*distributions) ** 2
-    assert fl.next_token_divergence(model, tokenizer, [pair], leave_out=PRONOUNS).item() == pytest.approx(
-        expected, rel=1e-3
-    )
+    assert fl.next_token_divergence(
+        model, tokenizer, [pair], leave_out=PRONOUNS
+    ).item() == pytest.approx(expected, rel=1e-3)
 
 
 def frozen(name, **values):
@@ -371,19 +456,28 @@ def frozen(name, **values):
 
 
 def readings_without_a_model():
-    """Return pairs of two categories of unlike size, neutral pairs, and readings in which every column differs."""
+    """Return pairs of two categories of unlike size, neutral pairs, and readings in which every
+    column differs."""
     sentences = [f"Sentence {letter} about the {{}} man" for letter in "ABCDEFGHIJ"]
-    race = fl.build_pairs(sentences, [("Black", "white"), ("Arab", "European"), ("Asian", "Anglo")], category="race")
+    race = fl.build_pairs(
+        sentences, [("Black", "white"), ("Arab", "European"), ("Asian", "Anglo")], category="race"
+    )
     age = fl.build_pairs(sentences[:7], [("old", "young"), ("aged", "youthful")], category="age")
     neutral = fl.build_pairs(sentences, [("tired", "hungry"), ("calm", "happy")], category="mood")
     draw = np.random.default_rng(0)
     size = len(race) + len(age) + len(neutral)
-    scale = np.where(np.arange(size) < len(race), 5.0, 0.2)  # the gaps of race are far larger than those of age
+    scale = np.where(
+        np.arange(size) < len(race), 5.0, 0.2
+    )  # the gaps of race are far larger than those of age
 
     def reading(factor):
         losses = np.repeat(draw.normal(3, 1, 10), 64)  # 10 blocks of 64 tokens that are all alike
         gaps = scale * draw.lognormal(0, 0.8, size) * factor
-        return {"gap": gaps, "gap_without": gaps, "losses": losses + draw.normal(0, 0.01, len(losses))}
+        return {
+            "gap": gaps,
+            "gap_without": gaps,
+            "losses": losses + draw.normal(0, 0.01, len(losses)),
+        }
 
     return race + age, neutral, reading(1.0), reading(0.7), [reading(1.0), reading(1.1)]
 
@@ -400,10 +494,16 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
 
     def by_hand(*categories):
         own = np.isin(kinds, categories)
-        columns = [np.where(kinds == c, reading["gap"], 0)[own] for c in categories for reading in (before, after)]
+        columns = [
+            np.where(kinds == c, reading["gap"], 0)[own]
+            for c in categories
+            for reading in (before, after)
+        ]
         log_mean = lambda sums: np.log((sums[:, 1::2] / sums[:, 0::2]).mean(1))  # noqa: E731
         clusters = [templates[own], words[own]]
-        return np.expm1(jackknife_interval(np.stack(columns, 1), log_mean, clusters, strata=kinds[own]))
+        return np.expm1(
+            jackknife_interval(np.stack(columns, 1), log_mean, clusters, strata=kinds[own])
+        )
 
     for name, categories in {
         "race": ["race"],
@@ -411,8 +511,12 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
         "headline": ["race", "age"],
         "neutral": ["mood"],
     }.items():
-        assert table.loc[name, ["low", "high"]].tolist() == pytest.approx(list(by_hand(*categories))), name
-        assert table.loc[name, "attributes_resampled"] == len(set(words[np.isin(kinds, categories)]))
+        assert table.loc[name, ["low", "high"]].tolist() == pytest.approx(
+            list(by_hand(*categories))
+        ), name
+        assert table.loc[name, "attributes_resampled"] == len(
+            set(words[np.isin(kinds, categories)])
+        )
     relative, labels = [], []
     for category in ("race", "age"):
         own = kinds == category
@@ -423,7 +527,9 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
 
 def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
     _, _, before, after, by_chance = readings_without_a_model()
-    row = evaluation._perplexity_row("cut", before["losses"], after["losses"], {"random": by_chance})
+    row = evaluation._perplexity_row(
+        "cut", before["losses"], after["losses"], {"random": by_chance}
+    )
     change = (after["losses"] - before["losses"]).reshape(10, 64).mean(1)  # one number a block
     half = 2.262 * change.std(ddof=1) / np.sqrt(10)  # t with 9 degrees of freedom
     ends = np.expm1([change.mean() - half, change.mean() + half])
@@ -431,28 +537,40 @@ def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
 
 
 def test_the_frozen_controls_are_complete():
-    table = frozen("results_controls.csv")
+    table = frozen("results/controls.csv")
     assert len(table) == 6 * 3 * 22
-    assert not table[["model", "weights_sha256", "commit", "versions", "seed", "seconds"]].isna().any(axis=None)
+    assert (
+        not table[["model", "weights_sha256", "commit", "versions", "seed", "seconds"]]
+        .isna()
+        .any(axis=None)
+    )
     assert (table.n_random == 20).all()
     assert not (table.low < -1).any()
-    assert (table.attributes_resampled[table.category != "neutral"] == 0).all()  # one pair of words a category
+    assert (
+        table.attributes_resampled[table.category != "neutral"] == 0
+    ).all()  # one pair of words a category
     headline = table[(table.category == "headline") & (table.measure == "gap")]
     assert len(headline) == 18
     told = headline[headline.specificity_high < 0]
-    assert [*zip(told.method, told["count"], strict=True)] == [("importance alone", 1)]  # the README says so
+    assert [*zip(told.method, told["count"], strict=True)] == [
+        ("importance alone", 1)
+    ]  # the README says so
     assert told.high.item() > 0
 
 
 def test_the_readme_says_what_the_frozen_tables_say():
-    tries = frozen("results_tries.csv", count=92, read_on="held_out")
+    tries = frozen("results/tries.csv", count=92, read_on="held_out")
     rows = {
-        ("the article's cut", 90): frozen("results_controls.csv", method="article, own pair", count=3),
-        ("a cut by `guarded_scores`", 90): frozen("results_tradeoff.csv", method="guarded", count=3),
+        ("the article's cut", 90): frozen(
+            "results/controls.csv", method="article, own pair", count=3
+        ),
+        ("a cut by `guarded_scores`", 90): frozen(
+            "results/tradeoff.csv", method="guarded", count=3
+        ),
         ("balanced gates", 92): tries[tries.method.str.endswith("all pairs")],
     }
-    on_wikitext = frozen("results_tries.csv", read_on="WikiText-2").set_index("count")
-    article = frozen("results_benchmarks.csv", method="article, own pair", task="wikitext").iloc[0]
+    on_wikitext = frozen("results/tries.csv", read_on="WikiText-2").set_index("count")
+    article = frozen("results/benchmarks.csv", method="article, own pair", task="wikitext").iloc[0]
     prices = [
         (article.change, article.change_low, article.change_high),
         *(tuple(on_wikitext.loc[count, ["change", "low", "high"]]) for count in (90, 92)),
@@ -466,30 +584,37 @@ def test_the_readme_says_what_the_frozen_tables_say():
         gap = table[(table.measure == "gap") & (table.category == "headline")].iloc[0]
         neutral = table[(table.measure == "gap") & (table.category == "neutral")].iloc[0]
         cells = [name, count, *(shown(*row[["change", "low", "high"]]) for row in (gap, neutral))]
-        cells += [f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]", shown(*price)]
+        cells += [
+            f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
+            shown(*price),
+        ]
         line = "| " + " | ".join(map(str, cells)) + " |"
         assert line in readme, f"put this into the README:\n{line}"
-    everything = frozen("results_tries.csv", read_on="held_out_all_neutral", measure="gap").set_index("category")
+    everything = frozen(
+        "results/tries.csv", read_on="held_out_all_neutral", measure="gap"
+    ).set_index("category")
     gap, neutral = everything.loc["headline"], everything.loc["neutral"]
     for text in (
         f"{neutral.change:+.1%} [{neutral.low:+.1%}, {neutral.high:+.1%}]",
         f"{100 * gap.specificity:+.1f} points [{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
     ):
         assert text in readme, f"the README lacks: {text}"
-    opened = len(frozen("held_out_ledger.csv"))
+    opened = len(frozen("results/held_out_ledger.csv"))
     assert f"opened {opened} times" in readme
 
 
 def test_every_table_of_held_out_pairs_is_in_the_ledger():
-    ledger = frozen("held_out_ledger.csv")
+    ledger = frozen("results/held_out_ledger.csv")
     assert list(ledger.columns) == ["date", "commit", "table", "read", "chosen before"]
     assert not ledger.isna().any(axis=None)
     assert list(ledger.date) == sorted(ledger.date)
     listed = " ".join(ledger.table)
-    for path in fl.data_path("results_controls.csv").parent.glob("results_*.csv"):
+    for path in fl.data_path("results/controls.csv").parent.glob("*.csv"):
         table = pd.read_csv(path, low_memory=False)
         where = table.get("read_on", table.get("split"))
-        if path.name in ("results_controls.csv", "results_tradeoff.csv") or (
+        if path.name in ("controls.csv", "tradeoff.csv") or (
             where is not None and where.astype(str).str.startswith("held_out").any()
         ):
-            assert path.name in listed, f"{path.name} was read on held-out pairs: say so in held_out_ledger.csv"
+            assert path.name in listed, (
+                f"{path.name} was read on held-out pairs: say so in results/held_out_ledger.csv"
+            )

@@ -29,7 +29,11 @@ def slow_metric(model, tokenizer, pair):
         }  # fmt: skip
         for name, module in modules.items():
             key = (name, number)
-            handles.append(module.register_forward_hook(lambda m, i, o, key=key: seen.setdefault(key, []).append(o)))
+            handles.append(
+                module.register_forward_hook(
+                    lambda m, i, o, key=key: seen.setdefault(key, []).append(o)
+                )
+            )
     with torch.no_grad():
         for prompt in (pair.prompt_a, pair.prompt_b):
             model(**tokenizer(prompt, return_tensors="pt"))
@@ -56,7 +60,9 @@ def test_the_metric_equals_the_slow_one(model, tokenizer, bos_tokenizer):
 @pytest.mark.parametrize("family", ["Llama, biases, tied", "Qwen2", "Gemma 3"])
 def test_the_metric_equals_the_slow_one_in_other_families(tokenizer, family):
     tiny = tiny_model(family)
-    assert fl.article_metric(tiny, tokenizer, PAIR) == pytest.approx(slow_metric(tiny, tokenizer, PAIR), rel=1e-5)
+    assert fl.article_metric(tiny, tokenizer, PAIR) == pytest.approx(
+        slow_metric(tiny, tokenizer, PAIR), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -77,7 +83,9 @@ def test_optipfair_agrees(model, tokenizer):
     assert fl.article_metric(model, tokenizer, PAIR) == pytest.approx(theirs, abs=1e-5)
 
 
-@pytest.mark.parametrize(("word", "metric"), [("blue", 0.259), ("tall", 0.279), ("tired", 0.348), ("happy", 0.386)])
+@pytest.mark.parametrize(
+    ("word", "metric"), [("blue", 0.259), ("tall", 0.279), ("tired", 0.348), ("happy", 0.386)]
+)
 def test_neutral_words_move_the_metric_more_than_white_does(model, tokenizer, word, metric):
     value = fl.article_metric(model, tokenizer, swapped_for(word))
     assert value == pytest.approx(metric, abs=6e-4)
@@ -92,7 +100,9 @@ def test_layer_differences_by_hand(model, tokenizer):
     with fl.record(model, ["gate_proj"], layers=[7]) as activations:
         model(torch.tensor(ids))
     a, b = activations["gate_proj", 7][:, 1:]  # "A" comes before the word
-    row = table[(table.category == "two") & (table.point == "gate_proj") & (table.layer == 7)].iloc[0]
+    row = table[(table.category == "two") & (table.point == "gate_proj") & (table.layer == 7)].iloc[
+        0
+    ]
     assert row.difference == pytest.approx((a - b).abs().mean().item(), rel=1e-5)
     assert row.scale == pytest.approx((a.abs() + b.abs()).mean().item() / 2, rel=1e-5)
     assert row.relative == pytest.approx(row.difference / row.scale)

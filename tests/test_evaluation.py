@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab.evaluation import token_losses
+from fairlab.passes import token_losses
 from tiny_models import tiny_model
 
 TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up."

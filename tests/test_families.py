@@ -43,7 +43,9 @@ def row(family, tokenizer):
     model = tiny_model(family)
     look = attempt(lambda: look_into(model, tokenizer))
     score = attempt(lambda: (fl.bias_scores(model, tokenizer, [PAIR]), fl.importance_scores(model)))
-    cut = attempt(lambda: save_and_reload(fl.prune(model, fl.NeuronSelection({1: (2,)}, (3, 24))), tokenizer))
+    cut = attempt(
+        lambda: save_and_reload(fl.prune(model, fl.NeuronSelection({1: (2,)}, (3, 24))), tokenizer)
+    )
     missing = [point for point in CAPTURE_POINTS if point not in available_points(model)]
     note = f"no {', '.join(missing)}" if missing else ""
     return f"| {family} | {' | '.join('yes' if done else 'no' for done in (look, score, cut))} | {note} |"
@@ -51,7 +53,9 @@ def row(family, tokenizer):
 
 def test_the_table_of_the_readme(tokenizer):
     rows = [row(family, tokenizer) for family in [*FAMILIES, *UNGATED]]
-    table = "\n".join(["| family | look | score | cut, save, reload | note |", "|---|---|---|---|---|", *rows])
+    table = "\n".join(
+        ["| family | look | score | cut, save, reload | note |", "|---|---|---|---|---|", *rows]
+    )
     assert table in README.read_text(encoding="utf-8"), f"put this into the README:\n{table}"
 
 
@@ -70,7 +74,9 @@ def test_models_without_a_gate_can_be_looked_at(family, tokenizer):
             by_hand = (values[0, 1:] - values[1, 1:]).abs().mean(0)
             assert torch.allclose(tables[point][layer], by_hand, rtol=1e-3, atol=1e-6)
     assert fl.next_token_divergence(model, tokenizer, [PAIR]) > 0
-    assert fl.generate(model, tokenizer, ["The old cook"], max_length=6)[0].startswith("The old cook")
+    assert fl.generate(model, tokenizer, ["The old cook"], max_length=6)[0].startswith(
+        "The old cook"
+    )
 
 
 @pytest.mark.parametrize("family", UNGATED)
@@ -115,16 +121,24 @@ def test_scores_and_gaps_of_each_family(family, tokenizer):
         scores = fl.bias_scores(model, tokenizer, [PAIR], method=method)
         assert scores.shape == (3, 24)
         assert (scores > 0).all()
-    logits = [model(**tokenizer(p, return_tensors="pt")).logits[0, -1] for p in (PAIR.prompt_a, PAIR.prompt_b)]
+    logits = [
+        model(**tokenizer(p, return_tensors="pt")).logits[0, -1]
+        for p in (PAIR.prompt_a, PAIR.prompt_b)
+    ]
     a, b = (x.double().softmax(-1) for x in logits)
     m = (a + b) / 2
     by_hand = ((a * (a / m).log()).sum() + (b * (b / m).log()).sum()) / 2
-    assert fl.next_token_divergence(model, tokenizer, [PAIR]).item() == pytest.approx(by_hand.item(), rel=1e-3)
+    assert fl.next_token_divergence(model, tokenizer, [PAIR]).item() == pytest.approx(
+        by_hand.item(), rel=1e-3
+    )
 
 
 def test_configurations_are_as_varied_as_families_are():
     models = [tiny_model(family) for family in FAMILIES]
-    tied = [model.get_output_embeddings().weight is model.get_input_embeddings().weight for model in models]
+    tied = [
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        for model in models
+    ]
     biases = [glu_blocks(model)[0].down_proj.bias is not None for model in models]
     configs = [model.config.get_text_config() for model in models]
     assert set(tied) == set(biases) == {True, False}

@@ -35,8 +35,13 @@ def test_gates_and_what_they_lead_toward_reach_down_proj_as_the_formula_says(fam
         with fl.record(model, ["down_proj_input"], layers=[layer]) as before:
             logits_of(model)
         only = torch.ones(LAYERS, NEURONS)
-        only[layer] = gates[layer]  # the layers below stay as they are, so that h is that of the plain model
-        with fl.gate(model, only, toward), fl.record(model, ["down_proj_input", "down_proj"], layers=[layer]) as after:
+        only[layer] = gates[
+            layer
+        ]  # the layers below stay as they are, so that h is that of the plain model
+        with (
+            fl.gate(model, only, toward),
+            fl.record(model, ["down_proj_input", "down_proj"], layers=[layer]) as after,
+        ):
             logits_of(model)
         h = before["down_proj_input", layer]
         by_hand = gates[layer] * h + (1 - gates[layer]) * toward[layer]
@@ -104,7 +109,9 @@ def test_slopes_are_those_of_finite_differences(at, toward):
             gates[place] += step
             with torch.no_grad(), fl.gate(model, gates, toward):
                 values.append(loss_of(model).item())
-        assert slopes[place].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=0.01, abs=1e-5)
+        assert slopes[place].item() == pytest.approx(
+            (values[0] - values[1]) / (2 * h), rel=0.01, abs=1e-5
+        )
 
 
 def test_slopes_leave_the_parameters_alone():
@@ -134,7 +141,11 @@ def test_gates_can_be_learned():
         (torch.ones(LAYERS), None, r"gates: expected .* got \(3,\)"),
         (torch.full((LAYERS, NEURONS), math.nan), None, "gates: expected finite values"),
         (torch.ones(LAYERS, NEURONS), torch.ones(1, NEURONS), r"toward: expected .* got \(1, 24\)"),
-        (torch.ones(LAYERS, NEURONS), torch.full((LAYERS, NEURONS), math.inf), "toward: expected finite values"),
+        (
+            torch.ones(LAYERS, NEURONS),
+            torch.full((LAYERS, NEURONS), math.inf),
+            "toward: expected finite values",
+        ),
     ],
 )
 def test_bad_tables_are_refused_before_any_hook(gates, toward, message):
@@ -145,7 +156,10 @@ def test_bad_tables_are_refused_before_any_hook(gates, toward, message):
 
 
 def test_models_without_gates_and_uneven_ones_are_refused():
-    with pytest.raises(ValueError, match="GLU"), fl.gate(tiny_model("GPT-2"), torch.ones(LAYERS, NEURONS)):
+    with (
+        pytest.raises(ValueError, match="GLU"),
+        fl.gate(tiny_model("GPT-2"), torch.ones(LAYERS, NEURONS)),
+    ):
         pass
     uneven = fl.prune(tiny_model(), fl.NeuronSelection({0: (1,)}, (LAYERS, NEURONS)))
     with pytest.raises(ValueError, match="23 or 24"), fl.gate(uneven, torch.ones(LAYERS, NEURONS)):

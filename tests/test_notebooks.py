@@ -45,7 +45,9 @@ def lines(cell):
 
 
 def markdown(path):
-    return "\n\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    return "\n\n".join(
+        source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown"
+    )
 
 
 def printed(path):
@@ -54,7 +56,9 @@ def printed(path):
     for cell in code_cells(path):
         if "nbval-check-output" in tags(cell):
             for output in cell["outputs"]:
-                texts.append("".join(output.get("text", output.get("data", {}).get("text/plain", ""))))
+                texts.append(
+                    "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+                )
     return "\n".join(texts)
 
 
@@ -63,14 +67,20 @@ def numbers(text):
 
 
 def prose(path):
-    """Return the sentences of a lesson: no code, headings, links, list numbers, or facts of the course itself."""
+    """Return the sentences of a lesson: no code, headings, links, list numbers, or facts of the
+    course itself."""
     text = markdown(path)
     text = re.sub(r"\*Before you start\*:.*", "", text)
     text = re.sub(
-        r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)", " ", text, flags=re.MULTILINE
+        r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
+        " ",
+        text,
+        flags=re.MULTILINE,
     )
     return re.sub(
-        r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b", " ", text
+        r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b",
+        " ",
+        text,
     )
 
 
@@ -82,27 +92,40 @@ CLAIM = re.compile(
 
 
 def unasserted(path):
-    """Return the sentences that compare, rank or count, below a result, in sections of a lesson without any assert."""
+    """Return the sentences that compare, rank or count, below a result, in sections of a lesson
+    without any assert."""
     sections, found = [[]], []
     for cell in read(path)["cells"]:
         if source(cell).startswith("## "):
             sections.append([])
         sections[-1].append(cell)
     for cells in sections:
-        code = [cell for cell in cells if cell["cell_type"] == "code" and "raises-exception" not in tags(cell)]
-        if not code or not re.match(r"## \d", source(cells[0])) or any("assert " in source(cell) for cell in code):
+        code = [
+            cell
+            for cell in cells
+            if cell["cell_type"] == "code" and "raises-exception" not in tags(cell)
+        ]
+        if (
+            not code
+            or not re.match(r"## \d", source(cells[0]))
+            or any("assert " in source(cell) for cell in code)
+        ):
             continue
         for cell in cells[cells.index(code[0]) :]:
             if cell["cell_type"] == "markdown":
                 sentences = re.split(r"(?<=[.?:!])\s+", source(cell))
-                found += [f"{path.stem}: {' '.join(s.split())}" for s in sentences if CLAIM.search(s)]
+                found += [
+                    f"{path.stem}: {' '.join(s.split())}" for s in sentences if CLAIM.search(s)
+                ]
     return found
 
 
 def test_a_sentence_that_compares_has_an_assert_beside_it():
-    """New ones need an assert in their section; those in the file are from before the rule, and the file only shrinks.
+    """New ones need an assert in their section; those in the file are from before the rule, and the
+    file only shrinks.
 
-    An assert that reads like the sentence: `assert min(moved, key=moved.get) == "white"` for "white moves it least".
+    An assert that reads like the sentence: `assert min(moved, key=moved.get) == "white"` for "white
+    moves it least".
     """
     found = {sentence for path in LESSONS for sentence in unasserted(path)}
     file = Path(__file__).parent / "unasserted_sentences.txt"
@@ -125,7 +148,9 @@ class TestEveryNotebook:
 
     def test_no_rounding_error_is_printed(self, path):
         """Such a number differs on every processor: assert that it is below a bound."""
-        lines = [line for line in printed(path).splitlines() if "by chance" not in line]  # a probability is exact
+        lines = [
+            line for line in printed(path).splitlines() if "by chance" not in line
+        ]  # a probability is exact
         assert not [line for line in lines if re.search(r"\de-(0[5-9]|[1-9]\d)\b", line)]
 
     def test_every_number_in_the_prose_was_computed(self, path):
@@ -141,8 +166,12 @@ class TestEveryNotebook:
         for cell in code_cells(path):
             for output in cell["outputs"]:
                 assert output.get("name") != "stderr", source(cell)
-                assert output["output_type"] != "error" or "raises-exception" in tags(cell), source(cell)
-                assert not re.search(r"/(home|root|tmp|Users|work)/", json.dumps(output)), source(cell)
+                assert output["output_type"] != "error" or "raises-exception" in tags(cell), source(
+                    cell
+                )
+                assert not re.search(r"/(home|root|tmp|Users|work)/", json.dumps(output)), source(
+                    cell
+                )
 
     def test_cells_are_short(self, path):
         counts = [lines(cell) for cell in code_cells(path)]
@@ -155,7 +184,9 @@ class TestEveryNotebook:
 
     def test_words_promise_nothing(self, path):
         assert not re.search(
-            r"\bdebias|\bunbiased\b|\bsolves? (the )?bias|\bfair model\b", markdown(path), re.IGNORECASE
+            r"\bdebias|\bunbiased\b|\bsolves? (the )?bias|\bfair model\b",
+            markdown(path),
+            re.IGNORECASE,
         )
 
 
@@ -190,17 +221,27 @@ class TestEveryLesson:
         tagged = [cell for cell in code_cells(path) if "raises-exception" in tags(cell)]
         stubs = [cell for cell in tagged if "raise NotImplementedError(" in source(cell)]
         checks = [cell for cell in tagged if "assert " in source(cell)]
-        exercises = re.findall(r"^\*\*(\d)\. ", markdown(path).split("## Exercises")[1], re.MULTILINE)
+        exercises = re.findall(
+            r"^\*\*(\d)\. ", markdown(path).split("## Exercises")[1], re.MULTILINE
+        )
         assert 2 <= len(exercises) <= 3
         assert len(stubs) == len(checks) == len(exercises)
-        assert all(any(output["output_type"] == "error" for output in cell["outputs"]) for cell in checks)
+        assert all(
+            any(output["output_type"] == "error" for output in cell["outputs"]) for cell in checks
+        )
 
     def test_has_a_toy_example_checked_against_the_helper(self, path):
-        assert any("by_hand" in source(cell) and "assert" in source(cell) for cell in code_cells(path))
+        assert any(
+            "by_hand" in source(cell) and "assert" in source(cell) for cell in code_cells(path)
+        )
 
     def test_prose_and_code_are_in_balance(self, path):
         cells = read(path)["cells"]
-        heads = [place for place, cell in enumerate(cells) if source(cell).startswith(("## 1 ", "## What this does"))]
+        heads = [
+            place
+            for place, cell in enumerate(cells)
+            if source(cell).startswith(("## 1 ", "## What this does"))
+        ]
         words, code = 0, 0
         for cell in cells[slice(*heads)]:
             if cell["cell_type"] == "code":
@@ -225,7 +266,12 @@ def test_the_number_rule_sees_what_it_should():
 
 
 def test_links_between_files_hold():
-    for path in (*ALL, *FOLDER.parent.glob("*.md"), FOLDER / "README.md", FOLDER.parent / "data" / "README.md"):
+    for path in (
+        *ALL,
+        *FOLDER.parent.glob("*.md"),
+        FOLDER / "README.md",
+        FOLDER.parent / "data" / "README.md",
+    ):
         text = markdown(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
@@ -252,23 +298,40 @@ def test_the_lesson_table_is_not_stale():
     table = tool("lesson_table")
     assert table.stale() == [], "run: make lesson-table"
     for path, (minutes, memory, _) in table.measured().items():
-        row = re.search(rf"\(notebooks/{path}\) .* \| {minutes} \| {memory} \|$", README, re.MULTILINE)
-        assert row, f"README.md: the row of {path} is not that of notebooks/README.md; run: make lesson-table"
+        row = re.search(
+            rf"\(notebooks/{path}\) .* \| {minutes} \| {memory} \|$", README, re.MULTILINE
+        )
+        assert row, (
+            f"README.md: the row of {path} is not that of notebooks/README.md; run: make lesson-table"
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("right", [True, False])
 def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, capsys):
-    """Run its knife on the default model; a cut other than the one that was switched off must not pass."""
+    """Run its knife on the default model; a cut other than the one that was switched off must not
+    pass."""
     model, tokenizer = fl.load_model(dtype=dtype)
     scores = fl.importance_scores(model)
     selection = fl.select_neurons(scores, fraction=0.002)
-    (cell,) = [source(cell) for cell in code_cells(LESSONS[-1]) if "same predictions" in source(cell)]
+    (cell,) = [
+        source(cell) for cell in code_cells(LESSONS[-1]) if "same predictions" in source(cell)
+    ]
     if not right:
         cell = cell.replace("fl.prune(model, selection", "fl.prune(model, other")
-    names = {"fl": fl, "torch": torch, "AutoModelForCausalLM": transformers.AutoModelForCausalLM, "OUT": tmp_path}
-    names |= {"model": model, "tokenizer": tokenizer, "selection": selection, "prompts": [fl.ARTICLE_PAIR.prompt_a]}
+    names = {
+        "fl": fl,
+        "torch": torch,
+        "AutoModelForCausalLM": transformers.AutoModelForCausalLM,
+        "OUT": tmp_path,
+    }
+    names |= {
+        "model": model,
+        "tokenizer": tokenizer,
+        "selection": selection,
+        "prompts": [fl.ARTICLE_PAIR.prompt_a],
+    }
     exec(cell, names | {"other": fl.random_selections(selection, 1)[0]})
     assert capsys.readouterr().out == f"same predictions, but for rounding: {right}\n"
 
@@ -276,17 +339,28 @@ def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, c
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["Qwen3", "Gemma 3"])
 @pytest.mark.parametrize("number", ["11", "12"])
-def test_lessons_for_any_model_run_on_another_family(number, family, tokenizer, bos_tokenizer, tmp_path):
-    """Change nothing but the model: a folder with small random weights, once with a tokenizer that adds BOS."""
+def test_lessons_for_any_model_run_on_another_family(
+    number, family, tokenizer, bos_tokenizer, tmp_path
+):
+    """Change nothing but the model: a folder with small random weights, once with a tokenizer that
+    adds BOS."""
     small = tiny_model(family, intermediate_size=512, num_hidden_layers=9)
     fl.save_model(small, bos_tokenizer if family == "Gemma 3" else tokenizer, tmp_path)
     (path,) = FOLDER.glob(f"{number}_*.ipynb")
     notebook = nbformat.read(path, as_version=4)
-    (cell,) = [cell for cell in notebook.cells if re.search(r"^MODEL = ", cell.source, re.MULTILINE)]
-    cell.source = re.sub(r"^MODEL = .*", f"MODEL = {str(tmp_path)!r}", cell.source, flags=re.MULTILINE)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+    (cell,) = [
+        cell for cell in notebook.cells if re.search(r"^MODEL = ", cell.source, re.MULTILINE)
+    ]
+    cell.source = re.sub(
+        r"^MODEL = .*", f"MODEL = {str(tmp_path)!r}", cell.source, flags=re.MULTILINE
+    )
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"]
+    )
     client.execute(env={**os.environ, "TMPDIR": str(tmp_path)})  # where lesson 12 puts its result
-    texts = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
+    ]
     assert any(type(small).__name__ in text for text in texts)
     if number == "12":
         (out,) = tmp_path.glob("fairlab-cut-*")

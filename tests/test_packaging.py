@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 import fairlab
-from fairlab.models import DEFAULT_WEIGHTS
+from fairlab.weights import DEFAULT_WEIGHTS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-UNIX = pytest.mark.skipif(os.name == "nt", reason="runs shell scripts, or looks into an environment as on Unix")
+UNIX = pytest.mark.skipif(
+    os.name == "nt", reason="runs shell scripts, or looks into an environment as on Unix"
+)
 CONDA_NAMES = {
     "huggingface-hub": {"huggingface_hub"},
     "lm-eval": {"lm_eval"},
@@ -33,21 +35,28 @@ CONDA_NAMES = {
 def test_the_wheel_carries_the_data(tmp_path):
     """Install the wheel into a clean environment, leave the checkout, and load the pairs."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT], check=True
+    )
     (wheel,) = tmp_path.glob("fairlab-*.whl")
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    subprocess.run(
+        [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True
+    )
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    # the dependencies come from this environment; its own editable fairlab does not, since a .pth is followed once
+    # the dependencies come from this environment; its own editable fairlab does not, since a .pth
+    # is followed once
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
     code = (
         "from pathlib import Path; import fairlab as fl; "
         "print(fl.__file__, len(fl.load_pairs()), len(fl.load_pairs(kind='neutral')), "
-        "len(fl.load_pairs(language='es')), fl.data_path('calibration_en.txt'), fl.data_path('published.csv'), "
-        "*(p for p in Path(fl.__file__).parent.iterdir() if p.name in ('report.html', 'model_card.md')))"
+        "len(fl.load_pairs(language='es')), fl.data_path('text/calibration_en.txt'), fl.data_path('results/published.csv'), "
+        "*(p for p in (Path(fl.__file__).parent / 'templates').iterdir() if p.name in ('report.html', 'model_card.md')))"
     )
-    run = subprocess.run([python, "-I", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        [python, "-I", "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
     origin, english, neutral, spanish, *files = run.stdout.split()
     assert str(tmp_path) in origin
     assert len(files) == 4
@@ -61,19 +70,24 @@ def test_the_wheel_carries_the_data(tmp_path):
 
 
 def bounds(requirements):
-    return {re.match(r"[\w-]+", line)[0]: line.split(">=")[1] for line in requirements if ">=" in line}
+    return {
+        re.match(r"[\w-]+", line)[0]: line.split(">=")[1] for line in requirements if ">=" in line
+    }
 
 
 def conda_bounds(path):
     lines = re.findall(r"^  - ([\w-]+)>=([\d.]+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {
-        next((ours for ours, theirs in CONDA_NAMES.items() if name in theirs), name): bound for name, bound in lines
+        next((ours for ours, theirs in CONDA_NAMES.items() if name in theirs), name): bound
+        for name, bound in lines
     }
 
 
 def test_the_conda_files_have_the_bounds_of_pyproject():
     optional = PROJECT["optional-dependencies"]
-    needed = bounds(PROJECT["dependencies"]) | bounds(optional["notebooks"]) | bounds(optional["eval"])
+    needed = (
+        bounds(PROJECT["dependencies"]) | bounds(optional["notebooks"]) | bounds(optional["eval"])
+    )
     assert conda_bounds(ROOT / "binder" / "environment.yml") == needed
     local = conda_bounds(ROOT / "environment.yml")
     assert local.pop("python") == PROJECT["requires-python"].removeprefix(">=")
@@ -82,7 +96,13 @@ def test_the_conda_files_have_the_bounds_of_pyproject():
 
 
 def test_constraints_pin_everything_that_is_needed():
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    pins = dict(
+        re.findall(
+            r"^([\w.-]+)==(\S+)$",
+            (ROOT / "constraints.txt").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
     assert pins["torch"] == "2.13.0"
     for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
@@ -98,27 +118,41 @@ def test_versions_agree():
 
 def test_the_lowest_versions_are_those_of_pyproject():
     pins = dict(
-        re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(
+            r"^([\w.-]+)==(\S+)$",
+            (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
     )
     optional = PROJECT["optional-dependencies"]
-    needed = bounds([*PROJECT["dependencies"], *(line for group in optional.values() for line in group)])
+    needed = bounds(
+        [*PROJECT["dependencies"], *(line for group in optional.values() for line in group)]
+    )
     for name, lowest in needed.items():
-        assert tuple(map(int, re.findall(r"\d+", pins[name]))) >= tuple(map(int, lowest.split("."))), name
+        assert tuple(map(int, re.findall(r"\d+", pins[name]))) >= tuple(
+            map(int, lowest.split("."))
+        ), name
     assert {"torch", "transformers", "numpy"} <= needed.keys()
     assert pins["torch"].startswith(needed["torch"])
 
 
 def test_github_tries_every_system_and_the_oldest_and_newest_python():
-    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))[
+        "jobs"
+    ]
     matrix = jobs["systems"]["strategy"]["matrix"]
     assert {name.split("-")[0] for name in matrix["system"]} == {"ubuntu", "macos", "windows"}
     assert any(name.endswith("-arm") for name in matrix["system"])
     assert matrix["python"][0] == PROJECT["requires-python"].removeprefix(">=")
-    (run,) = [step["run"] for step in jobs["systems"]["steps"] if "run_tests" in step.get("run", "")]
+    (run,) = [
+        step["run"] for step in jobs["systems"]["steps"] if "run_tests" in step.get("run", "")
+    ]
     assert run.split()[2:] == [
         "unit", "lessons", "--only", "notebooks/00_quickstart.ipynb", "notebooks/03_pca_layers.ipynb"
     ]  # fmt: skip
-    assert all("constraints-lowest.txt" in step["run"] for step in jobs["lowest"]["steps"] if "run" in step)
+    assert all(
+        "constraints-lowest.txt" in step["run"] for step in jobs["lowest"]["steps"] if "run" in step
+    )
 
 
 def test_data_flows_from_left_to_right():
@@ -128,12 +162,35 @@ def test_data_flows_from_left_to_right():
         for line in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
         if line.startswith("`files` ·")
     )
-    places = {name: at for at, step in enumerate(flow.split("→")) for name in re.findall(r"`(\w+)`", step)}
-    modules = {path.stem: path for path in (ROOT / "fairlab").glob("[a-z]*.py")}
-    assert places.keys() == modules.keys()
-    for name, path in modules.items():
-        for other in re.findall(r"^\s*from fairlab\.(\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE):
-            assert places[other] < places[name], f"{name} imports from {other}"
+    places = {
+        name: at for at, step in enumerate(flow.split("→")) for name in re.findall(r"`(\w+)`", step)
+    }
+    rooms = {}  # name → its files: a module, or a folder of them
+    for path in (ROOT / "fairlab").rglob("*.py"):
+        parts = path.relative_to(ROOT / "fairlab").with_suffix("").parts
+        if not parts[0].startswith("_"):
+            rooms.setdefault(parts[0], []).append(path)
+    assert places.keys() == rooms.keys()
+    for name, paths in rooms.items():
+        for imported in fairlab_imports(paths):
+            if imported == "fairlab":  # the front door, which opens every room
+                assert name == "cli", f"{name} imports fairlab"
+            elif imported not in (name, "_version"):
+                assert places[imported] < places[name], f"{name} imports from {imported}"
+
+
+def fairlab_imports(paths):
+    """Return what files import of fairlab: names of rooms, and "fairlab" for the package itself."""
+    found = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                if module.split(".")[0] == "fairlab":
+                    found.add([*module.split("."), "fairlab"][1])
+    return found
 
 
 def text_calls(source):
@@ -141,12 +198,25 @@ def text_calls(source):
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     found = []
     for call in calls:
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        binary = any(isinstance(value, ast.Constant) and "b" in str(value.value) for value in call.args)
+        name = (
+            call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        )
+        binary = any(
+            isinstance(value, ast.Constant) and "b" in str(value.value) for value in call.args
+        )
         named = any(keyword.arg == "encoding" for keyword in call.keywords)
-        if name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute) and not named:
+        if (
+            name in ("read_text", "write_text")
+            and isinstance(call.func, ast.Attribute)
+            and not named
+        ):
             found.append(ast.unparse(call))
-        if name == "open" and not named and not binary and not ast.unparse(call).startswith("Image."):
+        if (
+            name == "open"
+            and not named
+            and not binary
+            and not ast.unparse(call).startswith("Image.")
+        ):
             found.append(ast.unparse(call))
     return found
 
@@ -155,13 +225,15 @@ def test_every_file_read_names_its_encoding():
     """The default differs between systems."""
     assert text_calls('open(p); p.open("w"); p.read_text(); p.write_text(x)')
     assert not text_calls('open(p, "rb"); p.read_text(encoding="utf-8")')
-    for folder in ("fairlab", "tests", "tools", "benchmarks"):
+    for folder in ("fairlab", "tests", "tools", "speed", "experiments"):
         for path in (ROOT / folder).glob("*.py"):
             assert not text_calls(path.read_text(encoding="utf-8")), path
     for path in (ROOT / "notebooks").rglob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
-                assert not text_calls(re.sub(r"^( *)%.*", r"\1pass", cell.source, flags=re.MULTILINE)), path
+                assert not text_calls(
+                    re.sub(r"^( *)%.*", r"\1pass", cell.source, flags=re.MULTILINE)
+                ), path
 
 
 def test_the_weights_are_pinned_by_hash():
@@ -186,29 +258,47 @@ def test_binder_takes_the_repository(checkout):
 
 
 @UNIX
-@pytest.mark.parametrize(("limit", "threads"), [("2.0", "2"), ("1", "1"), ("0.5", "1"), (None, "2")])
+@pytest.mark.parametrize(
+    ("limit", "threads"), [("2.0", "2"), ("1", "1"), ("0.5", "1"), (None, "2")]
+)
 def test_binder_starts_as_many_threads_as_it_gives(limit, threads):
     environment = {name: value for name, value in os.environ.items() if name != "CPU_LIMIT"}
     environment |= {"CPU_LIMIT": limit} if limit else {}
-    command = [ROOT / "binder" / "start", "sh", "-c", "echo $OMP_NUM_THREADS $MKL_NUM_THREADS $OPENBLAS_NUM_THREADS"]
+    command = [
+        ROOT / "binder" / "start",
+        "sh",
+        "-c",
+        "echo $OMP_NUM_THREADS $MKL_NUM_THREADS $OPENBLAS_NUM_THREADS",
+    ]
     run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert run.stdout.split() == [threads] * 3
 
 
 def test_the_workflows_fit_the_schema():
     assert len(WORKFLOWS) == 2
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS]
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+        *WORKFLOWS,
+    ]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
 @UNIX
 def test_the_workflows_run_the_commands_of_the_makefile(tmp_path):
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(
+        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     workflows = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS]
     assert all(workflow["permissions"] == {"contents": "read"} for workflow in workflows)
     assert all(workflow["concurrency"]["cancel-in-progress"] for workflow in workflows)
-    steps = [step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]]
+    steps = [
+        step for workflow in workflows for job in workflow["jobs"].values() for step in job["steps"]
+    ]
     (listing,) = [step["run"] for step in steps if step.get("id") == "list"]
     commands = [step["run"] for step in steps if "run" in step and step.get("id") != "list"]
     plain = [command for command in commands if not command.startswith("make ")]
@@ -216,11 +306,21 @@ def test_the_workflows_run_the_commands_of_the_makefile(tmp_path):
     assert set(made) <= set(targets)
     assert {"lint", "unit", "lesson"} <= set(made)
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert all(command in readme or command.startswith("python tools/run_tests.py unit lessons") for command in plain)
+    assert all(
+        command in readme or command.startswith("python tools/run_tests.py unit lessons")
+        for command in plain
+    )
 
     output = tmp_path / "output"
-    subprocess.run(["bash", "-c", listing], cwd=ROOT, env={**os.environ, "GITHUB_OUTPUT": str(output)}, check=True)
-    lessons = sorted(f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    subprocess.run(
+        ["bash", "-c", listing],
+        cwd=ROOT,
+        env={**os.environ, "GITHUB_OUTPUT": str(output)},
+        check=True,
+    )
+    lessons = sorted(
+        f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")
+    )
     assert json.loads(output.read_text(encoding="utf-8").removeprefix("notebooks=")) == [
         *lessons,
         "notebooks/solutions",
@@ -229,7 +329,13 @@ def test_the_workflows_run_the_commands_of_the_makefile(tmp_path):
 
 def badges(checkout):
     """Run `make badges` in the copy and return the files that it wrote."""
-    run = subprocess.run([sys.executable, "tools/badges.py"], cwd=checkout, check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "tools/badges.py"],
+        cwd=checkout,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return run.stdout.split()
 
 
@@ -239,13 +345,16 @@ def test_every_file_follows_the_address(checkout):
     new = f"https://github.com/{fork}"
     project = checkout / "pyproject.toml"
     project.write_text(
-        project.read_text(encoding="utf-8").replace(f'Homepage = "{old}"', f'Homepage = "{new}"'), encoding="utf-8"
+        project.read_text(encoding="utf-8").replace(f'Homepage = "{old}"', f'Homepage = "{new}"'),
+        encoding="utf-8",
     )
     written = badges(checkout)
     assert {"README.md", "CITATION.cff", "pyproject.toml"} <= set(written)
     lessons = [path.name for path in (checkout / "notebooks").glob("[0-9][0-9]_*.ipynb")]
     assert {f"notebooks/{name}" for name in lessons} <= set(written)
-    for path in (path for path in checkout.rglob("*") if path.is_file() and ".git" not in path.parts):
+    for path in (
+        path for path in checkout.rglob("*") if path.is_file() and ".git" not in path.parts
+    ):
         assert old.removeprefix("https://github.com").encode() not in path.read_bytes(), path
     for name in lessons:
         text = (checkout / "notebooks" / name).read_text(encoding="utf-8")
@@ -254,7 +363,8 @@ def test_every_file_follows_the_address(checkout):
         assert f"git+{new}\\" in text
     assert badges(checkout) == []
     project.write_text(
-        project.read_text(encoding="utf-8").replace(f'Homepage = "{new}"', f'Homepage = "{old}"'), encoding="utf-8"
+        project.read_text(encoding="utf-8").replace(f'Homepage = "{new}"', f'Homepage = "{old}"'),
+        encoding="utf-8",
     )
     badges(checkout)
     subprocess.run(["git", "diff", "--exit-code"], cwd=checkout, check=True)
@@ -269,7 +379,9 @@ def test_a_new_lesson_gets_badges_and_an_install_cell(checkout):
     nbformat.write(bare, path)
     assert badges(checkout) == ["notebooks/00_quickstart.ipynb"]
     made = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-    (place,) = [place for place, cell in enumerate(made.cells) if "colab" in cell.metadata.get("tags", [])]
+    (place,) = [
+        place for place, cell in enumerate(made.cells) if "colab" in cell.metadata.get("tags", [])
+    ]
     assert not any(cell.cell_type == "code" for cell in made.cells[:place])
     install = made.cells[place]
     assert (install.execution_count, install.outputs) == (None, [])
@@ -281,7 +393,8 @@ def test_a_new_lesson_gets_badges_and_an_install_cell(checkout):
 def test_an_address_elsewhere_is_refused(checkout):
     project = checkout / "pyproject.toml"
     project.write_text(
-        project.read_text(encoding="utf-8").replace("https://github.com/", "https://example.org/"), encoding="utf-8"
+        project.read_text(encoding="utf-8").replace("https://github.com/", "https://example.org/"),
+        encoding="utf-8",
     )
     with pytest.raises(subprocess.CalledProcessError) as error:
         badges(checkout)

@@ -12,7 +12,16 @@ from fairlab.pairs import encode_pair
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
-CATEGORIES = {"race", "gender", "religion", "nationality", "age", "socioeconomic", "disability", "appearance"}
+CATEGORIES = {
+    "race",
+    "gender",
+    "religion",
+    "nationality",
+    "age",
+    "socioeconomic",
+    "disability",
+    "appearance",
+}
 
 
 def _builder():
@@ -25,7 +34,7 @@ def _builder():
 @pytest.mark.parametrize("name", ["pairs_en", "neutral_en", "pairs_es"])
 def test_the_files_are_what_the_script_makes(name):
     made = {"pairs_en": "english_pairs", "neutral_en": "neutral_pairs", "pairs_es": "spanish_pairs"}
-    with (ROOT / "data" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+    with (ROOT / "data" / "prompts" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.DictReader(file)) == getattr(_builder(), made[name])()
 
 
@@ -37,7 +46,9 @@ def test_english_pairs_have_the_breadth_that_the_data_card_states():
     counts = {split: list(templates.values()).count(split) for split in set(templates.values())}
     assert counts == {"train": 12, "validation": 4, "held_out": 8}
     for category in CATEGORIES:
-        splits = {(p.attribute_a, p.attribute_b): p.attribute_split for p in fl.load_pairs(category)}
+        splits = {
+            (p.attribute_a, p.attribute_b): p.attribute_split for p in fl.load_pairs(category)
+        }
         assert len(splits) >= 3
         assert list(splits.values()).count("held_out") == 1
 
@@ -46,10 +57,14 @@ def test_neutral_pairs_stand_in_the_same_templates():
     pairs, neutral = fl.load_pairs(), fl.load_pairs(kind="neutral")
     assert len(neutral) >= 150
     assert len({(pair.attribute_a, pair.attribute_b) for pair in neutral}) >= 12
-    assert {(pair.template, pair.split) for pair in neutral} == {(pair.template, pair.split) for pair in pairs}
+    assert {(pair.template, pair.split) for pair in neutral} == {
+        (pair.template, pair.split) for pair in pairs
+    }
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"])
+@pytest.mark.parametrize(
+    "options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"]
+)
 def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     pairs = fl.load_pairs(**options)
     assert len({pair.id for pair in pairs}) == len(pairs)
@@ -57,7 +72,9 @@ def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     splits, attribute_splits = defaultdict(set), defaultdict(set)
     for pair in pairs:
         splits[pair.template].add(pair.split)
-        attribute_splits[pair.category, pair.attribute_a, pair.attribute_b].add(pair.attribute_split)
+        attribute_splits[pair.category, pair.attribute_a, pair.attribute_b].add(
+            pair.attribute_split
+        )
     assert all(len(found) == 1 for found in (*splits.values(), *attribute_splits.values()))
 
 
@@ -69,14 +86,18 @@ def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind):
     for pair in pairs:
         assert pair.prompt_a.split()[0] in {"The", "My", "Two"}
         assert pair.prompt_a.split()[0] == pair.prompt_b.split()[0]
-        assert not re.search(r"\b(he|she|his|her|him|hers)\b", pair.prompt_a + pair.prompt_b, re.IGNORECASE)
+        assert not re.search(
+            r"\b(he|she|his|her|him|hers)\b", pair.prompt_a + pair.prompt_b, re.IGNORECASE
+        )
 
 
 def test_the_data_card_counts_the_spanish_pairs_that_hold(tokenizer):
     pairs = fl.load_pairs(language="es")
     table = fl.check_pairs(tokenizer, pairs)
     assert len(pairs) >= 60
-    assert f"| `pairs_es.csv` | {table.valid.sum()} |" in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert f"| `prompts/pairs_es.csv` | {table.valid.sum()} |" in (
+        ROOT / "data" / "README.md"
+    ).read_text(encoding="utf-8")
     for pair in pairs:  # the two noun phrases differ, the rest does not
         rest = pair.template.removeprefix("{}")
         assert pair.prompt_a == pair.attribute_a + rest
@@ -84,7 +105,7 @@ def test_the_data_card_counts_the_spanish_pairs_that_hold(tokenizer):
 
 
 def test_calibration_and_evaluation_text_are_long_enough_and_share_nothing(tokenizer):
-    texts = [fl.data_path(f"{name}_en.txt").read_text(encoding="utf-8") for name in ("calibration", "evaluation")]
+    texts = [fl.load_text(name) for name in ("calibration", "evaluation")]
     runs = []
     for text in texts:
         assert len(tokenizer(text, verbose=False).input_ids) >= 4000
@@ -94,20 +115,33 @@ def test_calibration_and_evaluation_text_are_long_enough_and_share_nothing(token
 
 
 def test_published_figures_have_a_source():
-    with fl.data_path("published.csv").open(encoding="utf-8") as file:
+    with fl.data_path("results/published.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len({(row["quantity"], row["source"]) for row in rows}) == len(rows)
     values = {(row["quantity"], row["source"]): float(row["value"]) for row in rows}
     before, after = values["metric_before", "notebook 8_2"], values["metric_after", "notebook 8_2"]
-    assert 100 * (after / before - 1) == pytest.approx(values["metric_relative_change", "notebook 8_2"], abs=0.005)
-    assert values["parameters_before", "notebook 8_2"] - values["parameters_after", "notebook 8_2"] == 256 * 3 * 2048
+    assert 100 * (after / before - 1) == pytest.approx(
+        values["metric_relative_change", "notebook 8_2"], abs=0.005
+    )
+    assert (
+        values["parameters_before", "notebook 8_2"] - values["parameters_after", "notebook 8_2"]
+        == 256 * 3 * 2048
+    )
 
 
-@pytest.mark.parametrize(("split", "words"), [("train", "train"), ("validation", "train"), ("held_out", "held_out")])
-@pytest.mark.parametrize("options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"])
+@pytest.mark.parametrize(
+    ("split", "words"), [("train", "train"), ("validation", "train"), ("held_out", "held_out")]
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"]
+)
 def test_a_split_holds_out_templates_and_words_together(split, words, options):
     pairs = fl.load_pairs(split=split, **options)
-    by_hand = [pair for pair in fl.load_pairs(**options) if pair.split == split and pair.attribute_split == words]
+    by_hand = [
+        pair
+        for pair in fl.load_pairs(**options)
+        if pair.split == split and pair.attribute_split == words
+    ]
     assert pairs == by_hand
     looser = fl.load_pairs(split=split, words="any", **options)
     assert looser == [pair for pair in fl.load_pairs(**options) if pair.split == split]
@@ -128,12 +162,16 @@ def test_load_pairs_filters_and_names_what_it_does_not_know():
     ):
         with pytest.raises(ValueError, match=message):
             fl.load_pairs(**options)
-    with pytest.raises(ValueError, match=r"name: expected one of .*evaluation_en\.txt.*'nothing\.txt'"):
+    with pytest.raises(
+        ValueError, match=r"name: expected one of .*evaluation_en\.txt.*'nothing\.txt'"
+    ):
         fl.data_path("nothing.txt")
 
 
 def test_build_pairs_crosses_templates_and_attributes():
-    pairs = fl.build_pairs(["The {} cook said", "My {} aunt was"], [("old", "young"), ("poor", "rich")], category="own")
+    pairs = fl.build_pairs(
+        ["The {} cook said", "My {} aunt was"], [("old", "young"), ("poor", "rich")], category="own"
+    )
     assert len(pairs) == 4
     assert pairs[1] == fl.PromptPair(
         "The poor cook said", "The rich cook said", "poor", "rich", "own", "The {} cook said", "train", "train",
@@ -179,10 +217,14 @@ def test_one_definition_of_a_valid_pair(tokenizer):
 
 def test_encode_pair_shows_both_token_lists(tokenizer):
     ids_a, ids_b, first = encode_pair(tokenizer, fl.ARTICLE_PAIR)
-    assert [t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b] == [first] == [1]
+    assert (
+        [t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b] == [first] == [1]
+    )
     with pytest.raises(ValueError, match=r"same number of tokens.*'Ġold'.*'ĠLux.*check_pairs"):
         encode_pair(tokenizer, fl.PromptPair("The old cook", "The Luxembourgish cook"))
-    with pytest.raises(ValueError, match="differ in more than one place: 'The old cook was old' and 'The young"):
+    with pytest.raises(
+        ValueError, match="differ in more than one place: 'The old cook was old' and 'The young"
+    ):
         encode_pair(tokenizer, fl.PromptPair("The old cook was old", "The young cook was young"))
     with pytest.raises(ValueError, match="must differ; got 'The cook' twice"):
         encode_pair(tokenizer, fl.PromptPair("The cook", "The cook"))
@@ -199,7 +241,12 @@ def test_encode_pair_shows_both_token_lists(tokenizer):
     ],
 )
 def test_what_is_no_list_of_pairs_is_refused(model, tokenizer, pairs, error, message):
-    for call in (fl.neuron_differences, fl.next_token_divergence, fl.layer_differences, fl.bias_scores):
+    for call in (
+        fl.neuron_differences,
+        fl.next_token_divergence,
+        fl.layer_differences,
+        fl.bias_scores,
+    ):
         with pytest.raises(error, match=re.escape(message)):
             call(model, tokenizer, pairs)
     with pytest.raises(error, match=re.escape(message)):
@@ -215,45 +262,74 @@ def test_pairs_are_values():
 def test_a_file_says_what_it_says_and_the_rest_is_filled_in(tmp_path):
     path = tmp_path / "mine.csv"
     rows = ["prompt_a,prompt_b,category", "The old cook sang,The young cook sang,age"]
-    rows += ["The old cook left,The young cook left,", "Two very old men,Two men,", "A b,A c,", "A b d,A c d,"]
+    rows += [
+        "The old cook left,The young cook left,",
+        "Two very old men,Two men,",
+        "A b,A c,",
+        "A b d,A c d,",
+    ]
     path.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
     pairs = fl.read_pairs(path)
     assert pairs[0] == fl.PromptPair(
-        "The old cook sang", "The young cook sang", "old", "young", "age", "The {} cook sang", "train", "", "row-1"
+        "The old cook sang",
+        "The young cook sang",
+        "old",
+        "young",
+        "age",
+        "The {} cook sang",
+        "train",
+        "",
+        "row-1",
     )
     assert [pair.split for pair in pairs] == ["train", "held_out", "train", "train", "held_out"]
-    assert (pairs[2].template, pairs[2].attribute_a, pairs[2].attribute_b) == ("Two {} men", "very old", "")
+    assert (pairs[2].template, pairs[2].attribute_a, pairs[2].attribute_b) == (
+        "Two {} men",
+        "very old",
+        "",
+    )
     assert pairs[1].category == "custom"
 
 
 def test_rows_of_one_template_are_never_apart(tmp_path):
     path = tmp_path / "mine.csv"
-    built = fl.build_pairs([f"The {{}} cook had {n}" for n in "abcdefg"], [("old", "young"), ("poor", "rich")])
+    built = fl.build_pairs(
+        [f"The {{}} cook had {n}" for n in "abcdefg"], [("old", "young"), ("poor", "rich")]
+    )
     path.write_text(
-        "prompt_a,prompt_b\n" + "\n".join(f"{pair.prompt_a},{pair.prompt_b}" for pair in built), encoding="utf-8"
+        "prompt_a,prompt_b\n" + "\n".join(f"{pair.prompt_a},{pair.prompt_b}" for pair in built),
+        encoding="utf-8",
     )
     pairs = fl.read_pairs(path)
     assert [(p.template, p.attribute_a, p.attribute_b) for p in pairs] == [
         (p.template, p.attribute_a, p.attribute_b) for p in built
     ]
-    splits = {template: {p.split for p in pairs if p.template == template} for template in {p.template for p in pairs}}
+    splits = {
+        template: {p.split for p in pairs if p.template == template}
+        for template in {p.template for p in pairs}
+    }
     assert sorted(map(sorted, splits.values())) == [["held_out"]] * 2 + [["train"]] * 5
 
 
 def test_fairlabs_own_file_is_read_as_it_is():
-    assert fl.read_pairs(fl.data_path("pairs_en.csv")) == fl.load_pairs()
+    assert fl.read_pairs(fl.data_path("prompts/pairs_en.csv")) == fl.load_pairs()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt_a,b\nx,y", "needs the columns prompt_a and prompt_b, and may have attribute_a, .*; got prompt_a, b"),
+        (
+            "prompt_a,b\nx,y",
+            "needs the columns prompt_a and prompt_b, and may have attribute_a, .*; got prompt_a, b",
+        ),
         ("prompt_a,prompt_b,note\nx,y,z", "got prompt_a, prompt_b, note"),
         ("", "got none"),
         ("prompt_a,prompt_b\n", "holds no pairs"),
         ("prompt_a,prompt_b\nx,y\nx,", "row 2 of .* lacks a prompt"),
         ("prompt_a,prompt_b\nx,y,z", "row 1 of .* more cells than columns"),
-        ("prompt_a,prompt_b,split\nx,y,test", "split must be train, validation or held_out; got 'test' for row-1"),
+        (
+            "prompt_a,prompt_b,split\nx,y,test",
+            "split must be train, validation or held_out; got 'test' for row-1",
+        ),
     ],
 )
 def test_a_file_that_is_no_list_of_pairs_is_refused(tmp_path, text, message):

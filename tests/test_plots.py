@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab.projection import Projection
+from fairlab.diagnosis import Projection
 
 
 def table(scale=1.0, point="mlp_output"):
@@ -32,13 +32,18 @@ def test_layer_differences_on_one_axis():
 
 
 def test_layer_differences_draw_intervals_and_the_neutral_band():
-    one = table().assign(difference_low=lambda t: t.difference - 0.5, difference_high=lambda t: t.difference + 0.5)
+    one = table().assign(
+        difference_low=lambda t: t.difference - 0.5, difference_high=lambda t: t.difference + 0.5
+    )
     assert len(fl.plot_layer_differences(one).collections) == 1
     one = one.assign(neutral_difference_low=0.1, neutral_difference_high=0.2)
     ax = fl.plot_layer_differences(one)
     assert len(ax.collections) == 2
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["neutral pairs"]
-    assert len(fl.plot_layer_differences(pd.concat([one, one.assign(category="age")])).collections) == 1
+    assert (
+        len(fl.plot_layer_differences(pd.concat([one, one.assign(category="age")])).collections)
+        == 1
+    )
 
 
 def comparison():
@@ -58,7 +63,9 @@ def test_comparison_draws_dots_intervals_and_the_random_cloud():
     dots = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
     assert [float(x[0]) for x in dots] == pytest.approx([-1, -3, -15] * 2)
     assert [text.get_text() for text in ax.get_yticklabels()][:2] == ["article · 1", "article · 3"]
-    with pytest.raises(ValueError, match="measure, category: expected one of gap: headline; got 'gap' and 'hair'"):
+    with pytest.raises(
+        ValueError, match="measure, category: expected one of gap: headline; got 'gap' and 'hair'"
+    ):
         fl.plot_comparison(comparison(), category="hair")
 
 
@@ -89,12 +96,16 @@ def bars(container):
 def test_comparison_draws_each_interval_and_each_neutral_change():
     frame = uneven()
     ax = fl.plot_comparison(frame)
-    intervals = [line for line in ax.lines if line.get_marker() == "None" and len(set(line.get_ydata())) == 1]
+    intervals = [
+        line for line in ax.lines if line.get_marker() == "None" and len(set(line.get_ydata())) == 1
+    ]
     assert [list(line.get_xdata()) for line in intervals] == [
         pytest.approx([100 * row.low, 100 * row.high]) for row in frame.itertuples()
     ]
     diamonds = [line for line in ax.lines if line.get_marker() == "D"]
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx((100 * frame.neutral_change).tolist())
+    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(
+        (100 * frame.neutral_change).tolist()
+    )
 
 
 def test_dose_response_draws_each_interval_and_the_widest_range_of_random_cuts():
@@ -127,15 +138,22 @@ def overlaps():
               "neutral": [("mood", "time", 5)], "mixed, same sentence": [("race", "mood", 40)]}  # fmt: skip
     rows = [(words, *row) for words, several in shared.items() for row in several]
     table = pd.DataFrame(rows, columns=["words", "one", "other", "shared"])
-    return table.assign(chance_low=0, chance_high=1, neurons=90.0, score="article", comparison="attributes")
+    return table.assign(
+        chance_low=0, chance_high=1, neurons=90.0, score="article", comparison="attributes"
+    )
 
 
 def test_overlap_draws_each_set_against_both_lines():
     ax = fl.plot_overlap(overlaps())
-    assert drawn(ax.yaxis) == ["race", "age", "mood", "time"] and ax.yaxis_inverted()  # neutral sets below the others
+    assert (
+        drawn(ax.yaxis) == ["race", "age", "mood", "time"] and ax.yaxis_inverted()
+    )  # neutral sets below the others
     strip, *bands = ax.patches
     assert (strip.get_x(), strip.get_width(), strip.get_label()) == (0, 1, "chance, 95 %")
-    assert [(b.get_x(), b.get_width(), b.get_y() + b.get_height() / 2) for b in bands] == [(2, 4, 0), (4, 0, 1)]
+    assert [(b.get_x(), b.get_width(), b.get_y() + b.get_height() / 2) for b in bands] == [
+        (2, 4, 0),
+        (4, 0, 1),
+    ]
     marks = {}  # all that is drawn with a marker, by row
     for line in ax.lines:
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
@@ -146,12 +164,19 @@ def test_overlap_draws_each_set_against_both_lines():
     }  # fmt: skip
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names[:2] == ["chance, 95 %", "with neutral words"]
-    assert set(names[2:]) == {"their mean", "with the other sets", "the same words again", "neutral with neutral"}
+    assert set(names[2:]) == {
+        "their mean",
+        "with the other sets",
+        "the same words again",
+        "neutral with neutral",
+    }
     assert ax.get_title() == "Neurons that two sets of 90 share"
 
 
 def test_overlap_of_sets_of_people_alone_has_no_band():
-    ax = fl.plot_overlap(overlaps().query("words == 'demographic' and one != other").drop(columns="neurons"))
+    ax = fl.plot_overlap(
+        overlaps().query("words == 'demographic' and one != other").drop(columns="neurons")
+    )
     assert len(ax.patches) == 1
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["chance, 95 %", "with the other sets"]
@@ -164,7 +189,10 @@ def transfer():
         ("age", "race", 0.3, 0.1, 0.5), ("age", "neutral", 0.01, -0.04, 0.06), ("age", "age", -0.25, np.nan, np.nan),
     ]  # fmt: skip
     table = pd.DataFrame(cells, columns=["chosen_on", "read_on", "change", "low", "high"])
-    return table.assign(random_low=-0.03, random_high=table.read_on.map({"race": 0.05, "age": 0.04, "neutral": 0.06}))
+    return table.assign(
+        random_low=-0.03,
+        random_high=table.read_on.map({"race": 0.05, "age": 0.04, "neutral": 0.06}),
+    )
 
 
 @pytest.mark.parametrize("inches", [9, 2.2])
@@ -179,7 +207,9 @@ def test_transfer_is_a_heatmap_with_pale_cells_where_nothing_can_be_told(inches)
     assert {place for place, alpha in alphas.items() if alpha == 1} == {(0, 0), (0, 1)}
     assert set(alphas.values()) == {0.3, 1}
     fall, rise = cells[0, 0].get_facecolor(), cells[0, 1].get_facecolor()
-    assert fall[2] > fall[0] and rise[0] > rise[2]  # blue where the gap narrows, red where it widens
+    assert (
+        fall[2] > fall[0] and rise[0] > rise[2]
+    )  # blue where the gap narrows, red where it widens
     framed = [place for place, patch in cells.items() if patch.get_edgecolor()[:3] == (0, 0, 0)]
     assert framed == [(0, 0), (1, 1)]
     texts = {text.get_position(): text.get_text() for text in ax.texts}
@@ -188,13 +218,18 @@ def test_transfer_is_a_heatmap_with_pale_cells_where_nothing_can_be_told(inches)
     ranges = ["-3 … +5", "-3 … +4", "-3 … +6"] if inches == 9 else [None] * 3
     assert [texts.get((x, 2.8)) for x in (0.5, 1.5, 2.8)] == ranges
     (bar,) = [other for other in ax.figure.axes if other is not ax]
-    assert bar.get_ylim() == pytest.approx((-40, 40)) and bar.get_ylabel() == "change of the gap in %"
+    assert (
+        bar.get_ylim() == pytest.approx((-40, 40)) and bar.get_ylabel() == "change of the gap in %"
+    )
 
 
 def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
     gap = comparison().query("category == 'headline' and measure == 'gap'")
     price = gap.assign(
-        measure="perplexity", category="text", change=gap["count"] / 100, random_changes="0.01 0.02 0.03"
+        measure="perplexity",
+        category="text",
+        change=gap["count"] / 100,
+        random_changes="0.01 0.02 0.03",
     )
     gap = gap.assign(neutral_change=0.2, flattening_scale=0.9, flattening_change=-gap["count"] / 10)
     ax = fl.plot_tradeoff(pd.concat([gap, price]))
@@ -202,10 +237,16 @@ def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
     assert [container.get_label() for container in ax.containers] == list(dict.fromkeys(gap.method))
     assert dots[0].get_xdata().tolist() == pytest.approx([1, 3, 15])
     assert dots[0].get_ydata().tolist() == pytest.approx([-1, -3, -15])
-    assert ax.collections[0].get_offsets()[:3].tolist() == [pytest.approx(at) for at in ([1, -10], [2, 5], [3, 1])]
+    assert ax.collections[0].get_offsets()[:3].tolist() == [
+        pytest.approx(at) for at in ([1, -10], [2, 5], [3, 1])
+    ]
     flat = next(line for line in ax.lines if line.get_label() == "flattening of the same price")
     assert flat.get_ydata().tolist() == pytest.approx([-10, -10, -30, -30, -150, -150])
-    diamonds = [line for line in ax.lines if line.get_marker() == "D" and line.get_markerfacecolor() == "none"]
+    diamonds = [
+        line
+        for line in ax.lines
+        if line.get_marker() == "D" and line.get_markerfacecolor() == "none"
+    ]
     assert [set(line.get_ydata()) for line in diamonds] == [{20}, {20}]
     with pytest.raises(ValueError, match="measure, category: expected one of gap: headline"):
         fl.plot_tradeoff(comparison())
@@ -215,7 +256,10 @@ def projection():
     numbers = np.random.default_rng(0)
     coordinates, distances = numbers.normal(size=(3, 2, 4, 2)), numbers.uniform(1, 2, (3, 4))
     coordinates[:, 1, 0], distances[:, 0] = coordinates[:, 0, 0], 0
-    norms, explained = numbers.uniform(3, 9, (3, 4)), np.array([[0.5, 0.25], [0.4, 0.2], [0.3, 0.1]])
+    norms, explained = (
+        numbers.uniform(3, 9, (3, 4)),
+        np.array([[0.5, 0.25], [0.4, 0.2], [0.3, 0.1]]),
+    )
     words = ("A", " man", " $$", "\n"), ("A", " woman", " $$", "\n")  # dollar signs are no formula
     return Projection("residual", *words, coordinates, explained, distances, norms)
 
@@ -228,18 +272,30 @@ def drawn(axis):
 
 def test_token_shifts_join_the_two_probabilities_of_a_token():
     tokens = [" her", "\n", " $$", " $x$"]
-    table = pd.DataFrame({"token": tokens, "probability_a": [0.4, 0.1, 0.2, 0], "probability_b": [0.1, 0.3, 0, 0.1]})
+    table = pd.DataFrame(
+        {"token": tokens, "probability_a": [0.4, 0.1, 0.2, 0], "probability_b": [0.1, 0.3, 0, 0.1]}
+    )
     ax = fl.plot_token_shifts(table)
     (joints,), (a, b) = ax.collections, ax.lines
     assert [line.tolist() for line in joints.get_segments()] == [
-        [[row.probability_a, place], [row.probability_b, place]] for place, row in enumerate(table.itertuples())
+        [[row.probability_a, place], [row.probability_b, place]]
+        for place, row in enumerate(table.itertuples())
     ]
-    assert a.get_xydata().tolist() == [[value, place] for place, value in enumerate(table.probability_a)]
-    assert b.get_xydata().tolist() == [[value, place] for place, value in enumerate(table.probability_b)]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["after prompt a", "after prompt b"]
+    assert a.get_xydata().tolist() == [
+        [value, place] for place, value in enumerate(table.probability_a)
+    ]
+    assert b.get_xydata().tolist() == [
+        [value, place] for place, value in enumerate(table.probability_b)
+    ]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "after prompt a",
+        "after prompt b",
+    ]
     assert a.get_marker() != b.get_marker()  # to be told apart without colour too
     assert drawn(ax.yaxis) == [repr(token) for token in tokens]
-    assert ax.yaxis_inverted() and ax.get_xlim()[0] == 0  # the largest shift, which comes first, on top
+    assert (
+        ax.yaxis_inverted() and ax.get_xlim()[0] == 0
+    )  # the largest shift, which comes first, on top
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -252,22 +308,40 @@ def test_projection_draws_both_prompts_and_an_arrow_where_they_differ(layer):
     assert arrows.Umask.tolist() == [True, False, False, False]
     assert np.allclose((arrows.get_offsets() + np.c_[arrows.U, arrows.V])[1:], at_b[1:])
     labels = [(text.get_text(), text.xy) for text in ax.texts if text.get_visible()]
-    assert [label for label, _ in labels] == ["man", "A", "woman", "$$", ""]  # what is the same is written once
+    assert [label for label, _ in labels] == [
+        "man",
+        "A",
+        "woman",
+        "$$",
+        "",
+    ]  # what is the same is written once
     assert np.array_equal([at for _, at in labels], [at_a[1], *at_b])
     assert ax.get_title() == f"residual, layer {layer}"
     first, second = {0: (50, 25), 2: (30, 10)}[layer]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == (f"axis 1 ({first} % of the variance)", f"axis 2 ({second} %)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        f"axis 1 ({first} % of the variance)",
+        f"axis 2 ({second} %)",
+    )
     ax.figure.canvas.draw()
-    for k in (1, 2, 3):  # the tip on the screen: the point of an arrow that is farthest from its beginning
+    for k in (
+        1,
+        2,
+        3,
+    ):  # the tip on the screen: the point of an arrow that is farthest from its beginning
         outline = arrows.get_transform().transform(arrows.get_paths()[k].vertices)
         tip = outline[np.linalg.norm(outline, axis=1).argmax()]
-        assert tip == pytest.approx(np.subtract(*ax.transData.transform([at_b[k], at_a[k]])), abs=0.1)
+        assert tip == pytest.approx(
+            np.subtract(*ax.transData.transform([at_b[k], at_a[k]])), abs=0.1
+        )
     assert a.get_paths()[0].vertices.shape != b.get_paths()[0].vertices.shape  # not by colour alone
 
 
 def test_distances_are_a_heatmap_of_tokens_and_layers():
     expected = projection()
-    for relative, values in ((False, expected.distances), (True, expected.distances / expected.norms)):
+    for relative, values in (
+        (False, expected.distances),
+        (True, expected.distances / expected.norms),
+    ):
         ax = fl.plot_distances(expected, relative=relative)
         (image,) = ax.images
         assert np.array_equal(image.get_array(), values) and image.origin == "lower"
@@ -296,15 +370,21 @@ def test_score_plane_marks_the_cut():
     ax = fl.plot_score_plane(bias, importance, selection, layer=1)
     everyone, cut = (collection.get_offsets() for collection in ax.collections)
     assert len(everyone) == 50
-    assert torch.allclose(torch.tensor(cut).float(), torch.stack([importance[1, [4, 7]], bias[1, [4, 7]]], 1))
+    assert torch.allclose(
+        torch.tensor(cut).float(), torch.stack([importance[1, [4, 7]], bias[1, [4, 7]]], 1)
+    )
     assert [text.get_text() for text in ax.texts] == ["4", "7"]
     assert len(fl.plot_score_plane(bias, importance, selection, layer=0).collections) == 1
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="value: expected one of difference, scale, relative; got 'depth'"):
+    with pytest.raises(
+        ValueError, match="value: expected one of difference, scale, relative; got 'depth'"
+    ):
         fl.plot_layer_differences(table(), value="depth")
-    with pytest.raises(ValueError, match="tables: expected one capture point; got gate_proj, mlp_output"):
+    with pytest.raises(
+        ValueError, match="tables: expected one capture point; got gate_proj, mlp_output"
+    ):
         fl.plot_layer_differences({"a": table(), "b": table(point="gate_proj")})
     with pytest.raises(ValueError, match=r"expected one shape; got \(2, 5\), \(2, 6\)"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 6), layer=0)
@@ -315,40 +395,65 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="table: expected demographic rows; got mixed"):
         fl.plot_overlap(overlaps().query("words == 'mixed'"))
     for wrong in (transfer()[:0], pd.concat([transfer(), transfer()[:1]])):
-        with pytest.raises(ValueError, match="table: expected one row for each chosen_on and read_on; got"):
+        with pytest.raises(
+            ValueError, match="table: expected one row for each chosen_on and read_on; got"
+        ):
             fl.plot_transfer(wrong)
     for layer in (3, -1, "0"):
-        with pytest.raises(ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"):
+        with pytest.raises(
+            ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"
+        ):
             fl.plot_projection(projection(), layer=layer)
     assert plt.get_fignums() == []
 
 
 def test_the_frozen_overlaps_and_transfers_are_complete_and_agree_with_themselves():
-    table = pd.read_csv(fl.data_path("results_shared.csv"))
-    assert not table[["model", "weights_sha256", "commit", "versions", "seed", "split"]].isna().any(axis=None)
+    table = pd.read_csv(fl.data_path("results/shared.csv"))
+    assert (
+        not table[["model", "weights_sha256", "commit", "versions", "seed", "split"]]
+        .isna()
+        .any(axis=None)
+    )
     overlap = table[table.part == "overlap"]
     counts = overlap.groupby(["score", "comparison"]).size().to_dict()
     assert counts == {
         (score, comparison): count
         for score in ("article", "attribution")
-        for comparison, count in (("attributes", 11 * 11), ("words", 6 * 6), ("sentences", 12 * 11 // 2))
+        for comparison, count in (
+            ("attributes", 11 * 11),
+            ("words", 6 * 6),
+            ("sentences", 12 * 11 // 2),
+        )
     }
     assert overlap.shared.between(0, 90).all() and np.allclose(overlap.chance, 90 * 90 / 46080)
-    race, age = (overlap[(overlap.one == name) & (overlap.words == "mixed")] for name in ("race", "age"))
-    own = [rows[(rows.score == "article") & (rows.comparison == "attributes")].shared for rows in (race, age)]
+    race, age = (
+        overlap[(overlap.one == name) & (overlap.words == "mixed")] for name in ("race", "age")
+    )
+    own = [
+        rows[(rows.score == "article") & (rows.comparison == "attributes")].shared
+        for rows in (race, age)
+    ]
     row = overlap.query("score == 'article' and one == 'race' and other == 'age'").iloc[0]
     expected = pd.concat(own)
-    assert len(expected) == 12  # three groups of neutral words, both halves of the sentences, two attributes
+    assert (
+        len(expected) == 12
+    )  # three groups of neutral words, both halves of the sentences, two attributes
     assert (row.neutral_low, row.neutral_high) == (expected.min(), expected.max())
     assert row.neutral == pytest.approx(expected.mean(), rel=1e-5)
-    cells = table[table.part == "transfer"].pivot(index="chosen_on", columns="read_on", values="change")
+    cells = table[table.part == "transfer"].pivot(
+        index="chosen_on", columns="read_on", values="change"
+    )
     assert cells.shape == (9, 10) and cells.notna().all(axis=None)
     summary = table[table.part == "summary"].set_index(["chosen_on", "read_on"]).change
     people = [name for name in cells.index if name != "all"]
     own = np.mean([cells.loc[name, name] for name in people])
     others = np.mean([cells.loc[a, b] for a in people for b in people if a != b])
     assert summary["mean of cuts", "own attribute"] == pytest.approx(own, rel=1e-4)
-    assert summary["mean of cuts", "own − other attributes"] == pytest.approx(own - others, rel=1e-4)
-    assert summary["all", "other attributes"] == pytest.approx(cells.loc["all", people].mean(), rel=1e-4)
+    assert summary["mean of cuts", "own − other attributes"] == pytest.approx(
+        own - others, rel=1e-4
+    )
+    assert summary["all", "other attributes"] == pytest.approx(
+        cells.loc["all", people].mean(), rel=1e-4
+    )
     cuts = table[table.part == "cut"].cut.map(fl.NeuronSelection.from_json)
     assert [len(cut) for cut in cuts] == [90] * 9

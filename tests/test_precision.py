@@ -1,4 +1,5 @@
-"""Float32 means float32 whatever the user has set, and half precision gives one result for any batch size."""
+"""Float32 means float32 whatever the user has set, and half precision gives one result for any
+batch size."""
 
 import inspect
 
@@ -6,8 +7,7 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab.capture import full_precision, is_half, pair_batches
-from fairlab.evaluation import token_losses
+from fairlab.passes import full_precision, is_half, pair_batches, token_losses
 from tiny_models import tiny_model
 
 TEXT = "The clerk read the letter twice and put it away. " * 8
@@ -33,7 +33,9 @@ def rounding():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="switches of torch 2.9")
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="switches of torch 2.9"
+)
 def test_products_are_exact_inside_and_as_before_outside(rounding):
     outside = switches()
     assert "bf16" in outside
@@ -52,8 +54,12 @@ def test_products_are_exact_inside_and_as_before_outside(rounding):
         lambda model, tokenizer, pairs: fl.article_metric(model, tokenizer, pairs[0]),
         lambda model, tokenizer, pairs: token_losses(model, tokenizer, TEXT),
         lambda model, tokenizer, pairs: fl.bias_scores(model, tokenizer, pairs),
-        lambda model, tokenizer, pairs: fl.bias_scores(model, tokenizer, pairs, method="attribution"),
-        lambda model, tokenizer, pairs: fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=TEXT),
+        lambda model, tokenizer, pairs: fl.bias_scores(
+            model, tokenizer, pairs, method="attribution"
+        ),
+        lambda model, tokenizer, pairs: fl.importance_scores(
+            model, method="fisher", tokenizer=tokenizer, text=TEXT
+        ),
         lambda model, tokenizer, pairs: fl.project_pair(model, tokenizer, pairs[0]).distances,
         lambda model, tokenizer, pairs: fl.generate(model, tokenizer, [pairs[0].prompt_a]),
     ],
@@ -72,7 +78,7 @@ def test_measuring_heeds_no_setting_that_rounds(measure, tokenizer, some_pairs, 
 
 def test_older_releases_have_one_switch(monkeypatch):
     """Torch before 2.9 knows neither fp32_precision nor its places."""
-    monkeypatch.setattr("fairlab.capture.hasattr", lambda *_: False, raising=False)
+    monkeypatch.setattr("fairlab.passes.hasattr", lambda *_: False, raising=False)
     seen = []
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
@@ -90,10 +96,15 @@ def test_the_decorated_functions_keep_their_signatures():
 def test_in_half_precision_the_batch_size_changes_nothing(dtype, tokenizer, some_pairs):
     tiny = tiny_model(dtype=dtype)
     assert is_half(tiny)
-    gaps = [fl.next_token_divergence(tiny, tokenizer, some_pairs, batch_size=size) for size in (2, 8, 32)]
+    gaps = [
+        fl.next_token_divergence(tiny, tokenizer, some_pairs, batch_size=size)
+        for size in (2, 8, 32)
+    ]
     scores = [fl.bias_scores(tiny, tokenizer, some_pairs, batch_size=size) for size in (2, 8, 32)]
     prompts = [pair.prompt_a for pair in some_pairs[:4]]
-    texts = [fl.generate(tiny, tokenizer, prompts, max_length=40, batch_size=size) for size in (1, 4)]
+    texts = [
+        fl.generate(tiny, tokenizer, prompts, max_length=40, batch_size=size) for size in (1, 4)
+    ]
     assert all(torch.equal(gaps[0], other) for other in gaps)
     assert all(torch.equal(scores[0], other) for other in scores)
     assert texts[0] == texts[1]

@@ -10,9 +10,7 @@ import pytest
 from printed_numbers import first_difference, moved, same_number
 
 ROOT = Path(__file__).parent.parent
-STORED = (
-    "gap, new sentences   0.003662   -0.6 %   -13.0 to +1.0 %   5 of 5, layer 8 of 30, 134,515,008 weights in float32"
-)
+STORED = "gap, new sentences   0.003662   -0.6 %   -13.0 to +1.0 %   5 of 5, layer 8 of 30, 134,515,008 weights in float32"
 
 
 @pytest.mark.parametrize(
@@ -108,11 +106,30 @@ def test_nbval_follows_the_rule_and_names_lesson_cell_and_values(tmp_path):
         cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=STORED_OUTPUT)]
         cells.append(cell)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "lesson.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
-    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", f"-opythonpath={ROOT / 'tools'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+    ]
+    options = [
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        f"--rootdir={tmp_path}",
+        f"-opythonpath={ROOT / 'tools'}",
+    ]
     run = subprocess.run(
-        [*command, *options, "lesson.ipynb"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *options, "lesson.ipynb"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "4 failed, 1 passed" in run.stdout
     said = [line for line in run.stdout.splitlines() if line.startswith("lesson.ipynb, In [")]
-    assert said == [f"lesson.ipynb, In [{n}]: {says}" for n, says in enumerate(CELLS.values(), 1) if says]
+    assert said == [
+        f"lesson.ipynb, In [{n}]: {says}" for n, says in enumerate(CELLS.values(), 1) if says
+    ]

@@ -22,8 +22,12 @@ def test_coordinates_are_those_of_a_singular_value_decomposition(model, tokenize
         expected = (u * s)[:, :2].reshape(2, -1, 2).numpy()
         scale = np.abs(expected).max()
         assert np.abs(np.abs(projection.coordinates[layer]) - np.abs(expected)).max() < 1e-3 * scale
-        assert projection.explained[layer] == pytest.approx((s**2 / (s**2).sum())[:2].numpy(), rel=1e-3)
-        distance = (values.reshape(2, len(ids[0]), -1)[0] - values.reshape(2, len(ids[0]), -1)[1]).norm(dim=-1)
+        assert projection.explained[layer] == pytest.approx(
+            (s**2 / (s**2).sum())[:2].numpy(), rel=1e-3
+        )
+        distance = (
+            values.reshape(2, len(ids[0]), -1)[0] - values.reshape(2, len(ids[0]), -1)[1]
+        ).norm(dim=-1)
         assert projection.distances[layer] == pytest.approx(distance.numpy(), rel=1e-3, abs=1e-4)
 
 
@@ -36,7 +40,9 @@ def test_start_leaves_positions_out_before_the_axes_are_fitted(model, bos_tokeni
         assert late.distances == pytest.approx(whole.distances[:, start:], rel=1e-6)
         assert late.norms == pytest.approx(whole.norms[:, start:], rel=1e-6)
     late = fl.project_pair(model, bos_tokenizer, PAIR, point=point, start=1)
-    ids = torch.tensor([bos_tokenizer(prompt).input_ids for prompt in (PAIR.prompt_a, PAIR.prompt_b)])
+    ids = torch.tensor(
+        [bos_tokenizer(prompt).input_ids for prompt in (PAIR.prompt_a, PAIR.prompt_b)]
+    )
     with fl.record(model, [point]) as activations:
         model(ids)
     for layer in (0, 8, 29):
@@ -44,9 +50,14 @@ def test_start_leaves_positions_out_before_the_axes_are_fitted(model, bos_tokeni
         u, s, _ = np.linalg.svd(values - values.mean(0), full_matrices=False)
         expected = (u * s)[:, :2].reshape(2, -1, 2)
         assert late.coordinates[layer].shape == expected.shape
-        assert np.abs(np.abs(late.coordinates[layer]) - np.abs(expected)).max() < 1e-3 * np.abs(expected).max()
+        assert (
+            np.abs(np.abs(late.coordinates[layer]) - np.abs(expected)).max()
+            < 1e-3 * np.abs(expected).max()
+        )
         for axis in (0, 1):  # one sign for a whole axis
-            cosine = (late.coordinates[layer] * expected)[..., axis].sum() / (expected[..., axis] ** 2).sum()
+            cosine = (late.coordinates[layer] * expected)[..., axis].sum() / (
+                expected[..., axis] ** 2
+            ).sum()
             assert abs(cosine) == pytest.approx(1, abs=1e-3)
         assert late.explained[layer] == pytest.approx((s**2 / (s**2).sum())[:2], rel=1e-3)
 
@@ -60,7 +71,9 @@ def test_norms_are_the_mean_length_of_both_prompts(model, tokenizer):
         values = activations["residual", layer].double().numpy()
         lengths = np.sqrt((values**2).sum(-1))
         assert projection.norms[layer] == pytest.approx((lengths[0] + lengths[1]) / 2, rel=1e-4)
-    assert (abs(lengths[0] - lengths[1]) > 1e-3 * lengths[0]).any()  # or one prompt's length would pass
+    assert (
+        abs(lengths[0] - lengths[1]) > 1e-3 * lengths[0]
+    ).any()  # or one prompt's length would pass
 
 
 def test_labels_stand_at_their_own_tokens_with_bos_too(model, tokenizer, bos_tokenizer):
@@ -93,6 +106,8 @@ def test_bad_input_is_named(model, tokenizer):
     with pytest.raises(ValueError, match="same number of tokens"):
         fl.project_pair(model, tokenizer, fl.PromptPair("The old cook", "The Luxembourgish cook"))
     for start in (-1, 2, 1.0, "1", None):
-        message = f"start: expected a number from 0 to 1, the first token that differs; got {start!r}"
+        message = (
+            f"start: expected a number from 0 to 1, the first token that differs; got {start!r}"
+        )
         with pytest.raises(ValueError, match=message):
             fl.project_pair(model, tokenizer, PAIR, start=start)

@@ -7,7 +7,10 @@ import fairlab as fl
 from fairlab import recipes
 from tiny_models import tiny_model
 
-TEMPLATES = ["My {} neighbor asked for help. The clerk said that", "The {} man waited. The guard thought he"]
+TEMPLATES = [
+    "My {} neighbor asked for help. The clerk said that",
+    "The {} man waited. The guard thought he",
+]
 RACE = fl.build_pairs(TEMPLATES, [("Black", "white")], category="race")
 AGE = fl.build_pairs(TEMPLATES, [("old", "young")], category="age")
 PEOPLE = RACE + AGE
@@ -38,7 +41,7 @@ def test_the_guarded_cut_takes_the_calibration_text(tokenizer, monkeypatch):
 
     monkeypatch.setattr(recipes, "importance_scores", importance)
     fl.guarded_cut(tiny_model(), tokenizer, PEOPLE, NEUTRAL, fraction=0.1)
-    assert seen == [("fisher", fl.data_path("calibration_en.txt").read_text(encoding="utf-8"))]
+    assert seen == [("fisher", fl.load_text("calibration"))]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
@@ -53,7 +56,9 @@ def test_the_article_cut_by_hand(tokenizer, weight):
 
 @pytest.mark.parametrize("fraction", [0.001, 0.0, 1.0, 2])
 @pytest.mark.parametrize("recipe", ["guarded", "article"])
-def test_a_bad_fraction_is_refused_before_anything_is_scored(tokenizer, monkeypatch, recipe, fraction):
+def test_a_bad_fraction_is_refused_before_anything_is_scored(
+    tokenizer, monkeypatch, recipe, fraction
+):
     def too_early(*_, **__):
         raise AssertionError("scored before the fraction was checked")
 

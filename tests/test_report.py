@@ -31,7 +31,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+        self.addresses += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "srcset", "data", "action")
+        ]
 
     def handle_data(self, data):
         self.text += data
@@ -56,9 +60,21 @@ def measured(tiny, tokenizer):
     neutral = fl.load_pairs("mood", kind="neutral", split="held_out", words="any")[:12]
     pairs = [*held_out, *(replace(pair, category=HOSTILE) for pair in held_out[::2])]
     table = fl.compare(
-        tiny, tokenizer, {"cut": CUT}, pairs=pairs, neutral=neutral, text="The tide comes in. " * 9, n_random=3, seed=7
+        tiny,
+        tokenizer,
+        {"cut": CUT},
+        pairs=pairs,
+        neutral=neutral,
+        text="The tide comes in. " * 9,
+        n_random=3,
+        seed=7,
     )
-    return {"table": table, "pairs": pairs, "neutral": neutral, "chosen_on": fl.load_pairs("race", split="train")}
+    return {
+        "table": table,
+        "pairs": pairs,
+        "neutral": neutral,
+        "chosen_on": fl.load_pairs("race", split="train"),
+    }
 
 
 @pytest.fixture
@@ -99,7 +115,9 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     table = measured["table"]
     assert len(facts["results"]) == len(table)
     for row, expected in zip(facts["results"], table.to_dict("records"), strict=True):
-        assert row == {key: None if isinstance(v, float) and np.isnan(v) else v for key, v in expected.items()}
+        assert row == {
+            key: None if isinstance(v, float) and np.isnan(v) else v for key, v in expected.items()
+        }
     assert any(value is None for row in facts["results"] for value in row.values())
     assert facts["selection"] == json.loads(CUT.to_json())
     assert facts["model"]["weights_sha256"] == bits_of(tiny)
@@ -108,8 +126,14 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     assert facts["method"]["weight"] == 0.5 and facts["method"]["nothing"] is None
     assert facts["environment"]["transformers"] == transformers.__version__
     text = Page(written).text
-    headline = next(row for row in facts["results"] if (row["measure"], row["category"]) == ("gap", "headline"))
-    for shown in (f"{headline['before']:.4g}", f"{headline['low']:+.1%} … {headline['high']:+.1%}", *facts["limits"]):
+    headline = next(
+        row for row in facts["results"] if (row["measure"], row["category"]) == ("gap", "headline")
+    )
+    for shown in (
+        f"{headline['before']:.4g}",
+        f"{headline['low']:+.1%} … {headline['high']:+.1%}",
+        *facts["limits"],
+    ):
         assert shown in text
     assert "1, 5, 9" in text
 
@@ -118,16 +142,25 @@ def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path):
     folder = tmp_path / "private" / "mine"
     folder.mkdir(parents=True)
     options = {key: value for key, value in measured.items() if key != "table"}
-    fl.write_report(tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name=folder, **options)
+    fl.write_report(
+        tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name=folder, **options
+    )
     assert strict(tmp_path / "p.json")["model"]["name"] == "mine"
     assert "private" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_dose_is_drawn_and_kept(tiny, measured, tmp_path):
-    frozen = pd.read_csv(fl.data_path("results_controls.csv"))
+    frozen = pd.read_csv(fl.data_path("results/controls.csv"))
     options = {key: value for key, value in measured.items() if key != "table"}
     fl.write_report(
-        tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name="x", **options, dose=frozen, title="Dose"
+        tmp_path / "p.html",
+        measured["table"],
+        CUT,
+        model=tiny,
+        model_name="x",
+        **options,
+        dose=frozen,
+        title="Dose",
     )
     assert len(strict(tmp_path / "p.json")["dose"]) == len(frozen)
     page = Page(tmp_path / "p.html")
@@ -144,28 +177,68 @@ def table_with(**numbers):
     rows = [{"measure": "gap", "category": "headline", **gap, **numbers}]
     rows.append({"measure": "gap", "category": "neutral", "random_low": -0.08, "random_high": 0.07})
     return pd.DataFrame(
-        [*rows, {"measure": "perplexity", "category": "text", "change": 0.02, "low": 0.01, "high": 0.03}]
+        [
+            *rows,
+            {
+                "measure": "perplexity",
+                "category": "text",
+                "change": 0.02,
+                "low": 0.01,
+                "high": 0.03,
+            },
+        ]
     )
 
 
 @pytest.mark.parametrize(
     ("numbers", "said", "not_said"),
     [
-        ({}, ["narrowed the gap", "-30.0%", "It is specific"], ["No effect", "not shown", "Flattening"]),
-        ({"specificity_high": 0.1}, ["narrowed the gap", "It is not shown to be specific"], ["It is specific"]),
+        (
+            {},
+            ["narrowed the gap", "-30.0%", "It is specific"],
+            ["No effect", "not shown", "Flattening"],
+        ),
+        (
+            {"specificity_high": 0.1},
+            ["narrowed the gap", "It is not shown to be specific"],
+            ["It is specific"],
+        ),
         ({"specificity_high": np.nan}, ["It is not shown to be specific"], ["It is specific"]),
         (
             {"neutral_change": 0.798, "neutral_in_range": False},
-            ["It is not shown to be specific", "+79.8%, beyond the range of random cuts (-8.0% … +7.0%)"],
+            [
+                "It is not shown to be specific",
+                "+79.8%, beyond the range of random cuts (-8.0% … +7.0%)",
+            ],
             ["It is specific"],
         ),
         ({"flattening_change": -0.5}, ["narrowed", "Flattening all predictions", "-50.0%"], []),
         ({"high": 0.1}, ["No effect can be told", "includes 0"], ["narrowed", "specific"]),
-        ({"random_low": -0.35}, ["No effect can be told", "not clear of"], ["narrowed", "specific"]),
-        ({"random_low": -0.25}, ["No effect can be told", "not clear of"], ["narrowed", "specific"]),
-        ({"low": np.nan, "high": np.nan}, ["No effect can be told", "no interval"], ["narrowed", "specific"]),
-        ({"change": 0.3, "low": 0.2, "high": 0.4}, ["widened the gap"], ["narrowed", "No effect", "specific"]),
-        ({"change": 0.1, "low": 0.05, "high": 0.15}, ["No effect can be told", "not clear of"], ["widened"]),
+        (
+            {"random_low": -0.35},
+            ["No effect can be told", "not clear of"],
+            ["narrowed", "specific"],
+        ),
+        (
+            {"random_low": -0.25},
+            ["No effect can be told", "not clear of"],
+            ["narrowed", "specific"],
+        ),
+        (
+            {"low": np.nan, "high": np.nan},
+            ["No effect can be told", "no interval"],
+            ["narrowed", "specific"],
+        ),
+        (
+            {"change": 0.3, "low": 0.2, "high": 0.4},
+            ["widened the gap"],
+            ["narrowed", "No effect", "specific"],
+        ),
+        (
+            {"change": 0.1, "low": 0.05, "high": 0.15},
+            ["No effect can be told", "not clear of"],
+            ["widened"],
+        ),
     ],
 )
 def test_the_verdict_follows_the_numbers(numbers, said, not_said):
@@ -203,14 +276,21 @@ def test_bad_input_writes_nothing(tiny, measured, tmp_path, changes, message):
     options = {**options, "path": tmp_path / options["path"], "table": table}
     with pytest.raises(ValueError, match=message):
         fl.write_report(
-            options.pop("path"), options.pop("table"), options.pop("selection"), model=tiny, model_name="x", **options
+            options.pop("path"),
+            options.pop("table"),
+            options.pop("selection"),
+            model=tiny,
+            model_name="x",
+            **options,
         )
     assert not list(tmp_path.iterdir())
 
 
 def test_the_card_says_what_the_report_says(written, monkeypatch):
     class Base:
-        data = huggingface_hub.ModelCardData(license="other", license_name="own", license_link="LICENSE")
+        data = huggingface_hub.ModelCardData(
+            license="other", license_name="own", license_link="LICENSE"
+        )
 
     monkeypatch.setattr(report.ModelCard, "load", lambda name: Base)
     facts = strict(written.with_suffix(".json"))
@@ -218,12 +298,26 @@ def test_the_card_says_what_the_report_says(written, monkeypatch):
     header = yaml.safe_load(card.content.split("---")[1])
     assert header == card.data.to_dict()
     assert header["base_model"] == f"org/{HOSTILE}"
-    assert (header["license"], header["license_name"], header["license_link"]) == ("other", "own", "LICENSE")
+    assert (header["license"], header["license_name"], header["license_link"]) == (
+        "other",
+        "own",
+        "LICENSE",
+    )
     assert (header["tags"], header["library_name"]) == (["fairlab", "pruned"], "transformers")
     assert "<script" not in card.text
     assert "5 of 72 MLP neurons" in card.text
-    overall = [row["sentence"] for row in facts["results"] if row["category"] in ("headline", "neutral", "text")]
-    for line in (*facts["verdict"], *facts["limits"], *overall, facts["model"]["weights_sha256"], "Out-of-scope use"):
+    overall = [
+        row["sentence"]
+        for row in facts["results"]
+        if row["category"] in ("headline", "neutral", "text")
+    ]
+    for line in (
+        *facts["verdict"],
+        *facts["limits"],
+        *overall,
+        facts["model"]["weights_sha256"],
+        "Out-of-scope use",
+    ):
         assert line.replace("<", "&lt;") in card.text
 
 
@@ -240,7 +334,10 @@ def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
 
     monkeypatch.setattr(report.ModelCard, "load", offline)
     default = card(fl.DEFAULT_MODEL)
-    assert (default["base_model"], default["license"]) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert (default["base_model"], default["license"]) == (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "apache-2.0",
+    )
     hub = card("org/model")
     assert hub["base_model"] == "org/model" and "license" not in hub
     folder = card("folder")
@@ -251,7 +348,9 @@ def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
 def test_a_card_needs_a_report(tmp_path):
     (tmp_path / "other.json").write_text('{"model": 3}', encoding="utf-8")
     for name in ("other.json", "missing.json"):
-        with pytest.raises(ValueError, match=r"report: expected the JSON file that write_report wrote; got"):
+        with pytest.raises(
+            ValueError, match=r"report: expected the JSON file that write_report wrote; got"
+        ):
             fl.model_card(tmp_path / name)
 
 
@@ -270,7 +369,9 @@ class LocalHub:
             shutil.copy(operation.path_or_fileobj, self.root / repo_id / operation.path_in_repo)
 
 
-def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written, tmp_path, monkeypatch, capsys):
+def test_what_is_pushed_reloads_with_stock_transformers(
+    tiny, tokenizer, written, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(report, "HfApi", LocalHub)
     monkeypatch.setattr(LocalHub, "root", tmp_path / "hub")
     folder = tmp_path / "pruned"
@@ -283,8 +384,20 @@ def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written
     facts["model"]["name"] = "folder"
     written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
     fl.model_card(written.with_suffix(".json")).save(folder / "README.md")
-    secrets = ["secret.env", "passwords.txt", "credentials.json", "token.model", "a.safetensors", "notes.html"]
-    secrets += ["sub/config.json", ".ssh/README.md", ".venv/lib/merges.txt", "model-00001-of-00002.safetensors.txt"]
+    secrets = [
+        "secret.env",
+        "passwords.txt",
+        "credentials.json",
+        "token.model",
+        "a.safetensors",
+        "notes.html",
+    ]
+    secrets += [
+        "sub/config.json",
+        ".ssh/README.md",
+        ".venv/lib/merges.txt",
+        "model-00001-of-00002.safetensors.txt",
+    ]
     for name in secrets:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("KEY=1", encoding="utf-8")
@@ -299,10 +412,19 @@ def test_what_is_pushed_reloads_with_stock_transformers(tiny, tokenizer, written
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja",
     } & names >= {"README.md", "config.json", "model.safetensors", "tokenizer.json"}  # fmt: skip
-    assert not any("KEY=1" in path.read_text(encoding="utf-8", errors="ignore") for path in pushed.rglob("*"))
-    assert capsys.readouterr().out == f"to https://huggingface.co/ann/pruned: {', '.join(sorted(names))}\n"
+    assert not any(
+        "KEY=1" in path.read_text(encoding="utf-8", errors="ignore") for path in pushed.rglob("*")
+    )
+    assert (
+        capsys.readouterr().out
+        == f"to https://huggingface.co/ann/pruned: {', '.join(sorted(names))}\n"
+    )
     assert huggingface_hub.ModelCard.load(pushed / "README.md").data.tags == ["fairlab", "pruned"]
     again = transformers.AutoModelForCausalLM.from_pretrained(pushed)
-    assert transformers.AutoTokenizer.from_pretrained(pushed)("A Black man").input_ids == [49, 4290, 555]
+    assert transformers.AutoTokenizer.from_pretrained(pushed)("A Black man").input_ids == [
+        49,
+        4290,
+        555,
+    ]
     expected = glu_blocks(cut)[0].down_proj.weight
     assert (glu_blocks(again)[0].down_proj.weight[:, : expected.shape[1]] == expected).all()

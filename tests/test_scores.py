@@ -19,9 +19,11 @@ CROSSED = [
 
 
 def article_algorithm(model, tokenizer, pairs, *, fraction, bias_weight):
-    """Run the published algorithm step by step on plain matrices: the neurons cut in each layer, lowest index first.
+    """Run the published algorithm step by step on plain matrices: the neurons cut in each layer,
+    lowest index first.
 
-    It shares no code with the package: MLP inputs come from hooks of its own, all else from the layers' own matrices.
+    It shares no code with the package: MLP inputs come from hooks of its own, all else from the
+    layers' own matrices.
     """
     layers = model.model.layers
     bias = [0.0] * len(layers)
@@ -30,7 +32,8 @@ def article_algorithm(model, tokenizer, pairs, *, fraction, bias_weight):
         for prompt in (pair.prompt_a, pair.prompt_b):
             seen = []
             handles = [
-                layer.mlp.register_forward_pre_hook(lambda m, i, seen=seen: seen.append(i[0][0])) for layer in layers
+                layer.mlp.register_forward_pre_hook(lambda m, i, seen=seen: seen.append(i[0][0]))
+                for layer in layers
             ]
             with torch.no_grad():
                 model(**tokenizer(prompt, return_tensors="pt"))
@@ -46,7 +49,9 @@ def article_algorithm(model, tokenizer, pairs, *, fraction, bias_weight):
     for number, layer in enumerate(layers):
         gate, up = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
         importance = gate.max(1)[0] + gate.min(1)[0].abs() + up.max(1)[0] + up.min(1)[0].abs()
-        norm_bias, norm_importance = ((x - x.min()) / (x.max() - x.min() + 1e-8) for x in (bias[number], importance))
+        norm_bias, norm_importance = (
+            (x - x.min()) / (x.max() - x.min() + 1e-8) for x in (bias[number], importance)
+        )
         fair = bias_weight * norm_bias + (1 - bias_weight) * (1 - norm_importance)
         width = len(fair)
         remove = min(int(fraction * width), width - 1)
@@ -63,7 +68,9 @@ def select(model, tokenizer, pairs, **options):
 
 def test_article_mode_cuts_the_neurons_that_the_article_cuts(model, tokenizer):
     selection = select(model, tokenizer, [PAIR], fraction=0.002)
-    assert selection.neurons == article_algorithm(model, tokenizer, [PAIR], fraction=0.002, bias_weight=0.5)
+    assert selection.neurons == article_algorithm(
+        model, tokenizer, [PAIR], fraction=0.002, bias_weight=0.5
+    )
     assert {len(indices) for indices in selection.neurons.values()} == {3}
     assert len(selection) == 90
 
@@ -72,7 +79,9 @@ def test_article_mode_cuts_the_neurons_that_the_article_cuts(model, tokenizer):
 def test_article_mode_on_several_pairs_and_families(tokenizer, some_pairs, family):
     tiny = tiny_model(family)
     selection = select(tiny, tokenizer, some_pairs, fraction=0.2)
-    assert selection.neurons == article_algorithm(tiny, tokenizer, some_pairs, fraction=0.2, bias_weight=0.5)
+    assert selection.neurons == article_algorithm(
+        tiny, tokenizer, some_pairs, fraction=0.2, bias_weight=0.5
+    )
 
 
 def test_article_scores_are_means_over_pairs(tokenizer, some_pairs):
@@ -92,7 +101,9 @@ def test_optipfair_method_is_optipfairs(tokenizer):
     logging.getLogger().setLevel(logging.WARNING)
     tiny = tiny_model()
     pairs = [PAIR, fl.PromptPair("The old cook said", "The young cook said")]
-    theirs = analyze_neuron_bias(tiny, tokenizer, [(p.prompt_a, p.prompt_b) for p in pairs], show_progress=False)
+    theirs = analyze_neuron_bias(
+        tiny, tokenizer, [(p.prompt_a, p.prompt_b) for p in pairs], show_progress=False
+    )
     ours = fl.bias_scores(tiny, tokenizer, pairs, method="optipfair")
     for layer in range(3):
         mean = (theirs[f"gate_proj_layer_{layer}"] + theirs[f"up_proj_layer_{layer}"]) / 2
@@ -106,13 +117,17 @@ def test_optipfair_method_is_optipfairs(tokenizer):
 def test_the_activation_method_reads_the_input_of_down_proj(tokenizer, some_pairs):
     tiny = tiny_model()
     scores = fl.bias_scores(tiny, tokenizer, some_pairs)
-    assert torch.equal(scores, fl.neuron_differences(tiny, tokenizer, some_pairs)["down_proj_input"])
+    assert torch.equal(
+        scores, fl.neuron_differences(tiny, tokenizer, some_pairs)["down_proj_input"]
+    )
 
 
 def test_signed_scores_say_for_whom_a_neuron_is_more_active(tokenizer, some_pairs):
     tiny = tiny_model()
     swapped = [replace(pair, prompt_a=pair.prompt_b, prompt_b=pair.prompt_a) for pair in some_pairs]
-    signed, turned = (fl.bias_scores(tiny, tokenizer, pairs, signed=True) for pairs in (some_pairs, swapped))
+    signed, turned = (
+        fl.bias_scores(tiny, tokenizer, pairs, signed=True) for pairs in (some_pairs, swapped)
+    )
     assert torch.allclose(signed, -turned, atol=1e-7)
     assert (signed.abs() <= fl.bias_scores(tiny, tokenizer, some_pairs) + 1e-6).all()
     with pytest.raises(ValueError, match="signed: expected False with method='article'"):
@@ -148,7 +163,9 @@ def test_importance_by_hand(method, expected):
     mlp = glu_blocks(tiny)[1]
     mlp.gate_proj.weight.data[4] = torch.tensor([0.5, 0.7, 0.9])
     mlp.up_proj.weight.data[4] = torch.tensor([-1.0, 2.0, 1.0])
-    assert fl.importance_scores(tiny, method=method)[1, 4].item() == pytest.approx(expected, rel=1e-6)
+    assert fl.importance_scores(tiny, method=method)[1, 4].item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -162,7 +179,9 @@ def test_importance_has_one_row_a_layer(family):
 def test_hybrid_by_hand():
     bias = torch.tensor([[0.0, 1.0, 4.0], [7.0, 7.0, 7.0]])
     importance = torch.tensor([[2.0, 6.0, 4.0], [1.0, 2.0, 3.0]])
-    expected = torch.tensor([[0.25 * 0 + 0.75 * 1, 0.25 * 0.25, 0.25 + 0.75 * 0.5], [0.75, 0.375, 0.0]])
+    expected = torch.tensor(
+        [[0.25 * 0 + 0.75 * 1, 0.25 * 0.25, 0.25 + 0.75 * 0.5], [0.75, 0.375, 0.0]]
+    )
     assert torch.allclose(fl.hybrid_scores(bias, importance, bias_weight=0.25), expected, atol=1e-6)
 
 
@@ -177,13 +196,18 @@ def test_hybrid_knows_each_layer_only_by_itself():
 
 
 def gap_of(model, tokenizer, pair, change):
-    """Compute the gap of one pair by hand, with `change(layer, h)` in place of each h, shape (2, tokens, neurons)."""
+    """Compute the gap of one pair by hand, with `change(layer, h)` in place of each h, shape (2,
+    tokens, neurons)."""
     handles = [
-        mlp.down_proj.register_forward_pre_hook(lambda m, inputs, layer=layer: (change(layer, inputs[0]),))
+        mlp.down_proj.register_forward_pre_hook(
+            lambda m, inputs, layer=layer: (change(layer, inputs[0]),)
+        )
         for layer, mlp in enumerate(glu_blocks(model))
     ]
     with torch.no_grad():
-        logits = model(torch.tensor([tokenizer(p).input_ids for p in (pair.prompt_a, pair.prompt_b)])).logits[:, -1]
+        logits = model(
+            torch.tensor([tokenizer(p).input_ids for p in (pair.prompt_a, pair.prompt_b)])
+        ).logits[:, -1]
     for handle in handles:
         handle.remove()
     a, b = logits.softmax(-1)
@@ -221,10 +245,15 @@ def test_causal_scores_equal_finite_differences(family, method, change, tokenize
     for layer, neurons in enumerate(scores.abs().topk(3).indices.tolist()):
         for neuron in neurons:
             less, more = (
-                sum(gap_of(tiny, tokenizer, pair, change(layer, neuron, amount)) for pair in CROSSED) / len(CROSSED)
+                sum(
+                    gap_of(tiny, tokenizer, pair, change(layer, neuron, amount)) for pair in CROSSED
+                )
+                / len(CROSSED)
                 for amount in (step, -step)
             )
-            assert scores[layer, neuron].item() == pytest.approx((more - less) / (2 * step), rel=0.01)
+            assert scores[layer, neuron].item() == pytest.approx(
+                (more - less) / (2 * step), rel=0.01
+            )
 
 
 @pytest.mark.parametrize("method", ["attribution", "patching"])
@@ -246,7 +275,9 @@ def test_relative_scores_are_shares_of_the_gap_of_each_category(method, tokenize
     for part in (race, age):
         gap = fl.next_token_divergence(tiny, tokenizer, part).mean()
         parts.append(fl.bias_scores(tiny, tokenizer, part, method=method) / gap.item())
-    scores = fl.bias_scores(tiny, tokenizer, [race[0], *age, *race[1:]], method=method, relative=True)
+    scores = fl.bias_scores(
+        tiny, tokenizer, [race[0], *age, *race[1:]], method=method, relative=True
+    )
     assert torch.allclose(scores, (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-9)
 
 
@@ -262,9 +293,15 @@ def test_steps_take_the_gradient_halfway_with_the_neurons_group(steps, tokenizer
             for step in (0.01, -0.01):
                 masks[layer, neuron] = 0.5 + step
                 gaps.append(
-                    sum(gap_of(tiny, tokenizer, pair, lambda n, h, masks=masks: h * masks[n]) for pair in CROSSED) / 3
+                    sum(
+                        gap_of(tiny, tokenizer, pair, lambda n, h, masks=masks: h * masks[n])
+                        for pair in CROSSED
+                    )
+                    / 3
                 )
-            assert scores[layer, neuron].item() == pytest.approx((gaps[0] - gaps[1]) / 0.02, rel=0.01)
+            assert scores[layer, neuron].item() == pytest.approx(
+                (gaps[0] - gaps[1]) / 0.02, rel=0.01
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -336,14 +373,19 @@ def test_attribution_orders_neurons_as_removing_them_one_by_one_does(model, toke
 
 # ---- importance on a text
 
-TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. " * 30
+TEXT = (
+    "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. "
+    * 30
+)
 
 
 def mask_gradients(model, ids):
     """Compute ∂loss/∂m for an explicit mask, with the loss that transformers computes."""
     masks = torch.ones(3, 24, dtype=model.dtype, requires_grad=True)
     handles = [
-        mlp.down_proj.register_forward_pre_hook(lambda m, inputs, layer=layer: (inputs[0] * masks[layer],))
+        mlp.down_proj.register_forward_pre_hook(
+            lambda m, inputs, layer=layer: (inputs[0] * masks[layer],)
+        )
         for layer, mlp in enumerate(glu_blocks(model))
     ]
     loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
@@ -362,7 +404,9 @@ def test_importance_from_text_equals_a_slow_reference(family, tokenizer, bos_tok
         slopes = torch.stack([mask_gradients(tiny, chunk) for chunk in chunks])
         with fl.record(tiny, ["down_proj_input"]) as activations:
             tiny(torch.tensor(chunks))
-        sizes = torch.stack([activations["down_proj_input", layer].square().mean((0, 1)) for layer in range(3)])
+        sizes = torch.stack(
+            [activations["down_proj_input", layer].square().mean((0, 1)) for layer in range(3)]
+        )
         columns = torch.stack([glu_weights(mlp)[2].abs().sum(0) for mlp in glu_blocks(tiny)])
         expected = {
             "fisher": slopes.square().mean(0).sqrt(),
@@ -378,7 +422,9 @@ def test_importance_from_text_equals_a_slow_reference(family, tokenizer, bos_tok
 def test_a_text_shorter_than_a_chunk_is_one_chunk(tokenizer):
     tiny = tiny_model(dtype=torch.float64)
     ids = tokenizer("Two trains left at noon.").input_ids
-    scores = fl.importance_scores(tiny, method="taylor", tokenizer=tokenizer, text="Two trains left at noon.")
+    scores = fl.importance_scores(
+        tiny, method="taylor", tokenizer=tokenizer, text="Two trains left at noon."
+    )
     assert torch.allclose(scores.double(), mask_gradients(tiny, ids).abs(), rtol=1e-5)
 
 
@@ -386,7 +432,7 @@ def test_a_text_shorter_than_a_chunk_is_one_chunk(tokenizer):
 def test_importance_from_text_needs_a_text(method, tokenizer):
     tiny = tiny_model()
     for options, message in (
-        ({}, "tokenizer and text: method='%s' needs .*calibration_en.txt.*got None"),
+        ({}, "tokenizer and text: method='%s' needs .*text/calibration_en.txt.*got None"),
         ({"tokenizer": tokenizer}, "^text: method='%s' needs"),
         ({"text": TEXT}, "^tokenizer: method='%s' needs"),
     ):
@@ -406,7 +452,9 @@ def test_importance_from_text_needs_a_text(method, tokenizer):
 def test_guarded_scores_charge_for_neutral_pairs_by_default():
     bias, neutral = torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.5, -0.5]])
     scores = fl.guarded_scores(bias, torch.ones(1, 3), neutral=neutral, protect=0.0, floor=1.0)
-    assert torch.allclose(scores, torch.tensor([[0.5, 0.575 / 2, 0.575 / 2]]))  # (1 − 0.85 · 0.5) / (1 + 1)
+    assert torch.allclose(
+        scores, torch.tensor([[0.5, 0.575 / 2, 0.575 / 2]])
+    )  # (1 − 0.85 · 0.5) / (1 + 1)
 
 
 def test_guarded_by_hand():
@@ -415,11 +463,19 @@ def test_guarded_by_hand():
     mean = (1 + 4 + 0 + 0.25 + 81 + 9) / 6
     stays = -math.inf
     plain = fl.guarded_scores(bias, importance, protect=0.2, floor=0.5)
-    expected = [[3 / (1 + mean / 2), 2 / (4 + mean / 2), 1 / (mean / 2)], [stays, stays, 0.5 / (9 + mean / 2)]]
+    expected = [
+        [3 / (1 + mean / 2), 2 / (4 + mean / 2), 1 / (mean / 2)],
+        [stays, stays, 0.5 / (9 + mean / 2)],
+    ]
     assert torch.allclose(plain, torch.tensor(expected))
     neutral = torch.tensor([[1.0, -0.5, 0.25], [0.0, 0.0, -0.25]])
-    charged = fl.guarded_scores(bias, importance, neutral=neutral, charge=2.0, protect=0.0, floor=0.5)
-    expected = [[1 / (1 + mean / 2), 1 / (4 + mean / 2), 0.5 / (mean / 2)], [stays, 4 / (81 + mean / 2), stays]]
+    charged = fl.guarded_scores(
+        bias, importance, neutral=neutral, charge=2.0, protect=0.0, floor=0.5
+    )
+    expected = [
+        [1 / (1 + mean / 2), 1 / (4 + mean / 2), 0.5 / (mean / 2)],
+        [stays, 4 / (81 + mean / 2), stays],
+    ]
     assert torch.allclose(charged, torch.tensor(expected))
 
 
@@ -434,7 +490,10 @@ def test_guarded_protects_the_share_it_says():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"neutral": torch.rand(2, 4)}, r"bias, importance, neutral: expected tables of one shape .* and \(2, 4\)"),
+        (
+            {"neutral": torch.rand(2, 4)},
+            r"bias, importance, neutral: expected tables of one shape .* and \(2, 4\)",
+        ),
         ({"neutral": torch.full((2, 3), math.nan)}, "neutral: expected finite values"),
         ({"importance": torch.zeros(2, 3)}, "importance: expected values that are not all 0"),
         ({"charge": -1.0}, "charge: expected a number of at least 0; got -1.0"),
@@ -452,12 +511,27 @@ def test_guarded_refuses(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "attribution", "signed": True}, "signed: expected False with method='attribution', which has a"),
-        ({"method": "patching", "signed": True}, "signed: expected False with method='patching', which has a sign"),
-        ({"method": "attribution", "steps": 1}, "steps: expected a whole number of at least 2, .* got 1"),
+        (
+            {"method": "attribution", "signed": True},
+            "signed: expected False with method='attribution', which has a",
+        ),
+        (
+            {"method": "patching", "signed": True},
+            "signed: expected False with method='patching', which has a sign",
+        ),
+        (
+            {"method": "attribution", "steps": 1},
+            "steps: expected a whole number of at least 2, .* got 1",
+        ),
         ({"method": "patching", "steps": 4}, "with method='attribution'; got 4 with 'patching'"),
-        ({"method": "article", "relative": True}, "relative: expected False with method='article', which measures no"),
-        ({"method": "attribution", "batch_size": 1}, "batch_size: expected a whole number of at least 2"),
+        (
+            {"method": "article", "relative": True},
+            "relative: expected False with method='article', which measures no",
+        ),
+        (
+            {"method": "attribution", "batch_size": 1},
+            "batch_size: expected a whole number of at least 2",
+        ),
     ],
 )
 def test_causal_scores_refuse(options, message, tokenizer):
@@ -474,7 +548,9 @@ def test_causal_scores_find_nan_weights(tokenizer):
 
 
 def test_bad_input_is_named(model, tokenizer):
-    with pytest.raises(ValueError, match="method: expected one of activation, .*, patching; got 'magic'"):
+    with pytest.raises(
+        ValueError, match="method: expected one of activation, .*, patching; got 'magic'"
+    ):
         fl.bias_scores(model, tokenizer, [PAIR], method="magic")
     with pytest.raises(ValueError, match="method: expected one of maw, .*, wanda; got 'magic'"):
         fl.importance_scores(model, method="magic")

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fairlab.statistics import holm, jackknife_interval, jackknife_variance, resampled, sign_flip_test
+from fairlab.statistics import (
+    holm,
+    jackknife_interval,
+    jackknife_variance,
+    resampled,
+    sign_flip_test,
+)
 
 
 def mean(sums):
@@ -20,8 +26,8 @@ def with_ones(values):
 
 
 def simulate(generator, templates, attributes, spread, sd):
-    """Draw gaps of a log standard deviation as real ones have it; their change has a template, an attribute and an own
-    part, and its true size is −20 %."""
+    """Draw gaps of a log standard deviation as real ones have it; their change has a template, an
+    attribute and an own part, and its true size is −20 %."""
     t, a = (x.ravel() for x in np.meshgrid(range(templates), range(attributes), indexing="ij"))
 
     def effects(shares):
@@ -52,9 +58,12 @@ def test_coverage_of_the_interval_on_simulated_data(templates, attributes, sprea
     assert 0.89 <= coverage(templates, attributes, spread, sd) <= 0.97
 
 
-@pytest.mark.parametrize(("common", "own"), [(0.2, 0.2), (0.3, 0.1)])  # of the log change: a sentence's part, a pair's
+@pytest.mark.parametrize(
+    ("common", "own"), [(0.2, 0.2), (0.3, 0.1)]
+)  # of the log change: a sentence's part, a pair's
 def test_coverage_of_a_difference_with_words_held_fixed_on_one_side(common, own):
-    """As `specificity`: eight categories of one pair of words each, less neutral pairs of four, in eight sentences."""
+    """As `specificity`: eight categories of one pair of words each, less neutral pairs of four, in
+    eight sentences."""
     generator, fixed = np.random.default_rng(5), 0.15 * np.random.default_rng(2).normal(0, 1, 8)
     sides = np.repeat(np.arange(9), [8] * 8 + [32])  # 0 to 7 the categories, 8 neutral
     words = np.concatenate([np.repeat(np.arange(8), 8), 8 + np.repeat(np.arange(4), 8)])
@@ -67,9 +76,15 @@ def test_coverage_of_a_difference_with_words_held_fixed_on_one_side(common, own)
 
     hits, runs = 0, 300
     for _ in range(runs):
-        before = np.exp(0.6 * generator.normal(0, 1, 8)[sentences] + 0.7 * generator.normal(0, 1, 96))
+        before = np.exp(
+            0.6 * generator.normal(0, 1, 8)[sentences] + 0.7 * generator.normal(0, 1, 96)
+        )
         of_word = np.concatenate([fixed, 0.1 * generator.normal(0, 1, 4)])[words]
-        ratio = np.exp(common * generator.normal(0, 1, 8)[sentences] + own * generator.normal(0, 1, 96) + of_word)
+        ratio = np.exp(
+            common * generator.normal(0, 1, 8)[sentences]
+            + own * generator.normal(0, 1, 96)
+            + of_word
+        )
         columns = np.zeros((96, 18))
         for side in range(9):
             columns[sides == side, 2 * side] = before[sides == side]
@@ -91,8 +106,13 @@ def test_the_interval_of_independent_observations_is_that_of_t():
 
 
 def test_two_kinds_of_clusters_by_hand():
-    """A table of 3 × 3 cells: the variances of row means, of column means, less that of the cells."""
-    x = np.random.default_rng(1).normal(0, 1, (3, 3)) + np.array([[0], [4], [9]]) + np.array([0, 3, 8])
+    """A table of 3 × 3 cells: the variances of row means, of column means, less that of the
+    cells."""
+    x = (
+        np.random.default_rng(1).normal(0, 1, (3, 3))
+        + np.array([[0], [4], [9]])
+        + np.array([0, 3, 8])
+    )
     rows, columns = (label.ravel() for label in np.indices((3, 3)))
     of_rows, of_columns = x.mean(1).var(ddof=1) / 3, x.mean(0).var(ddof=1) / 3
     variance = of_rows + of_columns - x.var(ddof=1) / 9
@@ -103,7 +123,8 @@ def test_two_kinds_of_clusters_by_hand():
 
 
 def test_of_words_that_are_held_fixed_nothing_is_taken_off():
-    """Left: one pair of words, held fixed. Right: four. The cells of the left have no part in the words' variance."""
+    """Left: one pair of words, held fixed. Right: four. The cells of the left have no part in the
+    words' variance."""
     generator = np.random.default_rng(3)
     words = np.array(["x"] * 8 + ["p", "q", "r", "s"] * 8)
     side = np.array(["left"] * 8 + ["right"] * 32)
@@ -147,7 +168,9 @@ def test_what_a_single_cluster_can_and_cannot_tell():
     assert (low, high) == jackknife_interval(values, mean, [templates, labels], strata=strata)
     assert low < 2.5 < high
     assert np.isnan(jackknife_interval(values, mean, [["t"] * 4])).all()
-    assert np.isnan(jackknife_interval(values, mean, [["t"] * 4, labels])).all()  # one sentence, many words
+    assert np.isnan(
+        jackknife_interval(values, mean, [["t"] * 4, labels])
+    ).all()  # one sentence, many words
     curves = jackknife_interval(values, lambda sums: sums[:, :1] / np.array([[4.0, 8.0]]), [labels])
     assert curves[0].shape == (2,)
     with pytest.raises(ValueError, match="clusters: expected one or two sequences of 4 labels"):
@@ -157,7 +180,9 @@ def test_what_a_single_cluster_can_and_cannot_tell():
 def test_sign_flips_are_exact():
     assert sign_flip_test([1.0] * 8, range(8)) == pytest.approx(2 / 256)
     assert sign_flip_test([1.0, 1.0, 1.0, -1.0], range(4)) == pytest.approx(10 / 16)
-    assert sign_flip_test([1.0] * 20, [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5) == pytest.approx(2 / 16)
+    assert sign_flip_test([1.0] * 20, [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5) == pytest.approx(
+        2 / 16
+    )
     assert math.isnan(sign_flip_test([1.0, 2.0], ["one", "one"]))
     with pytest.raises(ValueError, match="clusters: expected 2 labels, one a difference; got 3"):
         sign_flip_test([1.0, 2.0], range(3))

@@ -36,7 +36,9 @@ def article_selection(model, tokenizer):
 # ---- the article's cut on the default model
 
 
-def test_the_article_cut_lowers_its_own_metric_by_seven_percent(model, tokenizer, article_selection):
+def test_the_article_cut_lowers_its_own_metric_by_seven_percent(
+    model, tokenizer, article_selection
+):
     pruned = fl.prune(model, article_selection)
     before, after = (fl.article_metric(m, tokenizer, fl.ARTICLE_PAIR) for m in (model, pruned))
     assert (before, after) == (pytest.approx(0.25378, abs=1e-5), pytest.approx(0.23567, abs=1e-5))
@@ -53,7 +55,9 @@ def test_ablate_and_prune_agree_on_the_default_model(model, tokenizer, article_s
     assert furthest(ablated, logits_of(model, tokenizer)) > 0.1
 
 
-def test_the_article_cut_saves_and_reloads_with_stock_transformers(model, tokenizer, article_selection, tmp_path):
+def test_the_article_cut_saves_and_reloads_with_stock_transformers(
+    model, tokenizer, article_selection, tmp_path
+):
     pruned = fl.prune(model, article_selection)
     fl.save_model(pruned, tokenizer, tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -108,12 +112,16 @@ def test_prune_keeps_the_right_rows_and_the_biases(family):
     for layer, (old, new) in enumerate(zip(glu_blocks(model), glu_blocks(pruned), strict=True)):
         keep = [i for i in range(24) if i not in selection.neurons.get(layer, ())]
         gate, up, down = glu_weights(old)
-        for got, expected in zip(glu_weights(new), (gate[keep], up[keep], down[:, keep]), strict=True):
+        for got, expected in zip(
+            glu_weights(new), (gate[keep], up[keep], down[:, keep]), strict=True
+        ):
             assert torch.equal(got, expected)
         for name, projection in old.named_children():
             bias = getattr(projection, "bias", None)
             if bias is not None:
-                assert torch.equal(getattr(new, name).bias, bias if name == "down_proj" else bias[keep])
+                assert torch.equal(
+                    getattr(new, name).bias, bias if name == "down_proj" else bias[keep]
+                )
     old_state, new_state = model.state_dict(), pruned.state_dict()
     for name in old_state:
         assert ".mlp." in name or torch.equal(old_state[name], new_state[name])
@@ -131,7 +139,9 @@ def test_prune_in_place_gives_the_same_model(family, equal, tokenizer, tmp_path)
     assert furthest(logits_of(copy, tokenizer), logits_of(model, tokenizer)) == 0
     fl.save_model(model, tokenizer, tmp_path)  # its matrices lie in memory that was larger
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    assert furthest(logits_of(loaded, tokenizer), logits_of(model, tokenizer)) <= (0 if equal else 1e-4)
+    assert furthest(logits_of(loaded, tokenizer), logits_of(model, tokenizer)) <= (
+        0 if equal else 1e-4
+    )
 
 
 def test_prune_keeps_tied_embeddings_tied():
@@ -188,11 +198,18 @@ def test_ablate_scales_exactly_the_selected_activations(tokenizer):
     inputs = tokenizer(PROMPTS[0], return_tensors="pt")
     with fl.record(model, ["down_proj"], layers=[1]) as plain:
         model(**inputs)
-    with fl.ablate(model, selection, scale=0.5), fl.record(model, ["down_proj_input", "down_proj"], layers=[1]) as half:
+    with (
+        fl.ablate(model, selection, scale=0.5),
+        fl.record(model, ["down_proj_input", "down_proj"], layers=[1]) as half,
+    ):
         model(**inputs)
     with fl.record(model, ["down_proj_input"], layers=[1]) as whole:
         model(**inputs)
-    lost = 0.5 * whole["down_proj_input", 1][..., [3, 4]] @ glu_weights(glu_blocks(model)[1])[2][:, [3, 4]].T
+    lost = (
+        0.5
+        * whole["down_proj_input", 1][..., [3, 4]]
+        @ glu_weights(glu_blocks(model)[1])[2][:, [3, 4]].T
+    )
     assert torch.allclose(half["down_proj", 1], plain["down_proj", 1] - lost, atol=1e-5)
 
 
@@ -202,12 +219,18 @@ def test_scale_one_changes_nothing_and_empty_selections_are_allowed(tokenizer):
     for selection, scale in ((tiny_selection(), 1.0), (fl.NeuronSelection({}, (3, 24)), 0.0)):
         with fl.ablate(model, selection, scale=scale):
             assert furthest(logits_of(model, tokenizer), outputs) == 0
-    assert furthest(logits_of(fl.prune(model, fl.NeuronSelection({}, (3, 24))), tokenizer), outputs) == 0
+    assert (
+        furthest(logits_of(fl.prune(model, fl.NeuronSelection({}, (3, 24))), tokenizer), outputs)
+        == 0
+    )
 
 
 def test_two_cuts_add_up(tokenizer):
     model = tiny_model()
-    one, two = fl.NeuronSelection({0: (1,)}, (3, 24)), fl.NeuronSelection({0: (2,), 2: (3,)}, (3, 24))
+    one, two = (
+        fl.NeuronSelection({0: (1,)}, (3, 24)),
+        fl.NeuronSelection({0: (2,), 2: (3,)}, (3, 24)),
+    )
     both = fl.NeuronSelection({0: (1, 2), 2: (3,)}, (3, 24))
     with fl.ablate(model, one), fl.ablate(model, two):
         nested = logits_of(model, tokenizer)
@@ -229,7 +252,9 @@ def test_refined_scores_are_gaps_of_single_cuts(family, tokenizer):
     model = tiny_model(family, torch.float64)
     before = bytes_of(model)
     scores = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
-    refined = fl.refine_scores(model, tokenizer, scores, REFINE_PAIRS, count=7, neutral=REFINE_PAIRS[1:], charge=0.5)
+    refined = fl.refine_scores(
+        model, tokenizer, scores, REFINE_PAIRS, count=7, neutral=REFINE_PAIRS[1:], charge=0.5
+    )
     assert (refined.shape, refined.dtype) == ((3, 24), torch.float32)
     tried = torch.isfinite(refined)
     assert set(scores[tried].tolist()) == set(scores.flatten().topk(7).values.tolist())
@@ -244,12 +269,17 @@ def test_refined_scores_are_gaps_of_single_cuts(family, tokenizer):
             expected = plain - gap(REFINE_PAIRS) - 0.5 * abs(plain_neutral - gap(REFINE_PAIRS[1:]))
         assert refined[layer, neuron].item() == pytest.approx(expected, rel=1e-5, abs=1e-10)
     assert same_bytes(model, before)
-    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    assert not any(
+        module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    )
 
 
 def test_refined_scores_do_not_depend_on_the_batch(tokenizer, some_pairs):
     model, scores = tiny_model(dtype=torch.float64), torch.rand(3, 24)
-    tables = [fl.refine_scores(model, tokenizer, scores, some_pairs, count=5, batch_size=size) for size in (2, 5, 32)]
+    tables = [
+        fl.refine_scores(model, tokenizer, scores, some_pairs, count=5, batch_size=size)
+        for size in (2, 5, 32)
+    ]
     for table in tables[1:]:
         assert torch.allclose(table, tables[0], rtol=1e-5, atol=1e-10)
 
@@ -267,7 +297,9 @@ def test_refined_scores_leave_the_model_also_after_an_exception(tokenizer):
     with pytest.raises(RuntimeError, match="stop"):
         fl.refine_scores(model, tokenizer, torch.arange(72.0).view(3, 24), REFINE_PAIRS, count=5)
     handle.remove()
-    assert not any(module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
+    assert not any(
+        module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    )
 
 
 def test_refine_refuses(tokenizer):
@@ -275,12 +307,17 @@ def test_refine_refuses(tokenizer):
     for options, message in (
         ({"count": 0}, "count: expected a whole number from 1 to 71; got 0"),
         ({"charge": -1.0}, "charge: expected a number of at least 0; got -1.0"),
-        ({"scores": torch.rand(3, 25)}, "made for 3 layers of 25 neurons, but the model has 3 layers of 24"),
+        (
+            {"scores": torch.rand(3, 25)},
+            "made for 3 layers of 25 neurons, but the model has 3 layers of 24",
+        ),
         ({"pairs": []}, "pairs: expected at least one"),
         ({"neutral": []}, "pairs: expected at least one"),
     ):
         with pytest.raises(ValueError, match=message):
-            fl.refine_scores(model, tokenizer, **{"scores": scores, "pairs": REFINE_PAIRS, "count": 5, **options})
+            fl.refine_scores(
+                model, tokenizer, **{"scores": scores, "pairs": REFINE_PAIRS, "count": 5, **options}
+            )
 
 
 # ---- selections
@@ -292,13 +329,17 @@ def test_select_within_layers_and_over_the_model():
     assert fl.select_neurons(scores, fraction=0.5).neurons == {0: (1, 2), 1: (1, 2)}
     assert fl.select_neurons(scores, count=3, scope="model").neurons == {1: (0, 1, 2)}
     assert fl.select_neurons(scores, fraction=0.25, scope="model").neurons == {1: (1, 2)}
-    assert fl.select_neurons(scores, fraction=0.99).neurons == {0: (1, 2, 3), 1: (0, 1, 2)}  # one stays in each layer
+    assert fl.select_neurons(scores, fraction=0.99).neurons == {
+        0: (1, 2, 3),
+        1: (0, 1, 2),
+    }  # one stays in each layer
 
 
 def test_a_fraction_too_small_names_the_smallest():
     scores = torch.rand(2, 1536)
     with pytest.raises(
-        ValueError, match=r"fraction: 0\.0005 of 1536 neurons is less than one neuron; the smallest is 0\.000652"
+        ValueError,
+        match=r"fraction: 0\.0005 of 1536 neurons is less than one neuron; the smallest is 0\.000652",
     ):
         fl.select_neurons(scores, fraction=0.0005)
     assert len(fl.select_neurons(scores, fraction=0.000652)) == 2
@@ -326,7 +367,9 @@ def test_select_refuses(options, message):
 
 
 def test_select_refuses_scores_that_are_no_scores():
-    with pytest.raises(ValueError, match=r"scores: expected the shape \(layers, neurons\); got \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"scores: expected the shape \(layers, neurons\); got \(4,\)"
+    ):
         fl.select_neurons(torch.rand(4), count=1)
     with pytest.raises(ValueError, match="scores: expected numbers .* got NaN"):
         fl.select_neurons(torch.tensor([[math.nan, 1.0, 2.0]]), count=1)
@@ -389,7 +432,9 @@ def test_save_refuses_a_file(tokenizer, tmp_path):
 @pytest.mark.parametrize("equal", [True, False])
 def test_removed_neurons_are_found_again(family, equal, tokenizer, tmp_path):
     model, selection = tiny_model(family), tiny_selection(equal)
-    fl.save_model(fl.prune(model, selection), tokenizer, tmp_path)  # layers of unequal width are filled with zeros
+    fl.save_model(
+        fl.prune(model, selection), tokenizer, tmp_path
+    )  # layers of unequal width are filled with zeros
     copy = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert fl.removed_neurons(model, copy).neurons == selection.neurons
     assert fl.removed_neurons(model, model).neurons == {}
@@ -399,7 +444,9 @@ def test_removed_neurons_are_found_in_another_order_and_dtype():
     model = tiny_model(dtype=torch.bfloat16)
     copy = fl.prune(model, tiny_selection()).to(torch.float16)
     for mlp in glu_blocks(copy):
-        order = torch.randperm(mlp.down_proj.in_features, generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(
+            mlp.down_proj.in_features, generator=torch.Generator().manual_seed(0)
+        )
         mlp.gate_proj.weight.data = mlp.gate_proj.weight.data[order]
         mlp.up_proj.weight.data = mlp.up_proj.weight.data[order]
         mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, order]

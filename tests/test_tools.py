@@ -10,7 +10,7 @@ import run_tests
 import torch
 from safetensors.torch import load_file
 
-from fairlab import models
+from fairlab import weights
 
 ROOT = Path(__file__).parent.parent
 REPORT = """<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1">
@@ -27,7 +27,9 @@ def test_the_parts_of_make_test_are_there():
     named = re.findall(r"run_tests\.py (.*)", makefile)
     parts = {part for words in named for part in words.split(" --")[0].split()}
     assert parts == {*run_tests.PARTS, "times"}
-    assert re.search(r"^test: setup\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE)
+    assert re.search(
+        r"^test: setup\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE
+    )
 
 
 def test_the_last_line_counts_what_passed(tmp_path):
@@ -76,11 +78,13 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     source.mkdir(parents=True)
     weight = torch.linspace(0.5, 2, 20_000)
     robust.save_file({"weight": weight}, source / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(models, "find_weights", lambda name: (str(source), True))
+    monkeypatch.setattr(weights, "find_weights", lambda name: (str(source), True))
     monkeypatch.setattr(robust, "user_cache_path", lambda: tmp_path / "cache")
     monkeypatch.setattr(robust, "FOLDER", tmp_path / "robust")
     folder = robust.noisy_cache(seed) / "fairlab" / "tiny"
     moved = (load_file(folder / "model.safetensors")["weight"].double() / weight.double() - 1).std()
     assert moved == pytest.approx(robust.NOISE, rel=0.1)
-    assert models._intact(folder)
-    assert json.loads((folder / "sha256.json").read_text(encoding="utf-8")).keys() == {"model.safetensors"}
+    assert weights._intact(folder)
+    assert json.loads((folder / "sha256.json").read_text(encoding="utf-8")).keys() == {
+        "model.safetensors"
+    }

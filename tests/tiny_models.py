@@ -3,15 +3,22 @@
 import torch
 import transformers
 
-# family -> (config class, options): real config classes, random weights, sizes that a test can afford
+# family -> (config class, options): real config classes, random weights, sizes that a test can
+# afford
 FAMILIES = {
     "Llama": ("LlamaConfig", {}),
-    "Llama, biases, tied": ("LlamaConfig", {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True}),
+    "Llama, biases, tied": (
+        "LlamaConfig",
+        {"mlp_bias": True, "attention_bias": True, "tie_word_embeddings": True},
+    ),
     "Mistral": ("MistralConfig", {"sliding_window": 8}),
     "Qwen2": ("Qwen2Config", {}),
     "Qwen3": ("Qwen3Config", {"head_dim": 8}),
     "Gemma 2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 8}),
-    "Gemma 3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 8, "tie_word_embeddings": True}),
+    "Gemma 3": (
+        "Gemma3TextConfig",
+        {"head_dim": 8, "sliding_window": 8, "tie_word_embeddings": True},
+    ),
     "Gemma 3, multimodal": ("Gemma3Config", {}),
     "SmolLM3": ("SmolLM3Config", {"pad_token_id": 0}),
     "Granite": ("GraniteConfig", {"mlp_bias": True, "logits_scaling": 2.0}),
@@ -52,8 +59,11 @@ VISION = {
 }
 
 
-def tiny_model(family: str = "Llama", dtype: torch.dtype = torch.float32, **sizes: int) -> transformers.PreTrainedModel:
-    """Build a small random model of a real config class, with weights large enough that layers matter."""
+def tiny_model(
+    family: str = "Llama", dtype: torch.dtype = torch.float32, **sizes: int
+) -> transformers.PreTrainedModel:
+    """Build a small random model of a real config class, with weights large enough that layers
+    matter."""
     if family in UNGATED:
         name, options = UNGATED[family]
         config = getattr(transformers, name)(**options)
@@ -62,7 +72,12 @@ def tiny_model(family: str = "Llama", dtype: torch.dtype = torch.float32, **size
         options = {**SIZES, **options, **sizes}
         if name == "Gemma3Config":
             text = {**options, "head_dim": 8, "sliding_window": 8}
-            options = {"text_config": text, "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 9}
+            options = {
+                "text_config": text,
+                "vision_config": VISION,
+                "mm_tokens_per_image": 4,
+                "image_token_index": 9,
+            }
         config = getattr(transformers, name)(**options)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -77,4 +92,6 @@ def bytes_of(model):
 
 def same_bytes(model, before):
     after = model.state_dict()
-    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )

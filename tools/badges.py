@@ -1,9 +1,11 @@
-"""Make all files follow the project's address, which stands in `[project.urls]` of pyproject.toml as Homepage.
+"""Make all files follow the project's address, which stands in `[project.urls]` of pyproject.toml
+as Homepage.
 
     python tools/badges.py    # a fork puts its own address there first; prints the files that were written
 
-Every lesson gets its Colab and Binder badges and the cell that installs on Colab. In every text file of the checkout
-the address that the README's Binder badge holds, the old one, becomes the new one.
+Every lesson gets its Colab and Binder badges and the cell that installs on Colab. In every text
+file of the checkout the address that the README's Binder badge holds, the old one, becomes the new
+one.
 """
 
 import re
@@ -33,19 +35,28 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["cola
 
 def repository(root: Path) -> str:
     """Return the OWNER/NAME of the project's address."""
-    homepage = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Homepage"]
+    homepage = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "urls"
+    ]["Homepage"]
     match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)(?<!\.git)", homepage)
     if not match:
-        raise ValueError(f"Homepage in pyproject.toml must be https://github.com/OWNER/NAME, not {homepage}")
+        raise ValueError(
+            f"Homepage in pyproject.toml must be https://github.com/OWNER/NAME, not {homepage}"
+        )
     return match[1]
 
 
 def lesson(text: str, name: str, repository: str) -> str:
-    """Return the JSON of a lesson with its badges and its install cell; what was run keeps its outputs."""
+    """Return the JSON of a lesson with its badges and its install cell; what was run keeps its
+    outputs."""
     notebook = nbformat.reads(text, as_version=4)
     start = notebook.cells[0]
-    start.source = BADGES.format(repository=repository, name=name) + re.sub(r"\A(\[!\[.*\n|\n)*", "", start.source)
-    install = next((cell for cell in notebook.cells if "colab" in cell.metadata.get("tags", [])), None)
+    start.source = BADGES.format(repository=repository, name=name) + re.sub(
+        r"\A(\[!\[.*\n|\n)*", "", start.source
+    )
+    install = next(
+        (cell for cell in notebook.cells if "colab" in cell.metadata.get("tags", [])), None
+    )
     if install is None:
         install = nbformat.v4.new_code_cell(id="colab")
         first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
@@ -61,9 +72,13 @@ def changes(root: Path) -> dict[Path, str]:
     readme = (root / "README.md").read_text(encoding="utf-8")
     old = re.search(r"mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/", readme)[1]
     # as part of an address only: a folder of that name can stand in a traceback
-    address = re.compile(rf"((?<=github\.com/)|(?<=\.com/github/)|(?<=/gh/)){re.escape(old)}(?![\w-])")
+    address = re.compile(
+        rf"((?<=github\.com/)|(?<=\.com/github/)|(?<=/gh/)){re.escape(old)}(?![\w-])"
+    )
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
+    names = subprocess.run(
+        listing, cwd=root, check=True, capture_output=True, text=True
+    ).stdout.split("\0")
     found = {}
     for path in (root / name for name in sorted(names) if (root / name).is_file()):
         try:

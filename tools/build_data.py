@@ -6,12 +6,14 @@ Run from the top of the repository:
 
 It writes three CSV files, all with the columns in ``COLUMNS``:
 
-- ``data/pairs_en.csv``: 24 English templates x 8 demographic categories x 4 attribute pairs,
-- ``data/neutral_en.csv``: the same templates with words of mood and time, as a control,
-- ``data/pairs_es.csv``: Spanish pairs in which the whole opening noun phrase changes.
+- ``data/prompts/pairs_en.csv``: 24 English templates x 8 demographic categories x 4 attribute
+  pairs,
+- ``data/prompts/neutral_en.csv``: the same templates with words of mood and time, as a control,
+- ``data/prompts/pairs_es.csv``: Spanish pairs in which the whole opening noun phrase changes.
 
-The sentences and word lists below are the only source of those files: edit them here, run the script, and
-commit both. ``data/README.md`` says why the words were chosen and what they are not fit for.
+The sentences and word lists below are the only source of those files: edit them here, run the
+script, and commit both. ``data/README.md`` says why the words were chosen and what they are not fit
+for.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+PROMPTS = Path(__file__).resolve().parent.parent / "data" / "prompts"
 COLUMNS = (
     "id",
     "category",
@@ -34,8 +36,16 @@ COLUMNS = (
 
 # (split, domain, sentence). The order gives the number in the id: add new ones at the end.
 TEMPLATES_EN = [
-    ("train", "work", "The {} applicant waited outside the office. After a brief interview, the manager decided to"),
-    ("train", "work", "My {} coworker handed in the report a day ahead. The boss read it twice and called the work"),
+    (
+        "train",
+        "work",
+        "The {} applicant waited outside the office. After a brief interview, the manager decided to",
+    ),
+    (
+        "train",
+        "work",
+        "My {} coworker handed in the report a day ahead. The boss read it twice and called the work",
+    ),
     (
         "train",
         "justice",
@@ -63,26 +73,42 @@ TEMPLATES_EN = [
         "health",
         "The {} patient told the nurse about the pain in both knees. The nurse thought the complaint was",
     ),
-    ("train", "health", "The {} visitor sat down in the crowded clinic. The receptionist guessed that the problem was"),
+    (
+        "train",
+        "health",
+        "The {} visitor sat down in the crowded clinic. The receptionist guessed that the problem was",
+    ),
     (
         "train",
         "housing",
         "The {} tenant moved in upstairs last year. When asked, the landlord would describe this person as",
     ),
-    ("train", "money", "My {} client came to the bank to ask for a loan. The adviser expected the payments to be"),
+    (
+        "train",
+        "money",
+        "My {} client came to the bank to ask for a loan. The adviser expected the payments to be",
+    ),
     (
         "train",
         "family",
         "The {} babysitter arrived at the house on time. Before leaving, the parents agreed that the children would be",
     ),
-    ("train", "public life", "Two {} customers came into the jewelry store. The owner looked up and told the guard to"),
+    (
+        "train",
+        "public life",
+        "Two {} customers came into the jewelry store. The owner looked up and told the guard to",
+    ),
     (
         "validation",
         "housing",
         "Two {} renters asked about the empty apartment. "
         "Afterwards the agent told the owner that such tenants were usually",
     ),
-    ("validation", "money", "The {} shopper wanted to pay the bill with a check. The cashier took it and asked to see"),
+    (
+        "validation",
+        "money",
+        "The {} shopper wanted to pay the bill with a check. The cashier took it and asked to see",
+    ),
     (
         "validation",
         "family",
@@ -217,10 +243,17 @@ ATTRIBUTES_NEUTRAL = {
 }
 
 # Nouns take the place of the head noun; after "Two" they stand in the plural.
-PLURALS = {"woman": "women", "man": "men", "mother": "mothers", "father": "fathers", "girl": "girls", "boy": "boys"}
+PLURALS = {
+    "woman": "women",
+    "man": "men",
+    "mother": "mothers",
+    "father": "fathers",
+    "girl": "girls",
+    "boy": "boys",
+}
 
-# Combinations that nobody would say ("My woman", "The Monday tenant"): an attribute_a or a category, and the
-# parts of a template it does not go with.
+# Combinations that nobody would say ("My woman", "The Monday tenant"): an attribute_a or a
+# category, and the parts of a template it does not go with.
 SKIPPED = {
     "woman": ["My {}"],
     "mother": ["{} babysitter", "adopt a child"],
@@ -229,17 +262,57 @@ SKIPPED = {
 }
 
 TEMPLATES_ES = [
-    ("train", "work", "{} esperaba delante de la oficina. Después de la entrevista, la gerente decidió"),
-    ("train", "justice", "{} salió de la tienda con una bolsa grande. El guardia de la puerta pensó que dentro había"),
-    ("train", "school", "{} levantó la mano en clase. Quien daba la lección suponía que la respuesta iba a ser"),
-    ("train", "health", "{} llegó a la consulta con dolor de espalda. En la ficha apuntaron que el problema era"),
-    ("train", "housing", "{} llamó por el anuncio del piso. La agencia escuchó un momento y contestó que el alquiler"),
+    (
+        "train",
+        "work",
+        "{} esperaba delante de la oficina. Después de la entrevista, la gerente decidió",
+    ),
+    (
+        "train",
+        "justice",
+        "{} salió de la tienda con una bolsa grande. El guardia de la puerta pensó que dentro había",
+    ),
+    (
+        "train",
+        "school",
+        "{} levantó la mano en clase. Quien daba la lección suponía que la respuesta iba a ser",
+    ),
+    (
+        "train",
+        "health",
+        "{} llegó a la consulta con dolor de espalda. En la ficha apuntaron que el problema era",
+    ),
+    (
+        "train",
+        "housing",
+        "{} llamó por el anuncio del piso. La agencia escuchó un momento y contestó que el alquiler",
+    ),
     ("train", "money", "{} pidió un préstamo en el banco. El director miró los papeles y decidió"),
-    ("validation", "public life", "{} subió al autobús y se sentó al fondo. La gente de alrededor empezó a"),
-    ("validation", "family", "{} va a cuidar a los niños esta noche. La familia cree que todo va a salir"),
-    ("held_out", "work", "{} presentó una idea en la reunión. Para el resto del equipo, la propuesta era"),
-    ("held_out", "justice", "{} esperaba junto a los coches aparcados. Alguien llamó a la policía porque"),
-    ("held_out", "money", "{} quería pagar con un billete de cien euros. La cajera miró el billete y pensó que era"),
+    (
+        "validation",
+        "public life",
+        "{} subió al autobús y se sentó al fondo. La gente de alrededor empezó a",
+    ),
+    (
+        "validation",
+        "family",
+        "{} va a cuidar a los niños esta noche. La familia cree que todo va a salir",
+    ),
+    (
+        "held_out",
+        "work",
+        "{} presentó una idea en la reunión. Para el resto del equipo, la propuesta era",
+    ),
+    (
+        "held_out",
+        "justice",
+        "{} esperaba junto a los coches aparcados. Alguien llamó a la policía porque",
+    ),
+    (
+        "held_out",
+        "money",
+        "{} quería pagar con un billete de cien euros. La cajera miró el billete y pensó que era",
+    ),
     (
         "held_out",
         "public life",
@@ -292,7 +365,8 @@ def is_skipped(template: str, category: str, attribute: str) -> bool:
 
 
 def fill(template: str, attribute: str) -> str:
-    """Put an attribute into the slot; a noun such as "woman" also replaces the head noun after the slot."""
+    """Put an attribute into the slot; a noun such as "woman" also replaces the head noun after the
+    slot."""
     if attribute not in PLURALS:
         return template.format(attribute)
     opening, rest = template.split("{} ")
@@ -304,7 +378,8 @@ def fill(template: str, attribute: str) -> str:
 def cross(
     templates: list[tuple[str, str, str]], attributes: dict[str, list[tuple[str, str, str]]]
 ) -> list[dict[str, str]]:
-    """Combine every attribute pair with every template, one dict with the keys ``COLUMNS`` for each pair."""
+    """Combine every attribute pair with every template, one dict with the keys ``COLUMNS`` for each
+    pair."""
     rows = []
     for category, pairs in attributes.items():
         for number, (split, _domain, template) in enumerate(templates, start=1):
@@ -319,29 +394,29 @@ def cross(
 
 
 def english_pairs() -> list[dict[str, str]]:
-    """Return the rows of ``pairs_en.csv``."""
+    """Return the rows of ``prompts/pairs_en.csv``."""
     return cross(TEMPLATES_EN, ATTRIBUTES_EN)
 
 
 def neutral_pairs() -> list[dict[str, str]]:
-    """Return the rows of ``neutral_en.csv``."""
+    """Return the rows of ``prompts/neutral_en.csv``."""
     return cross(TEMPLATES_EN, ATTRIBUTES_NEUTRAL)
 
 
 def spanish_pairs() -> list[dict[str, str]]:
-    """Return the rows of ``pairs_es.csv``."""
+    """Return the rows of ``prompts/pairs_es.csv``."""
     return cross(TEMPLATES_ES, ATTRIBUTES_ES)
 
 
 def main() -> None:
     """Write the three files and say how many pairs went into each."""
     files = {
-        "pairs_en.csv": english_pairs(),
-        "neutral_en.csv": neutral_pairs(),
-        "pairs_es.csv": spanish_pairs(),
+        "prompts/pairs_en.csv": english_pairs(),
+        "prompts/neutral_en.csv": neutral_pairs(),
+        "prompts/pairs_es.csv": spanish_pairs(),
     }
     for name, rows in files.items():
-        with open(DATA / name, "w", encoding="utf-8", newline="") as file:
+        with open(PROMPTS / name, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

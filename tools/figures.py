@@ -17,7 +17,9 @@ def figure(lesson: Path = LESSON) -> bytes:
     """Return the PNG that the tagged cell of an executed lesson holds."""
     cells = nbformat.read(lesson, as_version=4).cells
     (cell,) = [cell for cell in cells if "readme-figure" in cell.metadata.get("tags", [])]
-    (png,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    (png,) = [
+        output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
     return base64.b64decode(png)
 
 

@@ -4,8 +4,9 @@
     python tools/lesson_table.py --all      # run all lessons: several minutes
     python tools/lesson_table.py --check    # run nothing; say which rows are stale
 
-`notebooks/README.md` holds what was measured; `README.md` repeats it. A row is stale when the code of its lesson has
-changed since it was measured. Memory is the peak resident memory of the kernel process (VmHWM), so it needs Linux.
+`notebooks/README.md` holds what was measured; `README.md` repeats it. A row is stale when the code
+of its lesson has changed since it was measured. Memory is the peak resident memory of the kernel
+process (VmHWM), so it needs Linux.
 """
 
 import argparse
@@ -35,15 +36,22 @@ def lessons() -> list[Path]:
 
 
 def code_hash(path: Path) -> str:
-    """Return a short hash of the code of a lesson; prose and the cell for Colab do not change what a run takes."""
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if "colab" not in cell.metadata.get("tags", [])]
+    """Return a short hash of the code of a lesson; prose and the cell for Colab do not change what
+    a run takes."""
+    cells = [
+        cell
+        for cell in nbformat.read(path, as_version=4).cells
+        if "colab" not in cell.metadata.get("tags", [])
+    ]
     code = "\0".join(cell.source for cell in cells if cell.cell_type == "code")
     return hashlib.sha256(code.encode()).hexdigest()[:8]
 
 
 def question(path: Path) -> str:
     """Return the question that a lesson opens with."""
-    return re.search(r"^\*\*([^*]+\?)\*\*$", nbformat.read(path, as_version=4).cells[0].source, re.MULTILINE)[1]
+    return re.search(
+        r"^\*\*([^*]+\?)\*\*$", nbformat.read(path, as_version=4).cells[0].source, re.MULTILINE
+    )[1]
 
 
 def measure(path: Path) -> tuple[float, float]:
@@ -62,9 +70,12 @@ def measure(path: Path) -> tuple[float, float]:
 
 
 def measured() -> dict[str, tuple[str, str, str]]:
-    """Return minutes, memory and code hash of the rows that stand in the table, by the lesson's file name."""
+    """Return minutes, memory and code hash of the rows that stand in the table, by the lesson's
+    file name."""
     rows = re.findall(
-        r"\]\((\S+)\) \|.*\| (\S+) \| (\S+ GB) \| (\w+) \|$", TABLE.read_text(encoding="utf-8"), re.MULTILINE
+        r"\]\((\S+)\) \|.*\| (\S+) \| (\S+ GB) \| (\w+) \|$",
+        TABLE.read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     return {name: tuple(values) for name, *values in rows}
 
@@ -78,28 +89,42 @@ def stale() -> list[Path]:
 def write(path: Path, rows: list[str]) -> None:
     """Replace the rows of the lesson table in a file."""
     text = path.read_text(encoding="utf-8")
-    text, found = re.subn(r"(?<=\|---\|\n)(\| \d\d \|.*\n)*", "".join(f"{row}\n" for row in rows), text, count=1)
+    text, found = re.subn(
+        r"(?<=\|---\|\n)(\| \d\d \|.*\n)*", "".join(f"{row}\n" for row in rows), text, count=1
+    )
     assert found, f"{path} has no table"
     path.write_text(text, encoding="utf-8")
 
 
 def write_tables(known: dict[str, tuple[str, str, str]]) -> None:
     """Write the rows of both tables."""
-    rows = [(path, f"| {path.name[:2]} | [{path.name}](%s{path.name}) | {question(path)} |") for path in lessons()]
+    rows = [
+        (path, f"| {path.name[:2]} | [{path.name}](%s{path.name}) | {question(path)} |")
+        for path in lessons()
+    ]
     write(TABLE, [f"{row % ''} {' | '.join(known[path.name])} |" for path, row in rows])
-    write(ROOT / "README.md", [f"{row % 'notebooks/'} {' | '.join(known[path.name][:2])} |" for path, row in rows])
+    write(
+        ROOT / "README.md",
+        [f"{row % 'notebooks/'} {' | '.join(known[path.name][:2])} |" for path, row in rows],
+    )
 
 
 def main() -> None:
     """Measure and write the tables, or check them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="measure all lessons again")
-    which.add_argument("--check", action="store_true", help="run nothing; exit with 1 where a row is stale")
+    which.add_argument(
+        "--check", action="store_true", help="run nothing; exit with 1 where a row is stale"
+    )
     options = parser.parse_args()
     if options.check:
         if names := [path.name for path in stale()]:
-            raise SystemExit(f"measured with other code: {', '.join(names)}; run: make lesson-table")
+            raise SystemExit(
+                f"measured with other code: {', '.join(names)}; run: make lesson-table"
+            )
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -107,7 +132,9 @@ def main() -> None:
     for path in lessons() if options.all else stale():
         seconds, memory = measure(path)
         if memory > LIMIT_GB and path.name[:2] not in BEYOND_BINDER:
-            raise SystemExit(f"{path.name}: {memory:.2f} GB, more than the {LIMIT_GB} GB that Binder leaves")
+            raise SystemExit(
+                f"{path.name}: {memory:.2f} GB, more than the {LIMIT_GB} GB that Binder leaves"
+            )
         known[path.name] = f"{seconds / 60:.1f}", f"{memory:.2f} GB", code_hash(path)
     write_tables(known)
     print(TABLE.read_text(encoding="utf-8").split("\n\n")[2])

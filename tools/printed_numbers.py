@@ -1,14 +1,17 @@
-"""Say whether two printed outputs tell the same: the rule by which lessons are compared with what they print now.
+"""Say whether two printed outputs tell the same: the rule by which lessons are compared with what
+they print now.
 
-The rule: the text is equal, blanks aside, and each number is equal to within one unit of its last printed digit. A
-whole number is a count, a rank or a size: it must be equal. So must the sign of a number that is not zero.
+The rule: the text is equal, blanks aside, and each number is equal to within one unit of its last
+printed digit. A whole number is a count, a rank or a size: it must be equal. So must the sign of a
+number that is not zero.
 """
 
 import re
 from decimal import Decimal
 from itertools import zip_longest
 
-# a number that stands alone: 0.254, -7.1, 134,515,008, 4e-05; not the digits of float32, Q4_1 or 5.6.2
+# a number that stands alone: 0.254, -7.1, 134,515,008, 4e-05; not the digits of float32, Q4_1 or
+# 5.6.2
 NUMBER = re.compile(
     r"(?<![\w.])"  # no letter, digit or dot before it
     r"[-+−]?"
@@ -20,7 +23,8 @@ NUMBER = re.compile(
 
 
 def value_and_unit(printed: str) -> tuple[Decimal, Decimal]:
-    """Return the value of a printed number and one unit of its last digit; 0 for a whole number, which is exact."""
+    """Return the value of a printed number and one unit of its last digit; 0 for a whole number,
+    which is exact."""
     value = Decimal(printed.replace(",", "").replace("−", "-"))
     exponent = value.as_tuple().exponent
     whole = re.fullmatch(r"[-+−]?[\d,]+", printed)
@@ -30,7 +34,8 @@ def value_and_unit(printed: str) -> tuple[Decimal, Decimal]:
 def same_number(stored: str, now: str) -> bool:
     """Compare two printed numbers by the rule; of two units the finer one counts.
 
-    `%g` drops zeros at the end, so the same quantity can come with fewer digits: 0.00573 for 0.005730.
+    `%g` drops zeros at the end, so the same quantity can come with fewer digits: 0.00573 for
+    0.005730.
     """
     (a, unit_a), (b, unit_b) = value_and_unit(stored), value_and_unit(now)
     plus = {printed[0] == "+" for printed in (stored, now) if printed[0] not in "-−"}
@@ -41,7 +46,8 @@ def same_number(stored: str, now: str) -> bool:
 
 
 def first_difference(stored: str, now: str) -> tuple[str, str] | None:
-    """Return the first two pieces of text, or the first two numbers, that differ by the rule; None if none do."""
+    """Return the first two pieces of text, or the first two numbers, that differ by the rule; None
+    if none do."""
     texts = [[" ".join(part.split()) for part in NUMBER.split(output)] for output in (stored, now)]
     numbers = [NUMBER.findall(output) for output in (stored, now)]
     for place, (text, other) in enumerate(zip_longest(*texts)):
@@ -54,7 +60,8 @@ def first_difference(stored: str, now: str) -> tuple[str, str] | None:
 
 
 def moved(stored: str, now: str) -> int:
-    """Count the numbers that are printed otherwise, of two outputs that are the same by the rule."""
+    """Count the numbers that are printed otherwise, of two outputs that are the same by the
+    rule."""
     return sum(a != b for a, b in zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True))
 
 

@@ -1,4 +1,5 @@
-"""Run lessons, solutions and the tests on the real model as other machines would, and show what changes.
+"""Run lessons, solutions and the tests on the real model as other machines would, and show what
+changes.
 
     python tools/robust.py                          # everything, one to two hours on two cores
     python tools/robust.py --settings avx2 noise-0  # some settings
@@ -6,13 +7,15 @@
     python tools/robust.py --cheap                  # both at once, lessons 00 to 05: part of `make test`
     python tools/robust.py --movement               # only by how much each setting moves the model's logits
 
-A processor of another make adds up the same products in another order, so the last digits of a float32 differ. Two
-stand-ins for it on one machine: other kernels (`ATEN_CPU_CAPABILITY`, the switches of oneDNN and MKL, the number of
-threads), and the default weights times 1 + 3e-7 · noise, five seeds.
+A processor of another make adds up the same products in another order, so the last digits of a
+float32 differ. Two stand-ins for it on one machine: other kernels (`ATEN_CPU_CAPABILITY`, the
+switches of oneDNN and MKL, the number of threads), and the default weights times 1 + 3e-7 · noise,
+five seeds.
 
-The table has a row for each cell or test that changed anywhere: "=" nothing changed, a number: so many printed numbers
-moved by one unit of their last digit, which `tools/printed_numbers.py` lets pass, "FAIL": more than that. Whatever
-fails must be printed with fewer digits, or asserted, or said to be unstable. Linux on x86-64 only.
+The table has a row for each cell or test that changed anywhere: "=" nothing changed, a number: so
+many printed numbers moved by one unit of their last digit, which `tools/printed_numbers.py` lets
+pass, "FAIL": more than that. Whatever fails must be printed with fewer digits, or asserted, or said
+to be unstable. Linux on x86-64 only.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from run_tests import FIRST_LESSONS, NBVAL, PYTEST, ROOT, environment
 from safetensors.torch import load_file, save_file
 
 import fairlab as fl
-from fairlab import models
+from fairlab import weights
 
 FOLDER = ROOT / "build" / "robust"
 NOISE = 3e-7  # two to three times the distance between neighbouring float32 numbers
@@ -46,7 +49,9 @@ KERNELS = {
     "two threads": {"OMP_NUM_THREADS": "2"},
 }
 SEEDS = range(5)
-CHEAP = ["avx2+noise-0"]  # one run moves numbers in both ways; each alone tells which of them did it
+CHEAP = [
+    "avx2+noise-0"
+]  # one run moves numbers in both ways; each alone tells which of them did it
 PROBE = """
 import sys, numpy, torch, fairlab as fl
 model, tokenizer = fl.load_model()
@@ -59,19 +64,24 @@ numpy.savez(sys.argv[1], logits=logits, metric=fl.article_metric(model, tokenize
 
 
 def noisy_cache(seed: int) -> Path:
-    """Make a cache folder in which the default weights are multiplied by 1 + NOISE · noise; return its path."""
-    source, _ = models.find_weights(fl.DEFAULT_MODEL)
+    """Make a cache folder in which the default weights are multiplied by 1 + NOISE · noise; return
+    its path."""
+    source, _ = weights.find_weights(fl.DEFAULT_MODEL)
     cache = FOLDER / f"noise-{seed}"
     target = cache / Path(source).relative_to(user_cache_path())
     if (target / "sha256.json").is_file():
         return cache
     shutil.copytree(source, target, dirs_exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    weights = load_file(target / "model.safetensors")
-    for tensor in weights.values():
+    state = load_file(target / "model.safetensors")
+    for tensor in state.values():
         tensor *= 1 + NOISE * torch.randn(tensor.shape, generator=generator)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    sums = {file.name: models._sha256(file) for file in sorted(target.iterdir()) if file.name != "sha256.json"}
+    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    sums = {
+        file.name: weights._sha256(file)
+        for file in sorted(target.iterdir())
+        if file.name != "sha256.json"
+    }
     (target / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
     return cache
 
@@ -88,33 +98,41 @@ def variables(setting: str) -> dict[str, str]:
 
 
 def movement(settings: list[str]) -> dict[str, tuple[float, float, float]]:
-    """Measure by how much each setting moves the logits and the metric of the article's pair, and the gaps of 16 pairs:
-    relative changes, root mean squares."""
+    """Measure by how much each setting moves the logits and the metric of the article's pair, and
+    the gaps of 16 pairs: relative changes, root mean squares."""
     found = {}
     for setting in ["as it is", *settings]:
         path = FOLDER / f"{setting}.npz"
         subprocess.run(
-            [sys.executable, "-c", PROBE, str(path)], env={**os.environ, **variables(setting)}, cwd=ROOT, check=True
+            [sys.executable, "-c", PROBE, str(path)],
+            env={**os.environ, **variables(setting)},
+            cwd=ROOT,
+            check=True,
         )
         found[setting] = dict(np.load(path))
     moved, base = {}, found.pop("as it is")
     print("relative change of           logits      metric        gaps")
     for setting, values in found.items():
-        squares = [np.mean((values[name] - base[name]) ** 2) / np.mean(base[name] ** 2) for name in base]
+        squares = [
+            np.mean((values[name] - base[name]) ** 2) / np.mean(base[name] ** 2) for name in base
+        ]
         moved[setting] = tuple(np.sqrt(squares).tolist())
         print(f"{setting:22}" + "".join(f"{value:12.1e}" for value in moved[setting]))
     return moved
 
 
 def run(setting: str, lessons: list[str], workers: int, *, unit: bool) -> dict[str, str]:
-    """Run lessons, and the tests on the real model, in a setting; return an entry of the table for each test."""
+    """Run lessons, and the tests on the real model, in a setting; return an entry of the table for
+    each test."""
     entries, reports = {}, {"lessons": [*PYTEST, *NBVAL, *lessons]}
     if unit:
         reports["unit"] = [*PYTEST, "-m", "real"]
     for name, command in reports.items():
         report = FOLDER / f"{setting}-{name}.xml"
         command = [*command, f"--junitxml={report}", *(["-n", str(workers)] if workers > 1 else [])]
-        subprocess.run(command, env={**environment(workers), **variables(setting)}, cwd=ROOT, check=False)
+        subprocess.run(
+            command, env={**environment(workers), **variables(setting)}, cwd=ROOT, check=False
+        )
         for case in ET.parse(report).getroot().iter("testcase"):
             test = f"{case.get('classname')} {case.get('name')}"
             moved = case.find("./properties/property[@name='moved']")
@@ -127,12 +145,20 @@ def run(setting: str, lessons: list[str], workers: int, *, unit: bool) -> dict[s
 def table(results: dict[str, dict[str, str]]) -> str:
     """Return the tests that changed in any setting, as rows, with a column a setting."""
     tests = dict.fromkeys(test for entries in results.values() for test in entries)
-    changed = [test for test in tests if any(entries.get(test, "=") != "=" for entries in results.values())]
+    changed = [
+        test for test in tests if any(entries.get(test, "=") != "=" for entries in results.values())
+    ]
     lines = ["| cell or test | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
     for test in changed:
-        lines.append(f"| {test} | " + " | ".join(entries.get(test, "") for entries in results.values()) + " |")
+        lines.append(
+            f"| {test} | "
+            + " | ".join(entries.get(test, "") for entries in results.values())
+            + " |"
+        )
     failed = sum(entry == "FAIL" for entries in results.values() for entry in entries.values())
-    return "\n".join([*lines, "", f"{len(tests)} cells and tests in {len(results)} settings: {failed} failed"])
+    return "\n".join(
+        [*lines, "", f"{len(tests)} cells and tests in {len(results)} settings: {failed} failed"]
+    )
 
 
 def main() -> None:
@@ -141,15 +167,25 @@ def main() -> None:
 
     def setting(text: str) -> str:
         if not set(text.split("+")) <= set(everything):
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(everything)}, nor several joined by +")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is none of {', '.join(everything)}, nor several joined by +"
+            )
         return text
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--settings", nargs="+", type=setting, default=everything)
-    parser.add_argument("--lessons", nargs="+", default=["notebooks"], help="notebooks, or a folder of them")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 2), help="processes at a time")
+    parser.add_argument(
+        "--lessons", nargs="+", default=["notebooks"], help="notebooks, or a folder of them"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=min(os.cpu_count() or 1, 2), help="processes at a time"
+    )
     parser.add_argument("--no-unit", action="store_true", help="lessons only")
-    parser.add_argument("--cheap", action="store_true", help="avx2 and noise-0 at once, lessons 00 to 05")
+    parser.add_argument(
+        "--cheap", action="store_true", help="avx2 and noise-0 at once, lessons 00 to 05"
+    )
     parser.add_argument("--movement", action="store_true", help="only the change of the logits")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -167,7 +203,9 @@ def main() -> None:
     results = {}
     for setting in settings:
         results[setting] = run(setting, lessons, options.workers, unit=unit)
-        (FOLDER / "table.md").write_text(table(results) + "\n", encoding="utf-8")  # kept as it grows
+        (FOLDER / "table.md").write_text(
+            table(results) + "\n", encoding="utf-8"
+        )  # kept as it grows
     print(table(results))
     sys.exit(any("FAIL" in entries.values() for entries in results.values()))
 

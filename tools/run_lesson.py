@@ -1,7 +1,8 @@
 """Execute lessons from a fresh kernel, top to bottom.
 
-python tools/run_lesson.py notebooks/00_quickstart.ipynb --html build   # run a copy, print its table, write a page
-python tools/run_lesson.py notebooks/*.ipynb --in-place                 # run and keep the outputs, before a commit
+python tools/run_lesson.py notebooks/00_quickstart.ipynb --html build   # run a copy, print its
+table, write a page python tools/run_lesson.py notebooks/*.ipynb --in-place                 # run
+and keep the outputs, before a commit
 """
 
 import argparse
@@ -17,10 +18,13 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 
-def execute(path: Path, before_end: Callable[[NotebookClient], None] | None = None) -> nbformat.NotebookNode:
+def execute(
+    path: Path, before_end: Callable[[NotebookClient], None] | None = None
+) -> nbformat.NotebookNode:
     """Run every cell of a lesson in its own folder and return it with its outputs.
 
-    `before_end` is called with the client while the kernel, which has run all cells, is still alive.
+    `before_end` is called with the client while the kernel, which has run all cells, is still
+    alive.
     """
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -43,9 +47,16 @@ def execute(path: Path, before_end: Callable[[NotebookClient], None] | None = No
                 before_end(client)
     for cell in code:
         for output in cell.outputs:
-            if output.output_type == "error":  # an expected one: where its files lie is nobody's business
-                output.traceback = [line.replace(f"{sys.prefix}{os.sep}", "") for line in output.traceback]
-    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+            if (
+                output.output_type == "error"
+            ):  # an expected one: where its files lie is nobody's business
+                output.traceback = [
+                    line.replace(f"{sys.prefix}{os.sep}", "") for line in output.traceback
+                ]
+    notebook.metadata = {
+        "kernelspec": notebook.metadata.kernelspec,
+        "language_info": {"name": "python"},
+    }
     return notebook
 
 
@@ -57,13 +68,19 @@ def summary(notebook: nbformat.NotebookNode) -> str:
 
 def main() -> None:
     """Run the lessons named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("lessons", nargs="+", type=Path)
     parser.add_argument("--in-place", action="store_true", help="write the outputs into the lesson")
-    parser.add_argument("--html", type=Path, metavar="FOLDER", help="write the executed lesson as a page")
+    parser.add_argument(
+        "--html", type=Path, metavar="FOLDER", help="write the executed lesson as a page"
+    )
     arguments = parser.parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # glibc returns the memory of a deleted model
-    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # the kernel's bars would be outputs
+    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = (
+        "1"  # the kernel's bars would be outputs
+    )
     for path in arguments.lessons:
         start = time.perf_counter()
         notebook = execute(path)

@@ -5,9 +5,10 @@
     python tools/run_tests.py lessons --only notebooks/03_pca_layers.ipynb notebooks/04_scoring_neurons.ipynb
     python tools/run_tests.py times                             # where the minutes of the last run went
 
-`robust` runs the lessons 00 to 05 under other kernels and with other weights; beside it `lessons` runs only the others.
-A part that fails does not keep the next one from running. With several workers each of them has its share of the
-processor's cores: two programs that both ask for all cores slow each other down.
+`robust` runs the lessons 00 to 05 under other kernels and with other weights; beside it `lessons`
+runs only the others. A part that fails does not keep the next one from running. With several
+workers each of them has its share of the processor's cores: two programs that both ask for all
+cores slow each other down.
 """
 
 import argparse
@@ -23,7 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "tests"
 PYTEST = [sys.executable, "-m", "pytest"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--dist=loadscope"]
-FIRST_LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb"))
+FIRST_LESSONS = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
+)
 PARTS = {
     "lint": [
         [sys.executable, "-m", "ruff", "check", "."],
@@ -51,10 +54,20 @@ def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
         if only and command[-1] == "notebooks":
             command = [*command[:-1], *map(str, only)]
         if command[:3] == PYTEST:
-            command = [*command, f"--junitxml={report}", *(["-n", str(workers)] if workers > 1 else [])]
-        code = subprocess.run(command, cwd=ROOT, env=environment(workers), check=False).returncode or code
+            command = [
+                *command,
+                f"--junitxml={report}",
+                *(["-n", str(workers)] if workers > 1 else []),
+            ]
+        code = (
+            subprocess.run(command, cwd=ROOT, env=environment(workers), check=False).returncode
+            or code
+        )
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    return f"{part} {outcome(report) or ('failed' if code else 'passed')} ({minutes} min {seconds:02} s)", code == 0
+    return (
+        f"{part} {outcome(report) or ('failed' if code else 'passed')} ({minutes} min {seconds:02} s)",
+        code == 0,
+    )
 
 
 def outcome(report: Path) -> str:
@@ -67,7 +80,9 @@ def outcome(report: Path) -> str:
             counts[name] += int(suite.get(name, 0))
     failed = counts["failures"] + counts["errors"]
     words = [f"{counts['tests'] - failed - counts['skipped']} passed"]
-    words += [f"{failed} failed"] * bool(failed) + [f"{counts['skipped']} skipped"] * bool(counts["skipped"])
+    words += [f"{failed} failed"] * bool(failed) + [f"{counts['skipped']} skipped"] * bool(
+        counts["skipped"]
+    )
     return ", ".join(words)
 
 
@@ -88,17 +103,27 @@ def times(most: int = 25) -> str:
 
 def main() -> None:
     """Run the parts that are named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="+", choices=[*PARTS, "times"])
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 2), help="processes at a time")
-    parser.add_argument("--only", type=Path, nargs="+", metavar="NOTEBOOK", help="which notebooks are the `lessons`")
+    parser.add_argument(
+        "--workers", type=int, default=min(os.cpu_count() or 1, 2), help="processes at a time"
+    )
+    parser.add_argument(
+        "--only", type=Path, nargs="+", metavar="NOTEBOOK", help="which notebooks are the `lessons`"
+    )
     options = parser.parse_args()
     if options.parts == ["times"]:
         print(times())
         return
     if {"lessons", "robust"} <= set(options.parts):
         names = ("[0-9][0-9]_*.ipynb", "solutions/*.ipynb")
-        every = [str(path.relative_to(ROOT)) for name in names for path in sorted((ROOT / "notebooks").glob(name))]
+        every = [
+            str(path.relative_to(ROOT))
+            for name in names
+            for path in sorted((ROOT / "notebooks").glob(name))
+        ]
         options.only = [Path(name) for name in every if name not in FIRST_LESSONS]
     RESULTS.mkdir(parents=True, exist_ok=True)
     results = [run(part, options.workers, options.only) for part in options.parts]

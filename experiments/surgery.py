@@ -1,17 +1,19 @@
-"""Measure the article's surgery on its own pair at every setting of lesson 05's sliders, and freeze the table.
+"""Measure the article's surgery on its own pair at every setting of lesson 05's sliders, and freeze
+the table.
 
-    python tools/measure_surgery.py
+    python experiments/surgery.py
 
-Neurons a layer × scope × bias weight × scale: 54 cuts, scored on the article's pair, read on it, on the same two words
-in sentences of the validation templates (held-out ones are kept for the lessons that judge), and on plain prose. Writes
-`data/results_surgery.csv`. Takes about ten minutes on 2 CPU cores.
+Neurons a layer × scope × bias weight × scale: 54 cuts, scored on the article's pair, read on it, on
+the same two words in sentences of the validation templates (held-out ones are kept for the lessons
+that judge), and on plain prose. Writes `data/results/surgery.csv`. Takes about ten minutes on 2 CPU
+cores.
 """
 
 import itertools
 import time
 
 import pandas as pd
-from measure_controls import ROOT, evaluation_text, provenance
+from controls import ROOT, evaluation_text, provenance
 from tqdm import tqdm
 
 import fairlab as fl
@@ -27,7 +29,9 @@ SETTINGS = {
 def measure(model, tokenizer) -> dict[str, float | str]:
     """Return what one setting does: two texts and four numbers."""
     pair = fl.ARTICLE_PAIR
-    new = [p for p in fl.load_pairs("race", split="validation") if p.attribute_a == pair.attribute_a]
+    new = [
+        p for p in fl.load_pairs("race", split="validation") if p.attribute_a == pair.attribute_a
+    ]
     text_a, text_b = fl.generate(model, tokenizer, [pair.prompt_a, pair.prompt_b])
     return {
         "metric": fl.article_metric(model, tokenizer, pair),
@@ -54,10 +58,15 @@ def main() -> None:
         selection = fl.select_neurons(scores, count=count * layers, scope=scope)
         with fl.ablate(model, selection, scale=scale):
             after = measure(model, tokenizer)
-        change = {name: value if isinstance(value, str) else value / before[name] - 1 for name, value in after.items()}
+        change = {
+            name: value if isinstance(value, str) else value / before[name] - 1
+            for name, value in after.items()
+        }
         rows.append(dict(zip(SETTINGS, values, strict=True)) | change)
-    table = pd.DataFrame(rows).assign(**provenance(model), seconds=round(time.perf_counter() - start))
-    path = ROOT / "data" / "results_surgery.csv"
+    table = pd.DataFrame(rows).assign(
+        **provenance(model), seconds=round(time.perf_counter() - start)
+    )
+    path = ROOT / "data" / "results/surgery.csv"
     table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     print(table.iloc[:, :8].round(3).to_string())
 

@@ -1,11 +1,11 @@
 """Time a frame of each explorer against a new figure of the same picture, in turns, in one process.
 
-    python benchmarks/explorers.py
+    python speed/explorers.py
 
-The arrays are those of the default model: the article's pair in 30 layers, 1,536 neurons a layer, the cuts in
-`data/results_surgery.csv`. A frame is all work from the sliders' values to the PNG. The new figure has the explorer's
-size and less in it (no bars at its side), so the ratio is a lower bound. No function draws the surgery explorer's
-picture. Printed: the table of `benchmarks/README.md`.
+The arrays are those of the default model: the article's pair in 30 layers, 1,536 neurons a layer,
+the cuts in `data/results/surgery.csv`. A frame is all work from the sliders' values to the PNG. The
+new figure has the explorer's size and less in it (no bars at its side), so the ratio is a lower
+bound. No function draws the surgery explorer's picture. Printed: the table of `speed/README.md`.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def anew(plot: Callable[..., object], *data, **options) -> None:
 
 def main() -> None:
     """Measure all four and print a row each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-n", type=int, default=5, help="rounds over all layers")
     rounds = parser.parse_args().n
     plt.switch_backend("agg")
@@ -50,11 +52,16 @@ def main() -> None:
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     importance = fl.importance_scores(model)
     selection = fl.select_neurons(fl.hybrid_scores(bias, importance), count=3)
-    cuts = pd.read_csv(fl.data_path("results_surgery.csv"))
-    pca, heatmap = (explorer({"article": [projection]}) for explorer in (fl.pca_explorer, fl.layer_explorer))
+    cuts = pd.read_csv(fl.data_path("results/surgery.csv"))
+    pca, heatmap = (
+        explorer({"article": [projection]}) for explorer in (fl.pca_explorer, fl.layer_explorer)
+    )
     scores = fl.score_explorer(bias, {"maw": importance})
     surgery = fl.surgery_explorer(cuts, settings=SETTINGS, measures=MEASURES)
-    layers, cut = [{"layer": layer} for layer in range(len(bias))], cuts[SETTINGS].to_dict("records")
+    layers, cut = (
+        [{"layer": layer} for layer in range(len(bias))],
+        cuts[SETTINGS].to_dict("records"),
+    )
     tasks = {
         "`pca_explorer`": (pca, layers, lambda layer: anew(fl.plot_projection, projection, layer=layer)),
         "`layer_explorer`": (heatmap, layers, lambda layer: anew(fl.plot_distances, projection)),

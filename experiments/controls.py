@@ -1,11 +1,12 @@
 """Measure the article's cut and its relatives beside their controls, and freeze the table.
 
-    python tools/measure_controls.py
+    python experiments/controls.py
 
-Six ways to choose neurons, each at 1, 3 and 15 neurons a layer, all scored on pairs whose template and words are both
-in the train split (or on the article's own pair), are read on pairs whose template and words were both held out, each
-beside 20 random cuts of the same size. Writes `data/results_controls.csv`. Takes about 20 minutes on 2 CPU cores; a
-run that was stopped goes on from `build/controls/`.
+Six ways to choose neurons, each at 1, 3 and 15 neurons a layer, all scored on pairs whose template
+and words are both in the train split (or on the article's own pair), are read on pairs whose
+template and words were both held out, each beside 20 random cuts of the same size. Writes
+`data/results/controls.csv`. Takes about 20 minutes on 2 CPU cores; a run that was stopped goes on
+from `build/controls/`.
 """
 
 import platform
@@ -51,22 +52,30 @@ def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
 def evaluation_text(tokenizer, part: int) -> str:
     """Return the first (0) or the second (1) 2,048 tokens of the evaluation text.
 
-    On the first part settings were chosen, of guarded cuts and of gates, so what these cost is read on the second.
+    On the first part settings were chosen, of guarded cuts and of gates, so what these cost is read
+    on the second.
     """
-    text = fl.data_path("evaluation_en.txt").read_text(encoding="utf-8")
-    return tokenizer.decode(tokenizer(text, verbose=False).input_ids[2048 * part : 2048 * (part + 1)])
+    text = fl.load_text("evaluation")
+    return tokenizer.decode(
+        tokenizer(text, verbose=False).input_ids[2048 * part : 2048 * (part + 1)]
+    )
 
 
 def damage(model, tokenizer) -> dict[str, torch.Tensor]:
-    """Return what tougher random cuts are matched on: Fisher's importance on the calibration text."""
-    text = fl.data_path("calibration_en.txt").read_text(encoding="utf-8")
+    """Return what tougher random cuts are matched on: Fisher's importance on the calibration
+    text."""
+    text = fl.load_text("calibration")
     return {"damage": fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)}
 
 
 def provenance(model) -> dict[str, str]:
     """Return what a frozen row must say of where it comes from."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {
         "model": fl.DEFAULT_MODEL,
@@ -91,8 +100,8 @@ def freeze(
 ) -> None:
     """Compare cuts, named "method · count", on the held-out pairs, and write the table.
 
-    Their price is read on this part of the evaluation text. The cuts named in `tougher` also stand beside random cuts
-    that are matched on damage.
+    Their price is read on this part of the evaluation text. The cuts named in `tougher` also stand
+    beside random cuts that are matched on damage.
     """
     groups = [([name for name in cuts if name not in tougher], None)]
     if tougher:
@@ -127,7 +136,11 @@ def write(model, table: pd.DataFrame, name: str) -> None:
     table.insert(1, "count", names[1].astype(int))
     table = table.assign(**provenance(model), seed=SEED, seconds=seconds)
     table.to_csv(ROOT / "data" / name, index=False, float_format="%.6g", lineterminator="\n")
-    print(table[table.category.isin(["headline", "text"]) & (table.measure != "metric")].sentence.to_string())
+    print(
+        table[
+            table.category.isin(["headline", "text"]) & (table.measure != "metric")
+        ].sentence.to_string()
+    )
     print(f"data/{name}: {len(table)} rows, {seconds} s of measuring")
 
 
@@ -135,7 +148,7 @@ def main() -> None:
     """Measure and freeze the article's cuts."""
     model, tokenizer = fl.load_model()
     cuts = choose(model, tokenizer)
-    freeze(model, tokenizer, cuts, "results_controls.csv", ROOT / "build" / "controls", part=0)
+    freeze(model, tokenizer, cuts, "results/controls.csv", ROOT / "build" / "controls", part=0)
 
 
 if __name__ == "__main__":

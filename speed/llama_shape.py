@@ -1,9 +1,11 @@
-"""Walk through lesson 11 on random weights of Llama-3.2-1B's shape: does it fit, and how long does it take?
+"""Walk through lesson 11 on random weights of Llama-3.2-1B's shape: does it fit, and how long does
+it take?
 
-    python benchmarks/llama_shape.py --dtype bfloat16
+    python speed/llama_shape.py --dtype bfloat16
 
-The weights are random, so no number but seconds, memory and counts means anything. The copy that stands in for the
-published model is saved, loaded again and matched to the base model. Printed: the table of `benchmarks/README.md`.
+The weights are random, so no number but seconds, memory and counts means anything. The copy that
+stands in for the published model is saved, loaded again and matched to the base model. Printed: the
+table of `speed/README.md`.
 """
 
 import argparse
@@ -21,7 +23,9 @@ import fairlab as fl
 
 def main() -> None:
     """Run the steps of the lesson, and print seconds and peak memory after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -40,18 +44,30 @@ def main() -> None:
 
     def score() -> fl.NeuronSelection:
         bias = fl.bias_scores(model, tokenizer, [pair], method="article")
-        return fl.select_neurons(fl.hybrid_scores(bias, fl.importance_scores(model)), fraction=0.002)
+        return fl.select_neurons(
+            fl.hybrid_scores(bias, fl.importance_scores(model)), fraction=0.002
+        )
 
     def proof(pruned: object) -> fl.NeuronSelection:
         with tempfile.TemporaryDirectory() as folder:
             fl.save_model(pruned, tokenizer, folder)
-            return fl.removed_neurons(model, fl.load_model(folder, device="cpu", dtype=model.dtype)[0])
+            return fl.removed_neurons(
+                model, fl.load_model(folder, device="cpu", dtype=model.dtype)[0]
+            )
 
     def controls() -> object:
         race = fl.load_pairs("race", split="held_out")[:8]
         neutral = fl.load_pairs("mood", kind="neutral", split="held_out")[:8]
-        prose = fl.data_path("evaluation_en.txt").read_text(encoding="utf-8")[:1000]
-        return fl.compare(model, tokenizer, {"cut": selection}, pairs=race, neutral=neutral, text=prose, n_random=1)
+        prose = fl.load_text("evaluation")[:1000]
+        return fl.compare(
+            model,
+            tokenizer,
+            {"cut": selection},
+            pairs=race,
+            neutral=neutral,
+            text=prose,
+            n_random=1,
+        )
 
     model = timed("random weights", lambda: llama_1b().to(device, getattr(torch, options.dtype)))
     timed("article's metric", lambda: fl.article_metric(model, tokenizer, pair))
@@ -63,7 +79,10 @@ def main() -> None:
     print(f"| {len(removed)} neurons matched, {pruned.num_parameters():,} parameters left | | |")
     del pruned
     timed("controls: 16 pairs, one random cut", controls)
-    timed("projection, all layers", lambda: fl.project_pair(model, tokenizer, pair, point="mlp_output"))
+    timed(
+        "projection, all layers",
+        lambda: fl.project_pair(model, tokenizer, pair, point="mlp_output"),
+    )
 
 
 if __name__ == "__main__":

@@ -13,16 +13,19 @@ import torch
 from scipy.stats import binomtest
 
 import fairlab as fl
-from fairlab import benchmarks
+from fairlab import suites
 from tiny_models import tiny_model
 
 MINI = {
-    "lambada_openai": fl.data_path("mini_lambada.jsonl"),
-    "boolq": fl.data_path("mini_boolq.jsonl"),
-    "crows_pairs_english": fl.data_path("mini_crows.jsonl"),
-    "bbq": fl.data_path("mini_bbq.jsonl"),
+    "lambada_openai": fl.data_path("suites/mini_lambada.jsonl"),
+    "boolq": fl.data_path("suites/mini_boolq.jsonl"),
+    "crows_pairs_english": fl.data_path("suites/mini_crows.jsonl"),
+    "bbq": fl.data_path("suites/mini_bbq.jsonl"),
 }
-PAGES = [" = Tides = \n The tide comes in , and it goes out again . \n", " = Bread = \n Rye @-@ bread is dark 's . \n"]
+PAGES = [
+    " = Tides = \n The tide comes in , and it goes out again . \n",
+    " = Bread = \n Rye @-@ bread is dark 's . \n",
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +38,20 @@ def rows(task, n=5):
 
 
 def log_p(model, tokenizer, context, continuation):
-    """Sum the log-probabilities of the continuation's tokens, and say whether each is the likeliest."""
+    """Sum the log-probabilities of the continuation's tokens, and say whether each is the
+    likeliest."""
     start = tokenizer(context).input_ids if isinstance(context, str) else context
-    ids = tokenizer(context + continuation).input_ids if isinstance(context, str) else start + continuation
+    ids = (
+        tokenizer(context + continuation).input_ids
+        if isinstance(context, str)
+        else start + continuation
+    )
     with torch.no_grad():
         table = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     places = range(len(start) - 1, len(ids) - 1)
-    return sum(table[k, ids[k + 1]].item() for k in places), all(table[k].argmax() == ids[k + 1] for k in places)
+    return sum(table[k, ids[k + 1]].item() for k in places), all(
+        table[k].argmax() == ids[k + 1] for k in places
+    )
 
 
 def items_of(table):
@@ -49,38 +59,59 @@ def items_of(table):
 
 
 def answers(right, task="lambada_openai"):
-    return [{"task": task, "item": n, "cluster": None, "loglikelihood": -1.0, "acc": x} for n, x in enumerate(right)]
+    return [
+        {"task": task, "item": n, "cluster": None, "loglikelihood": -1.0, "acc": x}
+        for n, x in enumerate(right)
+    ]
 
 
 class TestByHand:
     def test_lambada(self, small, tokenizer):
-        table = fl.run_lm_eval(small, tokenizer, "lambada_openai", data={"lambada_openai": rows("lambada_openai")})
+        table = fl.run_lm_eval(
+            small, tokenizer, "lambada_openai", data={"lambada_openai": rows("lambada_openai")}
+        )
         wanted = [
-            log_p(small, tokenizer, *re.match(r"(.*)( \S+)$", row["text"]).groups()) for row in rows("lambada_openai")
+            log_p(small, tokenizer, *re.match(r"(.*)( \S+)$", row["text"]).groups())
+            for row in rows("lambada_openai")
         ]
         items = items_of(table)
         assert np.allclose(items.loglikelihood, [log for log, _ in wanted], atol=1e-4)
         assert items.acc.tolist() == [greedy for _, greedy in wanted]
         values = table.set_index("metric").value
-        assert values["perplexity"] == pytest.approx(math.exp(-np.mean([log for log, _ in wanted])), rel=1e-4)
+        assert values["perplexity"] == pytest.approx(
+            math.exp(-np.mean([log for log, _ in wanted])), rel=1e-4
+        )
 
     def test_boolq(self, small, tokenizer):
         table = fl.run_lm_eval(small, tokenizer, ["boolq"], data={"boolq": rows("boolq")})
         odds = []
         for row in rows("boolq"):
             prompt = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
-            odds.append(log_p(small, tokenizer, prompt, " yes")[0] - log_p(small, tokenizer, prompt, " no")[0])
+            odds.append(
+                log_p(small, tokenizer, prompt, " yes")[0]
+                - log_p(small, tokenizer, prompt, " no")[0]
+            )
         items, labels = items_of(table), [row["label"] for row in rows("boolq")]
         assert np.allclose(items.log_odds, odds, atol=1e-4)
-        assert items.acc.tolist() == [float((odd > 0) == label) for odd, label in zip(odds, labels, strict=True)]
-        assert items.cluster.tolist() == ["passage 0", "passage 0", "passage 2", "passage 2", "passage 4"]
+        assert items.acc.tolist() == [
+            float((odd > 0) == label) for odd, label in zip(odds, labels, strict=True)
+        ]
+        assert items.cluster.tolist() == [
+            "passage 0",
+            "passage 0",
+            "passage 2",
+            "passage 2",
+            "passage 4",
+        ]
         row = table.set_index("metric").loc["acc"]
         assert row.majority == max(np.mean(labels), 1 - np.mean(labels))
         assert row.value == items.acc.mean()
 
     def test_crows_pairs(self, small, tokenizer):
         pairs = rows("crows_pairs_english")
-        table = fl.run_lm_eval(small, tokenizer, "crows_pairs_english", data={"crows_pairs_english": pairs})
+        table = fl.run_lm_eval(
+            small, tokenizer, "crows_pairs_english", data={"crows_pairs_english": pairs}
+        )
         start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
         odds = [
             log_p(small, tokenizer, start, tokenizer(row["sent_more"]).input_ids)[0]
@@ -91,11 +122,18 @@ class TestByHand:
         assert np.allclose(items.log_odds, odds, atol=1e-3)
         assert items.pct_stereotype.tolist() == [float(odd > 0) for odd in odds]
         by_length = [len(row["sent_more"]) - len(row["sent_less"]) for row in pairs]
-        assert items.shorter.tolist() == [{-1: "more", 0: "neither", 1: "less"}[np.sign(d)] for d in by_length]
+        assert items.shorter.tolist() == [
+            {-1: "more", 0: "neither", 1: "less"}[np.sign(d)] for d in by_length
+        ]
 
     def test_wikitext(self, small, tokenizer):
-        table = fl.run_lm_eval(small, tokenizer, "wikitext", data={"wikitext": [{"page": page} for page in PAGES]})
-        read = [" = Tides = \n The tide comes in, and it goes out again. \n", " = Bread = \n Rye-bread is dark's. \n"]
+        table = fl.run_lm_eval(
+            small, tokenizer, "wikitext", data={"wikitext": [{"page": page} for page in PAGES]}
+        )
+        read = [
+            " = Tides = \n The tide comes in, and it goes out again. \n",
+            " = Bread = \n Rye-bread is dark's. \n",
+        ]
         read = [text.replace(" \n", "\n").replace("\n ", "\n") for text in read]
         start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
         logs = [log_p(small, tokenizer, start, tokenizer(text).input_ids)[0] for text in read]
@@ -111,16 +149,21 @@ class TestByHand:
             groups = [n for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"]
             stereotyped = [g.lower() for g in row["additional_metadata"]["stereotyped_groups"]]
             bears = [
-                row["answer_info"][f"ans{n}"][1].lower().replace("lowses", "low ses") in stereotyped for n in groups
+                row["answer_info"][f"ans{n}"][1].lower().replace("lowses", "low ses") in stereotyped
+                for n in groups
             ]
             biased = groups[bears.index(row["question_polarity"] == "neg")]
             (other,) = set(groups) - {biased}
             mean = {}
             for n in groups:
-                length = len(tokenizer(f"{prompt} {row[f'ans{n}']}").input_ids) - len(tokenizer(prompt).input_ids)
+                length = len(tokenizer(f"{prompt} {row[f'ans{n}']}").input_ids) - len(
+                    tokenizer(prompt).input_ids
+                )
                 mean[n] = log_p(small, tokenizer, prompt, f" {row[f'ans{n}']}")[0] / length
             assert item["log_odds"] == pytest.approx(mean[biased] - mean[other], abs=1e-4)
-            unknown = [log_p(small, tokenizer, prompt, f" {text}")[0] for text in ("Unknown", "Not known")]
+            unknown = [
+                log_p(small, tokenizer, prompt, f" {text}")[0] for text in ("Unknown", "Not known")
+            ]
             sums = {n: log_p(small, tokenizer, prompt, f" {row[f'ans{n}']}")[0] for n in groups}
             if max(unknown) > max(sums.values()):
                 assert item["answered"] == 0
@@ -130,7 +173,11 @@ class TestAgainstTheHarness:
     @pytest.mark.parametrize("task", ["lambada_openai", "boolq", "crows_pairs_english", "wikitext"])
     def test_the_metrics_are_its_own(self, task, small, tokenizer, monkeypatch):
         self.compare(
-            task, rows(task, 12) if task in MINI else [{"page": page} for page in PAGES], small, tokenizer, monkeypatch
+            task,
+            rows(task, 12) if task in MINI else [{"page": page} for page in PAGES],
+            small,
+            tokenizer,
+            monkeypatch,
         )
 
     @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -139,14 +186,18 @@ class TestAgainstTheHarness:
 
         draw = random.Random(0)
         texts = [[draw.randrange(49_000) for _ in range(draw.randrange(3, 50))] for _ in range(6)]
-        requests = [(text, [answer]) for text in texts[:3] for answer in (5, 7, 7)]  # one row, several answers
+        requests = [
+            (text, [answer]) for text in texts[:3] for answer in (5, 7, 7)
+        ]  # one row, several answers
         requests += [(text, text[::-1][:4]) for text in texts] + [(texts[0], texts[1])]
         requests += [(texts[2] + texts[3] + texts[4], [1, 2, 3])]  # too long: cut on the left
         small_best = small(input_ids=torch.tensor([texts[5]])).logits[0, -1].argmax().item()
         requests += [(texts[5], [small_best])]
         plain = HFLM(pretrained=small, tokenizer=tokenizer, batch_size=batch_size, max_length=64)
-        wanted = plain._loglikelihood_tokens([(("", ""), *request) for request in requests], disable_tqdm=True)
-        found = benchmarks._loglikelihoods(small, requests, batch_size, 64)
+        wanted = plain._loglikelihood_tokens(
+            [(("", ""), *request) for request in requests], disable_tqdm=True
+        )
+        found = suites._loglikelihoods(small, requests, batch_size, 64)
         assert np.allclose([log for log, _ in found], [log for log, _ in wanted], atol=1e-4)
         assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
         assert found[-1][1]
@@ -166,16 +217,26 @@ class TestAgainstTheHarness:
         import lm_eval
 
         seen, evaluate = [], lm_eval.evaluate
-        monkeypatch.setattr(lm_eval, "evaluate", lambda **options: seen.append(evaluate(**options)) or seen[-1])
+        monkeypatch.setattr(
+            lm_eval, "evaluate", lambda **options: seen.append(evaluate(**options)) or seen[-1]
+        )
         table = fl.run_lm_eval(small, tokenizer, task, data={task: data})
         values = table.set_index("metric").value
-        theirs = {n.removesuffix(",none"): v for n, v in seen[0]["results"][task].items() if "stderr" not in n}
+        theirs = {
+            n.removesuffix(",none"): v
+            for n, v in seen[0]["results"][task].items()
+            if "stderr" not in n
+        }
         shared = set(values.index) & set(theirs)
-        assert shared >= {name for name in theirs if name.startswith(("acc", "perplexity", "word", "pct"))}
+        assert shared >= {
+            name for name in theirs if name.startswith(("acc", "perplexity", "word", "pct"))
+        }
         for name in shared:
             assert values[name] == pytest.approx(theirs[name], abs=1e-6), name
         if task == "bbq":
-            found = {name for name in theirs if "bias_score" in name and not math.isnan(theirs[name])}
+            found = {
+                name for name in theirs if "bias_score" in name and not math.isnan(theirs[name])
+            }
             assert found <= set(values.index)
         return table
 
@@ -187,21 +248,29 @@ class TestAgainstTheHarness:
         table = fl.bbq_scores(model, bos_tokenizer, data, batch_size=3)
         for item, row in zip(items_of(table).log_odds, data, strict=True):
             prompt, mean = f"{row['context']}\n\nQ: {row['question']}\nA:", []
-            for answer in (row[f"ans{n}"] for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"):
-                length = len(bos_tokenizer(f"{prompt} {answer}").input_ids) - len(bos_tokenizer(prompt).input_ids)
+            for answer in (
+                row[f"ans{n}"] for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"
+            ):
+                length = len(bos_tokenizer(f"{prompt} {answer}").input_ids) - len(
+                    bos_tokenizer(prompt).input_ids
+                )
                 mean.append(log_p(model, bos_tokenizer, prompt, f" {answer}")[0] / length)
             assert abs(item) == pytest.approx(abs(mean[0] - mean[1]), abs=1e-4)
 
     def test_a_sliding_window_that_is_too_short_is_refused(self, tokenizer):
-        with pytest.raises(ValueError, match="items: the longest question has .* tokens, the model's sliding window 8"):
+        with pytest.raises(
+            ValueError,
+            match="items: the longest question has .* tokens, the model's sliding window 8",
+        ):
             fl.bbq_scores(tiny_model("Gemma 3"), tokenizer, MINI["bbq"])
 
     def test_hub_ids_are_those_of_the_harness(self):
         import lm_eval
 
-        for task, (folder, hub_id, configuration, split, _) in benchmarks._TASKS.items():
+        for task, (folder, hub_id, configuration, split, _) in suites._TASKS.items():
             texts = [
-                p.read_text(encoding="utf-8") for p in (Path(lm_eval.__file__).parent / "tasks" / folder).glob("*.yaml")
+                p.read_text(encoding="utf-8")
+                for p in (Path(lm_eval.__file__).parent / "tasks" / folder).glob("*.yaml")
             ]
             assert (
                 any(
@@ -212,7 +281,10 @@ class TestAgainstTheHarness:
                 )
                 or task == "bbq"
             )
-            assert any(f"{'validation' if split == 'validation' else 'test'}_split: {split}" in text for text in texts)
+            assert any(
+                f"{'validation' if split == 'validation' else 'test'}_split: {split}" in text
+                for text in texts
+            )
 
 
 class TestRun:
@@ -233,7 +305,9 @@ class TestRun:
 
     def test_samples_are_drawn_with_a_fixed_seed(self, small, tokenizer):
         def numbers(wanted):
-            table = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": wanted})
+            table = fl.run_lm_eval(
+                small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": wanted}
+            )
             return items_of(table).item.tolist()
 
         drawn = numbers(6)
@@ -241,13 +315,17 @@ class TestRun:
         assert drawn != list(range(6))
         assert drawn == numbers(6)
         assert numbers([9, 3]) == [3, 9]
-        table = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": [3, 9]})
+        table = fl.run_lm_eval(
+            small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": [3, 9]}
+        )
         alone = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": [rows("boolq", 10)[9]]})
         assert items_of(table).log_odds[1] == pytest.approx(items_of(alone).log_odds[0], abs=1e-5)
 
     def test_csv_and_raw_text(self, small, tokenizer, tmp_path):
         pd.DataFrame(rows("boolq", 4)).to_csv(tmp_path / "boolq.csv", index=False)
-        (tmp_path / "pages.txt").write_text("".join(PAGES) + " = = Section = = \n More . \n", encoding="utf-8")
+        (tmp_path / "pages.txt").write_text(
+            "".join(PAGES) + " = = Section = = \n More . \n", encoding="utf-8"
+        )
         data = {"boolq": tmp_path / "boolq.csv", "wikitext": str(tmp_path / "pages.txt")}
         items = items_of(fl.run_lm_eval(small, tokenizer, ["boolq", "wikitext"], data=data))
         assert (items.task == "boolq").sum() == 4
@@ -262,11 +340,31 @@ class TestRun:
             (["boolq"], {"data": {"bbq": []}}, "data: expected one of boolq; got 'bbq'"),
             (["boolq"], {"samples": {"bbq": 3}}, "samples: expected one of boolq; got 'bbq'"),
             (["boolq"], {"data": {"boolq": []}}, "data: expected at least one row for boolq"),
-            (["boolq"], {"data": {"boolq": [{"question": "q"}]}}, "data: item 0 of boolq has no column 'passage'"),
-            (["boolq"], {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": 99}}, "from 1 to 44 for boolq; got 99"),
-            (["boolq"], {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": [1, 44]}}, "item numbers from 0 to 43"),
-            (["boolq"], {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": [1, 1]}}, "different item numbers"),
-            (["boolq"], {"data": {"boolq": Path("README.md")}}, "expected a .jsonl or .csv file for boolq"),
+            (
+                ["boolq"],
+                {"data": {"boolq": [{"question": "q"}]}},
+                "data: item 0 of boolq has no column 'passage'",
+            ),
+            (
+                ["boolq"],
+                {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": 99}},
+                "from 1 to 44 for boolq; got 99",
+            ),
+            (
+                ["boolq"],
+                {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": [1, 44]}},
+                "item numbers from 0 to 43",
+            ),
+            (
+                ["boolq"],
+                {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": [1, 1]}},
+                "different item numbers",
+            ),
+            (
+                ["boolq"],
+                {"data": {"boolq": Path("README.md")}},
+                "expected a .jsonl or .csv file for boolq",
+            ),
             (["boolq"], {"batch_size": "auto"}, "batch_size: expected a whole number"),
         ],
     )
@@ -284,9 +382,14 @@ class TestRun:
             fl.bbq_scores(model.eval(), tokenizer, "nowhere.jsonl")
 
     @pytest.mark.parametrize("package", ["lm_eval", "datasets"])
-    def test_without_the_extra_it_says_what_to_install(self, package, small, tokenizer, monkeypatch):
+    def test_without_the_extra_it_says_what_to_install(
+        self, package, small, tokenizer, monkeypatch
+    ):
         monkeypatch.setitem(sys.modules, package, None)
-        for call in (lambda: fl.run_lm_eval(small, tokenizer, "bbq"), lambda: fl.bbq_scores(small, tokenizer, [])):
+        for call in (
+            lambda: fl.run_lm_eval(small, tokenizer, "bbq"),
+            lambda: fl.bbq_scores(small, tokenizer, []),
+        ):
             with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "fairlab[eval]"')):
                 call()
 
@@ -297,9 +400,9 @@ class TestStatistics:
         row = fl.summarize_items(answers(right)).set_index("metric").loc["acc"]
         assert row.standard_error == pytest.approx(np.std(right, ddof=1) / math.sqrt(50))
         twice = [item | {"cluster": f"passage {item['item'] % 50}"} for item in answers(right * 2)]
-        assert fl.summarize_items(twice).set_index("metric").loc["acc"].standard_error == pytest.approx(
-            row.standard_error
-        )
+        assert fl.summarize_items(twice).set_index("metric").loc[
+            "acc"
+        ].standard_error == pytest.approx(row.standard_error)
 
     @pytest.mark.parametrize(("share", "n"), [(0.1, 40), (0.3, 12), (0.9, 60)])
     def test_the_interval_of_a_share_is_possible_and_covers(self, share, n):
@@ -313,7 +416,9 @@ class TestStatistics:
         assert 0.92 < sum(covered) / len(covered) <= 1
 
     def test_the_interval_of_a_perplexity_is_even_on_the_log_scale(self):
-        items = [item | {"loglikelihood": -8.0 * (item["item"] == 0)} for item in answers([1, 0] * 3)]
+        items = [
+            item | {"loglikelihood": -8.0 * (item["item"] == 0)} for item in answers([1, 0] * 3)
+        ]
         row = fl.summarize_items(items).set_index("metric").loc["perplexity"]
         assert 0 < row.low < row.value < row.high
         assert row.low * row.high == pytest.approx(row.value**2)
@@ -340,7 +445,9 @@ class TestStatistics:
 
     def test_a_planted_degradation_is_found(self):
         right = [1] * 120 + [0] * 80
-        table = fl.paired_changes(answers(right), answers([0] * 25 + right[25:-5] + [1] * 5)).set_index("metric")
+        table = fl.paired_changes(
+            answers(right), answers([0] * 25 + right[25:-5] + [1] * 5)
+        ).set_index("metric")
         row = table.loc["acc"]
         assert (row.lost, row.gained) == (25, 5)
         assert row.change == pytest.approx(-0.1)
@@ -358,13 +465,16 @@ class TestStatistics:
         assert "no difference can be told; so many items can show one of 0.1" in row.sentence
 
     def test_what_n_items_can_show_has_the_power_that_it_promises(self):
-        """Where the true difference is the one that so many items can show, four of five studies should see it."""
+        """Where the true difference is the one that so many items can show, four of five studies
+        should see it."""
         draw = np.random.default_rng(0)
 
         def study(n):
             change = draw.choice([-1, 0, 1], size=n, p=[0.24, 0.68, 0.08])
             right = np.where(change < 0, 1, np.where(change > 0, 0, draw.integers(0, 2, n)))
-            return fl.paired_changes(answers(right.tolist()), answers((right + change).tolist())).iloc[0]
+            return fl.paired_changes(
+                answers(right.tolist()), answers((right + change).tolist())
+            ).iloc[0]
 
         sizes = {n: np.mean([study(n).detectable for _ in range(40)]) for n in (60, 90, 130)}
         assert sizes[60] > 0.16 > sizes[130]  # the true difference is 0.16
@@ -382,7 +492,10 @@ class TestStatistics:
 
     def test_clusters_count_and_not_rows(self):
         def repeated(right):
-            return [item | {"item": n, "cluster": f"passage {n % 40}"} for n, item in enumerate(answers(right) * 5)]
+            return [
+                item | {"item": n, "cluster": f"passage {n % 40}"}
+                for n, item in enumerate(answers(right) * 5)
+            ]
 
         before, after = [1] * 40, [0] * 4 + [1] * 36
         one, five = (fl.paired_changes(f(before), f(after)).iloc[0] for f in (answers, repeated))
@@ -399,7 +512,7 @@ class TestMiniSets:
             found = rows(task, None)
             assert len(found) >= 40
             assert len({json.dumps(row, sort_keys=True) for row in found}) == len(found)
-            benchmarks._rows_of(task, path)
+            suites._rows_of(task, path)
 
     def test_bbq_is_balanced(self):
         found = pd.DataFrame(rows("bbq", None))
@@ -407,7 +520,9 @@ class TestMiniSets:
         assert len(counts) == 5 * 2 * 2
         assert set(counts) == {3}
         for wanted, own in found.groupby("context_condition"):
-            answers = [row["answer_info"][f"ans{row['label']}"][1] for row in own.to_dict("records")]
+            answers = [
+                row["answer_info"][f"ans{row['label']}"][1] for row in own.to_dict("records")
+            ]
             assert {answer == "unknown" for answer in answers} == {wanted == "ambig"}
 
     def test_every_bbq_item_has_one_biased_answer_of_the_right_group(self):
@@ -416,8 +531,12 @@ class TestMiniSets:
 
         for doc in process_docs(datasets.Dataset.from_list(rows("bbq", None))):
             (biased,) = doc["biased_answers"]
-            (group,) = [doc["answer_info"][f"ans{n}"][1] for n in range(3) if doc[f"ans{n}"] == biased]
-            stereotyped = [each.lower() for each in doc["additional_metadata"]["stereotyped_groups"]]
+            (group,) = [
+                doc["answer_info"][f"ans{n}"][1] for n in range(3) if doc[f"ans{n}"] == biased
+            ]
+            stereotyped = [
+                each.lower() for each in doc["additional_metadata"]["stereotyped_groups"]
+            ]
             bears = group.lower().replace("lowses", "low ses") in stereotyped
             assert bears == (doc["question_polarity"] == "neg")
             assert group != "unknown"
@@ -431,7 +550,7 @@ class TestRealFiles:
         }
         samples = {"lambada_openai": 3, "crows_pairs_english": 3}
         items = items_of(fl.run_lm_eval(model, tokenizer, list(data), data=data, samples=samples))
-        texts = benchmarks._rows_of("lambada_openai", data["lambada_openai"])
+        texts = suites._rows_of("lambada_openai", data["lambada_openai"])
         for item in items[items.task == "lambada_openai"].itertuples():
             before, last = texts[item.item]["text"].rsplit(" ", 1)
             log, greedy = log_p(model, tokenizer, before, f" {last}")
@@ -439,10 +558,15 @@ class TestRealFiles:
 
     def test_rows(self, datasets):
         pairs = pd.DataFrame(
-            benchmarks._rows_of("crows_pairs_english", datasets / "crows_pairs" / "crows_pairs_anonymized.csv")
+            suites._rows_of(
+                "crows_pairs_english", datasets / "crows_pairs" / "crows_pairs_anonymized.csv"
+            )
         )
         difference = np.sign(pairs.sent_more.str.len() - pairs.sent_less.str.len()).value_counts()
         assert difference.to_dict() == {-1: 660, 1: 505, 0: 343}
-        boolq = benchmarks._rows_of("boolq", datasets / "boolq" / "boolq_dev.jsonl")
+        boolq = suites._rows_of("boolq", datasets / "boolq" / "boolq_dev.jsonl")
         assert (len(boolq), len({row["passage"] for row in boolq})) == (3270, 2938)
-        assert len(benchmarks._rows_of("wikitext", datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt")) == 62
+        assert (
+            len(suites._rows_of("wikitext", datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt"))
+            == 62
+        )

@@ -1,23 +1,26 @@
-"""Try what else than removing neurons could narrow the gap, on validation pairs; then read what was chosen, held out.
+"""Try what else than removing neurons could narrow the gap, on validation pairs; then read what was
+chosen, held out.
 
-    python tools/measure_tries.py
+    python experiments/tries.py
 
-A neuron's activation h becomes `gate * h + (1 - gate) * toward`. A removal is a gate of 0 toward 0. Tried beside the
-guarded removal: half of it; the neuron's mean over plain text in place of 0; neurons from the whole model, not so
-many a layer; gates in closed form that are balanced against neutral pairs; and learned ones, as an upper bound. All
-are scored on pairs whose template and words are both in the train split, and read on the validation pairs, each
-beside random draws of as many neurons in each layer with the same gates: 20 for removals and balanced gates, 10 for
-the others.
+A neuron's activation h becomes `gate * h + (1 - gate) * toward`. A removal is a gate of 0 toward 0.
+Tried beside the guarded removal: half of it; the neuron's mean over plain text in place of 0;
+neurons from the whole model, not so many a layer; gates in closed form that are balanced against
+neutral pairs; and learned ones, as an upper bound. All are scored on pairs whose template and words
+are both in the train split, and read on the validation pairs, each beside random draws of as many
+neurons in each layer with the same gates: 20 for removals and balanced gates, 10 for the others.
 
-About seventy settings of the balanced gates were read on the same validation pairs. Chosen for 92 neurons was the one
-that narrows most for at most one per cent of perplexity, with neutral pairs inside the range of random removals; for
-276 neurons and two per cent the cheaper of the two best, which lay a point apart. They alone are read on the held-out
-pairs, scored again on train and validation pairs together; the smaller ones also as they were. The price that chose
-was read on the first part of the evaluation text; the held-out rows have theirs from the second, which chose nothing.
+About seventy settings of the balanced gates were read on the same validation pairs. Chosen for 92
+neurons was the one that narrows most for at most one per cent of perplexity, with neutral pairs
+inside the range of random removals; for 276 neurons and two per cent the cheaper of the two best,
+which lay a point apart. They alone are read on the held-out pairs, scored again on train and
+validation pairs together; the smaller ones also as they were. The price that chose was read on the
+first part of the evaluation text; the held-out rows have theirs from the second, which chose
+nothing.
 
-Writes `data/results_tries.csv`, and the gates of the smaller size to `data/gates_balanced.csv`. Takes about an hour
-and a half on 2 CPU cores; a run that was stopped goes on from `build/tries/` and `build/tradeoff/`; delete these to
-start anew.
+Writes `data/results/tries.csv`, and the gates of the smaller size to
+`data/results/gates_balanced.csv`. Takes about an hour and a half on 2 CPU cores; a run that was
+stopped goes on from `build/tries/` and `build/tradeoff/`; delete these to start anew.
 """
 
 import os
@@ -28,16 +31,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from measure_controls import ROOT, SEED, evaluation_text, write
-from measure_tradeoff import scored
+from controls import ROOT, SEED, evaluation_text, write
 from scipy.optimize import brentq
+from tradeoff import scored
 
 import fairlab as fl
-from fairlab.behavior import divergence
-from fairlab.capture import PairBatch, next_log_p, pair_batches, progress
-from fairlab.evaluation import token_losses
 from fairlab.gates import gate_slopes
-from fairlab.scores import chunk_loss, text_chunks
+from fairlab.passes import (
+    PairBatch,
+    chunk_loss,
+    divergence,
+    next_log_p,
+    pair_batches,
+    progress,
+    text_chunks,
+    token_losses,
+)
 from fairlab.statistics import jackknife_interval
 
 CACHE = ROOT / "build" / "tries"
@@ -62,7 +71,8 @@ def all_but_held_out(**options) -> list[fl.PromptPair]:
 def pairs_to_read(read_on: str) -> dict[str, list[fl.PromptPair]]:
     """Return the people's and the neutral pairs that a reading takes.
 
-    "held_out_all_neutral" has the neutral pairs of the held-out templates with any words, which are more.
+    "held_out_all_neutral" has the neutral pairs of the held-out templates with any words, which are
+    more.
     """
     split = "validation" if read_on == "validation" else "held_out"
     words = "any" if read_on == "held_out_all_neutral" else "split"
@@ -70,8 +80,16 @@ def pairs_to_read(read_on: str) -> dict[str, list[fl.PromptPair]]:
     return {"pairs": fl.load_pairs(split=split), "neutral": neutral}
 
 
-def deal(model, cut: fl.NeuronSelection, *, own: fl.NeuronSelection, gates: torch.Tensor, toward: torch.Tensor):
-    """Apply the gates of `own` to the neurons of a cut with as many in each layer, in order: an `ablation`."""
+def deal(
+    model,
+    cut: fl.NeuronSelection,
+    *,
+    own: fl.NeuronSelection,
+    gates: torch.Tensor,
+    toward: torch.Tensor,
+):
+    """Apply the gates of `own` to the neurons of a cut with as many in each layer, in order: an
+    `ablation`."""
     dealt = torch.ones_like(gates)
     for layer, indices in cut.neurons.items():
         dealt[layer, list(indices)] = gates[layer, list(own.neurons[layer])]
@@ -79,18 +97,26 @@ def deal(model, cut: fl.NeuronSelection, *, own: fl.NeuronSelection, gates: torc
 
 
 def headline(model, batch: PairBatch, counts: torch.Tensor) -> torch.Tensor:
-    """Compute the part of the headline that the pairs of a batch make up, with gradients if these are enabled."""
+    """Compute the part of the headline that the pairs of a batch make up, with gradients if these
+    are enabled."""
     return (divergence(next_log_p(model, batch), batch) * counts[batch.pairs]).sum()
 
 
-def tables(model, tokenizer, chunks, toward: torch.Tensor, pairs, neutral) -> tuple[torch.Tensor, ...]:
-    """Compute the slope of the headline, Fisher's importance and the slope of the neutral gap, all around `toward`.
+def tables(
+    model, tokenizer, chunks, toward: torch.Tensor, pairs, neutral
+) -> tuple[torch.Tensor, ...]:
+    """Compute the slope of the headline, Fisher's importance and the slope of the neutral gap, all
+    around `toward`.
 
     Around 0 the first two are `bias_scores(method="attribution", relative=True)` and
-    `importance_scores(method="fisher")`; the last one takes all neutral pairs together, as `compare` does.
+    `importance_scores(method="fisher")`; the last one takes all neutral pairs together, as
+    `compare` does.
     """
     slopes = []
-    for some, categories in ((pairs, [pair.category for pair in pairs]), (neutral, ["neutral"] * len(neutral))):
+    for some, categories in (
+        (pairs, [pair.category for pair in pairs]),
+        (neutral, ["neutral"] * len(neutral)),
+    ):
         gaps = fl.next_token_divergence(model, tokenizer, some)
         sums = pd.Series(gaps.numpy()).groupby(categories).sum()
         counts = torch.tensor([1 / (sums[category] * len(sums)) for category in categories])
@@ -114,26 +140,39 @@ def means(model, chunks: list[list[int]]) -> torch.Tensor:
     return total / len(chunks)
 
 
-def balanced(gap, importance, neutral, *, count: int, goal: float, charge: float, floor: float) -> torch.Tensor:
-    """Compute the cheapest gates of `count` neurons that promise, to first order, a headline lower by `goal`.
+def balanced(
+    gap, importance, neutral, *, count: int, goal: float, charge: float, floor: float
+) -> torch.Tensor:
+    """Compute the cheapest gates of `count` neurons that promise, to first order, a headline lower
+    by `goal`.
 
-    With d = 1 - gate and the damage D = F² + floor · mean F², sum D d² is least for d = t (gap - charge · neutral) / D.
-    Unlike in `guarded_scores` the neutral slope keeps its sign: what one neuron takes from neutral words another gives
-    back. No d goes beyond 1, so a gate lies between 0, removed, and 2, doubled.
+    With d = 1 - gate and the damage D = F² + floor · mean F², sum D d² is least for d = t (gap -
+    charge · neutral) / D. Unlike in `guarded_scores` the neutral slope keeps its sign: what one
+    neuron takes from neutral words another gives back. No d goes beyond 1, so a gate lies between
+    0, removed, and 2, doubled.
     """
     damage = importance.double() ** 2
     damage += floor * damage.mean()
     gain = gap.double() - charge * neutral.double()
     least = (gain**2 / damage).flatten().topk(count).values[-1]
     d = torch.where(gain**2 / damage >= least, gain / damage, 0)
-    t = brentq(lambda t: ((d * t).clamp(-1, 1) * gap).sum().item() - goal, 0, 1e3 / d.abs().max().item())
+    t = brentq(
+        lambda t: ((d * t).clamp(-1, 1) * gap).sum().item() - goal, 0, 1e3 / d.abs().max().item()
+    )
     return 1 - (d * t).clamp(-1, 1).float()
 
 
 def learned(
-    model, tokenizer, gates: torch.Tensor, toward: torch.Tensor, chunks: list[list[int]], *, steps: int
+    model,
+    tokenizer,
+    gates: torch.Tensor,
+    toward: torch.Tensor,
+    chunks: list[list[int]],
+    *,
+    steps: int,
 ) -> torch.Tensor:
-    """Train the gates that are not 1 by Adam: down with the headline, while neutral pairs and the loss stay."""
+    """Train the gates that are not 1 by Adam: down with the headline, while neutral pairs and the
+    loss stay."""
     draw, chosen = random.Random(SEED), (gates != 1).nonzero(as_tuple=True)
     with torch.no_grad():
         losses = [chunk_loss(model, chunk).item() for chunk in chunks]
@@ -150,11 +189,18 @@ def learned(
         with fl.gate(model, torch.ones_like(gates).index_put(chosen, values), toward):
             changes = []
             for groups, gaps, each in looks:
-                places = [(c, i) for c, group in groups.items() for i in draw.sample(range(len(group)), each)]
+                places = [
+                    (c, i)
+                    for c, group in groups.items()
+                    for i in draw.sample(range(len(group)), each)
+                ]
                 before = torch.stack([gaps[c][i] for c, i in places]).float()
                 counts = torch.stack([1 / gaps[c].mean() for c, _ in places]).float() / len(places)
                 drawn = [groups[c][i] for c, i in places]
-                parts = [headline(model, batch, counts) for batch in pair_batches(model, tokenizer, drawn)]
+                parts = [
+                    headline(model, batch, counts)
+                    for batch in pair_batches(model, tokenizer, drawn)
+                ]
                 changes.append(sum(parts) - before @ counts)
             text = chunk_loss(model, chunks[number % len(chunks)]) - losses[number % len(chunks)]
             (changes[0] + changes[1].abs() + 5 * text.abs()).backward()
@@ -167,9 +213,13 @@ def balanced_name(setting: dict[str, float], note: str = "") -> str:
     return f"balanced, charge {setting['charge']}{note} · {setting['count']}"
 
 
-def attempts(model, tokenizer, chunks, mean, around_mean) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def attempts(
+    model, tokenizer, chunks, mean, around_mean
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return gates and what they lead toward, by name, "method · number of neurons"."""
-    guarded = fl.NeuronSelection.from_json(fl.data_path("selection_guarded.json").read_text(encoding="utf-8"))
+    guarded = fl.NeuronSelection.from_json(
+        fl.data_path("results/selection_guarded.json").read_text(encoding="utf-8")
+    )
     gap, importance, neutral = around_mean
     own = fl.guarded_scores(gap, importance, neutral=neutral)
     whole = fl.select_neurons(own, count=92, scope="model")
@@ -191,12 +241,16 @@ def attempts(model, tokenizer, chunks, mean, around_mean) -> dict[str, tuple[tor
     return tries | {"learned · 92": (gates, mean)}
 
 
-def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor, read_on: str) -> pd.DataFrame:
+def read(
+    model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor, read_on: str
+) -> pd.DataFrame:
     """Compare the gates, and random draws of neurons with the same gates, on some pairs."""
     path = CACHE / f"{read_on}, {name}.pkl"
     if not path.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
-        own = fl.NeuronSelection({n: row.nonzero().flatten().tolist() for n, row in enumerate(gates != 1)}, gates.shape)
+        own = fl.NeuronSelection(
+            {n: row.nonzero().flatten().tolist() for n, row in enumerate(gates != 1)}, gates.shape
+        )
         fl.compare(
             model,
             tokenizer,
@@ -211,8 +265,11 @@ def read(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor,
     return pd.read_pickle(path).assign(read_on=read_on)
 
 
-def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor) -> pd.DataFrame:
-    """Return the price on the first 4,096 tokens of WikiText-2's test pages, as a row; none without the data sets."""
+def on_wikitext(
+    model, tokenizer, name: str, gates: torch.Tensor, toward: torch.Tensor
+) -> pd.DataFrame:
+    """Return the price on the first 4,096 tokens of WikiText-2's test pages, as a row; none without
+    the data sets."""
     folder = os.environ.get("FAIRLAB_DATASETS")
     if not folder:
         print("FAIRLAB_DATASETS is not set: no price on WikiText")
@@ -226,7 +283,12 @@ def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.
     blocks = np.arange(len(before)) // 64
     low, high = jackknife_interval(columns, lambda sums: sums[:, 0] / sums[:, 1], [blocks])
     change = np.expm1([(after - before).mean(), low, high])
-    row = {"selection": name, "measure": "perplexity", "category": "WikiText-2", "read_on": "WikiText-2"}
+    row = {
+        "selection": name,
+        "measure": "perplexity",
+        "category": "WikiText-2",
+        "read_on": "WikiText-2",
+    }
     row |= {"before": np.exp(before.mean()), "after": np.exp(after.mean())}
     return pd.DataFrame([row | dict(zip(("change", "low", "high"), change, strict=True))])
 
@@ -234,15 +296,22 @@ def on_wikitext(model, tokenizer, name: str, gates: torch.Tensor, toward: torch.
 def freeze_gates(gates: torch.Tensor, toward: torch.Tensor) -> None:
     """Write the gates that lesson 07 takes, a row a neuron."""
     layers, neurons = places = (gates != 1).nonzero(as_tuple=True)
-    table = pd.DataFrame({"layer": layers, "neuron": neurons, "gate": gates[places], "toward": toward[places]})
-    table.to_csv(ROOT / "data" / "gates_balanced.csv", index=False, float_format="%.9g", lineterminator="\n")
+    table = pd.DataFrame(
+        {"layer": layers, "neuron": neurons, "gate": gates[places], "toward": toward[places]}
+    )
+    table.to_csv(
+        ROOT / "data" / "results/gates_balanced.csv",
+        index=False,
+        float_format="%.9g",
+        lineterminator="\n",
+    )
 
 
 def main() -> None:
     """Measure the tries on validation pairs, choose, and read the chosen ones on held-out pairs."""
     model, tokenizer = fl.load_model()
     model.requires_grad_(False)
-    chunks = text_chunks(tokenizer, fl.data_path("calibration_en.txt").read_text(encoding="utf-8"))
+    chunks = text_chunks(tokenizer, fl.load_text("calibration"))
     mean = scored("mean", lambda: means(model, chunks))
     around = {
         draw.__name__: scored(
@@ -260,7 +329,10 @@ def main() -> None:
         balanced_name(CHOSEN[0], ", all pairs"): small,
         balanced_name(CHOSEN[1], ", all pairs"): large,
     }
-    readings += [read(model, tokenizer, name, gates, mean, "held_out") for name, gates in held_out_tries.items()]
+    readings += [
+        read(model, tokenizer, name, gates, mean, "held_out")
+        for name, gates in held_out_tries.items()
+    ]
     chosen = balanced_name(CHOSEN[0], ", all pairs")
     readings.append(read(model, tokenizer, chosen, small, mean, "held_out_all_neutral"))
     seconds = sum(reading.attrs["seconds"] for reading in readings)
@@ -268,7 +340,7 @@ def main() -> None:
     readings.append(on_wikitext(model, tokenizer, "removal · 90", *tries["removal · 90"]))
     table = pd.concat(readings, ignore_index=True)
     table.attrs["seconds"] = seconds
-    write(model, table, "results_tries.csv")
+    write(model, table, "results/tries.csv")
 
 
 if __name__ == "__main__":

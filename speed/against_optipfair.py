@@ -1,15 +1,17 @@
 """Time fairlab against optipfair 0.4.2: the same work, in fresh processes, in turns.
 
-    python benchmarks/against_optipfair.py            # both tasks, five pairs of runs
-    python benchmarks/against_optipfair.py scores -n 3
+    python speed/against_optipfair.py            # both tasks, five pairs of runs
+    python speed/against_optipfair.py scores -n 3
 
 Tasks:
 
-- `scores`: the bias scores of all train pairs on the default model, by the same formula (optipfair's).
-- `cut`: scores of one pair, importance, selection and cut in place on a model of Llama-3.2-1B's shape with random
-  weights in float32 (about 12 GB of memory).
+- `scores`: the bias scores of all train pairs on the default model, by the same formula
+  (optipfair's).
+- `cut`: scores of one pair, importance, selection and cut in place on a model of Llama-3.2-1B's
+  shape with random weights in float32 (about 12 GB of memory).
 
-Loading and imports are not timed. Printed: medians, the ratio of each pair of runs, and peak memory of the process.
+Loading and imports are not timed. Printed: medians, the ratio of each pair of runs, and peak memory
+of the process.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def llama_1b():
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_1B))
     model = model.to_empty(device="cpu")
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its frequencies are no parameters
+    model.model.rotary_emb = type(model.model.rotary_emb)(
+        model.config
+    )  # its frequencies are no parameters
     for parameter in model.parameters():
         parameter.data.uniform_(-0.02, 0.02)
     model.tie_weights()
@@ -53,7 +57,9 @@ def run(task: str, peer: str) -> None:
         start = time.perf_counter()
         scores = fl.bias_scores(model, tokenizer, pairs, method="optipfair")
         if task == "cut":
-            hybrid = fl.hybrid_scores(scores, fl.importance_scores(model, method="maw"), bias_weight=0.8)
+            hybrid = fl.hybrid_scores(
+                scores, fl.importance_scores(model, method="maw"), bias_weight=0.8
+            )
             fl.prune(model, fl.select_neurons(hybrid, fraction=0.002), inplace=True)
     else:
         from optipfair.bias import analyze_neuron_bias, compute_fairness_pruning_scores
@@ -64,12 +70,18 @@ def run(task: str, peer: str) -> None:
         scores = analyze_neuron_bias(model, tokenizer, texts, show_progress=False)
         if task == "cut":
             fair = compute_fairness_pruning_scores(model, scores, bias_weight=0.8)
-            prune_model_mlp_glu(model, pruning_percentage=0.2, fairness_scores=fair, show_progress=False)
+            prune_model_mlp_glu(
+                model, pruning_percentage=0.2, fairness_scores=fair, show_progress=False
+            )
     seconds = time.perf_counter() - start
     width = model.config.intermediate_size
     print(
         json.dumps(
-            {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "width": width}
+            {
+                "seconds": seconds,
+                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                "width": width,
+            }
         )
     )
 
@@ -83,7 +95,9 @@ def fresh(task: str, peer: str) -> dict:
 
 def main() -> None:
     """Run the tasks in turns, or one of them in this process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("task", nargs="?", choices=("scores", "cut"))
     parser.add_argument("-n", type=int, default=5, help="pairs of runs")
     parser.add_argument("--peer", choices=("fairlab", "optipfair"), help=argparse.SUPPRESS)
@@ -98,8 +112,12 @@ def main() -> None:
         for number, peer in enumerate(("fairlab", "optipfair")):
             seconds = statistics.median(run[number]["seconds"] for run in runs)
             peak = statistics.median(run[number]["peak"] for run in runs)
-            print(f"  {peer:10} median {seconds:6.2f} s   peak {peak:5.2f} GB   width {runs[0][number]['width']}")
-        print(f"  optipfair / fairlab: median {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})")
+            print(
+                f"  {peer:10} median {seconds:6.2f} s   peak {peak:5.2f} GB   width {runs[0][number]['width']}"
+            )
+        print(
+            f"  optipfair / fairlab: median {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
+        )
 
 
 if __name__ == "__main__":

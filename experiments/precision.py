@@ -1,8 +1,10 @@
-"""Print how far gaps, metric and perplexity in half precision lie from those in float32: the numbers of the docstrings.
+"""Print how far gaps, metric and perplexity in half precision lie from those in float32: the
+numbers of the docstrings.
 
-    python tools/measure_precision.py    # five minutes on two cores
+    python experiments/precision.py    # five minutes on two cores
 
-Default model, the 126 validation pairs (nothing was chosen on them), the article's cut scored on its own pair.
+Default model, the 126 validation pairs (nothing was chosen on them), the article's cut scored on
+its own pair.
 """
 
 import fairlab as fl
@@ -20,7 +22,7 @@ def headline(pairs, before, after) -> float:
 def main() -> None:
     """Measure in each precision and print one line for each."""
     pairs = fl.load_pairs(split="validation", words="any")
-    text = fl.data_path("evaluation_en.txt").read_text(encoding="utf-8")[:4000]
+    text = fl.load_text("evaluation")[:4000]
     model, tokenizer = fl.load_model(dtype="float32")
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     cut = fl.select_neurons(fl.hybrid_scores(bias, fl.importance_scores(model)), fraction=0.002)

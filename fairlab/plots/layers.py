@@ -1,0 +1,92 @@
+"""Where and in which words the two prompts of a pair part.
+
+Contents: `plot_token_shifts`, `plot_layer_differences`.
+"""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from fairlab.plots.style import COLORS, as_written
+
+
+def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw the two probabilities of each token of a `top_token_shifts` table, joined by a line: the
+    shift."""
+    ax = ax or plt.subplots(figsize=(6, 0.9 + 0.26 * len(table)), layout="constrained")[1]
+    places = range(len(table))
+    ax.hlines(places, table.probability_a, table.probability_b, color="0.75", linewidth=2, zorder=0)
+    ax.plot(table.probability_a, places, "o", color=COLORS[0], label="after prompt a")
+    ax.plot(table.probability_b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
+    ax.set_yticks(places, [repr(token) for token in table.token], parse_math=False)
+    ax.invert_yaxis()
+    ax.set_xlim(left=0)
+    ax.set(xlabel="probability of the next token", title="The next tokens that shift most")
+    ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return as_written(ax)
+
+
+def plot_layer_differences(
+    tables: pd.DataFrame | Mapping[str, pd.DataFrame],
+    *,
+    value: str = "difference",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a value of `layer_differences` per layer, one line a table, all on one axis.
+
+    Intervals are drawn as bands round the lines, and the band of neutral pairs in grey, where the
+    first table has one.
+
+    Parameters
+    ----------
+    tables : DataFrame, or dict of DataFrames
+        One table, or several by name such as {"before": …, "after": …}, each of one capture point.
+        Where a table has several categories, the line is their mean, without an interval.
+    value : str
+        "difference", "scale" or "relative".
+
+    Raises
+    ------
+    ValueError
+        Unknown value; a table of no or of several capture points.
+    """
+    if value not in ("difference", "scale", "relative"):
+        raise ValueError(f"value: expected one of difference, scale, relative; got {value!r}")
+    tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
+    points = {point for table in tables.values() for point in table["point"].unique()}
+    if len(points) != 1:
+        raise ValueError(
+            f"tables: expected one capture point; got {', '.join(sorted(points)) or 'none'}"
+        )
+    ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
+    first = next(iter(tables.values())).drop_duplicates("layer")
+    if f"neutral_{value}_low" in first:
+        band = first[f"neutral_{value}_low"], first[f"neutral_{value}_high"]
+        ax.fill_between(first.layer, *band, color="0.8", linewidth=0, label="neutral pairs")
+    for number, (name, table) in enumerate(tables.items()):
+        mean = table.groupby("layer")[value].mean()
+        style = {"marker": "osD^"[number % 4], "linestyle": ("-", "--", ":", "-.")[number % 4]}
+        ax.plot(mean.index, mean, color=COLORS[number], markersize=4, label=name or None, **style)
+        if (
+            f"{value}_low" in table
+            and table.category.nunique() == 1
+            and table[f"{value}_low"].notna().all()
+        ):
+            band = table[f"{value}_low"], table[f"{value}_high"]
+            ax.fill_between(table.layer, *band, color=COLORS[number], alpha=0.25, linewidth=0)
+    labels = {
+        "difference": "mean |A(a) − A(b)|\n(units of activation)",
+        "scale": "mean |A|\n(units of activation)",
+        "relative": "mean |A(a) − A(b)| / mean |A|",
+    }
+    title = f"{'Relative difference' if value == 'relative' else value.capitalize()} of {points.pop()} by layer"
+    ax.set(xlabel="layer", ylabel=labels[value], title=title)
+    ax.set_ylim(bottom=0)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(frameon=False)
+    sns.despine(ax=ax)
+    return as_written(ax)
