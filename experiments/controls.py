@@ -19,7 +19,7 @@ import torch
 import transformers
 
 import fairlab as fl
-from fairlab.evaluation import bits_of
+from fairlab.evaluation.readings import bits_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (1, 3, 15)

@@ -19,7 +19,7 @@ from controls import ROOT, provenance
 from tqdm import tqdm
 
 import fairlab as fl
-from fairlab.evaluation import bits_of
+from fairlab.evaluation.readings import bits_of
 
 COSTS = (0.05, 0.15, 0.01)
 SEEDS = range(5)

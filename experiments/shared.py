@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import fairlab as fl
 from fairlab.behavior import PRONOUNS
-from fairlab.evaluation import bits_of
+from fairlab.evaluation.readings import bits_of
 from fairlab.statistics import jackknife_interval
 
 NEURONS = 90  # the article's 0.2 %: 3 of 1,536 in each of 30 layers

@@ -27,9 +27,7 @@ Neutral = Annotated[
 ]
 Method = Annotated[
     str,
-    Option(
-        help="guarded (the best found so far), article, or bias+importance: activation+maw (score --help)."
-    ),
+    Option(help="guarded, article, or bias+importance such as activation+maw (score --help)."),
 ]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]
 Fraction = Annotated[
@@ -71,9 +69,15 @@ def _about() -> None:
 
 @app.command()
 def diagnose(
-    model: Model = DEFAULT, pairs: Pairs = "all", neutral: Neutral = None, out: Table = None, force: Force = False,
-    device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
-) -> None:  # fmt: skip
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    neutral: Neutral = None,
+    out: Table = None,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Measure the gap between prompts; cut nothing.
 
     Prints, for each category and for neutral pairs (the control), the mean gap of the next-token
@@ -82,56 +86,27 @@ def diagnose(
     \b
     Example: fairlab diagnose --pairs race --out race.csv
     """
-    import numpy as np
-    import pandas as pd
-
-    from fairlab.capture import available_points, pair_differences
-    from fairlab.diagnosis import ARTICLE_POINTS
-    from fairlab.statistics import jackknife_interval
-
-    _check_table(out, force, model, pairs, neutral)
+    check_output_file(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    kinds = {
-        "demographic": _usable(loaded[1], _pool(pairs), pairs),
-        "neutral": _neutral(loaded[1], neutral),
-    }
-    readings = pd.DataFrame(
-        [{"kind": kind, **vars(pair)} for kind, some in kinds.items() for pair in some]
-    )
-    everything = [pair for some in kinds.values() for pair in some]
-    readings["gap"] = fl.next_token_divergence(*loaded, everything).numpy()
-    points = [point for point in ARTICLE_POINTS if point in available_points(loaded[0])]
-    readings["metric"] = (
-        pair_differences(*loaded, everything, points=points, positions="all")[0]
-        .mean((1, 2))
-        .numpy()
-    )
-    rows = []
-    for (kind, category), part in readings.groupby(["kind", "category"], sort=False):
-        gaps, words = part["gap"].to_numpy(), part["attribute_a"] + "/" + part["attribute_b"]
-        columns = np.stack([gaps, np.ones(len(gaps))], 1)
-        low, high = jackknife_interval(
-            columns, lambda s: s[:, 0] / s[:, 1], [list(part["template"]), list(words)]
-        )
-        row = {
-            "kind": kind,
-            "category": category,
-            "pairs": len(part),
-            "templates": part["template"].nunique(),
-        }
-        rows.append(
-            row | {"gap": gaps.mean(), "low": low, "high": high, "metric": part["metric"].mean()}
-        )
-    text = f"{pd.DataFrame(rows).to_string(index=False)}\n{_measured_in(loaded[0])}"
-    facts = {"model": model, "dtype": _dtype(loaded[0]), "categories": rows}
-    _tell(facts, as_json, text, readings, out)
+    demographic = valid_pairs(loaded[1], load_pool(pairs), pairs)
+    readings = pair_readings(loaded, demographic, neutral_pairs(loaded[1], neutral))
+    rows = gap_rows(readings)
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": rows}
+    emit(facts, as_json, f"{table_text(rows)}\n{precision_note(loaded[0])}", readings, out)
 
 
 @app.command()
 def score(
-    model: Model = DEFAULT, pairs: Pairs = "all", method: Method = "guarded", bias_weight: Weight = 0.5,
-    out: Table = None, force: Force = False, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
-) -> None:  # fmt: skip
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Method = "guarded",
+    bias_weight: Weight = 0.5,
+    out: Table = None,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Rank the neurons: which react, which matter.
 
     --method guarded, the default, is fairlab.guarded_cut: neurons that cause the gap (attribution),
@@ -150,26 +125,32 @@ def score(
     """
     import pandas as pd
 
-    _check_table(out, force, model, pairs)
+    check_output_file(out, force, model, pairs)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    tables = _scores(loaded, _chosen_and_held_out(loaded[1], pairs)[0], method, bias_weight)
-    index = pd.MultiIndex.from_product(map(range, tables["score"].shape), names=["layer", "neuron"])
-    table = pd.DataFrame(
-        {name: values.flatten() for name, values in tables.items()}, index
-    ).reset_index()
-    table = table.sort_values("score", ascending=False, kind="stable")
-    top = table.head(20)
-    text = f"{top.to_string(index=False)}\n{_measured_in(loaded[0])}"
-    facts = {"model": model, "dtype": _dtype(loaded[0]), "top": top.to_dict("records")}
-    _tell(facts, as_json, text, table, out)
+    tables = score_tables(loaded, choosing_and_held_out(loaded[1], pairs)[0], method, bias_weight)
+    index = pd.MultiIndex.from_product(map(range, tables["score"].shape))
+    index.names = ["layer", "neuron"]
+    columns = {name: values.flatten() for name, values in tables.items()}
+    ranking = pd.DataFrame(columns, index).reset_index()
+    ranking = ranking.sort_values("score", ascending=False, kind="stable")
+    top = ranking.head(20).to_dict("records")
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "top": top}
+    emit(facts, as_json, f"{table_text(top)}\n{precision_note(loaded[0])}", ranking, out)
 
 
 @app.command()
 def prune(
-    out: Annotated[Path, Option(help="Folder for the cut model.")], model: Model = DEFAULT, pairs: Pairs = "all",
-    method: Method = "guarded", bias_weight: Weight = 0.5, fraction: Fraction = 0.002, force: Force = False,
-    device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
-) -> None:  # fmt: skip
+    out: Annotated[Path, Option(help="Folder for the cut model.")],
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Method = "guarded",
+    bias_weight: Weight = 0.5,
+    fraction: Fraction = 0.002,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Score, select, cut and save: the whole surgery.
 
     Writes a model folder that stock transformers loads, with the neurons in selection.json. Whether
@@ -184,27 +165,38 @@ def prune(
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
     loaded = fl.load_model(model, device=device, dtype=dtype)
     before = loaded[0].num_parameters()
-    selection = _select(
-        loaded, _chosen_and_held_out(loaded[1], pairs)[0], method, bias_weight, fraction
-    )
+    choosing = choosing_and_held_out(loaded[1], pairs)[0]
+    selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
     cut = fl.prune(loaded[0], selection, inplace=True)
+    after = cut.num_parameters()
     fl.save_model(cut, loaded[1], out, force=force)
     write_text(out / "selection.json", selection.to_json())
     facts = {
         "folder": str(out),
         "parameters_before": before,
-        "parameters_after": cut.num_parameters(),
+        "parameters_after": after,
+        "selection": json.loads(selection.to_json()),
     }
-    text = f"{selection!r}\n{before:,} parameters before, {cut.num_parameters():,} after; saved in {out}"
-    _tell(facts | {"selection": json.loads(selection.to_json())}, as_json, text)
+    parameters = f"{before:,} parameters before, {after:,} after"
+    emit(facts, as_json, f"{selection!r}\n{parameters}; saved in {out}")
 
 
 @app.command()
 def compare(
-    model: Model = DEFAULT, pairs: Pairs = "all", method: Method = "guarded", bias_weight: Weight = 0.5,
-    fraction: Fraction = 0.002, neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0, out: Table = None,
-    force: Force = False, device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
-) -> None:  # fmt: skip
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Method = "guarded",
+    bias_weight: Weight = 0.5,
+    fraction: Fraction = 0.002,
+    neutral: Neutral = None,
+    n_random: Random = 20,
+    seed: Seed = 0,
+    out: Table = None,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Measure the cut beside its controls.
 
     Chooses on training pairs and measures on held-out ones (with --pairs article: on fairlab's own,
@@ -214,29 +206,36 @@ def compare(
     \b
     Example: fairlab compare --pairs race --n-random 10 --out race.csv
     """
-    _check_table(out, force, model, pairs, neutral)
+    check_output_file(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    table = _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed)[0]
-    text = "\n".join([*table["sentence"], _measured_in(loaded[0])])
-    facts = {
-        "model": model,
-        "dtype": _dtype(loaded[0]),
-        "seed": seed,
-        "rows": table.to_dict("records"),
-    }
-    _tell(facts, as_json, text, table, out)
+    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral)
+    selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
+    measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
+    table = measured.table
+    text = "\n".join([*table["sentence"], precision_note(loaded[0])])
+    facts = {"model": model, "dtype": measured.dtype, "seed": seed}
+    emit({**facts, "rows": table.to_dict("records")}, as_json, text, table, out)
 
 
 @app.command()
 def report(
-    out: Annotated[Path, Option(help="The page, NAME.html; the numbers go to NAME.json.")], model: Model = DEFAULT,
-    pairs: Pairs = "all", method: Method = "guarded", bias_weight: Weight = 0.5, fraction: Fraction = 0.002,
-    neutral: Neutral = None, n_random: Random = 20, seed: Seed = 0, force: Force = False,
-    device: Device = "auto", dtype: Dtype = "auto", as_json: Json = False,
-) -> None:  # fmt: skip
+    out: Annotated[Path, Option(help="The page, NAME.html; the numbers go to NAME.json.")],
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Method = "guarded",
+    bias_weight: Weight = 0.5,
+    fraction: Fraction = 0.002,
+    neutral: Neutral = None,
+    n_random: Random = 20,
+    seed: Seed = 0,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
     """Compare, and write a page to read.
 
-    It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, figures,
+    It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, a figure,
     texts before and after, limits, method and environment. Prints the verdict.
 
     \b
@@ -244,36 +243,32 @@ def report(
     """
     if out.suffix != ".html":  # before any time is spent
         raise ValueError(f"out: expected a name that ends in .html; got {str(out)!r}")
-    for output in (out, out.with_suffix(".json")):
-        _check_table(output, force, model, pairs, neutral)
+    numbers = out.with_suffix(".json")
+    for output in (out, numbers):
+        check_output_file(output, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    table, selection, used = _compare(
-        loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed
-    )
-    shown = [
-        prompt
-        for pair in (used["chosen_on"][0], used["pairs"][0])
-        for prompt in (pair.prompt_a, pair.prompt_b)
-    ]
-    length = 35 + max(len(loaded[1](prompt).input_ids) for prompt in shown)
-    before = fl.generate(*loaded, shown, max_length=length)
-    with fl.ablate(loaded[0], selection):
-        after = fl.generate(*loaded, shown, max_length=length)
+    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral)
+    selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
+    measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
+    choice = {"pairs": pairs, "score": method, "fraction": fraction}
+    if not is_causal(method):
+        choice["bias weight"] = bias_weight
     verdict = fl.write_report(
-        out, table, selection, model=loaded[0], model_name=model, force=force, **used,
-        method={"pairs": pairs, "score": method, "bias weight": bias_weight, "fraction": fraction},
-        texts=dict(zip(shown, zip(before, after, strict=True), strict=True)),
-    )  # fmt: skip
-    files = {"page": str(out), "numbers": str(out.with_suffix(".json"))}
-    _tell(
-        {"verdict": verdict, **files},
-        as_json,
-        f"{verdict}\nWritten: {' and '.join(files.values())}",
+        out,
+        measured,
+        model=loaded[0],
+        model_name=model,
+        chosen_on=choosing,
+        method=choice,
+        texts=texts_before_and_after(loaded, selection, [choosing[0], held_out.pairs[0]]),
+        force=force,
     )
+    facts = {"verdict": verdict, "page": str(out), "numbers": str(numbers)}
+    emit(facts, as_json, f"{verdict}\nWritten: {out} and {numbers}")
 
 
 def main() -> None:
-    """Run the command line; a refused input becomes one line on standard error and exit code 2."""
+    """Run the command line; a refused input is one line on standard error and exit code 2."""
     try:
         app()
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -281,161 +276,227 @@ def main() -> None:
         sys.exit(2)
 
 
-def _check_table(out, force, *inputs):
-    """Refuse an output file that exists, is an input or can't be written, before any time is
-    spent."""
+# ---- which pairs
+
+
+def load_pool(name):
+    """Return the pairs that --pairs names, of all splits."""
+    if name == "article":
+        return [fl.ARTICLE_PAIR]
+    if name.endswith(".csv"):
+        return fl.read_pairs(name)
+    return fl.load_pairs(None if name == "all" else name)
+
+
+def part_of(pool, split):
+    """Return the pairs of which template and words are both of a split."""
+    return [pair for pair in pool if pair.split == split and pair.attribute_split in ("", split)]
+
+
+def choosing_and_held_out(tokenizer, name):
+    """Return the pairs that choose the neurons, and pairs whose template and words do not."""
+    pool = load_pool(name)
+    if name == "article":
+        choosing, held_out = pool, fl.load_pairs(split="held_out")
+    else:
+        choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
+    if not choosing:
+        raise ValueError(
+            f"pairs: none of the {len(pool)} pairs of {name} is of the split train, and those "
+            "choose the neurons"
+        )
+    return valid_pairs(tokenizer, choosing, name), valid_pairs(tokenizer, held_out, name)
+
+
+def choosing_and_judging(tokenizer, pairs, neutral):
+    """Return the pairs that choose the neurons, and all that judges the cut."""
+    choosing, held_out = choosing_and_held_out(tokenizer, pairs)
+    if not held_out:
+        raise ValueError(
+            f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it "
+            "looks good by construction; add sentences, or a column split with train and held_out"
+        )
+    ids = tokenizer(fl.load_text("evaluation"), verbose=False).input_ids[:2048]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return choosing, fl.HeldOut(held_out, neutral_pairs(tokenizer, neutral), text)
+
+
+def neutral_pairs(tokenizer, path, split="held_out"):
+    """Return the neutral pairs of a file, or fairlab's own of a split."""
+    pairs = fl.read_pairs(path) if path else fl.load_pairs(kind="neutral", split=split)
+    return valid_pairs(tokenizer, pairs, path)
+
+
+def valid_pairs(tokenizer, pairs, name):
+    """Refuse a file with pairs that are not valid for the tokenizer; leave those of fairlab's own
+    out, and say so."""
+    if not pairs:
+        return []
+    table = fl.check_pairs(tokenizer, pairs)
+    invalid = table[~table["valid"]]
+    if len(invalid) == len(pairs) or (len(invalid) and str(name).endswith(".csv")):
+        reasons = [f"{row.id}: {row.reason}" for row in invalid.head(5).itertuples()]
+        raise ValueError(
+            f"pairs: {len(invalid)} of {len(pairs)} of {name} are not valid for this tokenizer: "
+            + "; ".join(reasons)
+        )
+    if len(invalid):
+        notice = f"{len(invalid)} of {len(pairs)} pairs left out, not valid for this tokenizer"
+        print(f"fairlab: {notice}", file=sys.stderr)
+    return [pair for pair, valid in zip(pairs, table["valid"], strict=True) if valid]
+
+
+# ---- which neurons
+
+
+def is_causal(method):
+    """Say whether a method asks what causes the gap: its scores are guarded, not hybrid."""
+    return method.partition("+")[0] in ("guarded", "attribution", "patching")
+
+
+def score_tables(loaded, pairs, method, bias_weight):
+    """Return the tables of a method: its score, and what that is made of."""
+    from fairlab.recipes import guarded_tables
+
+    bias_method, _, importance_method = method.partition("+")
+    text = fl.load_text("calibration")
+    if is_causal(method):
+        return guarded_tables(
+            *loaded,
+            pairs,
+            neutral_pairs(loaded[1], None, split="train"),
+            text=text,
+            method="attribution" if bias_method == "guarded" else bias_method,
+            importance=importance_method or "fisher",
+        )
+    bias = fl.bias_scores(*loaded, pairs, method=bias_method)
+    importance = fl.importance_scores(
+        loaded[0], method=importance_method or "maw", tokenizer=loaded[1], text=text
+    )
+    combined = fl.hybrid_scores(bias, importance, bias_weight=bias_weight)
+    return {"score": combined, "bias": bias, "importance": importance}
+
+
+def choose_neurons(loaded, pairs, method, bias_weight, fraction):
+    """Choose the neurons by a recipe's name, or by the scores that are named."""
+    if method == "guarded":
+        neutral = neutral_pairs(loaded[1], None, split="train")
+        text = fl.load_text("calibration")
+        return fl.guarded_cut(*loaded, pairs, neutral, text=text, fraction=fraction)
+    if method == "article":
+        return fl.article_cut(*loaded, pairs, fraction=fraction, bias_weight=bias_weight)
+    scores = score_tables(loaded, pairs, method, bias_weight)["score"]
+    if is_causal(method):
+        how, scope = f"{method}, guarded, {len(pairs)} pairs", "model"
+    else:
+        how, scope = f"{method}, bias weight {bias_weight:g}, {len(pairs)} pairs", "layer"
+    return fl.select_neurons(scores, fraction=fraction, scope=scope, how=how)
+
+
+# ---- what is measured
+
+
+def pair_readings(loaded, demographic, neutral):
+    """Return the gap and the article's metric of every pair, one row each."""
+    import pandas as pd
+
+    from fairlab.capture import available_points, pair_differences
+    from fairlab.diagnosis import ARTICLE_POINTS
+
+    pairs = [*demographic, *neutral]
+    readings = pd.DataFrame([vars(pair) for pair in pairs])
+    kinds = ["demographic"] * len(demographic) + ["neutral"] * len(neutral)
+    readings.insert(0, "kind", kinds)
+    readings["gap"] = fl.next_token_divergence(*loaded, pairs).numpy()
+    points = [point for point in ARTICLE_POINTS if point in available_points(loaded[0])]
+    difference, _ = pair_differences(*loaded, pairs, points=points, positions="all")
+    readings["metric"] = difference.mean((1, 2)).numpy()  # over points and layers
+    return readings
+
+
+def gap_rows(readings):
+    """Return the mean gap of each category with its interval over templates and words."""
+    import numpy as np
+
+    from fairlab.statistics import jackknife_interval
+
+    def mean(sums):
+        return sums[:, 0] / sums[:, 1]
+
+    rows = []
+    for (kind, category), part in readings.groupby(["kind", "category"], sort=False):
+        gaps = part["gap"].to_numpy()
+        words = part["attribute_a"] + "/" + part["attribute_b"]
+        columns = np.stack([gaps, np.ones(len(gaps))], 1)
+        low, high = jackknife_interval(columns, mean, [list(part["template"]), list(words)])
+        row = {
+            "kind": kind,
+            "category": category,
+            "pairs": len(part),
+            "templates": part["template"].nunique(),
+            "gap": gaps.mean(),
+            "low": low,
+            "high": high,
+            "metric": part["metric"].mean(),
+        }
+        rows.append(row)
+    return rows
+
+
+def texts_before_and_after(loaded, selection, pairs):
+    """Return what the model writes after the prompts of some pairs: prompt → (before, after)."""
+    model, tokenizer = loaded
+    prompts = []
+    for pair in pairs:
+        prompts += [pair.prompt_a, pair.prompt_b]
+    length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
+    before = fl.generate(model, tokenizer, prompts, max_length=length)
+    with fl.ablate(model, selection):
+        after = fl.generate(model, tokenizer, prompts, max_length=length)
+    return {prompt: (old, new) for prompt, old, new in zip(prompts, before, after, strict=True)}
+
+
+def dtype_of(model):
+    """Return the name of a model's precision, such as "float32"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def precision_note(model):
+    """Name the precision of the numbers, and what half precision does to them."""
+    from fairlab.models import HALF_PRECISION_COSTS
+    from fairlab.passes import is_half
+
+    note = f"Measured in {dtype_of(model)}."
+    return f"{note} {HALF_PRECISION_COSTS}" if is_half(model) else note
+
+
+# ---- what comes out
+
+
+def check_output_file(out, force, *inputs):
+    """Refuse an output that exists, is an input or can't be written, before any time is spent."""
     from fairlab.files import check_output
 
     if out:
         check_output("out", out, force=force, inputs=inputs)
 
 
-def _pool(name):
-    if name == "article":
-        return [fl.ARTICLE_PAIR]
-    return (
-        fl.read_pairs(name)
-        if name.endswith(".csv")
-        else fl.load_pairs(None if name == "all" else name)
-    )
+def table_text(rows):
+    """Return rows as a table for people."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False)
 
 
-def _part(pool, split):
-    """Return the pairs of which template and words are both of a split."""
-    return [pair for pair in pool if pair.split == split and pair.attribute_split in ("", split)]
-
-
-def _chosen_and_held_out(tokenizer, name):
-    """Return the pairs that choose the neurons, and pairs of which neither template nor words are
-    among them."""
-    pool = _pool(name)
-    chosen_on = pool if name == "article" else _part(pool, "train")
-    if not chosen_on:
-        raise ValueError(
-            f"pairs: none of the {len(pool)} pairs of {name} is of the split train: none chooses neurons"
-        )
-    held_out = fl.load_pairs(split="held_out") if name == "article" else _part(pool, "held_out")
-    return _usable(tokenizer, chosen_on, name), _usable(tokenizer, held_out, name)
-
-
-def _neutral(tokenizer, path):
-    return _usable(
-        tokenizer,
-        fl.read_pairs(path) if path else fl.load_pairs(kind="neutral", split="held_out"),
-        path,
-    )
-
-
-def _usable(tokenizer, pairs, name):
-    """Refuse a file with pairs that are not valid for the tokenizer; leave those of fairlab's own
-    out, and say so."""
-    if not pairs:
-        return []
-    table = fl.check_pairs(tokenizer, pairs)
-    wrong = table[~table["valid"]]
-    if len(wrong) == len(pairs) or (len(wrong) and str(name).endswith(".csv")):
-        first = "; ".join(f"{row.id}: {row.reason}" for row in wrong.head(5).itertuples())
-        raise ValueError(
-            f"pairs: {len(wrong)} of {len(pairs)} of {name} are not valid for this tokenizer: {first}"
-        )
-    if len(wrong):
-        print(
-            f"fairlab: {len(wrong)} of {len(pairs)} pairs left out, not valid for this tokenizer",
-            file=sys.stderr,
-        )
-    return [pair for pair, valid in zip(pairs, table["valid"], strict=True) if valid]
-
-
-def _neutral_that_choose(tokenizer):
-    return _usable(tokenizer, fl.load_pairs(kind="neutral", split="train"), None)
-
-
-def _calibration_text():
-    return fl.load_text("calibration")
-
-
-def _scores(loaded, pairs, method, bias_weight):
-    """Return the tables of a method: its score, and what that is made of."""
-    from fairlab.recipes import guarded_tables
-
-    bias_method, _, importance_method = (
-        "attribution" if method == "guarded" else method
-    ).partition("+")
-    if bias_method in ("attribution", "patching"):
-        options = {
-            "method": bias_method,
-            "importance": importance_method or "fisher",
-            "text": _calibration_text(),
-        }
-        return guarded_tables(*loaded, pairs, _neutral_that_choose(loaded[1]), **options)
-    bias = fl.bias_scores(*loaded, pairs, method=bias_method)
-    options = {
-        "method": importance_method or "maw",
-        "tokenizer": loaded[1],
-        "text": _calibration_text(),
-    }
-    importance = fl.importance_scores(loaded[0], **options)
-    score = fl.hybrid_scores(bias, importance, bias_weight=bias_weight)
-    return {"score": score, "bias": bias, "importance": importance}
-
-
-def _select(loaded, pairs, method, bias_weight, fraction):
-    """Choose the neurons by a recipe's name, or by the scores that are named."""
-    if method == "guarded":
-        neutral, text = _neutral_that_choose(loaded[1]), _calibration_text()
-        return fl.guarded_cut(*loaded, pairs, neutral, text=text, fraction=fraction)
-    if method == "article":
-        return fl.article_cut(*loaded, pairs, fraction=fraction, bias_weight=bias_weight)
-    scores = _scores(loaded, pairs, method, bias_weight)
-    causal = "neutral" in scores
-    note = "guarded" if causal else f"bias weight {bias_weight:g}"
-    how, scope = f"{method}, {note}, {len(pairs)} pairs", "model" if causal else "layer"
-    return fl.select_neurons(scores["score"], fraction=fraction, scope=scope, how=how)
-
-
-def _compare(loaded, pairs, method, bias_weight, fraction, neutral, n_random, seed):
-    """Return the table of `compare`, the selection, and the pairs that `write_report` wants."""
-    chosen_on, held_out = _chosen_and_held_out(loaded[1], pairs)
-    if not held_out:
-        raise ValueError(
-            f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it looks good by "
-            "construction; add sentences, or a column split with train and held_out"
-        )
-    used = {"chosen_on": chosen_on, "pairs": held_out, "neutral": _neutral(loaded[1], neutral)}
-    selection = _select(loaded, chosen_on, method, bias_weight, fraction)
-    text = fl.load_text("evaluation")
-    text = loaded[1].decode(
-        loaded[1](text, verbose=False).input_ids[:2048], skip_special_tokens=True
-    )
-    measured = {
-        "pairs": held_out,
-        "neutral": used["neutral"],
-        "text": text,
-        "n_random": n_random,
-        "seed": seed,
-    }
-    return fl.compare(*loaded, {method: selection}, **measured), selection, used
-
-
-def _dtype(model):
-    return str(model.dtype).removeprefix("torch.")
-
-
-def _measured_in(model):
-    """Name the precision of the numbers, and what half precision does to them."""
-    from fairlab.models import HALF_PRECISION_COSTS
-    from fairlab.passes import is_half
-
-    return f"Measured in {_dtype(model)}." + f" {HALF_PRECISION_COSTS}" * is_half(model)
-
-
-def _tell(facts, as_json, text, table=None, out=None):
+def emit(facts, as_json, text, table=None, out=None):
+    """Print the text, or the facts as JSON; write the table to a file, where one is named."""
     if out:
         from fairlab.files import write_text
 
-        write_text(Path(out), table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_text(Path(out), content)
     if as_json:
-        from fairlab.report import plain
+        from fairlab.report.page import plain
 
         text = json.dumps(plain(facts), allow_nan=False, ensure_ascii=False)
     print(text)

@@ -58,16 +58,8 @@ def main() -> None:
     def controls() -> object:
         race = fl.load_pairs("race", split="held_out")[:8]
         neutral = fl.load_pairs("mood", kind="neutral", split="held_out")[:8]
-        prose = fl.load_text("evaluation")[:1000]
-        return fl.compare(
-            model,
-            tokenizer,
-            {"cut": selection},
-            pairs=race,
-            neutral=neutral,
-            text=prose,
-            n_random=1,
-        )
+        held_out = fl.HeldOut(race, neutral, fl.load_text("evaluation")[:1000])
+        return fl.compare(model, tokenizer, {"cut": selection}, held_out, n_random=1)
 
     model = timed("random weights", lambda: llama_1b().to(device, getattr(torch, options.dtype)))
     timed("article's metric", lambda: fl.article_metric(model, tokenizer, pair))

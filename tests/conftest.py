@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import fairlab as fl
-from fairlab.evaluation import bits_of
+from fairlab.evaluation.readings import bits_of
 from fairlab.weights import find_weights
 
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`

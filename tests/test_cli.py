@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import fairlab as fl
 from fairlab import cli
+from fairlab.statistics import jackknife_interval
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +115,13 @@ def test_diagnose_measures_what_the_functions_do(run, folder, tmp_path):
     assert rows[0]["gap"] == pytest.approx(
         fl.next_token_divergence(model, tokenizer, pairs).mean().item(), rel=1e-4
     )
-    assert rows[0]["low"] < rows[0]["gap"] < rows[0]["high"]
+    race = [(pair.template, f"{pair.attribute_a}/{pair.attribute_b}") for pair in pairs]
+    gaps = fl.next_token_divergence(model, tokenizer, pairs).double().numpy()
+    columns = np.stack([gaps, np.ones(len(gaps))], 1)
+    ends = jackknife_interval(
+        columns, lambda sums: sums[:, 0] / sums[:, 1], [*zip(*race, strict=True)]
+    )
+    assert [rows[0]["low"], rows[0]["high"]] == pytest.approx(list(ends), rel=1e-4)
     table = pd.read_csv(tmp_path / "d.csv")
     assert len(table) == sum(row["pairs"] for row in rows)
     assert table.metric[3] == pytest.approx(fl.article_metric(model, tokenizer, pairs[3]), rel=1e-4)
@@ -227,9 +235,10 @@ def test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones(
 ):
     seen, kept, original = {}, [], fl.compare
 
-    def compare(model, tokenizer, selections, **options):
-        seen.update(options)
-        kept.append(kept[0] if kept else original(model, tokenizer, selections, **options))
+    def compare(model, tokenizer, selections, held_out, **options):
+        seen.update(options, pairs=held_out.pairs, neutral=held_out.neutral)
+        if not kept:
+            kept.append(original(model, tokenizer, selections, held_out, **options))
         return kept[0]
 
     monkeypatch.setattr(fl, "compare", compare)
@@ -310,9 +319,11 @@ def test_a_file_is_split_by_sentence(run, pairs_csv, tmp_path):
 
 def test_a_file_with_splits_keeps_them(run, pairs_csv, monkeypatch):
     rows = rows_of(SENTENCES[:1], split="held_out") + rows_of(SENTENCES[1:], split="train")
-    monkeypatch.setattr(
-        fl, "compare", lambda *a, **options: pytest.fail(str([p.split for p in options["pairs"]]))
-    )
+
+    def compare(model, tokenizer, selections, held_out, **options):
+        pytest.fail(str([pair.split for pair in held_out.pairs]))
+
+    monkeypatch.setattr(fl, "compare", compare)
     with pytest.raises(pytest.fail.Exception, match=r"\['held_out', 'held_out'\]"):
         run("compare", *CUT, "--pairs", pairs_csv(rows))
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab import evaluation, passes
+from fairlab import passes
 from fairlab.behavior import PRONOUNS
+from fairlab.evaluation import compare, flattening, readings, rows
 from fairlab.statistics import jackknife_interval, sign_flip_test
 from tiny_models import tiny_model
 
@@ -43,12 +44,33 @@ def cut():
 
 
 @pytest.fixture(scope="module")
-def table(tiny, tokenizer, data, cut):
-    return fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1)
+def measured(tiny, tokenizer, data, cut):
+    return fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), n_random=4, seed=1)
 
 
-def row_of(table, measure, category):
-    return table[(table.measure == measure) & (table.category == category)].iloc[0]
+@pytest.fixture(scope="module")
+def table(measured):
+    return measured.table
+
+
+def row_of(table, measure, name):
+    """Return a row by the kind of row it is, or by its category."""
+    kind, category = ("category", name) if name not in table.row.unique() else (name, None)
+    rows = table[(table.measure == measure) & (table.row == kind)]
+    if category:
+        rows = rows[rows.category == category]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def draws_of(measured, measure, name, kind="random"):
+    """Return the changes under the random cuts that belong to a row."""
+    row = row_of(measured.table, measure, name)
+    draws = measured.draws[measured.draws.kind == kind]
+    for column in ("selection", "measure", "row", "category"):
+        draws = draws[draws[column] == row[column]]
+    assert draws.draw.tolist() == list(range(len(draws)))
+    return draws.change.tolist()
 
 
 def test_rows_are_what_the_functions_measure(tiny, tokenizer, data, cut, table):
@@ -68,7 +90,7 @@ def test_rows_are_what_the_functions_measure(tiny, tokenizer, data, cut, table):
         after = measured()
     wanted = [
         ("gap", "race"),
-        ("gap", "gender without pronouns"),
+        ("gap", "without pronouns"),
         ("metric", "neutral"),
         ("perplexity", "text"),
     ]
@@ -92,7 +114,7 @@ def test_the_headline_is_the_mean_over_categories(table):
         assert headline.neutral_change == pytest.approx(row_of(table, measure, "neutral").change)
 
 
-def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, table):
+def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, measured):
     race = [pair for pair in data["pairs"] if pair.category == "race"]
     before = fl.next_token_divergence(tiny, tokenizer, race).mean()
     changes = []
@@ -101,10 +123,8 @@ def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, table):
             changes.append(
                 (fl.next_token_divergence(tiny, tokenizer, race).mean() / before - 1).item()
             )
-    row = row_of(table, "gap", "race")
-    assert [float(change) for change in row.random_changes.split()] == pytest.approx(
-        changes, abs=2e-3
-    )
+    row = row_of(measured.table, "gap", "race")
+    assert draws_of(measured, "gap", "race") == pytest.approx(changes, abs=2e-3)
     assert (row.random_low, row.random_high) == pytest.approx(
         (min(changes), max(changes)), abs=2e-3
     )
@@ -113,14 +133,17 @@ def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, table):
 
 def test_another_ablation_is_that_of_the_random_cuts_too(tiny, tokenizer, data, cut):
     doubled = partial(fl.ablate, scale=2.0)
-    table = fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=2, seed=1, ablation=doubled)
+    held_out = fl.HeldOut(**data)
+    measured = fl.compare(
+        tiny, tokenizer, {"cut": cut}, held_out, n_random=2, seed=1, ablation=doubled
+    )
     before, after = fl.perplexity(tiny, tokenizer, TEXT), []
     for some in (cut, *fl.random_selections(cut, 2, seed=1)):
         with doubled(tiny, some):
             after.append(fl.perplexity(tiny, tokenizer, TEXT))
-    row = row_of(table, "perplexity", "text")
+    row = row_of(measured.table, "perplexity", "text")
     assert (row.before, row.after) == pytest.approx((before, after[0]), rel=1e-5)
-    assert [float(change) for change in row.random_changes.split()] == pytest.approx(
+    assert draws_of(measured, "perplexity", "text") == pytest.approx(
         [value / before - 1 for value in after[1:]], abs=2e-5
     )
 
@@ -129,22 +152,25 @@ def test_an_ablation_that_is_none_is_refused(tiny, tokenizer, data, cut):
     with pytest.raises(
         TypeError, match="ablation: expected a context manager of a model and a selection; got 0.5"
     ):
-        fl.compare(tiny, tokenizer, {"cut": cut}, **data, ablation=0.5)
+        fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), ablation=0.5)
 
 
 def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path):
-    fl.compare(tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path)
-    without = fl.compare(
-        tiny, tokenizer, {"cut": cut}, **data, n_random=4, seed=1, cache=tmp_path, metric=False
-    )
-    pd.testing.assert_frame_equal(without, table[table.measure != "metric"].reset_index(drop=True))
+    options = {"n_random": 4, "seed": 1, "cache": tmp_path}
+    held_out = fl.HeldOut(**data)
+    fl.compare(tiny, tokenizer, {"cut": cut}, held_out, **options)
+    short = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, **options, metric=False)
+    rest = table[table.measure != "metric"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(short.table, rest)
+    assert set(short.readings.measure) == {"gap", "gap without pronouns"}
 
 
 def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
-    rows = table[table.measure != "perplexity"]
-    assert (rows.low <= rows.change).all()
-    assert (rows.change <= rows.high).all()
-    tested = rows[(rows.measure == "gap") & rows.category.isin(["race", "gender"])]
+    about_pairs = table[table.measure != "perplexity"]
+    assert (about_pairs.low <= about_pairs.change).all()
+    assert (about_pairs.change <= about_pairs.high).all()
+    tested = table[(table.measure == "gap") & (table.row == "category")]
+    assert len(tested) == 2
     assert sorted(tested.p_holm) == pytest.approx(
         sorted([min(1, 2 * tested.p.min()), max(tested.p.max(), min(1, 2 * tested.p.min()))])
     )
@@ -152,9 +178,8 @@ def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
 
 
 def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
-    table = fl.compare(
-        tiny, tokenizer, {"none": fl.NeuronSelection({}, (3, 24))}, **data, n_random=2
-    )
+    nothing = {"none": fl.NeuronSelection({}, (3, 24))}
+    table = fl.compare(tiny, tokenizer, nothing, fl.HeldOut(**data), n_random=2).table
     for column in ("change", "low", "high", "random_low", "random_high"):
         assert (table[column] == 0).all()
     assert (table.random_below == 0).all()
@@ -165,27 +190,30 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
 
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
-    ((sharp, flattened),) = evaluation._flattened(tiny, tokenizer, data["pairs"], [0.7])
+    pairs = data["pairs"]
+    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, TEXT, [-0.5])
     loss = passes.losses_by_scale(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
-    flat = tiny_model()
-    flat.lm_head.weight.data *= 0.7
-    assert loss.exp().item() == pytest.approx(fl.perplexity(flat, tokenizer, TEXT), rel=1e-4)
-    assert flattened == pytest.approx(
-        fl.next_token_divergence(flat, tokenizer, data["pairs"]).numpy(), rel=1e-3
-    )
-    assert sharp == pytest.approx(
-        fl.next_token_divergence(tiny, tokenizer, data["pairs"]).numpy(), rel=1e-4
-    )
+    assert found.scale < 1  # an over-confident model: a flattening costs nothing
+    for scale in (0.7, found.scale):
+        flat = tiny_model()
+        flat.lm_head.weight.data *= scale
+        if scale == 0.7:
+            perplexity = fl.perplexity(flat, tokenizer, TEXT)
+            assert loss.exp().item() == pytest.approx(perplexity, rel=1e-4)
+    after = fl.next_token_divergence(flat, tokenizer, pairs).numpy()
+    assert found.after == pytest.approx(after, rel=1e-3, abs=1e-6)
+    before = fl.next_token_divergence(tiny, tokenizer, pairs).numpy()
+    assert found.before == pytest.approx(before, rel=1e-4)
 
 
 @pytest.mark.parametrize("lowest", [0.7, 0.875, 1.0, 1.2])
 def test_the_flattening_of_the_same_price(lowest):
     """A convex curve, whose lowest point need not be at 1: at every price the lowest factor that
     does not cost more."""
-    scales = evaluation.SCALES
+    scales = flattening.SCALES
     losses = 3 + 2 * (scales - lowest) ** 2
     prices = [-0.1, 0.0, 1e-6, 0.01, 0.1, 0.5, 9.0]
-    found = evaluation._same_price(scales, losses, prices)
+    found = [flattening.lowest_scale(scales, losses, price) for price in prices]
     for price, scale in zip(prices, found, strict=True):
         allowed = 2 * (1 - lowest) ** 2 + max(price, 0)
         assert scale == pytest.approx(min(max(lowest - math.sqrt(allowed / 2), 0), 1), abs=1e-5)
@@ -198,27 +226,30 @@ def test_the_flattening_of_the_same_price(lowest):
 def test_a_stopped_run_goes_on_from_its_cache(
     tiny, tokenizer, data, cut, table, tmp_path, monkeypatch
 ):
-    read, calls = evaluation._read, []
+    read, calls = compare.read_cut, []
 
-    def stops_after_three(*arguments):
+    def stops_after_three(*arguments, **options):
         calls.append(arguments)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return read(*arguments)
+        return read(*arguments, **options)
 
-    monkeypatch.setattr(evaluation, "_read", stops_after_three)
-    options = {**data, "n_random": 4, "seed": 1, "cache": tmp_path}
+    def run(**changes):
+        held_out = fl.HeldOut(**data | changes)
+        options = {"n_random": 4, "seed": 1, "cache": tmp_path}
+        return fl.compare(tiny, tokenizer, {"cut": cut}, held_out, **options).table
+
+    monkeypatch.setattr(compare, "read_cut", stops_after_three)
     with pytest.raises(KeyboardInterrupt):
-        fl.compare(tiny, tokenizer, {"cut": cut}, **options)
-    again = fl.compare(tiny, tokenizer, {"cut": cut}, **options)
-    assert (
-        len(calls) == 4 + 3
-    )  # the original, the cut and four random cuts are six, three of them were kept
+        run()
+    again = run()
+    # the original, the cut and four random cuts are six, and three of them were kept
+    assert len(calls) == 4 + 3
     assert again.drop(columns="sentence").equals(table.drop(columns="sentence"))
-    monkeypatch.setattr(evaluation, "_read", lambda *a: pytest.fail("measured again"))
-    fl.compare(tiny, tokenizer, {"cut": cut}, **options)
+    monkeypatch.setattr(compare, "read_cut", lambda *a, **o: pytest.fail("measured again"))
+    run()
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        fl.compare(tiny, tokenizer, {"cut": cut}, **{**options, "text": TEXT + " More."})
+        run(text=TEXT + " More.")
 
 
 def test_sentences_say_the_row(table):
@@ -233,14 +264,14 @@ def test_sentences_say_the_row(table):
     assert row.flattening_scale == 0
     assert row.flattening_change == pytest.approx(-1, abs=0.01)
     row = dict(row)
-    told = evaluation._sentence(row | {"flattening_change": -0.05, "attributes_resampled": 0})
-    assert "5 templates, for these words" in told
-    assert told.endswith("a flattening of the same price brings -5.0%.")
+    words = rows.sentence(row | {"flattening_change": -0.05, "attributes_resampled": 0})
+    assert "5 templates, for these words" in words
+    assert words.endswith("a flattening of the same price brings -5.0%.")
 
 
 def test_neutral_pairs_that_move_as_no_random_cut_does_are_named(table):
     row = dict(row_of(table, "gap", "race"))
-    for low, high, inside, words in (
+    for low, high, inside, relation in (
         (-0.3, 0.1, True, "no difference can be told"),
         (-0.3, -0.1, True, "the two differ"),
         (
@@ -250,28 +281,43 @@ def test_neutral_pairs_that_move_as_no_random_cut_does_are_named(table):
             "the two differ, and neutral prompts move beyond the range of random cuts",
         ),
     ):
-        told = evaluation._sentence(
+        words = rows.sentence(
             row | {"specificity_low": low, "specificity_high": high, "neutral_in_range": inside}
         )
-        assert f"({words})" in told
+        assert f"({relation})" in words
     neutral = row_of(table, "gap", "neutral")
     assert row["neutral_in_range"] == (neutral.random_low <= neutral.change <= neutral.random_high)
 
 
-def test_the_readings_make_the_rows(table, data):
-    readings = pd.DataFrame(table.attrs["readings"])
-    gender = readings[(readings.measure == "gap") & (readings.category == "gender")]
+def test_the_readings_make_the_rows(measured, data):
+    table, found = measured.table, measured.readings
+    gender = found[(found.measure == "gap") & (found.category == "gender")]
     assert len(gender) == sum(pair.category == "gender" for pair in data["pairs"])
     row = row_of(table, "gap", "gender")
-    assert (gender.before.mean(), gender.after.mean()) == pytest.approx(
-        (row.before, row.after), rel=1e-4
-    )
-    assert gender.after.mean() / gender.before.mean() - 1 == pytest.approx(row.change, abs=1e-4)
-    assert set(readings.measure) == {"gap", "gap without pronouns", "metric"}
-    neutral = readings[(readings.measure == "metric") & (readings.category == "neutral")]
+    means = gender.before.mean(), gender.after.mean()
+    assert means == pytest.approx((row.before, row.after), rel=1e-4)
+    assert means[1] / means[0] - 1 == pytest.approx(row.change, abs=1e-4)
+    assert set(found.measure) == {"gap", "gap without pronouns", "metric"}
+    neutral = found[(found.measure == "metric") & (found.kind == "neutral")]
+    assert set(neutral.category) == {"mood"}
     assert neutral.after.mean() / neutral.before.mean() - 1 == pytest.approx(
         row_of(table, "metric", "neutral").change, abs=1e-4
     )
+
+
+def test_a_category_may_have_any_name(tiny, tokenizer, data, cut, table):
+    """Rows that are no categories are known by their column, not by a name that they take away."""
+    names = {"race": "neutral", "gender": "headline"}
+    pairs = [replace(pair, category=names[pair.category]) for pair in data["pairs"]]
+    held_out = fl.HeldOut(**data | {"pairs": pairs})
+    renamed = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, n_random=4, seed=1).table
+    assert renamed[renamed.row == "category"].category.tolist() == ["neutral", "headline"] * 2
+    numbers = ["change", "low", "high", "specificity_low", "p"]
+    for row in ("category", "headline", "neutral", "text"):
+        pd.testing.assert_frame_equal(
+            renamed[renamed.row == row][numbers].reset_index(drop=True),
+            table[table.row == row][numbers].reset_index(drop=True),
+        )
 
 
 def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
@@ -282,9 +328,9 @@ def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
         for p in data["pairs"]
         if (p.attribute_a, p.attribute_b) in (("Black", "white"), ("female", "male"))
     ]
-    table = fl.compare(
-        tiny, tokenizer, {"cut": cut}, **{**data, "pairs": pairs}, n_random=1, metric=False
-    )
+    held_out = fl.HeldOut(**data | {"pairs": pairs})
+    options = {"n_random": 1, "metric": False}
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, **options).table
     row = row_of(table, "gap", "headline")
     assert (row.attributes, row.attributes_resampled) == (2, 0)
     assert "for these words" in row.sentence
@@ -294,9 +340,9 @@ def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
         2 * 12.7062 * np.std(changes, ddof=1) / math.sqrt(2), rel=1e-4
     )
     one = [pair for pair in data["pairs"] if pair.template == data["pairs"][0].template]
-    table = fl.compare(
-        tiny, tokenizer, {"cut": cut}, **{**data, "pairs": one}, n_random=1, metric=False
-    )
+    held_out = fl.HeldOut(**data | {"pairs": one})
+    options = {"n_random": 1, "metric": False}
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, **options).table
     race = row_of(table, "gap", "race")
     assert (race.templates, race.attributes) == (1, 4)
     assert np.isnan([race.low, race.high, race.p]).all()
@@ -304,17 +350,19 @@ def test_an_interval_says_what_was_resampled(tiny, tokenizer, data, cut):
 
 def test_no_interval_of_a_change_reaches_below_minus_one():
     x, y = np.array([1.0, 1, 1, 9]), np.array([0.01, 0.02, 1.5, 0.01])
-    labels = np.array([["s", "t", "u", "v"], ["w"] * 4, ["race"] * 4])
-    low, high = evaluation._interval(x, y, [np.arange(4)], labels)
+    clusters = {
+        "templates": np.array(["s", "t", "u", "v"]),
+        "words": np.array(["w"] * 4),
+        "strata": np.zeros(4, int),
+    }
+    low, high = rows.change_interval(x, y, [np.arange(4)], clusters)
     assert -1 < low < y.sum() / x.sum() - 1 < high
 
 
 def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, data, cut):
-    def key(model=tiny, tokenizer=tokenizer, **changes):
-        given = {"pairs": data["pairs"], "text": TEXT, "metric": True} | changes
-        return evaluation._cache_key(
-            model, tokenizer, given["pairs"], given["text"], given["metric"]
-        )
+    def key(model=tiny, tokenizer=tokenizer, metric=True, **changes):
+        held_out = fl.HeldOut(**data | changes)
+        return readings.cache_key(model, tokenizer, held_out, metric=metric)
 
     keys = [
         key(),
@@ -357,21 +405,15 @@ def test_matched_random_cuts_are_of_the_same_kind(cut):
 
 def test_compare_reads_matched_cuts_too(tiny, tokenizer, data, cut):
     damage = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
-    table = fl.compare(
-        tiny,
-        tokenizer,
-        {"cut": cut},
-        **data,
-        n_random=2,
-        seed=1,
-        metric=False,
-        match={"damage": damage},
-    )
+    options = {"n_random": 2, "seed": 1, "metric": False, "match": {"damage": damage}}
+    measured = fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), **options)
     after = []
     for draw in fl.random_selections(cut, 2, seed=1, match=damage):
         with fl.ablate(tiny, draw):
             after.append(fl.perplexity(tiny, tokenizer, TEXT))
-    row = row_of(table, "perplexity", "text")
+    row = row_of(measured.table, "perplexity", "text")
+    changes = draws_of(measured, "perplexity", "text", kind="damage")
+    assert changes == pytest.approx([value / row.before - 1 for value in after], abs=2e-5)
     assert (row.damage_low, row.damage_high) == pytest.approx(
         (min(after) / row.before - 1, max(after) / row.before - 1), abs=2e-5
     )
@@ -380,11 +422,11 @@ def test_compare_reads_matched_cuts_too(tiny, tokenizer, data, cut):
 
 def test_the_model_stays_as_it_is(tokenizer, data, cut):
     model = tiny_model()
-    before = evaluation.bits_of(model)
-    fl.compare(model, tokenizer, {"cut": cut}, **data, n_random=1)
-    assert evaluation.bits_of(model) == before
+    before = readings.bits_of(model)
+    fl.compare(model, tokenizer, {"cut": cut}, fl.HeldOut(**data), n_random=1)
+    assert readings.bits_of(model) == before
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-3
-    assert evaluation.bits_of(model) != before
+    assert readings.bits_of(model) != before
 
 
 @pytest.mark.parametrize(
@@ -401,14 +443,6 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
             {"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)},
             "cache: expected None with an ablation",
         ),
-        (
-            {"pairs": [replace(fl.ARTICLE_PAIR, category="neutral")]},
-            "a category can't be called 'neutral'",
-        ),
-        (
-            {"pairs": [replace(fl.ARTICLE_PAIR, category="headline")]},
-            "a category can't be called 'headline'",
-        ),
         ({"match": {"damage": torch.zeros(3, 25)}}, "match: expected a table of shape"),
         ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),
@@ -417,8 +451,17 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
 def test_bad_input_is_refused(tokenizer, data, cut, changes, message):
     model = tiny_model()
     options = {"selections": {"cut": cut}, **data, "n_random": 2, **changes}
+    selections = options.pop("selections")
     with pytest.raises(ValueError, match=message):
-        fl.compare(model, tokenizer, options.pop("selections"), **options)
+        held_out = fl.HeldOut(*(options.pop(name) for name in ("pairs", "neutral", "text")))
+        fl.compare(model, tokenizer, selections, held_out, **options)
+
+
+def test_held_out_data_are_refused_by_name(tiny, tokenizer, data, cut):
+    with pytest.raises(TypeError, match="text: expected a string; got NoneType"):
+        fl.HeldOut(data["pairs"], data["neutral"], None)
+    with pytest.raises(TypeError, match=r"held_out: expected fairlab.HeldOut.* got dict"):
+        fl.compare(tiny, tokenizer, {"cut": cut}, data)
 
 
 def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
@@ -455,7 +498,7 @@ def frozen(name, **values):
     return table
 
 
-def readings_without_a_model():
+def case_without_a_model():
     """Return pairs of two categories of unlike size, neutral pairs, and readings in which every
     column differs."""
     sentences = [f"Sentence {letter} about the {{}} man" for letter in "ABCDEFGHIJ"]
@@ -473,21 +516,22 @@ def readings_without_a_model():
     def reading(factor):
         losses = np.repeat(draw.normal(3, 1, 10), 64)  # 10 blocks of 64 tokens that are all alike
         gaps = scale * draw.lognormal(0, 0.8, size) * factor
-        return {
-            "gap": gaps,
-            "gap_without": gaps,
-            "losses": losses + draw.normal(0, 0.01, len(losses)),
-        }
+        losses = losses + draw.normal(0, 0.01, len(losses))
+        return readings.Reading(gaps, gaps, np.full(size, np.nan), losses, np.array(0.0))
 
-    return race + age, neutral, reading(1.0), reading(0.7), [reading(1.0), reading(1.1)]
+    held_out = fl.HeldOut(race + age, neutral, "A text.")
+    before, after = reading(1.0), reading(0.7)
+    people = len(held_out.pairs)
+    flat = flattening.Flattening(0.9, before.gap[:people], after.gap[:people])
+    chance = {"random": [reading(1.0), reading(1.1)]}
+    return rows.Case("cut", held_out, before, after, chance, flat)
 
 
 def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
-    pairs, neutral, before, after, by_chance = readings_without_a_model()
-    flat = (0.9, before["gap"][: len(pairs)], after["gap"][: len(pairs)])
-    table = evaluation._rows("cut", pairs, neutral, before, after, {"random": by_chance}, flat)
-    table = table[table.measure == "gap"].set_index("category")
-    everything = pairs + neutral
+    case = case_without_a_model()
+    table, draws = rows.case_tables(case)
+    table = table[table.measure == "gap"].set_index("row")
+    everything, before, after = case.held_out.everything, case.before, case.after
     kinds = np.array([pair.category for pair in everything])
     templates = np.array([pair.template for pair in everything])
     words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in everything])
@@ -495,7 +539,7 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
     def by_hand(*categories):
         own = np.isin(kinds, categories)
         columns = [
-            np.where(kinds == c, reading["gap"], 0)[own]
+            np.where(kinds == c, reading.gap, 0)[own]
             for c in categories
             for reading in (before, after)
         ]
@@ -505,32 +549,34 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
             jackknife_interval(np.stack(columns, 1), log_mean, clusters, strata=kinds[own])
         )
 
-    for name, categories in {
-        "race": ["race"],
-        "age": ["age"],
-        "headline": ["race", "age"],
-        "neutral": ["mood"],
-    }.items():
-        assert table.loc[name, ["low", "high"]].tolist() == pytest.approx(
-            list(by_hand(*categories))
-        ), name
-        assert table.loc[name, "attributes_resampled"] == len(
-            set(words[np.isin(kinds, categories)])
-        )
+    by_category = table.loc["category"].set_index("category")
+    for row, categories in (
+        (by_category.loc["race"], ["race"]),
+        (by_category.loc["age"], ["age"]),
+        (table.loc["headline"], ["race", "age"]),
+        (table.loc["neutral"], ["mood"]),
+    ):
+        assert [row.low, row.high] == pytest.approx(list(by_hand(*categories))), categories
+        assert row.attributes_resampled == len(set(words[np.isin(kinds, categories)]))
+    for number, reading in enumerate(case.chance["random"]):
+        own = kinds == "age"
+        change = reading.gap[own].sum() / before.gap[own].sum() - 1
+        drawn = draws[(draws.category == "age") & (draws.draw == number)]
+        assert drawn.change.tolist() == pytest.approx([change])
     relative, labels = [], []
     for category in ("race", "age"):
         own = kinds == category
-        relative += list((after["gap"] - before["gap"])[own] / before["gap"][own].mean())
+        relative += list((after.gap - before.gap)[own] / before.gap[own].mean())
         labels += list(templates[own])
     assert table.loc["headline", "p"] == pytest.approx(sign_flip_test(np.array(relative), labels))
 
 
 def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
-    _, _, before, after, by_chance = readings_without_a_model()
-    row = evaluation._perplexity_row(
-        "cut", before["losses"], after["losses"], {"random": by_chance}
-    )
-    change = (after["losses"] - before["losses"]).reshape(10, 64).mean(1)  # one number a block
+    case = case_without_a_model()
+    table, _ = rows.case_tables(case)
+    row = table[table.row == "text"].iloc[0]
+    before, after = case.before, case.after
+    change = (after.losses - before.losses).reshape(10, 64).mean(1)  # one number a block
     half = 2.262 * change.std(ddof=1) / np.sqrt(10)  # t with 9 degrees of freedom
     ends = np.expm1([change.mean() - half, change.mean() + half])
     assert [row["low"], row["high"]] == pytest.approx(list(ends), rel=1e-3)
@@ -547,9 +593,9 @@ def test_the_frozen_controls_are_complete():
     assert (table.n_random == 20).all()
     assert not (table.low < -1).any()
     assert (
-        table.attributes_resampled[table.category != "neutral"] == 0
+        table.attributes_resampled[table.row != "neutral"] == 0
     ).all()  # one pair of words a category
-    headline = table[(table.category == "headline") & (table.measure == "gap")]
+    headline = table[(table.row == "headline") & (table.measure == "gap")]
     assert len(headline) == 18
     told = headline[headline.specificity_high < 0]
     assert [*zip(told.method, told["count"], strict=True)] == [
@@ -581,8 +627,8 @@ def test_the_readme_says_what_the_frozen_tables_say():
         return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
 
     for ((name, count), table), price in zip(rows.items(), prices, strict=True):
-        gap = table[(table.measure == "gap") & (table.category == "headline")].iloc[0]
-        neutral = table[(table.measure == "gap") & (table.category == "neutral")].iloc[0]
+        gap = table[(table.measure == "gap") & (table.row == "headline")].iloc[0]
+        neutral = table[(table.measure == "gap") & (table.row == "neutral")].iloc[0]
         cells = [name, count, *(shown(*row[["change", "low", "high"]]) for row in (gap, neutral))]
         cells += [
             f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
@@ -592,7 +638,7 @@ def test_the_readme_says_what_the_frozen_tables_say():
         assert line in readme, f"put this into the README:\n{line}"
     everything = frozen(
         "results/tries.csv", read_on="held_out_all_neutral", measure="gap"
-    ).set_index("category")
+    ).set_index("row")
     gap, neutral = everything.loc["headline"], everything.loc["neutral"]
     for text in (
         f"{neutral.change:+.1%} [{neutral.low:+.1%}, {neutral.high:+.1%}]",
@@ -609,7 +655,8 @@ def test_every_table_of_held_out_pairs_is_in_the_ledger():
     assert not ledger.isna().any(axis=None)
     assert list(ledger.date) == sorted(ledger.date)
     listed = " ".join(ledger.table)
-    for path in fl.data_path("results/controls.csv").parent.glob("*.csv"):
+    tables = fl.data_path("results/controls.csv").parent.glob("*.csv")
+    for path in [path for path in tables if not path.stem.endswith("_draws")]:
         table = pd.read_csv(path, low_memory=False)
         where = table.get("read_on", table.get("split"))
         if path.name in ("controls.csv", "tradeoff.csv") or (

@@ -12,9 +12,10 @@ import transformers
 import yaml
 
 import fairlab as fl
-from fairlab import report
-from fairlab.evaluation import bits_of
+from fairlab.evaluation.readings import bits_of
 from fairlab.models import glu_blocks
+from fairlab.report import card as card_module
+from fairlab.report import upload, verdict
 from tiny_models import tiny_model
 
 HOSTILE = '<script src="https://example.org/x.js">alert("&")</script>'
@@ -59,52 +60,33 @@ def measured(tiny, tokenizer):
     held_out = fl.load_pairs("race", split="held_out", words="any")
     neutral = fl.load_pairs("mood", kind="neutral", split="held_out", words="any")[:12]
     pairs = [*held_out, *(replace(pair, category=HOSTILE) for pair in held_out[::2])]
-    table = fl.compare(
-        tiny,
-        tokenizer,
-        {"cut": CUT},
-        pairs=pairs,
-        neutral=neutral,
-        text="The tide comes in. " * 9,
-        n_random=3,
-        seed=7,
-    )
-    return {
-        "table": table,
-        "pairs": pairs,
-        "neutral": neutral,
-        "chosen_on": fl.load_pairs("race", split="train"),
-    }
+    held_out = fl.HeldOut(pairs, neutral, "The tide comes in. " * 9)
+    comparison = fl.compare(tiny, tokenizer, {"cut": CUT}, held_out, n_random=3, seed=7)
+    return {"comparison": comparison, "chosen_on": fl.load_pairs("race", split="train")}
 
 
 @pytest.fixture
 def written(tiny, measured, tmp_path):
     """Write the report with hostile names, prompts and texts."""
-    options = {key: value for key, value in measured.items() if key != "table"}
-    options["chosen_on"] = [*options["chosen_on"], fl.PromptPair(f"A {HOSTILE}", f"B {HOSTILE}")]
-    ax = plt.subplots()[1]
     fl.write_report(
         tmp_path / "new" / "page.html",
-        measured["table"],
-        CUT,
+        measured["comparison"],
         model=tiny,
         model_name=f"org/{HOSTILE}",
-        **options,
+        chosen_on=[*measured["chosen_on"], fl.PromptPair(f"A {HOSTILE}", f"B {HOSTILE}")],
         method={"score": HOSTILE, "weight": np.float32(0.5), "nothing": float("nan")},
         texts={f"A {HOSTILE}": ("before", HOSTILE)},
-        figures={HOSTILE: ax},
     )
-    plt.close(ax.figure)
     return tmp_path / "new" / "page.html"
 
 
 def test_the_page_stands_alone_and_escapes_every_text(written):
     page, source = Page(written), written.read_text(encoding="utf-8")
     assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
-    assert len(page.addresses) == 2
+    assert len(page.addresses) == 1
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert "url(" not in source and "@import" not in source
-    assert page.text.count(HOSTILE) >= 8
+    assert page.text.count(HOSTILE) >= 7
     assert "<script" not in source
     assert len(source) < 1_500_000
     assert not plt.get_fignums()
@@ -112,7 +94,7 @@ def test_the_page_stands_alone_and_escapes_every_text(written):
 
 def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     facts = strict(written.with_suffix(".json"))
-    table = measured["table"]
+    table = measured["comparison"].table
     assert len(facts["results"]) == len(table)
     for row, expected in zip(facts["results"], table.to_dict("records"), strict=True):
         assert row == {
@@ -122,12 +104,12 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     assert facts["selection"] == json.loads(CUT.to_json())
     assert facts["model"]["weights_sha256"] == bits_of(tiny)
     assert (facts["settings"]["seed"], facts["settings"]["random cuts"]) == (7, 3)
-    assert facts["settings"]["pairs measured"] == len(measured["pairs"])
+    assert facts["settings"]["pairs measured"] == len(measured["comparison"].held_out.pairs)
     assert facts["method"]["weight"] == 0.5 and facts["method"]["nothing"] is None
     assert facts["environment"]["transformers"] == transformers.__version__
     text = Page(written).text
     headline = next(
-        row for row in facts["results"] if (row["measure"], row["category"]) == ("gap", "headline")
+        row for row in facts["results"] if (row["measure"], row["row"]) == ("gap", "headline")
     )
     for shown in (
         f"{headline['before']:.4g}",
@@ -141,51 +123,30 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
 def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path):
     folder = tmp_path / "private" / "mine"
     folder.mkdir(parents=True)
-    options = {key: value for key, value in measured.items() if key != "table"}
-    fl.write_report(
-        tmp_path / "p.html", measured["table"], CUT, model=tiny, model_name=folder, **options
-    )
+    fl.write_report(tmp_path / "p.html", **measured, model=tiny, model_name=folder)
     assert strict(tmp_path / "p.json")["model"]["name"] == "mine"
     assert "private" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
-def test_dose_is_drawn_and_kept(tiny, measured, tmp_path):
-    frozen = pd.read_csv(fl.data_path("results/controls.csv"))
-    options = {key: value for key, value in measured.items() if key != "table"}
-    fl.write_report(
-        tmp_path / "p.html",
-        measured["table"],
-        CUT,
-        model=tiny,
-        model_name="x",
-        **options,
-        dose=frozen,
-        title="Dose",
-    )
-    assert len(strict(tmp_path / "p.json")["dose"]) == len(frozen)
-    page = Page(tmp_path / "p.html")
-    assert len(page.addresses) == 2
-    assert page.text.strip().startswith("Dose")
-
-
 def table_with(**numbers):
     gap = {
-        "change": -0.3, "low": -0.4, "high": -0.2, "random_low": -0.1, "random_high": 0.1, "n_random": 20,
-        "neutral_change": -0.05, "specificity_low": -0.3, "specificity_high": -0.1, "flattening_change": -0.1,
+        "change": -0.3,
+        "low": -0.4,
+        "high": -0.2,
+        "random_low": -0.1,
+        "random_high": 0.1,
+        "n_random": 20,
+        "neutral_change": -0.05,
+        "specificity_low": -0.3,
+        "specificity_high": -0.1,
         "neutral_in_range": True,
-    }  # fmt: skip
-    rows = [{"measure": "gap", "category": "headline", **gap, **numbers}]
-    rows.append({"measure": "gap", "category": "neutral", "random_low": -0.08, "random_high": 0.07})
+        "flattening_change": -0.1,
+    }
     return pd.DataFrame(
         [
-            *rows,
-            {
-                "measure": "perplexity",
-                "category": "text",
-                "change": 0.02,
-                "low": 0.01,
-                "high": 0.03,
-            },
+            {"measure": "gap", "row": "headline", **gap, **numbers},
+            {"measure": "gap", "row": "neutral", "random_low": -0.08, "random_high": 0.07},
+            {"measure": "perplexity", "row": "text", "change": 0.02, "low": 0.01, "high": 0.03},
         ]
     )
 
@@ -242,11 +203,11 @@ def table_with(**numbers):
     ],
 )
 def test_the_verdict_follows_the_numbers(numbers, said, not_said):
-    verdict = " ".join(report._verdict(table_with(**numbers)))
+    words_said = " ".join(verdict.verdict(table_with(**numbers)))
     for words in (*said, "Perplexity changes by +2.0% (+1.0% … +3.0%)."):
-        assert words in verdict
+        assert words in words_said
     for words in not_said:
-        assert words not in verdict
+        assert words not in words_said
 
 
 def test_what_was_not_held_out_is_said():
@@ -254,35 +215,33 @@ def test_what_was_not_held_out_is_said():
     words = replace(pair, prompt_a="x", prompt_b="y", template="another {}")
     sentence = replace(pair, prompt_a="x", prompt_b="y", attribute_a="old", attribute_b="young")
     fresh = replace(words, attribute_a="old", attribute_b="young")
-    assert "1 of the 2 pairs measured also chose" in report._warnings([pair], [pair, fresh])[0]
-    assert "1 of the 1 sentences measured also chose" in report._warnings([pair], [sentence])[0]
-    assert "1 of the 1 word pairs measured also chose" in report._warnings([pair], [words])[0]
-    assert report._warnings([pair], [fresh]) == []
+    assert "1 of the 2 pairs measured also chose" in verdict.warnings([pair], [pair, fresh])[0]
+    assert "1 of the 1 sentences measured also chose" in verdict.warnings([pair], [sentence])[0]
+    assert "1 of the 1 word pairs measured also chose" in verdict.warnings([pair], [words])[0]
+    assert verdict.warnings([pair], [fresh]) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"path": "page.txt"}, "path: expected a name that ends in .html; got"),
-        ({"selection": fl.NeuronSelection({0: (1,)}, (3, 25))}, "made for 3 layers of 25 neurons"),
-        ({"pairs": []}, "pairs: expected at least one"),
-        ({"table": lambda t: pd.concat([t, t.assign(selection="b")])}, "expected one selection; got cut, b"),
-        ({"table": lambda t: t[t.category != "headline"]}, "expected one row of the gap, headline"),
+        ({"model": tiny_model(intermediate_size=25)}, "model has 3 layers of 25"),
+        ({"chosen_on": []}, "pairs: expected at least one"),
+        ({"several": True}, "comparison: expected one selection; got cut, b"),
+        ({"headline": False}, "expected one row of the gap, headline"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_writes_nothing(tiny, measured, tmp_path, changes, message):
-    options = {"path": "page.html", "selection": CUT, **measured, **changes}
-    table = options["table"](measured["table"]) if callable(options["table"]) else options["table"]
-    options = {**options, "path": tmp_path / options["path"], "table": table}
+    options = {"path": "page.html", "model": tiny, "model_name": "x", **measured, **changes}
+    comparison = options["comparison"]
+    if options.pop("several", False):
+        comparison = replace(comparison, selections={"cut": CUT, "b": CUT})
+    if not options.pop("headline", True):
+        table = comparison.table
+        comparison = replace(comparison, table=table[table.row != "headline"])
+    options |= {"path": tmp_path / options["path"], "comparison": comparison}
     with pytest.raises(ValueError, match=message):
-        fl.write_report(
-            options.pop("path"),
-            options.pop("table"),
-            options.pop("selection"),
-            model=tiny,
-            model_name="x",
-            **options,
-        )
+        fl.write_report(**options)
     assert not list(tmp_path.iterdir())
 
 
@@ -292,7 +251,7 @@ def test_the_card_says_what_the_report_says(written, monkeypatch):
             license="other", license_name="own", license_link="LICENSE"
         )
 
-    monkeypatch.setattr(report.ModelCard, "load", lambda name: Base)
+    monkeypatch.setattr(card_module.ModelCard, "load", lambda name: Base)
     facts = strict(written.with_suffix(".json"))
     card = fl.model_card(written.with_suffix(".json"))
     header = yaml.safe_load(card.content.split("---")[1])
@@ -307,9 +266,7 @@ def test_the_card_says_what_the_report_says(written, monkeypatch):
     assert "<script" not in card.text
     assert "5 of 72 MLP neurons" in card.text
     overall = [
-        row["sentence"]
-        for row in facts["results"]
-        if row["category"] in ("headline", "neutral", "text")
+        row["sentence"] for row in facts["results"] if row["row"] in ("headline", "neutral", "text")
     ]
     for line in (
         *facts["verdict"],
@@ -332,7 +289,7 @@ def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
     def offline(name):
         raise OSError("no Hub")
 
-    monkeypatch.setattr(report.ModelCard, "load", offline)
+    monkeypatch.setattr(card_module.ModelCard, "load", offline)
     default = card(fl.DEFAULT_MODEL)
     assert (default["base_model"], default["license"]) == (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -372,7 +329,7 @@ class LocalHub:
 def test_what_is_pushed_reloads_with_stock_transformers(
     tiny, tokenizer, written, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(report, "HfApi", LocalHub)
+    monkeypatch.setattr(upload, "HfApi", LocalHub)
     monkeypatch.setattr(LocalHub, "root", tmp_path / "hub")
     folder = tmp_path / "pruned"
     cut = fl.prune(tiny, CUT)

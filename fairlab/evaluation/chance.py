@@ -1,0 +1,86 @@
+"""Random cuts of the same size: what removing so many neurons does by itself.
+
+Contents: `random_selections`.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairlab.surgery import NeuronSelection
+
+NEIGHBOURS = 20  # a matched random cut takes one of so many neurons with a similar value
+
+
+def random_selections(
+    selection: NeuronSelection, n: int, *, seed: int = 0, match: Tensor | None = None
+) -> list[NeuronSelection]:
+    """Draw n random cuts with as many neurons in each layer as a selection has.
+
+    Parameters
+    ----------
+    n : int
+        How many, 1 or more.
+    match : Tensor of shape (layers, neurons), optional
+        Such as Fisher's importance, or the mean absolute activation. Every neuron of the selection
+        is then replaced by one of the `NEIGHBOURS` nearest to it in the ranks of this table, in its
+        layer and outside the selection. A cut that only removes neurons that matter (or that are
+        active) does no better than these.
+
+    Raises
+    ------
+    ValueError
+        n below 1, or a table of another shape or with values that are not finite.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"n: expected a whole number of at least 1; got {n!r}")
+    if match is not None:
+        _check_match(match, selection)
+    draw = random.Random(seed)
+    width = selection.shape[1]
+    cuts = []
+    for number in range(n):
+        neurons = {}
+        for layer, chosen in selection.neurons.items():
+            if match is None:
+                neurons[layer] = draw.sample(range(width), len(chosen))
+            else:
+                neurons[layer] = _similar_neurons(match[layer], chosen, draw)
+        note = f"random cut {number} of seed {seed}"
+        if match is not None:
+            note += ", matched"
+        cuts.append(NeuronSelection(neurons, selection.shape, note))
+    return cuts
+
+
+def _check_match(match: Tensor, selection: NeuronSelection) -> None:
+    if tuple(match.shape) != selection.shape:
+        raise ValueError(
+            f"match: expected a table of shape {selection.shape}; got {tuple(match.shape)}"
+        )
+    if not torch.isfinite(match).all():
+        raise ValueError("match: expected finite values; got NaN or infinity")
+
+
+def _similar_neurons(values: Tensor, chosen: Sequence[int], draw: random.Random) -> list[int]:
+    """Replace each chosen neuron of a layer by one of those nearest in rank that are still free."""
+    by_value = values.argsort().tolist()
+    rank = {neuron: place for place, neuron in enumerate(by_value)}
+    free = [neuron for neuron in by_value if neuron not in set(chosen)]
+    if len(free) < len(chosen):
+        raise ValueError(
+            "match: more than half of a layer is selected; too few neurons are left to match it"
+        )
+    replacements = []
+    # in random order, since those that come first have the nearest to choose from
+    for neuron in draw.sample(list(chosen), len(chosen)):
+
+        def distance(other: int, place: int = rank[neuron]) -> int:
+            return abs(rank[other] - place)
+
+        free.sort(key=distance)
+        nearest = min(NEIGHBOURS, len(free))
+        replacements.append(free.pop(draw.randrange(nearest)))
+    return replacements

@@ -1,0 +1,280 @@
+"""Cuts beside their controls, as one table.
+
+Contents: `compare`, `Comparison`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab.evaluation.chance import random_selections
+from fairlab.evaluation.flattening import flattened_gaps
+from fairlab.evaluation.readings import (
+    Ablation,
+    HeldOut,
+    KeptReadings,
+    Reading,
+    bits_of,
+    cache_key,
+    read_cut,
+)
+from fairlab.evaluation.rows import Case, case_tables
+from fairlab.pairs import encode_pair
+from fairlab.passes import progress
+from fairlab.surgery import NeuronSelection, ablate
+
+MEASURES = {  # name in the readings → field of `Reading`
+    "gap": "gap",
+    "gap without pronouns": "gap_without_pronouns",
+    "metric": "metric",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` measured: the table, what it is made of, and what it was measured with.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row a selection, measure and category; see `compare`.
+    draws : DataFrame
+        The change under every random cut, one row each: `selection`, `measure`, `row` and
+        `category` as in the table; `kind` ("random", or the name of a matched table), `draw` (a
+        number from 0) and `change`.
+    readings : DataFrame
+        What was read of each pair: `selection`, `measure`, `kind` ("demographic" or "neutral"),
+        `category`, `template`, the two attributes, `before` and `after`.
+    selections : dict of str to NeuronSelection
+    held_out : HeldOut
+    weights_sha256 : str
+        Of the uncut model.
+    dtype : str
+        The precision of the numbers, such as "float32".
+    seed : int
+        Of the random cuts.
+    seconds : float
+        What measuring took, whenever it was done.
+    """
+
+    table: pd.DataFrame
+    draws: pd.DataFrame
+    readings: pd.DataFrame
+    selections: Mapping[str, NeuronSelection]
+    held_out: HeldOut
+    weights_sha256: str
+    dtype: str
+    seed: int
+    seconds: float
+
+
+def compare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selections: Mapping[str, NeuronSelection],
+    held_out: HeldOut,
+    *,
+    n_random: int = 20,
+    seed: int = 0,
+    metric: bool = True,
+    match: Mapping[str, Tensor] | None = None,
+    cache: str | Path | None = None,
+    ablation: Ablation = ablate,
+) -> Comparison:
+    """Measure what cuts do, each beside random cuts of the same size, neutral prompts, and a mere
+    flattening.
+
+    Every cut is tried by `ablation`, so the model stays as it is.
+
+    Parameters
+    ----------
+    selections : dict of str to NeuronSelection
+        The cuts, by name.
+    held_out : HeldOut
+        Pairs, neutral pairs and a text that did not choose the neurons.
+    n_random : int
+        Random cuts with the same count in each layer, shared by all selections that have the same
+        counts.
+    metric : bool
+        Whether to measure the article's metric, which takes about half of the time.
+    match : dict of str to Tensor, optional
+        Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
+        importance}, another `n_random` of `random_selections(…, match=table)`. They take as long
+        again.
+    cache : path, optional
+        Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
+        was. A reading is used again only for the same cut, tokens and versions, and a model with
+        the same weights, settings, precision and hooks.
+    ablation : callable
+        `ablation(model, selection)`: a context manager, such as `partial(fairlab.ablate,
+        scale=0.5)`, under which every cut is read, the random ones too. It must do nothing for an
+        empty selection. Not together with a cache, which could not tell one from another.
+
+    Returns
+    -------
+    Comparison
+        Its `table` has one row a selection, measure and category. `measure`: "gap" (next-token
+        divergence, nats), "metric" (the article's, activation units) or "perplexity". `row` says
+        what a row is: "category", one of those in the pairs, named in `category`; "without
+        pronouns", the gap of gender with pronouns left out; "headline", the mean over categories of
+        the relative change; "neutral", the neutral pairs; "text", the perplexity. Columns:
+
+        - `before`, `after`: means over pairs, of the headline over the categories' means; `change`:
+          after / before − 1, 0 if nothing changed, of the headline the mean of the categories'
+          changes (so not of `before` and `after`);
+        - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %
+          (`jackknife_interval` over templates, and over attribute pairs within their category,
+          where it has two or more; over blocks of 64 tokens for perplexity). NaN with one template;
+        - `p`, `p_holm`: sign-flip test over templates, and adjusted over the categories of one
+          selection and measure;
+        - `pairs`, `templates`, `attributes`: how many there are of each; `attributes_resampled`:
+          how many attribute pairs were left out in turn. Where it is 0 the interval is for these
+          words and says nothing about others;
+        - `categories_low`, `categories_high`: headline only, the interval with categories as the
+          units (t, of their changes): for other categories like these;
+        - `random_low`, `random_high`: range of the change over random cuts; `random_below`,
+          `random_above`, `n_random`: how many of them lie lower and higher than this cut (ties are
+          neither), and how many there are. For each NAME in `match`: the same with `NAME_`;
+        - `neutral_change`; `specificity`, `specificity_low`, `specificity_high`: change − neutral
+          change (below 0: the demographic gap fell more than the neutral one); `neutral_in_range`:
+          whether the change of the neutral gap lies in the range that random cuts have. Only where
+          it does is a specificity below 0 one of demographic words;
+        - `flattening_scale`, `flattening_change`: the lowest factor on all logits whose perplexity
+          is not above that of the cut (or of the original, where the cut costs nothing), and the
+          change of the gap that it brings by itself, with its interval over templates, at this
+          factor (`flattening_low`, `flattening_high`);
+        - `dtype`: the model's; in half precision the numbers are noise of the size that
+          `next_token_divergence` names;
+        - `sentence`: the row in words.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No selection, one for another model, bad pairs or text, `n_random` below 1, a bad table in
+        `match`, a cache together with an ablation; before anything is measured.
+    """
+    _check(model, tokenizer, selections, held_out, cache, ablation)
+    tables = {"random": None, **(match or {})}
+    controls = _random_cuts(selections, tables, n_random, seed)
+    read = partial(read_cut, model, tokenizer, held_out, ablation=ablation, metric=metric)
+    if cache is not None:
+        key = cache_key(model, tokenizer, held_out, metric=metric)
+        read = KeptReadings(Path(cache) / key, read)
+
+    shape = next(iter(selections.values())).shape
+    before = read(NeuronSelection({}, shape))
+    cuts = [*selections.values()]
+    for draws in controls.values():
+        cuts += draws
+    readings = _read_each_once(read, cuts)
+    after = {name: readings[cut.to_json()] for name, cut in selections.items()}
+    prices = [reading.mean_loss - before.mean_loss for reading in after.values()]
+    flattenings = flattened_gaps(model, tokenizer, held_out.pairs, held_out.text, prices)
+
+    rows, draws = [], []
+    for name, flattening in zip(selections, flattenings, strict=True):
+        chance = {}
+        for kind in tables:
+            chance[kind] = [readings[cut.to_json()] for cut in controls[name, kind]]
+        case = Case(name, held_out, before, after[name], chance, flattening)
+        case_rows, case_draws = case_tables(case)
+        rows.append(case_rows)
+        draws.append(case_draws)
+    dtype = str(model.dtype).removeprefix("torch.")
+    table = pd.concat(rows, ignore_index=True)
+    table.insert(len(table.columns) - 1, "dtype", dtype)
+    return Comparison(
+        table=table,
+        draws=pd.concat(draws, ignore_index=True),
+        readings=_readings_table(held_out, before, after),
+        selections=dict(selections),
+        held_out=held_out,
+        weights_sha256=bits_of(model),
+        dtype=dtype,
+        seed=seed,
+        seconds=sum(float(reading.seconds) for reading in (before, *readings.values())),
+    )
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selections: Mapping[str, NeuronSelection],
+    held_out: HeldOut,
+    cache: str | Path | None,
+    ablation: Ablation,
+) -> None:
+    """Refuse what can't be measured, before any time is spent."""
+    if not selections:
+        raise ValueError("selections: expected at least one, by name; got none")
+    if not isinstance(held_out, HeldOut):
+        raise TypeError(
+            "held_out: expected fairlab.HeldOut(pairs, neutral, text); got "
+            f"{type(held_out).__name__}"
+        )
+    if not callable(ablation):
+        raise TypeError(
+            f"ablation: expected a context manager of a model and a selection; got {ablation!r}"
+        )
+    if cache is not None and ablation is not ablate:
+        raise ValueError(
+            "cache: expected None with an ablation, which it can't tell from another; "
+            f"got {cache!r}"
+        )
+    for selection in selections.values():
+        with ablation(model, selection):  # refuses a cut for another model
+            pass
+    for pair in held_out.everything:
+        encode_pair(tokenizer, pair)
+
+
+def _random_cuts(
+    selections: Mapping[str, NeuronSelection],
+    tables: Mapping[str, Tensor | None],
+    n_random: int,
+    seed: int,
+) -> dict[tuple[str, str], list[NeuronSelection]]:
+    """Draw the random cuts of every selection, of each kind."""
+    controls = {}
+    for name, cut in selections.items():
+        for kind, match in tables.items():
+            controls[name, kind] = random_selections(cut, n_random, seed=seed, match=match)
+    return controls
+
+
+def _read_each_once(read, cuts: list[NeuronSelection]) -> dict[str, Reading]:
+    """Read each different cut once; return the readings by the cut's JSON."""
+    different = {cut.to_json(): cut for cut in cuts}
+    readings = {}
+    for key, cut in progress(list(different.items()), desc="cuts", unit="cut"):
+        readings[key] = read(cut)
+    return readings
+
+
+def _readings_table(
+    held_out: HeldOut, before: Reading, after: Mapping[str, Reading]
+) -> pd.DataFrame:
+    """Return what was read of each pair, so that every row of the table can be checked by hand."""
+    pairs = pd.DataFrame(
+        {
+            "kind": ["demographic"] * len(held_out.pairs) + ["neutral"] * len(held_out.neutral),
+            "category": [pair.category for pair in held_out.everything],
+            "template": [pair.template or pair.prompt_a for pair in held_out.everything],
+            "attribute_a": [pair.attribute_a for pair in held_out.everything],
+            "attribute_b": [pair.attribute_b for pair in held_out.everything],
+        }
+    )
+    parts = []
+    for name, reading in after.items():
+        for measure, field in MEASURES.items():
+            part = pairs.assign(before=getattr(before, field), after=getattr(reading, field))
+            part.insert(0, "measure", measure)
+            part.insert(0, "selection", name)
+            parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    return table.dropna(subset="after", ignore_index=True)  # the metric, where it was not measured

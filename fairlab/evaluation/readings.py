@@ -1,0 +1,192 @@
+"""What is measured under one cut, and how it is kept.
+
+Contents: `HeldOut`, `Reading`, `read_cut`, `KeptReadings`, `bits_of`.
+"""
+
+import hashlib
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab._version import __version__
+from fairlab.behavior import PRONOUNS
+from fairlab.capture import available_points, run_pairs
+from fairlab.diagnosis import ARTICLE_POINTS
+from fairlab.models import decoder_layers
+from fairlab.pairs import PromptPair, as_pairs, prompt_ids
+from fairlab.passes import PairBatch, divergence, full_precision, token_ids, token_losses, without
+from fairlab.surgery import NeuronSelection
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a cut is judged on. Nothing in it may have chosen the neurons.
+
+    Parameters
+    ----------
+    pairs, neutral : list of PromptPair
+        Demographic pairs, and neutral pairs in the same templates. Their `category`, `template` and
+        attributes say what belongs together.
+    text : str
+        Plain prose for the perplexity; not the calibration text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No pairs, something else than pairs, or a text that is no string.
+    """
+
+    pairs: Sequence[PromptPair]
+    neutral: Sequence[PromptPair]
+    text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", as_pairs(self.pairs))
+        object.__setattr__(self, "neutral", as_pairs(self.neutral))
+        if not isinstance(self.text, str):
+            raise TypeError(f"text: expected a string; got {type(self.text).__name__}")
+
+    @property
+    def everything(self) -> list[PromptPair]:
+        """The demographic pairs, then the neutral ones: the order of every reading."""
+        return [*self.pairs, *self.neutral]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was measured under one cut, of the demographic pairs and then the neutral ones."""
+
+    gap: NDArray  # (pairs,) in nats
+    gap_without_pronouns: NDArray  # (pairs,) in nats
+    metric: NDArray  # (pairs,) in units of activation; NaN where it was not measured
+    losses: NDArray  # (tokens,) of the text, in nats
+    seconds: NDArray  # how long it took, one number
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss of the text's tokens; perplexity is its exponential."""
+        return float(self.losses.mean())
+
+
+Ablation = Callable[[PreTrainedModel, NeuronSelection], AbstractContextManager]
+
+
+def read_cut(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    cut: NeuronSelection,
+    ablation: Ablation,
+    *,
+    metric: bool,
+) -> Reading:
+    """Measure gaps, the article's metric and the losses of the text while a cut is in place."""
+    pairs = held_out.everything
+    points = [point for point in ARTICLE_POINTS if metric and point in available_points(model)]
+    places = len(points) * len(decoder_layers(model))
+    pronouns = token_ids(tokenizer, PRONOUNS)
+    gap, gap_without_pronouns, distance = torch.zeros(3, len(pairs))
+    start = time.perf_counter()
+
+    def visit(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
+        a, b = values[batch.rows_a], values[batch.rows_b]  # (pairs, tokens, width)
+        differences = (a - b).abs_().mean(-1)
+        distance[batch.pairs] += (differences * batch.weights).sum(1).float().cpu() / places
+
+    def see_next(batch: PairBatch, log_p: Tensor) -> None:
+        rest = without(log_p, pronouns)
+        gap[batch.pairs] = divergence(log_p, batch).float().cpu()
+        gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
+
+    with ablation(model, cut):
+        run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, positions="all")
+        losses = token_losses(model, tokenizer, held_out.text)
+    if not metric:
+        distance += torch.nan
+    seconds = np.array(time.perf_counter() - start)
+    arrays = (gap, gap_without_pronouns, distance, losses)
+    return Reading(*(values.numpy() for values in arrays), seconds)
+
+
+class KeptReadings:
+    """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was."""
+
+    def __init__(self, folder: Path, read: Callable[[NeuronSelection], Reading]):
+        self.folder, self.read = folder, read
+
+    def __call__(self, cut: NeuronSelection) -> Reading:
+        """Return the reading of a cut: from its file, or else measured now."""
+        name = hashlib.sha256(cut.to_json().encode()).hexdigest()[:24]
+        path = self.folder / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return Reading(**stored)
+        except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or damaged
+            reading = self.read(cut)
+            self._keep(path, reading)
+            return reading
+
+    def _keep(self, path: Path, reading: Reading) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        arrays = {field.name: getattr(reading, field.name) for field in fields(reading)}
+        with part.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(part, path)  # complete before it takes its name
+
+
+def cache_key(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, *, metric: bool
+) -> str:
+    """Return a short name for all that readings depend on beside the cut: the model as it answers
+    now, and the tokens it is given.
+
+    Weights alone would not tell of hooks, settings, precision or another attention; one answer of
+    the model, to the bit, does.
+    """
+    tokens = []
+    for pair in held_out.everything:
+        tokens += [prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)]
+    first = torch.tensor([tokens[0]], device=model.device)  # (1, tokens)
+    with full_precision(), torch.no_grad():
+        answer = model(input_ids=first, use_cache=False).logits
+    facts = {
+        "weights": bits_of(model),
+        "answer": _digest(answer),
+        "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],
+        "tokens": tokens,
+        "text": tokenizer(held_out.text, verbose=False).input_ids,
+        "pronouns": list(token_ids(tokenizer, PRONOUNS)),
+        "metric": metric,
+        "versions": [__version__, torch.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def bits_of(model: PreTrainedModel) -> str:
+    """Return a SHA-256 of all weights: models with the same one are the same to the bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data

@@ -1,0 +1,368 @@
+"""From readings to rows: changes with their intervals and tests, beside every control, in words.
+
+Contents: `Case`, `case_tables`, `SPECIAL_LABELS`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from fairlab.evaluation.flattening import Flattening
+from fairlab.evaluation.readings import HeldOut, Reading
+from fairlab.statistics import holm, jackknife_interval, resampled, sign_flip_test
+
+BLOCK = 64  # tokens of the text that are left out together, since neighbours are alike
+SPECIAL_LABELS = {  # what `category` says, for people, in rows that are about no single category
+    "headline": "mean over categories",
+    "neutral": "neutral pairs",
+    "text": "text",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cut, and all that it is compared with."""
+
+    name: str
+    held_out: HeldOut
+    before: Reading
+    after: Reading
+    chance: Mapping[str, Sequence[Reading]]  # "random", or a matched table's name → its random cuts
+    flattening: Flattening
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """Which pairs, and which of their readings, a row is made of."""
+
+    measure: str  # "gap" or "metric"
+    row: str  # "category", "without pronouns", "headline" or "neutral"
+    category: str
+    reading: str  # the field of `Reading`
+    groups: list[NDArray]  # indices of pairs; the change is the mean over groups
+
+
+def case_tables(case: Case) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of a cut, and the changes under each of its random cuts."""
+    clusters = _clusters(case.held_out)
+    rows, draws = [], []
+    for spec in _row_specs(case):
+        changes = _chance_changes(case, spec)
+        rows.append(_pairs_row(case, spec, clusters, changes))
+        draws += _draw_rows(rows[-1], changes)
+    rows.append(_text_row(case))
+    draws += _draw_rows(rows[-1], _chance_prices(case))
+
+    table = pd.DataFrame(rows)
+    table["p_holm"] = np.nan
+    for measure in ("gap", "metric"):
+        tested = (table.measure == measure) & (table.row == "category")
+        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
+    table["sentence"] = [sentence(row) for row in table.to_dict("records")]
+    return table, pd.DataFrame(draws)
+
+
+def _clusters(held_out: HeldOut) -> dict[str, NDArray]:
+    """Return of each pair the labels of what it shares with others: template, words, stratum.
+
+    The stratum is the number of the category, whatever its name is; -1 for neutral pairs.
+    """
+    categories = list(dict.fromkeys(pair.category for pair in held_out.pairs))
+    strata = [categories.index(pair.category) for pair in held_out.pairs]
+    strata += [-1] * len(held_out.neutral)
+    pairs = held_out.everything
+    return {
+        "templates": np.array([pair.template or pair.prompt_a for pair in pairs]),
+        "words": np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in pairs]),
+        "strata": np.array(strata),
+    }
+
+
+def _row_specs(case: Case) -> list[RowSpec]:
+    """List the rows about pairs, in the order of the table."""
+    categories: dict[str, list[int]] = {}
+    for index, pair in enumerate(case.held_out.pairs):
+        categories.setdefault(pair.category, []).append(index)
+    groups = {category: np.array(members) for category, members in categories.items()}
+    neutral = [_neutral(case)]
+    measures = ["gap"]
+    if not np.isnan(case.before.metric).all():
+        measures.append("metric")
+    specs = []
+    for measure in measures:
+        for category, group in groups.items():
+            specs.append(RowSpec(measure, "category", category, measure, [group]))
+            if measure == "gap" and category == "gender":
+                reading = "gap_without_pronouns"
+                specs.append(RowSpec(measure, "without pronouns", category, reading, [group]))
+        for row, members in (("headline", list(groups.values())), ("neutral", neutral)):
+            specs.append(RowSpec(measure, row, SPECIAL_LABELS[row], measure, members))
+    return specs
+
+
+def _neutral(case: Case) -> NDArray:
+    """Return the indices of the neutral pairs, which stand behind the demographic ones."""
+    return np.arange(len(case.held_out.pairs), len(case.held_out.everything))
+
+
+def _pairs_row(
+    case: Case, spec: RowSpec, clusters: dict[str, NDArray], changes: dict[str, list[float]]
+) -> dict:
+    before, after = getattr(case.before, spec.reading), getattr(case.after, spec.reading)
+    row = {"selection": case.name, "measure": spec.measure}
+    row.update(row=spec.row, category=spec.category)
+    row["before"] = np.mean([before[group].mean() for group in spec.groups])
+    row["after"] = np.mean([after[group].mean() for group in spec.groups])
+    row["change"] = relative_change(before, after, spec.groups)
+    row["low"], row["high"] = change_interval(before, after, spec.groups, clusters)
+    row.update(_test_and_counts(before, after, spec.groups, clusters))
+    if spec.row == "headline":
+        of_categories = [relative_change(before, after, [group]) for group in spec.groups]
+        row["categories_low"], row["categories_high"] = _interval_of_mean(of_categories)
+    for kind, drawn in changes.items():
+        row.update(_place_among(row["change"], drawn, kind))
+    if spec.row != "neutral":
+        row.update(_beside_neutral(case, spec, row["change"], clusters))
+        if spec.reading == "gap":
+            row.update(_beside_flattening(case, spec, clusters))
+    return row
+
+
+def relative_change(before: NDArray, after: NDArray, groups: Sequence[NDArray]) -> float:
+    """Return the mean over groups of pairs of the relative change of their means."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.mean([after[group].sum() / before[group].sum() - 1 for group in groups]))
+
+
+def change_interval(
+    before: NDArray,
+    after: NDArray,
+    groups: Sequence[NDArray],
+    clusters: dict[str, NDArray],
+    minus: NDArray | None = None,
+) -> tuple[float, float]:
+    """Return the 95 % interval of `relative_change`, or of that less the change of the group
+    `minus`.
+
+    A change is a ratio, so its interval is made on the log scale; a difference of two changes is
+    taken as it is.
+    """
+    parts = [*groups] if minus is None else [*groups, minus]
+    index = np.concatenate(parts)
+    # a pair of columns for each group, before and after: their sums make the group's ratio
+    columns = np.zeros((len(index), 2 * len(parts)))
+    start = 0
+    for number, part in enumerate(parts):
+        rows = slice(start, start + len(part))
+        columns[rows, 2 * number] = before[part]
+        columns[rows, 2 * number + 1] = after[part]
+        start += len(part)
+
+    def formula(sums: NDArray) -> NDArray:
+        ratios = sums[:, 1::2] / sums[:, 0::2]  # (cases, groups)
+        if minus is None:
+            return np.log(ratios.mean(1))
+        return ratios[:, :-1].mean(1) - ratios[:, -1]
+
+    labels = [clusters["templates"][index], clusters["words"][index]]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ends = jackknife_interval(columns, formula, labels, strata=clusters["strata"][index])
+        if minus is None:
+            ends = np.expm1(ends)
+    return float(ends[0]), float(ends[1])
+
+
+def _test_and_counts(
+    before: NDArray, after: NDArray, groups: Sequence[NDArray], clusters: dict[str, NDArray]
+) -> dict:
+    """Test the change by sign flips over templates; count the clusters."""
+    index = np.concatenate(groups)
+    # each pair's change as a share of its group's mean, so that no group outweighs the others
+    shares = [(after[group] - before[group]) / before[group].mean() for group in groups]
+    templates = clusters["templates"][index]
+    words, strata = clusters["words"][index], clusters["strata"][index]
+    distinct = set(zip(strata, words, strict=True))
+    moving = set(words[resampled(words, strata)])
+    return {
+        "p": sign_flip_test(np.concatenate(shares), templates),
+        "pairs": len(index),
+        "templates": len(set(templates)),
+        "attributes": len(distinct),
+        "attributes_resampled": len(moving),
+    }
+
+
+def _interval_of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % t interval of the mean of independent values; NaN for fewer than two."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * error
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def _chance_changes(case: Case, spec: RowSpec) -> dict[str, list[float]]:
+    """Return the change of the same pairs under each random cut, by kind of random cut."""
+    before = getattr(case.before, spec.reading)
+    changes = {}
+    for kind, readings in case.chance.items():
+        after = [getattr(reading, spec.reading) for reading in readings]
+        changes[kind] = [relative_change(before, values, spec.groups) for values in after]
+    return changes
+
+
+def _place_among(change: float, drawn: Sequence[float], kind: str) -> dict[str, float]:
+    """Return the range of random cuts and the place of a change among them; ties are neither below
+    nor above."""
+    place = {
+        f"{kind}_low": min(drawn),
+        f"{kind}_high": max(drawn),
+        f"{kind}_below": sum(other < change for other in drawn),
+        f"{kind}_above": sum(other > change for other in drawn),
+    }
+    if kind == "random":
+        place["n_random"] = len(drawn)
+    return place
+
+
+def _beside_neutral(
+    case: Case, spec: RowSpec, change: float, clusters: dict[str, NDArray]
+) -> dict[str, float]:
+    """Compare a change with that of neutral pairs, and that with what random cuts do to them."""
+    before, after = getattr(case.before, spec.reading), getattr(case.after, spec.reading)
+    neutral = _neutral(case)
+    neutral_change = relative_change(before, after, [neutral])
+    low, high = change_interval(before, after, spec.groups, clusters, minus=neutral)
+    drawn = []
+    for reading in case.chance["random"]:
+        drawn.append(relative_change(before, getattr(reading, spec.reading), [neutral]))
+    return {
+        "neutral_change": neutral_change,
+        "specificity": change - neutral_change,
+        "specificity_low": low,
+        "specificity_high": high,
+        "neutral_in_range": min(drawn) <= neutral_change <= max(drawn),
+    }
+
+
+def _beside_flattening(case: Case, spec: RowSpec, clusters: dict[str, NDArray]) -> dict[str, float]:
+    flat = case.flattening
+    low, high = change_interval(flat.before, flat.after, spec.groups, clusters)
+    return {
+        "flattening_scale": flat.scale,
+        "flattening_change": relative_change(flat.before, flat.after, spec.groups),
+        "flattening_low": low,
+        "flattening_high": high,
+    }
+
+
+def _text_row(case: Case) -> dict:
+    """Return the row of the perplexity, with an interval over blocks of the text."""
+    rise = case.after.losses - case.before.losses  # (tokens,) in nats
+    blocks = np.arange(len(rise)) // BLOCK
+    columns = np.stack([rise, np.ones(len(rise))], 1)
+    low, high = jackknife_interval(columns, _mean_of_sums, [blocks])
+    change = _price(case, case.after)
+    row = {
+        "selection": case.name,
+        "measure": "perplexity",
+        "row": "text",
+        "category": SPECIAL_LABELS["text"],
+        "before": math.exp(case.before.mean_loss),
+        "after": math.exp(case.after.mean_loss),
+        "change": change,
+        "low": math.expm1(low),
+        "high": math.expm1(high),
+        "p": math.nan,
+        "pairs": 0,
+        "templates": 0,
+        "attributes": 0,
+        "attributes_resampled": 0,
+    }
+    for kind, drawn in _chance_prices(case).items():
+        row.update(_place_among(change, drawn, kind))
+    return row
+
+
+def _mean_of_sums(sums: NDArray) -> NDArray:
+    return sums[:, 0] / sums[:, 1]
+
+
+def _price(case: Case, reading: Reading) -> float:
+    """Return the relative change of the perplexity."""
+    return math.exp(reading.mean_loss - case.before.mean_loss) - 1
+
+
+def _chance_prices(case: Case) -> dict[str, list[float]]:
+    prices = {}
+    for kind, readings in case.chance.items():
+        prices[kind] = [_price(case, reading) for reading in readings]
+    return prices
+
+
+def _draw_rows(row: dict, changes: dict[str, list[float]]) -> list[dict]:
+    """Return one row for each random cut, named as the table's row is."""
+    name = {key: row[key] for key in ("selection", "measure", "row", "category")}
+    rows = []
+    for kind, drawn in changes.items():
+        for number, change in enumerate(drawn):
+            rows.append({**name, "kind": kind, "draw": number, "change": change})
+    return rows
+
+
+def sentence(row: dict) -> str:
+    """Say a row in plain words."""
+    parts = [_change_in_words(row), _chance_in_words(row)]
+    if not math.isnan(row.get("neutral_change", math.nan)):
+        relation = _relation_to_neutral(row)
+        parts.append(f"neutral prompts by {row['neutral_change']:+.1%} ({relation})")
+    if not math.isnan(row.get("flattening_change", math.nan)):
+        parts.append(f"a flattening of the same price brings {row['flattening_change']:+.1%}")
+    return f"{row['selection']}: " + "; ".join(parts) + "."
+
+
+def _change_in_words(row: dict) -> str:
+    subjects = {
+        "gap": "the gap",
+        "metric": "the article's metric",
+        "perplexity": "perplexity",
+    }
+    places = {
+        "category": f" for {row['category']}",
+        "without pronouns": f" for {row['category']} without pronouns",
+        "headline": " (mean over categories)",
+        "neutral": " of neutral pairs",
+        "text": "",
+    }
+    words = f"{subjects[row['measure']]}{places[row['row']]} changes by {row['change']:+.1%}"
+    if math.isnan(row["low"]):
+        return words
+    interval = f"interval {row['low']:+.1%} … {row['high']:+.1%}"
+    if row["templates"]:
+        interval += f", {row['templates']} templates"
+        if row["attributes_resampled"]:
+            interval += f" and {row['attributes_resampled']} pairs of words"
+        else:
+            interval += ", for these words"
+    return f"{words} ({interval})"
+
+
+def _chance_in_words(row: dict) -> str:
+    words = f"lower than {row['random_above']} of {row['n_random']} random cuts"
+    ties = row["n_random"] - row["random_above"] - row["random_below"]
+    if ties:
+        words += f", equal to {ties}"
+    return f"{words} ({row['random_low']:+.1%} … {row['random_high']:+.1%})"
+
+
+def _relation_to_neutral(row: dict) -> str:
+    if not (row["specificity_low"] > 0 or row["specificity_high"] < 0):
+        return "no difference can be told"
+    if not row["neutral_in_range"]:
+        return "the two differ, and neutral prompts move beyond the range of random cuts"
+    return "the two differ"

@@ -1,0 +1,5 @@
+"""What a surgery leaves behind for others: a page to read, its numbers, a model card, an upload.
+
+Contents: `page` (`write_report`), `verdict` (what may be said), `card` (`model_card`), `upload`
+(`push_to_hub`).
+"""

@@ -1,0 +1,77 @@
+"""To the Hub, with a list of what may go there.
+
+Contents: `push_to_hub`.
+"""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from fairlab.surgery import BESIDE_A_MODEL, FILES_OF_A_MODEL
+
+UPLOADED = {
+    *FILES_OF_A_MODEL,
+    *BESIDE_A_MODEL,
+    "model.safetensors",
+    "model.safetensors.index.json",
+}
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
+    """Upload a folder that `save_model` and `model_card(...).save` filled to the Hugging Face Hub.
+
+    Only the files named in `UPLOADED` and the shards of the weights go up, from the top level of
+    the folder; their names are printed before. Whatever else lies there stays here, and so do links
+    to other places. You need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
+
+    Parameters
+    ----------
+    repo_id : str
+        "name" or "organisation/name"; the repository is made if it is not there.
+    private : bool
+        Of a new repository. One that exists stays as visible as it is.
+
+    Returns
+    -------
+    str
+        The address of the repository.
+
+    Raises
+    ------
+    ValueError
+        The folder lacks config.json, safetensors weights or README.md (the model card). Nothing is
+        uploaded then.
+    """
+    folder = Path(folder)
+    needed = ("config.json", "*.safetensors", "README.md")
+    missing = [name for name in needed if not list(folder.glob(name))]
+    if missing:
+        raise ValueError(
+            f"folder: {folder} lacks {', '.join(missing)}; fill it with "
+            "fairlab.save_model(model, tokenizer, folder) and "
+            "fairlab.model_card(...).save(folder / 'README.md')"
+        )
+    names = files_to_upload(folder)
+    hub = HfApi()
+    address = hub.create_repo(repo_id, private=private, exist_ok=True)
+    print(f"to {address}: {', '.join(names)}")
+    # as operations on named files: no pattern can reach further
+    files = [CommitOperationAdd(name, folder / name) for name in names]
+    hub.create_commit(
+        repo_id=address.repo_id,
+        operations=files,
+        commit_message="Upload a model that fairlab cut, with its card and report",
+    )
+    return str(address)
+
+
+def files_to_upload(folder: Path) -> list[str]:
+    """Return which files of a folder may go to the Hub: known names, at the top level, no links."""
+    names = []
+    for path in sorted(folder.glob("*")):
+        known = path.name in UPLOADED or SHARD.fullmatch(path.name)
+        if known and path.is_file() and not path.is_symlink():
+            names.append(path.name)
+    return names
