@@ -119,12 +119,8 @@ def paired_changes(
     ValueError
         The two hold different items.
     """
-    frames = []
-    for items in (before, after):
-        frames.append(_with_clusters(items).sort_values(["task", "item"], kind="stable"))
-    old, new = frames
-    keys = [list(zip(frame.task, frame.item, strict=True)) for frame in frames]
-    if keys[0] != keys[1]:
+    old, new = _sorted(before), _sorted(after)
+    if old[["task", "item"]].values.tolist() != new[["task", "item"]].values.tolist():
         raise ValueError("before, after: expected the same items of the same tasks in both")
 
     rows = []
@@ -136,6 +132,11 @@ def paired_changes(
             row.update(_change(name, metric, new_metrics[name], old_items.cluster))
             rows.append(row)
     return pd.DataFrame(rows).assign(sentence=[_sentence(row) for row in rows])
+
+
+def _sorted(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
+    """Return items, each with a cluster, in the order of tasks and numbers."""
+    return _with_clusters(items).sort_values(["task", "item"], kind="stable")
 
 
 def _change(name: str, before: Metric, after: Metric, clusters: pd.Series) -> dict:
@@ -150,22 +151,30 @@ def _change(name: str, before: Metric, after: Metric, clusters: pd.Series) -> di
             return np.log(new_value / old_value)
         return new_value - old_value
 
-    columns = np.concatenate([old, new], 1)
+    columns = np.concatenate([old, new], 1)  # (items, 2 · width): an item stays paired
     numbers = _cluster_numbers(before, clusters)
     change = float(difference(columns.sum(0, keepdims=True))[0])
     low, high = map(float, jackknife_interval(columns, difference, [numbers]))
+
     # 2.8 standard errors: 1.96 for the test, 0.84 for four studies of five
     freedom = max(int(numbers.max(initial=-1)), 1)
     error = (high - low) / 2 / stats.t.ppf(0.975, freedom)
     detectable = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * error
-    if "perplexity" in name:
+    if "perplexity" in name:  # from logarithms of a ratio to a change of it
         change, low, high = map(math.expm1, (change, low, high))
-
-    row = {"n": len(old), "before": float(before.formula(old.sum(0)))}
-    row |= {"after": float(before.formula(new.sum(0)))}
-    row |= {"change": change, "low": low, "high": high, **_mcnemar(before, after)}
-    row["told"] = (low > 0 or high < 0) and not row["p"] >= 0.05
-    return row | {"detectable": detectable}
+    row = {
+        "n": len(old),
+        "before": float(before.formula(old.sum(0))),
+        "after": float(before.formula(new.sum(0))),
+        "change": change,
+        "low": low,
+        "high": high,
+        **_mcnemar(before, after),
+    }
+    without_zero = low > 0 or high < 0
+    row["told"] = without_zero and not row["p"] >= 0.05  # NaN, where there is no test, passes
+    row["detectable"] = detectable
+    return row
 
 
 def _mcnemar(before: Metric, after: Metric) -> dict[str, float]:
