@@ -25,7 +25,7 @@ import pandas as pd
 from controls import ROOT, provenance
 
 import fairlab as fl
-from fairlab.suites import _rows_of
+from fairlab.suites.tasks import read_rows
 
 SEED = 0
 CACHE = ROOT / "build" / "benchmarks"
@@ -42,18 +42,17 @@ def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
     train = fl.load_pairs(split="train")
     importance = fl.importance_scores(model, method="maw")
     cuts = {"original": fl.NeuronSelection({}, tuple(importance.shape))}
-    for name, pairs in {
-        "article, own pair": [fl.ARTICLE_PAIR],
-        "article, train pairs": train,
-    }.items():
+    pairs_of = {"article, own pair": [fl.ARTICLE_PAIR], "article, train pairs": train}
+    for name, pairs in pairs_of.items():
         bias = fl.bias_scores(model, tokenizer, pairs, method="article")
-        cuts[name] = fl.select_neurons(
-            fl.hybrid_scores(bias, importance, bias_weight=0.5), count=3, how=name
-        )
-    causal = fl.data_path("results/selection_guarded.json").read_text(encoding="utf-8")
-    cuts["guarded"] = fl.NeuronSelection.from_json(causal)
+        scores = fl.hybrid_scores(bias, importance, bias_weight=0.5)
+        cuts[name] = fl.select_neurons(scores, count=3, how=name)
+    guarded = fl.data_path("results/selection_guarded.json").read_text(encoding="utf-8")
+    cuts["guarded"] = fl.NeuronSelection.from_json(guarded)
     draws = fl.random_selections(cuts["article, own pair"], 5, seed=SEED)
-    return cuts | {f"random {number}": draw for number, draw in enumerate(draws, start=1)}
+    for number, draw in enumerate(draws, start=1):
+        cuts[f"random {number}"] = draw
+    return cuts
 
 
 def samples(tokenizer, files: dict[str, Path]) -> dict[str, int | list[int]]:
@@ -62,15 +61,14 @@ def samples(tokenizer, files: dict[str, Path]) -> dict[str, int | list[int]]:
     WikiText: in random order, pages of at most 2,500 tokens until there are 20,000: many short
     pages tell more than four long ones.
     """
-    pages = [
-        len(tokenizer(row["page"], verbose=False).input_ids)
-        for row in _rows_of("wikitext", files["wikitext"])
-    ]
-    short = [number for number, tokens in enumerate(pages) if tokens <= 2500]
-    chosen: list[int] = []
+    pages = read_rows("wikitext", files["wikitext"])
+    lengths = [len(tokenizer(row["page"], verbose=False).input_ids) for row in pages]
+    short = [number for number, length in enumerate(lengths) if length <= 2500]
+    chosen, tokens = [], 0
     for number in random.Random(SEED).sample(short, len(short)):
-        if sum(pages[other] for other in chosen) < 20_000:
+        if tokens < 20_000:
             chosen.append(number)
+            tokens += lengths[number]
     return {
         "lambada_openai": 1000,
         "boolq": 1000,
@@ -87,62 +85,61 @@ def halve(model) -> None:
     model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0].float(),))
 
 
-def read(model, tokenizer, cut, task, file, wanted, origin, *, measure=True) -> dict | None:
-    """Return the items of one model and task, and where they come from: out of the cache, or
-    measured, or None."""
+def cache_file(task: str, chosen: object, cut: fl.NeuronSelection, origin: dict) -> Path:
+    """Return where the items of one model and task are kept."""
     neurons = {layer: list(indices) for layer, indices in cut.neurons.items()}
-    known = json.dumps([origin["weights_sha256"], origin["device"], neurons, task, wanted])
-    path = CACHE / f"{task}-{hashlib.sha256(known.encode()).hexdigest()[:16]}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    if not measure:
-        return None
+    key = json.dumps([origin["weights_sha256"], origin["device"], neurons, task, chosen])
+    return CACHE / f"{task}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def measure(model, tokenizer, cut, task: str, file: Path, chosen: object) -> dict:
+    """Return the items of one model and task, and the seconds that they took."""
     start = time.perf_counter()
     with fl.ablate(model, cut):
         table = fl.run_lm_eval(
-            model, tokenizer, task, data={task: file}, samples={task: wanted}, batch_size=4
+            model, tokenizer, task, data={task: file}, samples={task: chosen}, batch_size=4
         )
-    seconds = round(time.perf_counter() - start)
-    result = {"origin": origin, "seconds": seconds, "items": table.attrs["items"]}
+    items, seconds = table.attrs["items"], round(time.perf_counter() - start)
+    print(f"{task}: {len(items)} items in {seconds} s", flush=True)
+    return {"seconds": seconds, "items": items}
+
+
+def keep(path: Path, result: dict) -> None:
+    """Write a result, complete before it takes its name."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(part, path)
-    print(f"{task}: {len(table.attrs['items'])} items in {seconds} s", flush=True)
-    return result
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    unfinished.write_text(json.dumps(result), encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def rows_of(name: str, task: str, results: dict[tuple[str, str], dict]) -> pd.DataFrame:
     """Return the metrics of one model and task, and their changes from the original beside those of
     random cuts."""
     result = results[name, task]
-    table = fl.summarize_items(result["items"]).assign(
-        method=name, **result["origin"], seconds=result["seconds"]
-    )
+    table = fl.summarize_items(result["items"])
+    table = table.assign(method=name, **result["origin"], seconds=result["seconds"])
     if name == "original":
         return table
     before = results["original", task]["items"]
-    changes = fl.paired_changes(before, result["items"]).rename(
-        columns={"low": "change_low", "high": "change_high"}
-    )
+    changes = fl.paired_changes(before, result["items"])
+    changes = changes.rename(columns={"low": "change_low", "high": "change_high"})
     changes = changes.drop(columns=["task", "n", "before", "after"])
-    drawn = [
-        fl.paired_changes(before, other["items"]).change
-        for (model, measured), other in results.items()
-        if model.startswith("random") and measured == task and model != name
-    ]
+
+    drawn = []  # the changes that each of the other random cuts brings
+    for (other, other_task), drawn_result in results.items():
+        if other.startswith("random") and other_task == task and other != name:
+            drawn.append(fl.paired_changes(before, drawn_result["items"]).change)
     if drawn:
-        drawn = pd.concat(drawn, axis=1)
-        changes["random_low"], changes["random_high"] = drawn.min(axis=1), drawn.max(axis=1)
-        changes["random_below"], changes["n_random"] = (
-            drawn.lt(changes.change, axis=0).sum(axis=1),
-            drawn.shape[1],
-        )
+        drawn = pd.concat(drawn, axis=1)  # (metrics, random cuts)
+        changes["random_low"] = drawn.min(axis=1)
+        changes["random_high"] = drawn.max(axis=1)
+        changes["random_below"] = drawn.lt(changes.change, axis=0).sum(axis=1)
+        changes["n_random"] = drawn.shape[1]
     return table.merge(changes, on="metric")
 
 
-def main() -> None:
-    """Measure, and write the table with its provenance in every row."""
+def read_options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    """Return the options, and the parser, which says what is wrong with them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -153,7 +150,22 @@ def main() -> None:
     group.add_argument(
         "--write", action="store_true", help="measure nothing; write the table from what there is"
     )
-    options = parser.parse_args()
+    return parser.parse_args(), parser
+
+
+def write_table(results: dict[tuple[str, str], dict]) -> None:
+    """Write the table, with its provenance in every row."""
+    table = pd.concat([rows_of(name, task, results) for name, task in results], ignore_index=True)
+    table.insert(0, "method", table.pop("method"))
+    path = ROOT / "data" / "results/benchmarks.csv"
+    table.assign(seed=SEED).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    print("\n".join((table.method + ": " + table.sentence).dropna()))
+    print(f"{path.relative_to(ROOT)}: {len(table)} rows")
+
+
+def main() -> None:
+    """Measure what is missing, and write the table."""
+    options, parser = read_options()
     folder = os.environ.get("FAIRLAB_DATASETS")
     if not folder:
         parser.error("FAIRLAB_DATASETS is not set: it names the folder with the public data sets")
@@ -162,29 +174,25 @@ def main() -> None:
     origin = provenance(model)
     origin["versions"] += f", lm-eval {version('lm-eval')}"
     cuts = choose(model, tokenizer)
-    if unknown := set(options.only or ()) - set(cuts):
-        parser.error(
-            f"--only: expected names among {', '.join(cuts)}; got {', '.join(sorted(unknown))}"
-        )
+    unknown = sorted(set(options.only or ()) - set(cuts))
+    if unknown:
+        parser.error(f"--only: expected names among {', '.join(cuts)}; got {', '.join(unknown)}")
     halve(model)
     origin["device"] = "cpu, torch.bfloat16, head in torch.float32"
-    wanted = samples(tokenizer, files)
+    chosen = samples(tokenizer, files)
+
     results = {}
     for name in options.only or cuts:
         print(name, flush=True)
         for task, file in files.items():
-            arguments = (model, tokenizer, cuts[name], task, file, wanted[task], origin)
-            result = read(*arguments, measure=not options.write)
-            if result:
-                results[name, task] = result
-    if options.only:
-        return
-    table = pd.concat([rows_of(name, task, results) for name, task in results], ignore_index=True)
-    table.insert(0, "method", table.pop("method"))
-    path = ROOT / "data" / "results/benchmarks.csv"
-    table.assign(seed=SEED).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    print("\n".join((table.method + ": " + table.sentence).dropna()))
-    print(f"{path.relative_to(ROOT)}: {len(table)} rows")
+            path = cache_file(task, chosen[task], cuts[name], origin)
+            if not path.is_file() and not options.write:
+                result = measure(model, tokenizer, cuts[name], task, file, chosen[task])
+                keep(path, {"origin": origin, **result})
+            if path.is_file():
+                results[name, task] = json.loads(path.read_text(encoding="utf-8"))
+    if not options.only:
+        write_table(results)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from fairlab._version import __version__ as __version__
 
 _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
-    "suites": ("bbq_scores", "paired_changes", "run_lm_eval", "summarize_items"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
     "diagnosis": ("article_metric", "layer_differences", "project_pair"),
     "evaluation.chance": ("random_selections",),
@@ -41,6 +40,8 @@ _ROOMS = {
     "report.page": ("write_report",),
     "report.upload": ("push_to_hub",),
     "scores": ("bias_scores", "guarded_scores", "hybrid_scores", "importance_scores"),
+    "suites.harness": ("run_lm_eval",),
+    "suites.summaries": ("paired_changes", "summarize_items"),
     "surgery": (
         "NeuronSelection",
         "ablate",

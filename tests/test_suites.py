@@ -13,7 +13,9 @@ import torch
 from scipy.stats import binomtest
 
 import fairlab as fl
-from fairlab import suites
+from fairlab.suites.harness import evaluate, items_of, quiet_harness
+from fairlab.suites.likelihoods import log_likelihoods
+from fairlab.suites.tasks import TASKS, read_rows
 from tiny_models import tiny_model
 
 MINI = {
@@ -54,7 +56,7 @@ def log_p(model, tokenizer, context, continuation):
     )
 
 
-def items_of(table):
+def frame_of(table):
     return pd.DataFrame(table.attrs["items"])
 
 
@@ -74,7 +76,7 @@ class TestByHand:
             log_p(small, tokenizer, *re.match(r"(.*)( \S+)$", row["text"]).groups())
             for row in rows("lambada_openai")
         ]
-        items = items_of(table)
+        items = frame_of(table)
         assert np.allclose(items.loglikelihood, [log for log, _ in wanted], atol=1e-4)
         assert items.acc.tolist() == [greedy for _, greedy in wanted]
         values = table.set_index("metric").value
@@ -91,7 +93,7 @@ class TestByHand:
                 log_p(small, tokenizer, prompt, " yes")[0]
                 - log_p(small, tokenizer, prompt, " no")[0]
             )
-        items, labels = items_of(table), [row["label"] for row in rows("boolq")]
+        items, labels = frame_of(table), [row["label"] for row in rows("boolq")]
         assert np.allclose(items.log_odds, odds, atol=1e-4)
         assert items.acc.tolist() == [
             float((odd > 0) == label) for odd, label in zip(odds, labels, strict=True)
@@ -118,7 +120,7 @@ class TestByHand:
             - log_p(small, tokenizer, start, tokenizer(row["sent_less"]).input_ids)[0]
             for row in pairs
         ]
-        items = items_of(table)
+        items = frame_of(table)
         assert np.allclose(items.log_odds, odds, atol=1e-3)
         assert items.pct_stereotype.tolist() == [float(odd > 0) for odd in odds]
         by_length = [len(row["sent_more"]) - len(row["sent_less"]) for row in pairs]
@@ -138,12 +140,12 @@ class TestByHand:
         start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
         logs = [log_p(small, tokenizer, start, tokenizer(text).input_ids)[0] for text in read]
         words = [len(re.split(r"\s+", page)) for page in PAGES]
-        assert np.allclose(items_of(table).loglikelihood, logs, atol=1e-3)
+        assert np.allclose(frame_of(table).loglikelihood, logs, atol=1e-3)
         assert table.value.item() == pytest.approx(math.exp(-sum(logs) / sum(words)), rel=1e-4)
 
     def test_bbq(self, small, tokenizer):
         chosen = [rows("bbq", 60)[k] for k in (0, 1, 14, 27, 55)]
-        items = items_of(fl.bbq_scores(small, tokenizer, chosen))
+        items = frame_of(fl.run_lm_eval(small, tokenizer, "bbq", data={"bbq": chosen}))
         for row, item in zip(chosen, items.to_dict("records"), strict=True):
             prompt = f"{row['context']}\n\nQ: {row['question']}\nA:"
             groups = [n for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"]
@@ -197,21 +199,26 @@ class TestAgainstTheHarness:
         wanted = plain._loglikelihood_tokens(
             [(("", ""), *request) for request in requests], disable_tqdm=True
         )
-        found = suites._loglikelihoods(small, requests, batch_size, 64)
+        found = log_likelihoods(small, requests, batch_size, max_length=64)
         assert np.allclose([log for log, _ in found], [log for log, _ in wanted], atol=1e-4)
         assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
         assert found[-1][1]
 
     def test_bbq_with_one_pass_a_context_is_the_same(self, small, tokenizer, monkeypatch):
-        table = self.compare("bbq", rows("bbq", 60), small, tokenizer, monkeypatch)
-        ours = fl.bbq_scores(small, tokenizer, MINI["bbq"])
-        assert ours.metric.tolist() == table.metric.tolist()
-        log_odds = ours.metric.str.startswith("log_odds")
-        assert np.allclose(ours.value[~log_odds], table.value[~log_odds], atol=1e-6)
-        assert np.allclose(ours.value[log_odds], table.value[log_odds], atol=1e-4)
-        assert 0 < ours.set_index("metric").value["share of unknown"] < 1
-        same = ["cluster", "category", "ambiguous", "acc", "biased", "answered"]
-        assert items_of(ours)[same].equals(items_of(table)[same])
+        """All answers behind one context, against a row for each in the harness as it is."""
+        from lm_eval.models.huggingface import HFLM
+
+        data = rows("bbq", 60)
+        table = self.compare("bbq", data, small, tokenizer, monkeypatch)
+        assert 0 < table.set_index("metric").value["share of unknown"] < 1
+        with quiet_harness():
+            plain = HFLM(pretrained=small, tokenizer=tokenizer, batch_size=8)
+            measured = evaluate(plain, "bbq", data)
+        items = frame_of(table)
+        theirs = pd.DataFrame(items_of("bbq", measured, data, range(60), tokenizer))
+        same = ["cluster", "category", "ambiguous", "acc", "biased", "answered", "forced_acc"]
+        assert items[same].equals(theirs[same])
+        assert np.allclose(items.log_odds, theirs.log_odds, atol=1e-5)
 
     def compare(self, task, data, small, tokenizer, monkeypatch):
         import lm_eval
@@ -245,8 +252,8 @@ class TestAgainstTheHarness:
         """Padding, places and masks, on other families, behind BOS."""
         model = tiny_model(family, **({"sliding_window": 128} if family == "Gemma 3" else {}))
         data = rows("bbq", 60)[3::12]
-        table = fl.bbq_scores(model, bos_tokenizer, data, batch_size=3)
-        for item, row in zip(items_of(table).log_odds, data, strict=True):
+        table = fl.run_lm_eval(model, bos_tokenizer, "bbq", data={"bbq": data}, batch_size=3)
+        for item, row in zip(frame_of(table).log_odds, data, strict=True):
             prompt, mean = f"{row['context']}\n\nQ: {row['question']}\nA:", []
             for answer in (
                 row[f"ans{n}"] for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"
@@ -258,33 +265,27 @@ class TestAgainstTheHarness:
             assert abs(item) == pytest.approx(abs(mean[0] - mean[1]), abs=1e-4)
 
     def test_a_sliding_window_that_is_too_short_is_refused(self, tokenizer):
-        with pytest.raises(
-            ValueError,
-            match="items: the longest question has .* tokens, the model's sliding window 8",
-        ):
-            fl.bbq_scores(tiny_model("Gemma 3"), tokenizer, MINI["bbq"])
+        data = {"bbq": MINI["bbq"]}
+        message = "data: the longest question of bbq has .* tokens, the model's sliding window 8"
+        with pytest.raises(ValueError, match=message):
+            fl.run_lm_eval(tiny_model("Gemma 3"), tokenizer, "bbq", data=data)
+
+    def test_a_question_longer_than_the_model_reads_is_refused(self, tokenizer):
+        model = tiny_model(max_position_embeddings=32)
+        with pytest.raises(ValueError, match="model: it reads up to 32 tokens"):
+            fl.run_lm_eval(model, tokenizer, "bbq", data={"bbq": MINI["bbq"]})
 
     def test_hub_ids_are_those_of_the_harness(self):
         import lm_eval
 
-        for task, (folder, hub_id, configuration, split, _) in suites._TASKS.items():
-            texts = [
-                p.read_text(encoding="utf-8")
-                for p in (Path(lm_eval.__file__).parent / "tasks" / folder).glob("*.yaml")
-            ]
-            assert (
-                any(
-                    f"\ntask: {task}\n" in f"\n{text}"
-                    and f"dataset_path: {hub_id}\n" in text
-                    and f"dataset_name: {configuration}\n" in text
-                    for text in texts
-                )
-                or task == "bbq"
-            )
-            assert any(
-                f"{'validation' if split == 'validation' else 'test'}_split: {split}" in text
-                for text in texts
-            )
+        for name, task in TASKS.items():
+            folder = Path(lm_eval.__file__).parent / "tasks" / task.folder
+            texts = [f"\n{path.read_text(encoding='utf-8')}" for path in folder.glob("*.yaml")]
+            texts = [text for text in texts if f"\ndataset_path: {task.hub_id}\n" in text]
+            texts = [text for text in texts if f"\ndataset_name: {task.configuration}\n" in text]
+            texts = [text for text in texts if f"\ntask: {name}\n" in text]
+            assert texts, name
+            assert any(f"\n{task.split}_split: {task.split}\n" in text for text in texts), name
 
 
 class TestRun:
@@ -308,7 +309,7 @@ class TestRun:
             table = fl.run_lm_eval(
                 small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": wanted}
             )
-            return items_of(table).item.tolist()
+            return frame_of(table).item.tolist()
 
         drawn = numbers(6)
         assert len(set(drawn)) == 6
@@ -319,7 +320,7 @@ class TestRun:
             small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": [3, 9]}
         )
         alone = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": [rows("boolq", 10)[9]]})
-        assert items_of(table).log_odds[1] == pytest.approx(items_of(alone).log_odds[0], abs=1e-5)
+        assert frame_of(table).log_odds[1] == pytest.approx(frame_of(alone).log_odds[0], abs=1e-5)
 
     def test_csv_and_raw_text(self, small, tokenizer, tmp_path):
         pd.DataFrame(rows("boolq", 4)).to_csv(tmp_path / "boolq.csv", index=False)
@@ -327,7 +328,7 @@ class TestRun:
             "".join(PAGES) + " = = Section = = \n More . \n", encoding="utf-8"
         )
         data = {"boolq": tmp_path / "boolq.csv", "wikitext": str(tmp_path / "pages.txt")}
-        items = items_of(fl.run_lm_eval(small, tokenizer, ["boolq", "wikitext"], data=data))
+        items = frame_of(fl.run_lm_eval(small, tokenizer, ["boolq", "wikitext"], data=data))
         assert (items.task == "boolq").sum() == 4
         pages = PAGES[0].rstrip("\n"), PAGES[1] + " = = Section = = \n More . \n"
         assert items.words.dropna().tolist() == [len(re.split(r"\s+", page)) for page in pages]
@@ -376,22 +377,18 @@ class TestRun:
     def test_a_model_in_training_and_a_missing_file_are_refused(self, tokenizer):
         model = tiny_model().train()
         with pytest.raises(ValueError, match="training mode"):
-            fl.bbq_scores(model, tokenizer, MINI["bbq"])
+            fl.run_lm_eval(model, tokenizer, "bbq", data={"bbq": MINI["bbq"]})
         assert model.training
         with pytest.raises(FileNotFoundError, match="no file nowhere.jsonl for bbq"):
-            fl.bbq_scores(model.eval(), tokenizer, "nowhere.jsonl")
+            fl.run_lm_eval(model.eval(), tokenizer, "bbq", data={"bbq": "nowhere.jsonl"})
 
     @pytest.mark.parametrize("package", ["lm_eval", "datasets"])
     def test_without_the_extra_it_says_what_to_install(
         self, package, small, tokenizer, monkeypatch
     ):
         monkeypatch.setitem(sys.modules, package, None)
-        for call in (
-            lambda: fl.run_lm_eval(small, tokenizer, "bbq"),
-            lambda: fl.bbq_scores(small, tokenizer, []),
-        ):
-            with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "fairlab[eval]"')):
-                call()
+        with pytest.raises(ModuleNotFoundError, match=re.escape('pip install "fairlab[eval]"')):
+            fl.run_lm_eval(small, tokenizer, "bbq")
 
 
 class TestStatistics:
@@ -441,7 +438,7 @@ class TestStatistics:
         before = fl.run_lm_eval(small, tokenizer, "lambada_openai", data=data)
         with fl.ablate(small, fl.NeuronSelection({1: (2, 3, 5)}, (3, 24))):
             after = fl.run_lm_eval(small, tokenizer, "lambada_openai", data=data)
-        assert (items_of(before).loglikelihood != items_of(after).loglikelihood).all()
+        assert (frame_of(before).loglikelihood != frame_of(after).loglikelihood).all()
 
     def test_a_planted_degradation_is_found(self):
         right = [1] * 120 + [0] * 80
@@ -512,7 +509,7 @@ class TestMiniSets:
             found = rows(task, None)
             assert len(found) >= 40
             assert len({json.dumps(row, sort_keys=True) for row in found}) == len(found)
-            suites._rows_of(task, path)
+            read_rows(task, path)
 
     def test_bbq_is_balanced(self):
         found = pd.DataFrame(rows("bbq", None))
@@ -549,8 +546,8 @@ class TestRealFiles:
             "crows_pairs_english": datasets / "crows_pairs" / "crows_pairs_anonymized.csv",
         }
         samples = {"lambada_openai": 3, "crows_pairs_english": 3}
-        items = items_of(fl.run_lm_eval(model, tokenizer, list(data), data=data, samples=samples))
-        texts = suites._rows_of("lambada_openai", data["lambada_openai"])
+        items = frame_of(fl.run_lm_eval(model, tokenizer, list(data), data=data, samples=samples))
+        texts = read_rows("lambada_openai", data["lambada_openai"])
         for item in items[items.task == "lambada_openai"].itertuples():
             before, last = texts[item.item]["text"].rsplit(" ", 1)
             log, greedy = log_p(model, tokenizer, before, f" {last}")
@@ -558,15 +555,14 @@ class TestRealFiles:
 
     def test_rows(self, datasets):
         pairs = pd.DataFrame(
-            suites._rows_of(
+            read_rows(
                 "crows_pairs_english", datasets / "crows_pairs" / "crows_pairs_anonymized.csv"
             )
         )
         difference = np.sign(pairs.sent_more.str.len() - pairs.sent_less.str.len()).value_counts()
         assert difference.to_dict() == {-1: 660, 1: 505, 0: 343}
-        boolq = suites._rows_of("boolq", datasets / "boolq" / "boolq_dev.jsonl")
+        boolq = read_rows("boolq", datasets / "boolq" / "boolq_dev.jsonl")
         assert (len(boolq), len({row["passage"] for row in boolq})) == (3270, 2938)
         assert (
-            len(suites._rows_of("wikitext", datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt"))
-            == 62
+            len(read_rows("wikitext", datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt")) == 62
         )

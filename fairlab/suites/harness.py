@@ -1,0 +1,294 @@
+"""EleutherAI's lm-evaluation-harness on a model in memory.
+
+Contents: `run_lm_eval`; its steps, from the harness's model to the items: `quiet_harness`,
+`frugal_model`, `evaluate`, `items_of`.
+"""
+
+import logging
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab.passes import check_option, check_ready, full_precision, progress
+from fairlab.suites.bbq import bbq_item, check_bbq_length
+from fairlab.suites.likelihoods import log_likelihoods
+from fairlab.suites.summaries import summarize_items
+from fairlab.suites.tasks import TASKS, choose_items, fetch_rows, read_rows
+
+WIKITEXT_WINDOW = 1024  # tokens in a forward pass
+
+
+@full_precision()
+def run_lm_eval(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | Sequence[str],
+    *,
+    data: Mapping[str, str | Path | Sequence[Mapping]] | None = None,
+    samples: Mapping[str, int | Sequence[int]] | None = None,
+    batch_size: int = 8,
+) -> pd.DataFrame:
+    """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory: no examples before the
+    question, no chat template.
+
+    The texts before and after which a probability is asked, and what counts as right, are the
+    harness's own. What it puts before a text without context (CrowS-Pairs, WikiText) is
+    `<|endoftext|>` where the tokenizer has this token, else BOS, else EOS: the BOS of the default
+    model opens a chat.
+
+    Parameters
+    ----------
+    tasks : str or list of str
+        "lambada_openai", "boolq", "crows_pairs_english", "bbq", "wikitext".
+    data : dict, optional
+        Task → a local file (.jsonl, .csv; for WikiText also the raw .txt) or a list of rows, with
+        the columns that the set has on the Hub. Nothing is fetched for these. Other tasks come from
+        the Hub.
+    samples : dict, optional
+        Task → how many items, drawn at random with a fixed seed; or their numbers. All by default.
+    batch_size : int
+        Texts in a forward pass (one for WikiText; for BBQ questions, with twelve answers behind
+        each). In float32 it moves the last digits only; in half precision answers that are about
+        equally likely can change places.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `summarize_items` returns it; `attrs["items"]` holds the items, a list with one dict an
+        item: `task`, `item` (number in the data), `cluster` (items of one passage or template), and
+        what was measured.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        The harness is not installed.
+    ValueError, FileNotFoundError
+        Unknown task, data or samples for a task that is not run, rows without a column, item
+        numbers that are not there, a file of another kind, a batch size that is no whole number, a
+        model in training mode, a question of BBQ longer than what the model sees at once (its
+        sliding window).
+
+    Notes
+    -----
+    BBQ is read in two ways. *By the harness's rule* the answer is the likeliest of two groups and
+    ten wordings of "unknown", by the probability of the whole answer, whatever its length: a small
+    model can say "unknown" always, or never. Without any biased answer the harness's bias score is
+    0, which reads like "no bias"; `share of unknown` stands beside it. *As a choice between the two
+    groups* only the answers that name a group count::
+
+        log-odds = mean over tokens of log p(biased answer)
+                   − mean over tokens of log p(other answer)
+
+    in nats a token; 0: no preference. A biased answer is the stereotyped group for a negative
+    question, the other group for a non-negative one. A context is run once, with all answers side
+    by side behind it; the harness as it is runs it twelve times and gives the same answers.
+
+    WikiText is read in windows of 1,024 tokens, or fewer where the model holds fewer; the harness
+    would take all that a model holds.
+    """
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    data, samples = dict(data or {}), dict(samples or {})
+    _check_arguments(names, data, samples, batch_size)
+    check_ready(model, longest=0)
+    _check_installed()
+
+    rows, chosen = {}, {}
+    # local data first: bad rows are refused before anything is fetched
+    for name in sorted(names, key=lambda name: name not in data):
+        rows[name] = read_rows(name, data[name]) if name in data else fetch_rows(name)
+        chosen[name] = choose_items(name, len(rows[name]), samples.get(name))
+    if "bbq" in names:
+        check_bbq_length(model, tokenizer, [rows["bbq"][number] for number in chosen["bbq"]])
+
+    items = []
+    for name in names:
+        with quiet_harness():
+            lm = frugal_model(model, tokenizer, name, batch_size)
+            measured = evaluate(lm, name, [rows[name][number] for number in chosen[name]])
+        items += items_of(name, measured, rows[name], chosen[name], tokenizer)
+    table = summarize_items(items)
+    table.attrs["items"] = items
+    return table
+
+
+def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size: int) -> None:
+    if not names:
+        raise ValueError(f"tasks: expected at least one of {', '.join(TASKS)}; got none")
+    for name in names:
+        check_option("tasks", name, tuple(TASKS))
+    for argument, by_task in (("data", data), ("samples", samples)):
+        for name in by_task:
+            check_option(argument, name, names)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: expected a whole number of at least 1; got {batch_size!r}")
+
+
+def _check_installed() -> None:
+    try:
+        import datasets  # noqa: F401
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            'benchmarks need the lm-evaluation-harness; run: pip install "fairlab[eval]"'
+        ) from error
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Silence the harness's log and progress bars, and keep the random draws that it makes from
+    changing those of others."""
+    import datasets
+
+    def bar(*args: object, disable: bool = False, **options: object) -> object:
+        return progress(*args, **options)
+
+    names = ("api.model", "api.task", "models.huggingface")
+    modules = [import_module(f"lm_eval.{name}") for name in names]
+    bars = [module.tqdm for module in modules]
+    logger = logging.getLogger("lm_eval")
+    level, state = logger.level, random.getstate()
+    had_bars = datasets.is_progress_bar_enabled()
+    try:
+        logger.setLevel(logging.CRITICAL)
+        datasets.disable_progress_bars()
+        for module in modules:
+            module.tqdm = bar  # the harness's own bars show always
+        # it takes the mean of nothing where a category of BBQ has no item
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
+    finally:
+        for module, before in zip(modules, bars, strict=True):
+            module.tqdm = before
+        if had_bars:
+            datasets.enable_progress_bars()
+        random.setstate(state)
+        logger.setLevel(level)
+
+
+def frugal_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, batch_size: int
+) -> object:
+    """Return the harness's model for a task, which computes no logits that nobody reads, and runs a
+    context of BBQ once for all answers."""
+    from lm_eval.models.huggingface import HFLM
+
+    class FrugalModel(HFLM):
+        def _loglikelihood_tokens(
+            self, requests: list, *_: object, **__: object
+        ) -> list[tuple[float, bool]]:
+            return log_likelihoods(
+                self.model,
+                [(context, continuation) for _, context, continuation in requests],
+                self.batch_size,
+                max_length=self.max_length,
+                side_by_side=task == "bbq",
+            )
+
+    options = {"batch_size": batch_size}
+    if task == "wikitext":  # a page has up to 17,000 tokens, and all of their logits are read
+        holds = getattr(model.config.get_text_config(), "max_position_embeddings", WIKITEXT_WINDOW)
+        options = {"batch_size": 1, "max_length": min(WIKITEXT_WINDOW, holds)}
+    # what stands before a text without context; None: the harness takes BOS or EOS
+    start = tokenizer.get_vocab().get("<|endoftext|>")
+    return FrugalModel(pretrained=model, tokenizer=tokenizer, prefix_token_id=start, **options)
+
+
+def evaluate(lm: object, task: str, rows: Sequence[dict]) -> list[dict]:
+    """Run one task of the harness on rows of ours, and return what it measured of each."""
+    import datasets
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    place = TASKS[task]
+    held = datasets.Dataset.from_list(list(rows))
+    # the harness's own task, but with our rows in place of those from the Hub
+    override = {
+        "task": task,
+        "custom_dataset": lambda **_: {place.split: held},
+        "num_fewshot": 0,
+    }
+    for split in {"training", "validation", "test"} - {place.split}:
+        override[f"{split}_split"] = None
+    folder = Path(lm_eval.__file__).parent / "tasks" / place.folder
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    loaded = manager.load([{"group": "fairlab", "task": [override]}])
+    result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
+    return result["samples"][task]
+
+
+def items_of(
+    task: str,
+    measured: Sequence[Mapping],
+    rows: Sequence[Mapping],
+    numbers: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict]:
+    """Return the items of a task from what the harness measured on the rows with these numbers."""
+    clusters = _cluster_names(task, rows)
+    items = []
+    for sample in measured:
+        number = numbers[sample["doc_id"]]
+        item = {"task": task, "item": number, "cluster": clusters[number]}
+        if task == "bbq":
+            item.update(bbq_item(sample, tokenizer))
+        else:
+            item.update(_ITEMS[task](sample))
+        items.append(item)
+    return items
+
+
+def _cluster_names(task: str, rows: Sequence[Mapping]) -> list[str | None]:
+    """Return of each item what it shares with others: BoolQ's passage, BBQ's template, or None."""
+    if task == "bbq":
+        return [f"{row['category']} {row['question_index']}" for row in rows]
+    if task == "boolq":
+        first: dict[str, int] = {}  # passage → the first item of it
+        for number, row in enumerate(rows):
+            first.setdefault(row["passage"], number)
+        return [f"passage {first[row['passage']]}" for row in rows]
+    return [None] * len(rows)
+
+
+def _lambada_item(sample: Mapping) -> dict:
+    log_p, _ = sample["filtered_resps"][0]
+    return {"loglikelihood": log_p, "acc": sample["acc"]}
+
+
+def _boolq_item(sample: Mapping) -> dict:
+    (no, _), (yes, _) = sample["filtered_resps"]
+    return {"label": sample["doc"]["label"], "log_odds": yes - no, "acc": sample["acc"]}
+
+
+def _crows_pairs_item(sample: Mapping) -> dict:
+    doc = sample["doc"]
+    (more, _), (less, _) = sample["filtered_resps"]
+    shorter = "neither"
+    if len(doc["sent_more"]) < len(doc["sent_less"]):
+        shorter = "more"
+    elif len(doc["sent_more"]) > len(doc["sent_less"]):
+        shorter = "less"
+    return {
+        "category": doc["bias_type"],
+        "shorter": shorter,
+        "log_odds": more - less,
+        "pct_stereotype": sample["pct_stereotype"],
+    }
+
+
+def _wikitext_item(sample: Mapping) -> dict:
+    _, words = sample["word_perplexity"]
+    return {"loglikelihood": sample["filtered_resps"][0], "words": words}
+
+
+_ITEMS = {
+    "lambada_openai": _lambada_item,
+    "boolq": _boolq_item,
+    "crows_pairs_english": _crows_pairs_item,
+    "wikitext": _wikitext_item,
+}

@@ -1,0 +1,146 @@
+"""Log-probabilities of continuations, with no more rows and logits than these need.
+
+Contents: `log_likelihoods`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from fairlab.passes import progress
+
+Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
+
+
+@dataclass
+class Row:
+    """The tokens of one row of a batch, and where the continuations in it are predicted."""
+
+    tokens: list[int]
+    positions: list[int]  # of each token: its place in the text
+    branches: list[int]  # of each token: 0 in the context, else the number of its continuation
+    spans: list[tuple[Request, list[int]]] = field(default_factory=list)  # and its columns
+
+
+def log_likelihoods(
+    model: PreTrainedModel,
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    batch_size: int,
+    *,
+    max_length: int,
+    side_by_side: bool = False,
+) -> list[tuple[float, bool]]:
+    """Compute the log-probability of continuations, and whether each is what the model would write.
+
+    Parameters
+    ----------
+    requests : list of (context, continuation)
+        Their tokens.
+    batch_size : int
+        Rows in a forward pass.
+    max_length : int
+        How many tokens a row may have; longer ones are cut on the left. Side by side nothing is
+        cut: the caller sees to it that context and continuation fit.
+    side_by_side : bool
+        One row a context, with all of its continuations behind it. By default one row a
+        continuation (those of one token after the same context share theirs).
+
+    Returns
+    -------
+    list of (float, bool)
+        One a request: log p(continuation | context) in nats, summed over tokens, and whether each
+        of its tokens is the likeliest.
+    """
+    requests = [(tuple(context), tuple(continuation)) for context, continuation in requests]
+    unique = list(dict.fromkeys(requests))
+    rows = _shared_rows(unique) if side_by_side else _plain_rows(unique, max_length)
+    # long rows first: a lack of memory shows at once
+    rows.sort(key=lambda row: len(row.tokens), reverse=True)
+    results = {}
+    for start in progress(range(0, len(rows), batch_size), desc="benchmark", unit="batch"):
+        results.update(_score_batch(model, rows[start : start + batch_size]))
+    return [results[request] for request in requests]
+
+
+def _plain_rows(requests: Sequence[Request], max_length: int) -> list[Row]:
+    """Make one row a request; requests that differ in their last token alone share a row."""
+    rows: dict[tuple[int, ...], Row] = {}
+    for context, continuation in requests:
+        # the last token is predicted, but predicts nothing that is asked
+        tokens = (context + continuation)[-max_length - 1 : -1]
+        length = len(tokens)
+        row = Row(list(tokens), positions=list(range(length)), branches=[0] * length)
+        row = rows.setdefault(tokens, row)
+        columns = list(range(length - len(continuation), length))
+        row.spans.append(((context, continuation), columns))
+    return list(rows.values())
+
+
+def _shared_rows(requests: Sequence[Request]) -> list[Row]:
+    """Make one row a context, with its continuations side by side behind it."""
+    rows: dict[tuple[int, ...], Row] = {}
+    for context, continuation in requests:
+        end = len(context)
+        row = Row(list(context), positions=list(range(end)), branches=[0] * end)
+        row = rows.setdefault(context, row)
+        # the context's last token predicts the first one; the last one predicts nothing asked
+        start, length = len(row.tokens), len(continuation) - 1
+        row.spans.append(((context, continuation), [end - 1, *range(start, start + length)]))
+        row.tokens += continuation[:-1]
+        row.positions += range(end, end + length)  # as if it stood there alone
+        row.branches += [len(row.spans)] * length
+    return list(rows.values())
+
+
+@torch.no_grad()
+def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, tuple[float, bool]]:
+    """Run some rows through the model and return the result of each request in them."""
+    # (rows, tokens); padding stands on the right, where no token sees it
+    inputs = {"input_ids": _padded([row.tokens for row in rows])}
+    branches = _padded([row.branches for row in rows])
+    if branches.any():
+        inputs["attention_mask"] = _branch_mask(branches, model.dtype)
+        inputs["position_ids"] = _padded([row.positions for row in rows])
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+    # logits only of the columns that predict something asked: those of a context would be a third
+    # of the work
+    columns = sorted({column for row in rows for _, span in row.spans for column in span})
+    keep = torch.tensor(columns, device=model.device)
+    logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits  # (rows, kept, words)
+
+    place_of = {column: place for place, column in enumerate(columns)}
+    results = {}
+    for row, row_logits in zip(rows, logits, strict=True):
+        for request, span in row.spans:
+            places = [place_of[column] for column in span]
+            results[request] = _score(row_logits[places], request[1])
+    return results
+
+
+def _score(logits: Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
+    """Return the log-probability of tokens, whose logits have shape (tokens, vocabulary), and
+    whether each is the likeliest."""
+    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    tokens = torch.tensor(tokens, device=logits.device)
+    total = log_p.gather(1, tokens[:, None]).cpu().double().sum().item()
+    return total, bool((log_p.argmax(-1) == tokens).all())
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Return rows of numbers as one tensor (rows, longest row), with zeros on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+def _branch_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the attention mask (rows, 1, tokens, tokens) under which a token sees the context and
+    its own continuation, as far as they stand before it: 0 where it sees, the lowest number
+    elsewhere."""
+    seen, seeing = branches[:, None, :], branches[:, :, None]
+    visible = ((seen == 0) | (seen == seeing)).tril()
+    mask = torch.zeros(visible.shape, dtype=dtype)
+    return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]
