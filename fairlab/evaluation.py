@@ -36,11 +36,11 @@ from fairlab.passes import (
     PairBatch,
     divergence,
     full_precision,
+    leave_out_tokens,
     losses_by_scale,
     progress,
-    token_ids,
+    single_token_ids,
     token_losses,
-    without,
 )
 from fairlab.statistics import holm, jackknife_interval, resampled, sign_flip_test
 from fairlab.surgery import NeuronSelection, ablate
@@ -331,7 +331,7 @@ def _cache_key(
         "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],
         "tokens": tokens,
         "text": tokenizer(text, verbose=False).input_ids,
-        "pronouns": list(token_ids(tokenizer, PRONOUNS)),
+        "pronouns": list(single_token_ids(tokenizer, PRONOUNS)),
         "metric": metric,
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
@@ -403,7 +403,7 @@ def _read(
     points = [point for point in ARTICLE_POINTS if metric and point in available_points(model)]
     gap, gap_without, distance = torch.zeros(3, len(everything))
     start = time.perf_counter()
-    pronouns = token_ids(tokenizer, PRONOUNS)
+    pronouns = single_token_ids(tokenizer, PRONOUNS)
     places = len(points) * len(decoder_layers(model))
 
     def visit(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
@@ -412,7 +412,9 @@ def _read(
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
-        gap_without[batch.pairs] = divergence(without(log_p, pronouns), batch).float().cpu()
+        gap_without[batch.pairs] = (
+            divergence(leave_out_tokens(log_p, pronouns), batch).float().cpu()
+        )
 
     with ablation(model, cut):
         run_pairs(model, tokenizer, everything, points, visit, see_next=see_next, positions="all")
