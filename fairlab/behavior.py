@@ -1,12 +1,10 @@
 """What a model writes, and which next tokens it prefers.
 
-Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`; `divergence`,
-`token_ids` and `without` are the steps of the second.
+Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -17,13 +15,14 @@ from fairlab.capture import run_pairs
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     PairBatch,
+    attribute_set_to,
     check_ready,
     divergence,
     full_precision,
     is_half,
+    leave_out_tokens,
     progress,
-    token_ids,
-    without,
+    single_token_ids,
 )
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
@@ -62,61 +61,62 @@ def generate(
         A bare string instead of a list; an empty list; a prompt that leaves no room below
         `max_length`.
     """
-    if isinstance(prompts, str):
-        raise TypeError(
-            f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)"
-        )
-    if not prompts:
-        raise ValueError("prompts: expected at least one; got an empty list")
+    encoded = _encode_prompts(tokenizer, prompts, max_length)
     check_ready(model, longest=max_length)
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    groups = defaultdict(list)
-    for place, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        if len(ids) >= max_length:
-            raise ValueError(
-                f"max_length: {max_length} leaves no room after the {len(ids)} tokens of {prompt!r}"
-            )
-        groups[len(ids)].append(place)
-    if is_half(
-        model
-    ):  # rounding that depends on the other prompts of a batch would change the story
+    if is_half(model):
+        # there, rounding depends on the other prompts of a batch and would change the story
         batch_size = 1
-    batches = [
-        group[start : start + batch_size]
-        for group in groups.values()
-        for start in range(0, len(group), batch_size)
-    ]
     settings = GenerationConfig(
         do_sample=False,
         num_beams=num_beams,
-        early_stopping=num_beams > 1,  # one beam knows no such setting, and warns
+        early_stopping=num_beams > 1,  # transformers warns if a single beam has this setting
         no_repeat_ngram_size=no_repeat_ngram_size,
         max_length=max_length,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=model.generation_config.bos_token_id,
         eos_token_id=model.generation_config.eos_token_id,
     )
-    texts = [""] * len(prompts)
-    for places in progress(batches, desc="texts", unit="batch"):
-        ids = torch.tensor(
-            [encoded[place] for place in places], device=model.device
-        )  # (prompts, tokens)
-        with _only_these_settings(model, settings):
+    texts = [""] * len(prompts)  # batches come in another order than the prompts
+    batches = _batches_of_one_length(encoded, batch_size)
+    for indices in progress(batches, desc="texts", unit="batch"):
+        ids = torch.tensor([encoded[index] for index in indices], device=model.device)
+        # the model's own settings must not interfere: repetition penalty, suppressed tokens, …
+        with attribute_set_to(model, "generation_config", settings):
             tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-        for place, row in zip(places, tokens, strict=True):
-            texts[place] = tokenizer.decode(row, skip_special_tokens=True)
+        for index, row in zip(indices, tokens, strict=True):
+            texts[index] = tokenizer.decode(row, skip_special_tokens=True)
     return texts
 
 
-@contextmanager
-def _only_these_settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Set aside what the model brings along (repetition penalty, suppressed tokens, stop strings,
-    …) in the block."""
-    own, model.generation_config = model.generation_config, settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
+def _encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Return the token ids of each prompt, after refusing what `generate` can't continue."""
+    if isinstance(prompts, str):
+        raise TypeError(
+            f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)"
+        )
+    if not prompts:
+        raise ValueError("prompts: expected at least one; got an empty list")
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) >= max_length:
+            raise ValueError(
+                f"max_length: {max_length} leaves no room after the {len(ids)} tokens of {prompt!r}"
+            )
+    return encoded
+
+
+def _batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[list[int]]:
+    """Split the indices of prompts into batches in which all have the same number of tokens."""
+    groups = defaultdict(list)
+    for index, ids in enumerate(encoded):
+        groups[len(ids)].append(index)
+    batches = []
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            batches.append(group[start : start + batch_size])
+    return batches
 
 
 def next_token_divergence(
@@ -160,13 +160,14 @@ def next_token_divergence(
     digits only (`experiments/precision.py`).
     """
     pairs = as_pairs(pairs)
+    # (pairs,), filled batch by batch
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    left_out = token_ids(tokenizer, leave_out)
+    tokens = single_token_ids(tokenizer, leave_out)
 
-    def add(batch: PairBatch, log_p: Tensor) -> None:
-        gaps[batch.pairs] = divergence(without(log_p, left_out), batch).cpu()
+    def note(batch: PairBatch, log_p: Tensor) -> None:
+        gaps[batch.pairs] = divergence(leave_out_tokens(log_p, tokens), batch).cpu()
 
-    run_pairs(model, tokenizer, pairs, see_next=add, batch_size=batch_size)
+    run_pairs(model, tokenizer, pairs, see_next=note, batch_size=batch_size)
     return gaps
 
 
@@ -188,20 +189,21 @@ def top_token_shifts(
     """
     if not 1 <= k <= len(tokenizer):
         raise ValueError(f"k: expected a number from 1 to {len(tokenizer)}; got {k!r}")
-    seen = []
-    run_pairs(
-        model,
-        tokenizer,
-        [pair],
-        see_next=lambda batch, log_p: seen.extend([batch, log_p.exp().cpu()]),
+    probabilities: list[Tensor] = []  # of prompt a, then of prompt b: (vocabulary,)
+
+    def note(batch: PairBatch, log_p: Tensor) -> None:
+        probabilities.append(log_p[batch.rows_a.item()].exp().cpu())
+        probabilities.append(log_p[batch.rows_b.item()].exp().cpu())
+
+    run_pairs(model, tokenizer, [pair], see_next=note)
+    p_a, p_b = probabilities
+    shifts = p_a - p_b
+    top = shifts.abs().topk(k).indices  # (k,), the largest first
+    return pd.DataFrame(
+        {
+            "token": [tokenizer.decode([token]) for token in top.tolist()],
+            "probability_a": p_a[top].numpy(),
+            "probability_b": p_b[top].numpy(),
+            "shift": shifts[top].numpy(),
+        }
     )
-    batch, probabilities = seen
-    p_a, p_b = probabilities[batch.rows_a.item()], probabilities[batch.rows_b.item()]
-    top = (p_a - p_b).abs().topk(k).indices
-    tokens = [tokenizer.decode([index]) for index in top.tolist()]
-    columns = {
-        "token": tokens,
-        "probability_a": p_a[top].numpy(),
-        "probability_b": p_b[top].numpy(),
-    }
-    return pd.DataFrame({**columns, "shift": (p_a - p_b)[top].numpy()})

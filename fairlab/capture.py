@@ -1,10 +1,9 @@
 """Look inside a model: hooks whose lifetime is a `with` block, and batched passes that keep only
 sums.
 
-Contents: `CAPTURE_POINTS`, `record` (to look at one forward pass), `neuron_differences` (one number
-a neuron, over many pairs), `pair_differences` (one number a pair and layer), `run_pairs` (what both
-stand on), `next_log_p` (one batch of pairs), `available_points`; `full_precision` and `is_half` are
-about the arithmetic.
+Contents: `CAPTURE_POINTS`, `available_points`, `record` (one forward pass), `neuron_differences`
+(one number a neuron, over many pairs), `pair_differences` (one number a pair and layer),
+`run_pairs` (the passes behind the two), `refuse_own_hooks`.
 
 What the points are, for a hidden state `x` that enters a decoder layer (Llama's order; widths in
 brackets)::
@@ -30,16 +29,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs
-from fairlab.passes import PairBatch, check_option, full_precision, next_log_p, pair_batches
+from fairlab.passes import (
+    PairBatch,
+    at_least_float32,
+    check_option,
+    full_precision,
+    next_log_p,
+    pair_batches,
+)
 
-# point -> (names of its module inside a layer, first one that exists; which side of it)
+_DOWN_PROJ = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
+# point -> (names of its module inside a layer, of which the first that exists counts; whether the
+# point is the module's input or its output)
 _PLACES = {
     "input_norm": (("input_layernorm", "ln_1", "self_attn_layer_norm"), "output"),
     "attention_output": (("self_attn", "attn", "attention"), "output"),
     "gate_proj": (("mlp.gate_proj", "mlp.gate_up_proj"), "output"),
     "up_proj": (("mlp.up_proj", "mlp.gate_up_proj"), "output"),
-    "down_proj_input": (("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2"), "input"),
-    "down_proj": (("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2"), "output"),
+    "down_proj_input": (_DOWN_PROJ, "input"),
+    "down_proj": (_DOWN_PROJ, "output"),
     "mlp_output": (("mlp", "fc2"), "output"),
     "residual": (("",), "output"),
 }
@@ -131,24 +139,26 @@ def neuron_differences(
     sums: dict[tuple[str, int], Tensor] = {}
 
     def add(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
-        differences = values[batch.rows_a] - values[batch.rows_b]
+        differences = values[batch.rows_a] - values[batch.rows_b]  # (pairs, tokens, width)
         if statistic == "absolute":
             total = torch.einsum("pt,ptw->w", batch.weights, differences.abs_())
         else:
-            pooled = torch.einsum("pt,ptw->pw", batch.weights, differences)
-            total = (pooled.abs() if statistic == "pooled" else pooled).sum(0)
-        sums[point, layer] = sums[point, layer] + total if (point, layer) in sums else total
+            means = torch.einsum("pt,ptw->pw", batch.weights, differences)
+            total = means.abs().sum(0) if statistic == "pooled" else means.sum(0)
+        # only the sum over pairs is kept, so memory does not grow with their number
+        sums[point, layer] = sums.get((point, layer), 0) + total  # (width,)
 
     run_pairs(model, tokenizer, pairs, points, add, positions=positions, batch_size=batch_size)
-    layers = len(decoder_layers(model))
     tables = {}
     for point in points:
-        rows = [sums[point, layer] / len(pairs) for layer in range(layers)]
+        rows = [sums[point, layer] / len(pairs) for layer in range(len(decoder_layers(model)))]
         if len({len(row) for row in rows}) > 1:
             raise ValueError(
-                f"model: its layers have different widths at {point}, so they make no table; use the uncut model"
+                f"model: its layers have different widths at {point}, so they make no table; "
+                "use the uncut model"
             )
-        tables[point] = _finite(torch.stack(rows).float().cpu(), point)
+        tables[point] = torch.stack(rows).float().cpu()  # (layers, width)
+        _check_finite(tables[point], point)
     return tables
 
 
@@ -181,17 +191,17 @@ def pair_differences(
     shape = (len(as_pairs(pairs)), len(points), len(decoder_layers(model)))
     difference, scale = torch.zeros(shape), torch.zeros(shape)
 
-    def add(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
-        place = (batch.pairs, points.index(point), layer)
-        gaps = (values[batch.rows_a] - values[batch.rows_b]).abs_().mean(-1)
-        sizes = values.abs().mean(-1)
-        difference[place] = (gaps * batch.weights).sum(1).float().cpu()
-        scale[place] = (
-            ((sizes[batch.rows_a] + sizes[batch.rows_b]) / 2 * batch.weights).sum(1).float().cpu()
-        )
+    def note(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
+        cells = (batch.pairs, points.index(point), layer)
+        gaps = (values[batch.rows_a] - values[batch.rows_b]).abs_().mean(-1)  # (pairs, tokens)
+        difference[cells] = (gaps * batch.weights).sum(1).float().cpu()
+        sizes = values.abs().mean(-1)  # (prompts, tokens)
+        sizes = (sizes[batch.rows_a] + sizes[batch.rows_b]) / 2  # (pairs, tokens)
+        scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
 
-    run_pairs(model, tokenizer, pairs, points, add, positions=positions, batch_size=batch_size)
-    return _finite(difference, "the points asked for"), scale
+    run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
+    _check_finite(difference, "the points asked for")
+    return difference, scale
 
 
 @full_precision()
@@ -206,7 +216,8 @@ def run_pairs(
     positions: Literal["differing", "all"] = "differing",
     batch_size: int = 32,
 ) -> None:
-    """Run both prompts of every pair once and show what comes by, batch by batch; nothing is kept.
+    """Run both prompts of every pair once, batch by batch, and hand each activation to a callback;
+    nothing is kept.
 
     Parameters
     ----------
@@ -224,29 +235,38 @@ def run_pairs(
     """
     points = _check_points(model, points)
     for batch in pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size):
-
-        def show(point: str, layer: int, values: Tensor, batch: PairBatch = batch) -> None:
-            precise = torch.promote_types(values.dtype, torch.float32)
-            visit(point, layer, batch, values[:, batch.start :].to(precise))
-
-        with torch.no_grad(), _hooks(model, points, None, show):
+        with torch.no_grad(), _hooks(model, points, None, partial(_visit_batch, visit, batch)):
             if see_next is None:
+                # the decoder without its output layer, which is much of the work of a small model
                 model.base_model(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
                 )
-                continue
-            log_p = next_log_p(model, batch)
-        if log_p.isnan().any():
-            raise ValueError(
-                "model: its next-token probabilities are not finite; look for NaN weights"
-            )
-        see_next(batch, log_p)
+            else:
+                log_p = next_log_p(model, batch)
+        if see_next is not None:
+            if log_p.isnan().any():
+                raise ValueError(
+                    "model: its next-token probabilities are not finite; look for NaN weights"
+                )
+            see_next(batch, log_p)
+
+
+def _visit_batch(
+    visit: Callable[[str, int, PairBatch, Tensor], None],
+    batch: PairBatch,
+    point: str,
+    layer: int,
+    values: Tensor,
+) -> None:
+    """Hand the activations of one point to the `visit` of `run_pairs`."""
+    visit(point, layer, batch, at_least_float32(values[:, batch.start :]))
 
 
 def refuse_own_hooks(model: PreTrainedModel) -> None:
     """Raise a ValueError if the model is inside a `with` block of fairlab, which acts on it through
     hooks."""
     for module in model.modules():
+        # torch has no public way to list the hooks of a module
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             function = hook.func if isinstance(hook, partial) else hook
             if getattr(function, "__module__", "").startswith("fairlab."):
@@ -259,27 +279,31 @@ def available_points(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the capture points that this architecture has; OLMo 2, for one, has no
     `input_norm`."""
     layer = decoder_layers(model)[0]
-    return tuple(point for point in CAPTURE_POINTS if _module(layer, point) is not None)
+    return tuple(point for point in CAPTURE_POINTS if _module_name(layer, point) is not None)
 
 
 def _check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
-    points = (
-        (points,) if isinstance(points, str) else tuple(dict.fromkeys(points))
-    )  # twice would count twice
+    """Return the points as a tuple, each of them once, or raise a ValueError."""
+    # a point that is named twice would count twice in the sums
+    points = (points,) if isinstance(points, str) else tuple(dict.fromkeys(points))
+    available = available_points(model)
     for point in points:
         check_option("points", point, CAPTURE_POINTS)
-        if point not in available_points(model):
-            has = ", ".join(available_points(model))
-            raise ValueError(f"points: {type(model).__name__} has no {point}; it has {has}")
+        if point not in available:
+            raise ValueError(
+                f"points: {type(model).__name__} has no {point}; it has {', '.join(available)}"
+            )
     return points
 
 
-def _module(layer: nn.Module, point: str) -> nn.Module | None:
+def _module_name(layer: nn.Module, point: str) -> str | None:
+    """Return the name of the module at a point, inside its layer; None if there is none."""
     for name in _PLACES[point][0]:
         try:
-            return layer.get_submodule(name)
+            layer.get_submodule(name)
         except AttributeError:
             continue
+        return name
     return None
 
 
@@ -288,10 +312,10 @@ def _hooks(
     model: PreTrainedModel,
     points: tuple[str, ...],
     layers: Iterable[int] | None,
-    see: Callable[[str, int, Tensor], None],
+    visit: Callable[[str, int, Tensor], None],
 ) -> Iterator[None]:
-    """Call `see(point, layer, values)` in every forward pass inside the block; the hooks go when
-    the block ends, however."""
+    """Call `visit(point, layer, values)` in every forward pass inside the block; the hooks are gone
+    when it ends, also after an exception."""
     all_layers = decoder_layers(model)
     numbers = list(range(len(all_layers))) if layers is None else list(layers)
     for number in numbers:
@@ -299,56 +323,55 @@ def _hooks(
             raise ValueError(
                 f"layers: expected numbers from 0 to {len(all_layers) - 1}; got {number!r}"
             )
-    leading: list[
-        int
-    ] = []  # (batch, tokens) of the pass, for models that flatten the two inside their MLP (OPT)
+    # (batch, tokens) of the pass that is running: OPT flattens the two inside its MLP
+    shape: list[int] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        leading[:] = inputs[0].shape
+    def remember_shape(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape[:] = inputs[0].shape
 
-    handles = [model.get_input_embeddings().register_forward_pre_hook(note)]
+    handles = [model.get_input_embeddings().register_forward_pre_hook(remember_shape)]
     try:
         for number in numbers:
             for point in points:
-                module = _module(all_layers[number], point)
-                fused = point in ("gate_proj", "up_proj") and module is getattr(
-                    all_layers[number].mlp, "gate_up_proj", None
-                )
-                hook = partial(_hook, see, point, number, fused, leading)
-                side = _PLACES[point][1]
-                handles.append(
-                    module.register_forward_pre_hook(hook)
-                    if side == "input"
-                    else module.register_forward_hook(hook)
-                )
+                name = _module_name(all_layers[number], point)
+                fused = name == "mlp.gate_up_proj"  # gate_proj and up_proj in one matrix (Phi-3)
+                half = ("gate_proj", "up_proj").index(point) if fused else None
+                hook = partial(_hand_over, partial(visit, point, number), half, shape)
+                module = all_layers[number].get_submodule(name)
+                if _PLACES[point][1] == "input":
+                    handles.append(module.register_forward_pre_hook(hook))
+                else:
+                    handles.append(module.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(
-    see: Callable[[str, int, Tensor], None],
-    point: str,
-    number: int,
-    fused: bool,
-    leading: list[int],
+def _hand_over(
+    visit: Callable[[Tensor], None],
+    half: int | None,
+    shape: list[int],
     module: nn.Module,
     inputs: tuple[Tensor, ...],
     output: Tensor | tuple[Tensor, ...] | None = None,
 ) -> None:
+    """Hand a module's output, or its input where the hook runs before the module, to `visit`, in
+    the shape (batch, tokens, width)."""
     values = inputs if output is None else output
-    values = values[0] if isinstance(values, tuple) else values
-    if values.ndim == 2:
-        values = values.view(*leading, -1)
-    if fused:
-        values = values.chunk(2, dim=-1)[0 if point == "gate_proj" else 1]
-    see(point, number, values)
+    # inputs are a tuple; so are the outputs of attention, which come with its weights
+    if isinstance(values, tuple):
+        values = values[0]
+    if values.ndim == 2:  # (batch · tokens, width)
+        values = values.view(*shape, -1)
+    if half is not None:
+        values = values.chunk(2, dim=-1)[half]
+    visit(values)
 
 
-def _finite(table: Tensor, point: str) -> Tensor:
+def _check_finite(table: Tensor, point: str) -> None:
     if not torch.isfinite(table).all():
         raise ValueError(
-            f"model: its activations at {point} are not finite; look for NaN weights, or overflow in {table.dtype}"
+            f"model: its activations at {point} are not finite; look for NaN weights, "
+            f"or overflow in {table.dtype}"
         )
-    return table

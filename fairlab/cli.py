@@ -400,15 +400,15 @@ def pair_readings(loaded, demographic, neutral):
     """Return the gap and the article's metric of every pair, one row each."""
     import pandas as pd
 
-    from fairlab.capture import available_points, pair_differences
-    from fairlab.diagnosis import ARTICLE_POINTS
+    from fairlab.capture import pair_differences
+    from fairlab.diagnosis import article_points
 
     pairs = [*demographic, *neutral]
     readings = pd.DataFrame([vars(pair) for pair in pairs])
     kinds = ["demographic"] * len(demographic) + ["neutral"] * len(neutral)
     readings.insert(0, "kind", kinds)
     readings["gap"] = fl.next_token_divergence(*loaded, pairs).numpy()
-    points = [point for point in ARTICLE_POINTS if point in available_points(loaded[0])]
+    points = article_points(loaded[0])
     difference, _ = pair_differences(*loaded, pairs, points=points, positions="all")
     readings["metric"] = difference.mean((1, 2)).numpy()  # over points and layers
     return readings

@@ -1,7 +1,7 @@
-"""Where the two prompts of a pair part inside the model: the article's metric, and differences
-layer by layer.
+"""Where the two prompts of a pair part inside the model: the article's metric, differences layer
+by layer, and a projection of the tokens.
 
-Contents: `ARTICLE_POINTS`, `article_metric`, `layer_differences`.
+Contents: `ARTICLE_POINTS`, `article_points`, `article_metric`, `layer_differences`, `project_pair`.
 
 An activation difference says that a model *represents* two words differently, as it must to copy,
 translate or answer. It is not a disparity of behaviour, and not by itself a harm.
@@ -31,6 +31,13 @@ ARTICLE_POINTS = (
     "down_proj",
     "mlp_output",
 )
+_INTERVALS = ["difference_low", "difference_high", "relative_low", "relative_high"]
+
+
+def article_points(model: PreTrainedModel) -> list[str]:
+    """Return the capture points of the article's metric that this architecture has."""
+    available = available_points(model)
+    return [point for point in ARTICLE_POINTS if point in available]
 
 
 def article_metric(
@@ -64,8 +71,9 @@ def article_metric(
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025);
     optipfair's `calculate_bias_metrics`.
     """
-    points = [point for point in ARTICLE_POINTS if point in available_points(model)]
-    difference, _ = pair_differences(model, tokenizer, [pair], points=points, positions="all")
+    difference, _ = pair_differences(
+        model, tokenizer, [pair], points=article_points(model), positions="all"
+    )
     return difference.mean().item()
 
 
@@ -102,20 +110,20 @@ def layer_differences(
         No pairs, an invalid pair, or an unknown point.
     """
     points = [points] if isinstance(points, str) else list(dict.fromkeys(points))
-    groups = defaultdict(list)
+    categories = defaultdict(list)
     for pair in as_pairs(pairs):
-        groups[pair.category].append(pair)
-    band = (
-        _layer_table(model, tokenizer, as_pairs(neutral), points) if neutral is not None else None
-    )
+        categories[pair.category].append(pair)
+    if neutral is not None:
+        neutral_table = _layer_table(model, tokenizer, as_pairs(neutral), points)
     tables = []
-    for category, members in groups.items():
+    for category, members in categories.items():
         table = _layer_table(model, tokenizer, members, points)
-        for column in table.columns[-4:] if band is not None else ():
-            table[f"neutral_{column}"] = band[column]
-        tables.append(table.assign(category=category))
-    table = pd.concat(tables, ignore_index=True)
-    return table[["category", *table.columns.drop("category")]]
+        table.insert(0, "category", category)
+        if neutral is not None:
+            for column in _INTERVALS:
+                table[f"neutral_{column}"] = neutral_table[column]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _layer_table(
@@ -124,50 +132,65 @@ def _layer_table(
     pairs: Sequence[PromptPair],
     points: Sequence[str],
 ) -> pd.DataFrame:
-    difference, scale = (
-        values.double().numpy()
-        for values in pair_differences(model, tokenizer, pairs, points=points)
-    )
-    clusters = [
-        [pair.template or pair.prompt_a for pair in pairs],
-        [(p.attribute_a, p.attribute_b) for p in pairs],
-    ]
+    """Make the rows of `layer_differences` for one list of pairs: one a point and layer."""
+    differences, scales = pair_differences(model, tokenizer, pairs, points=points)
+    templates = [pair.template or pair.prompt_a for pair in pairs]
+    words = [(pair.attribute_a, pair.attribute_b) for pair in pairs]
     tables = []
     for number, point in enumerate(points):
-        d, s = difference[:, number], scale[:, number]
-        table = pd.DataFrame({"point": point, "layer": range(d.shape[1]), "pairs": len(pairs)})
-        table["difference"], table["scale"], table["relative"] = (
-            d.mean(0),
-            s.mean(0),
-            d.mean(0) / s.mean(0),
-        )
-        for name, below in (("difference", np.ones_like(d)), ("relative", s)):
-            columns = np.concatenate([d, below], axis=1)  # (pairs, 2 · layers)
-            table[f"{name}_low"], table[f"{name}_high"] = jackknife_interval(
-                columns, _ratio, clusters
-            )
-        tables.append(table)
+        difference = differences[:, number].double().numpy()  # (pairs, layers)
+        scale = scales[:, number].double().numpy()  # (pairs, layers)
+        columns = {
+            "point": point,
+            "layer": range(difference.shape[1]),
+            "pairs": len(pairs),
+            "difference": difference.mean(0),
+            "scale": scale.mean(0),
+            "relative": difference.mean(0) / scale.mean(0),
+        }
+        # both are ratios of sums over pairs: a mean has the number of pairs below the line
+        for name, below in (("difference", np.ones_like(difference)), ("relative", scale)):
+            sums = np.concatenate([difference, below], axis=1)  # (pairs, 2 · layers)
+            low, high = jackknife_interval(sums, _ratio, [templates, words])
+            columns[f"{name}_low"] = low
+            columns[f"{name}_high"] = high
+        tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
+    """Divide the first half of the columns by the second."""
     above, below = np.split(sums, 2, axis=-1)
     return above / below
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What `project_pair` found."""
+    """What `project_pair` returns.
+
+    Attributes
+    ----------
+    point : str
+        The capture point.
+    tokens_a, tokens_b : tuples of str
+        One label a position, special tokens included.
+    coordinates : array of shape (layers, 2 prompts, tokens, 2)
+        Place of each token along both axes.
+    explained : array of shape (layers, 2)
+        Share of the variance along each axis, from 0 to 1.
+    distances : array of shape (layers, tokens)
+        Distance between the prompts at each position, in all dimensions.
+    norms : array of shape (layers, tokens)
+        Length of the representation, the mean of both prompts.
+    """
 
     point: str
-    tokens_a: tuple[str, ...]  # one label a position, special tokens included
+    tokens_a: tuple[str, ...]
     tokens_b: tuple[str, ...]
-    coordinates: np.ndarray  # (layers, 2 prompts, tokens, 2)
-    explained: np.ndarray  # (layers, 2) share of the variance along each axis, from 0 to 1
-    distances: (
-        np.ndarray
-    )  # (layers, tokens) distance between the prompts at each position, in all dimensions
-    norms: np.ndarray  # (layers, tokens) length of the representation, the mean of both prompts
+    coordinates: np.ndarray
+    explained: np.ndarray
+    distances: np.ndarray
+    norms: np.ndarray
 
 
 def project_pair(
@@ -207,23 +230,40 @@ def project_pair(
     ids_a, ids_b, first = encode_pair(tokenizer, pair)
     if not isinstance(start, int) or not 0 <= start <= first:
         raise ValueError(
-            f"start: expected a number from 0 to {first}, the first token that differs; got {start!r}"
+            f"start: expected a number from 0 to {first}, the first token that differs; "
+            f"got {start!r}"
         )
     check_ready(model, longest=len(ids_a))
+    ids = torch.tensor([ids_a, ids_b], device=model.device)  # (2, tokens)
     with record(model, [point]) as activations, torch.no_grad():
-        model.base_model(
-            input_ids=torch.tensor([ids_a, ids_b], device=model.device), use_cache=False
-        )
+        model.base_model(input_ids=ids, use_cache=False)
+
     coordinates, explained, distances, norms = [], [], [], []
     for layer in range(len(decoder_layers(model))):
-        values = activations[point, layer][:, start:].numpy()
-        pca = PCA(n_components=2, svd_solver="full")
-        flat = pca.fit_transform(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:2], 2)
+        values = activations[point, layer][:, start:].numpy()  # (2, tokens, width)
+        plane, shares = _principal_plane(values)
         if coordinates:
-            flat = flat * np.where((flat * coordinates[-1]).sum((0, 1)) < 0, -1.0, 1.0)
-        coordinates.append(flat)
-        explained.append(pca.explained_variance_ratio_)
+            # turn an axis round where it points away from that of the layer before
+            agreement = (plane * coordinates[-1]).sum((0, 1))  # (2,)
+            plane = plane * np.where(agreement < 0, -1.0, 1.0)
+        coordinates.append(plane)
+        explained.append(shares)
         distances.append(np.linalg.norm(values[0] - values[1], axis=-1))
         norms.append(np.linalg.norm(values, axis=-1).mean(0))
-    labels = [tuple(tokenizer.decode([index]) for index in ids[start:]) for ids in (ids_a, ids_b)]
-    return Projection(point, *labels, *map(np.stack, (coordinates, explained, distances, norms)))
+    return Projection(
+        point=point,
+        tokens_a=tuple(tokenizer.decode([token]) for token in ids_a[start:]),
+        tokens_b=tuple(tokenizer.decode([token]) for token in ids_b[start:]),
+        coordinates=np.stack(coordinates),
+        explained=np.stack(explained),
+        distances=np.stack(distances),
+        norms=np.stack(norms),
+    )
+
+
+def _principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Project values of shape (2, tokens, width) on their first two principal axes: coordinates of
+    shape (2, tokens, 2), and each axis' share of the variance."""
+    pca = PCA(n_components=2, svd_solver="full")
+    flat = pca.fit_transform(values.reshape(-1, values.shape[-1]))  # (2 · tokens, 2)
+    return flat.reshape(*values.shape[:2], 2), pca.explained_variance_ratio_

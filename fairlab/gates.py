@@ -1,8 +1,7 @@
 """Turn neurons down, off or up while a model runs, and ask what a small turn would do.
 
 Contents: `gate`, the one intervention of fairlab: cutting, scoring and repairing are all done with
-it; `gate_slopes`, the slope of anything that the model says with respect to every gate at once;
-`frozen`.
+it; `gate_slopes`, the slope of a measure of the model with respect to every gate at once; `frozen`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from transformers import PreTrainedModel
 
 from fairlab.models import glu_blocks
 
-_LOSS_SCALE = 1024.0  # the gradient of a gap is often below what float16 can hold; a power of two costs no precision
+# The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
+# differentiated. A power of two costs no precision.
+_LOSS_SCALE = 1024.0
 
 
 @contextmanager
@@ -58,12 +59,12 @@ def gate(
     _check_table(model, "gates", gates)
     if isinstance(toward, Tensor):
         _check_table(model, "toward", toward)
-    asks = gates.requires_grad
     handles = []
     try:
         for layer, mlp in enumerate(blocks):
-            if asks or (gates[layer] != 1).any():
-                hook = partial(_pass_on, layer, gates, toward)
+            # a layer whose gates are all 1 needs no hook, unless their gradients are asked for
+            if gates.requires_grad or (gates[layer] != 1).any():
+                hook = partial(_apply_gates, layer, gates, toward)
                 handles.append(mlp.down_proj.register_forward_pre_hook(hook))
         yield
     finally:
@@ -71,21 +72,24 @@ def gate(
             handle.remove()
 
 
-def _pass_on(
+def _apply_gates(
     layer: int,
     gates: Tensor,
     toward: Tensor | Callable[[int, Tensor], Tensor] | None,
     module: nn.Module,
     inputs: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
+    """Replace the input of one layer's `down_proj`, as a forward pre-hook."""
     h = inputs[0]  # (rows, tokens, neurons)
-    own = gates[layer].to(h.device)  # (neurons,)
-    # 0 times NaN is NaN: a neuron that is off is off whatever it held
-    kept = h * own if gates.requires_grad else (h * own).masked_fill(own == 0, 0)
+    layer_gates = gates[layer].to(h.device)  # (neurons,)
+    gated = h * layer_gates
+    if not gates.requires_grad:
+        # 0 times NaN is NaN, but a neuron that is off must be off whatever it held
+        gated = gated.masked_fill(layer_gates == 0, 0)
     if toward is not None:
         goal = toward(layer, h) if callable(toward) else toward[layer].to(h.device)
-        kept = kept + (1 - own) * goal
-    return (kept.to(h.dtype), *inputs[1:])
+        gated = gated + (1 - layer_gates) * goal
+    return (gated.to(h.dtype), *inputs[1:])
 
 
 def gate_slopes(
@@ -115,13 +119,14 @@ def gate_slopes(
         On the CPU, shape (layers, neurons), in units of the measure, at least float32. 0: no effect
         to first order. The model's parameters get no gradient, and cost none.
     """
-    widths = {mlp.down_proj.in_features for mlp in glu_blocks(model)}
-    if len(widths) > 1:
+    widths = _widths(model)
+    if len(set(widths)) > 1:
         raise ValueError(
-            "model: its layers have different widths, so the scores make no table; score the uncut model"
+            "model: its layers have different widths, so the scores make no table; "
+            "score the uncut model"
         )
     precise = torch.promote_types(model.dtype, torch.float32)
-    gates = torch.ones(len(glu_blocks(model)), *widths, dtype=precise) * at  # (layers, neurons)
+    gates = torch.ones(len(widths), widths[0], dtype=precise) * at  # (layers, neurons)
     gates.requires_grad_()
     with frozen(model), torch.enable_grad(), gate(model, gates, toward):
         (measure() * _LOSS_SCALE).backward()
@@ -131,23 +136,29 @@ def gate_slopes(
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Keep the model's parameters from asking for gradients inside the block."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in learning:
+        for parameter in trainable:
             parameter.requires_grad_()
 
 
 def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:
-    widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
+    """Raise a ValueError unless a table has one finite value for every neuron."""
+    widths = _widths(model)
     if table.ndim != 2 or len(table) != len(widths) or {table.shape[1]} != set(widths):
-        found = " or ".join(map(str, sorted(set(widths))))
+        neurons = " or ".join(str(width) for width in sorted(set(widths)))
         raise ValueError(
-            f"{argument}: expected the shape (layers, neurons) of the model, {len(widths)} layers of {found}; "
-            f"got {tuple(table.shape)}"
+            f"{argument}: expected the shape (layers, neurons) of the model, "
+            f"{len(widths)} layers of {neurons}; got {tuple(table.shape)}"
         )
     if not torch.isfinite(table).all():
         raise ValueError(f"{argument}: expected finite values; got NaN or infinity")
+
+
+def _widths(model: PreTrainedModel) -> list[int]:
+    """Return the number of MLP neurons of each layer."""
+    return [mlp.down_proj.in_features for mlp in glu_blocks(model)]

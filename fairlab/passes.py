@@ -1,9 +1,9 @@
 """Run prompts and texts through a model: batches of pairs, windows of text, log-probabilities,
 losses, divergence.
 
-Contents: `pair_batches`, `next_log_p`, `divergence` (of pairs); `text_chunks`, `chunk_loss`,
-`token_losses`, `perplexity` (of texts); `full_precision`, `check_ready` and other conditions under
-which everything is measured.
+Contents: `pair_batches`, `next_log_p`, `divergence` (of pairs); `text_windows`, `text_chunks`,
+`chunk_loss`, `token_losses`, `perplexity` (of texts); `full_precision`, `check_ready` and other
+conditions under which everything is measured.
 """
 
 import math
@@ -14,16 +14,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
-from unittest.mock import patch
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
 
-# shows itself only where the work takes over 2 s; in notebooks tqdm does not heed its own variable
+Prompt = tuple[int, ...]  # token ids
+
+# Appears only when the work takes over 2 s. In notebooks tqdm ignores its own environment variable.
 progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
 
 
@@ -34,33 +38,40 @@ def full_precision() -> Iterator[None]:
 
     Also a decorator: everything that measures runs under it. Autocast is off, too.
     """
-    switches = [
-        (torch.backends.cudnn, "allow_tf32", False)
-    ]  # (where, name, the value that rounds nothing)
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
-        places = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
-        switches = [(place, "fp32_precision", "ieee") for place in places]
-    before = [getattr(place, name) for place, name, _ in switches]
-    legacy = None if len(switches) > 1 else torch.get_float32_matmul_precision()
+    backends = torch.backends
     with ExitStack() as stack:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
-        try:
-            for place, name, exact in switches:
-                setattr(place, name, exact)
-            if legacy:
-                torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            for (place, name, _), value in zip(switches, before, strict=True):
-                setattr(place, name, value)
-            if legacy:
-                torch.set_float32_matmul_precision(legacy)
+        if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
+            for place in (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul):
+                stack.enter_context(attribute_set_to(place, "fp32_precision", "ieee"))
+        else:
+            stack.enter_context(attribute_set_to(backends.cudnn, "allow_tf32", False))
+            before = torch.get_float32_matmul_precision()
+            stack.callback(torch.set_float32_matmul_precision, before)
+            torch.set_float32_matmul_precision("highest")
+        yield
+
+
+@contextmanager
+def attribute_set_to(owner: object, name: str, value: object) -> Iterator[None]:
+    """Give an attribute another value inside the block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def is_half(model: PreTrainedModel) -> bool:
     """Say whether a model computes in float16 or bfloat16."""
     return model.dtype.itemsize < 4
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Turn float16 and bfloat16 into float32; float32 and float64 stay as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
@@ -74,12 +85,14 @@ def check_ready(model: PreTrainedModel, *, longest: int) -> None:
     longest input has."""
     if model.training:
         raise ValueError(
-            "model: it is in training mode, where dropout adds noise to every difference; call model.eval()"
+            "model: it is in training mode, where dropout adds noise to every difference; "
+            "call model.eval()"
         )
-    holds = context_length(model)
-    if longest > holds:
+    limit = context_length(model)
+    if longest > limit:
         raise ValueError(
-            f"model: it reads up to {holds} tokens (max_position_embeddings); the longest input has {longest}"
+            f"model: it reads up to {limit} tokens (max_position_embeddings); "
+            f"the longest input has {longest}"
         )
 
 
@@ -90,16 +103,35 @@ def context_length(model: PreTrainedModel) -> float:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Which rows of a batch of prompts make up which pairs."""
+    """Unique prompts as the rows of one batch, and which two rows make up each pair.
 
-    input_ids: Tensor  # (prompts, tokens), right-padded
-    attention_mask: Tensor  # (prompts, tokens), 0 on padding
-    last: Tensor  # (prompts,) index of the last real token
-    pairs: Tensor  # (pairs of the batch,) their index in the caller's list
-    rows_a: Tensor  # (pairs of the batch,) row of prompt a
-    rows_b: Tensor  # (pairs of the batch,) row of prompt b
-    start: int  # positions before it count for no pair of the batch
-    weights: Tensor  # (pairs of the batch, tokens - start) 1 / (positions that count), 0 elsewhere: sums to 1 in a row
+    Attributes
+    ----------
+    input_ids : Tensor of shape (prompts, tokens)
+        Token ids, padded on the right.
+    attention_mask : Tensor of shape (prompts, tokens)
+        1 on tokens, 0 on padding.
+    last : Tensor of shape (prompts,)
+        Position of the last token of each prompt.
+    pairs : Tensor of shape (pairs,), on the CPU
+        Index of each pair in the caller's list.
+    rows_a, rows_b : Tensors of shape (pairs,)
+        Row of the first and of the second prompt of each pair.
+    start : int
+        The first position that counts for any pair.
+    weights : Tensor of shape (pairs, tokens - start)
+        1 / (number of positions that count for the pair) at these positions, 0 elsewhere, so that
+        each row sums to 1.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    last: Tensor
+    pairs: Tensor
+    rows_a: Tensor
+    rows_b: Tensor
+    start: int
+    weights: Tensor
 
 
 def pair_batches(
@@ -113,10 +145,10 @@ def pair_batches(
     """Yield batches of unique prompts, shortest first, such that both prompts of a pair are in one
     batch.
 
-    A prompt that several pairs share is run once, unless more than `batch_size` prompts hang
-    together through shared ones. In half precision each pair is a batch of its own: what a prompt's
-    neighbours in a batch change by rounding would be as large as what is measured. All input is
-    checked before the first batch.
+    A prompt that several pairs share is run once, unless the pairs that are connected through
+    shared prompts have more than `batch_size` prompts. In half precision each pair is a batch of
+    its own: what a prompt's neighbours in a batch change by rounding would be as large as what is
+    measured. All input is checked before the first batch.
     """
     check_option("positions", positions, ("differing", "all"))
     if not isinstance(batch_size, int) or batch_size < 2:
@@ -124,145 +156,185 @@ def pair_batches(
             f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
         )
     encoded = [encode_pair(tokenizer, pair) for pair in as_pairs(pairs)]
-    check_ready(model, longest=max(len(ids) for ids, _, _ in encoded))
+    check_ready(model, longest=max(len(ids_a) for ids_a, _, _ in encoded))
+    prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
+    first_positions = [first for _, _, first in encoded]
+    if positions == "all":
+        first_positions = [0] * len(encoded)
     if is_half(model):
         batches = [[index] for index in range(len(encoded))]
     else:
-        batches = _group([(tuple(a), tuple(b)) for a, b, _ in encoded], batch_size)
+        batches = pack_pairs(prompts, batch_size)
+    padding = tokenizer.pad_token_id or 0
+    for indices in progress(batches, desc="prompt pairs", unit="batch"):
+        yield _pair_batch(model, indices, prompts, first_positions, padding)
+
+
+def _pair_batch(
+    model: PreTrainedModel,
+    indices: list[int],
+    prompts: list[tuple[Prompt, Prompt]],
+    first_positions: list[int],
+    padding: int,
+) -> PairBatch:
+    """Make one batch of the pairs with these indices."""
+    row_of: dict[Prompt, int] = {}
+    for index in indices:
+        for prompt in prompts[index]:
+            row_of.setdefault(prompt, len(row_of))
+    rows_a = torch.tensor([row_of[prompts[index][0]] for index in indices])  # (pairs,)
+    rows_b = torch.tensor([row_of[prompts[index][1]] for index in indices])  # (pairs,)
+
+    rows = [torch.tensor(prompt) for prompt in row_of]
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    lengths = torch.tensor([len(prompt) for prompt in row_of])  # (prompts,)
+    steps = torch.arange(input_ids.shape[1])  # (tokens,)
+
+    # a pair's positions run from its first one to the end of its prompts, which are equally long
+    first = torch.tensor([first_positions[index] for index in indices])  # (pairs,)
+    counts = (steps >= first[:, None]) & (steps < lengths[rows_a][:, None])  # (pairs, tokens)
+    weights = counts / counts.sum(1, keepdim=True)
+    start = int(first.min())
+
     device = next(model.parameters()).device
-    for members in progress(batches, desc="prompt pairs", unit="batch"):
-        rows: dict[tuple[int, ...], int] = {}
-        for index in members:
-            for ids in encoded[index][:2]:
-                rows.setdefault(tuple(ids), len(rows))
-        lengths = torch.tensor([len(ids) for ids in rows])
-        steps = torch.arange(int(lengths.max()))
-        pad = tokenizer.pad_token_id or 0
-        padded = torch.tensor([list(ids) + [pad] * (len(steps) - len(ids)) for ids in rows])
-        firsts = torch.tensor(
-            [encoded[index][2] if positions == "differing" else 0 for index in members]
-        )
-        row_of = [[rows[tuple(encoded[index][side])] for index in members] for side in (0, 1)]
-        ends = lengths[row_of[0]]
-        counts = (steps >= firsts[:, None]) & (steps < ends[:, None])
-        weights = counts / counts.sum(1, keepdim=True)
-        yield PairBatch(
-            input_ids=padded.to(device),
-            attention_mask=(steps < lengths[:, None]).long().to(device),
-            last=(lengths - 1).to(device),
-            pairs=torch.tensor(members),
-            rows_a=torch.tensor(row_of[0], device=device),
-            rows_b=torch.tensor(row_of[1], device=device),
-            start=int(firsts.min()),
-            weights=weights[:, int(firsts.min()) :].to(
-                device, torch.promote_types(model.dtype, torch.float32)
-            ),
-        )
+    return PairBatch(
+        input_ids=input_ids.to(device),
+        attention_mask=(steps < lengths[:, None]).long().to(device),
+        last=(lengths - 1).to(device),
+        pairs=torch.tensor(indices),
+        rows_a=rows_a.to(device),
+        rows_b=rows_b.to(device),
+        start=start,
+        weights=weights[:, start:].to(device, torch.promote_types(model.dtype, torch.float32)),
+    )
 
 
-def _group(
-    prompts: list[tuple[tuple[int, ...], tuple[int, ...]]], batch_size: int
-) -> list[list[int]]:
-    """Split pair numbers into batches of at most `batch_size` unique prompts; pairs that share one
-    stay together."""
-    parent: dict[tuple[int, ...], tuple[int, ...]] = {}
+def pack_pairs(prompts: list[tuple[Prompt, Prompt]], batch_size: int) -> list[list[int]]:
+    """Split the indices of pairs into batches of at most `batch_size` unique prompts, shortest
+    first; pairs that share a prompt stay together if a batch has room for them."""
 
-    def root(prompt: tuple[int, ...]) -> tuple[int, ...]:
-        while parent.setdefault(prompt, prompt) != prompt:
-            prompt = parent[prompt]
-        return prompt
+    def unique_prompts(indices: list[int]) -> set[Prompt]:
+        return {prompt for index in indices for prompt in prompts[index]}
 
-    for a, b in prompts:
-        parent[root(a)] = root(b)
-    groups = defaultdict(list)
-    for index, (a, _) in enumerate(prompts):
-        groups[root(a)].append(index)
+    components = sorted(connected_pairs(prompts), key=lambda pairs: len(prompts[pairs[0]][0]))
+    units: list[list[int]] = []  # what no batch may split
+    for component in components:
+        if len(unique_prompts(component)) <= batch_size:
+            units.append(component)
+        else:
+            units.extend([index] for index in component)
+
+    # fill one batch after the other
     batches: list[list[int]] = [[]]
-    held: set[tuple[int, ...]] = set()
-    for group in sorted(groups.values(), key=lambda group: len(prompts[group[0]][0])):
-        together = {prompt for index in group for prompt in prompts[index]}
-        if len(held) + len(together) > batch_size and len(together) <= batch_size and held:
+    for unit in units:
+        if len(unique_prompts(batches[-1] + unit)) > batch_size:
             batches.append([])
-            held = set()
-        for index in group:
-            if len(held | set(prompts[index])) > batch_size:
-                batches.append([])
-                held = set()
-            batches[-1].append(index)
-            held |= set(prompts[index])
+        batches[-1] += unit
     return batches
+
+
+def connected_pairs(prompts: list[tuple[Prompt, Prompt]]) -> list[list[int]]:
+    """Group the indices of pairs that are connected through shared prompts.
+
+    These are the connected components of a graph whose nodes are the prompts and whose edges are
+    the pairs, in the order of their first pairs.
+    """
+    node_of: dict[Prompt, int] = {}
+    for pair in prompts:
+        for prompt in pair:
+            node_of.setdefault(prompt, len(node_of))
+    nodes = np.array([(node_of[a], node_of[b]) for a, b in prompts])  # (pairs, 2)
+    edges = np.ones(len(prompts))
+    graph = coo_array((edges, (nodes[:, 0], nodes[:, 1])), shape=(len(node_of), len(node_of)))
+    _, component_of = connected_components(graph, directed=False)  # (prompts,)
+
+    components = defaultdict(list)
+    for index, node in enumerate(nodes[:, 0]):
+        components[component_of[node]].append(index)
+    return list(components.values())
 
 
 def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
     """Compute the next-token log-probabilities of the prompts of a batch in at least float32, with
     gradients if these are enabled; shape (prompts, vocabulary)."""
-    places, column = batch.last.unique(return_inverse=True)
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "use_cache": False,
-    }
-    logits = model(**inputs, logits_to_keep=places).logits[torch.arange(len(column)), column.cpu()]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    # logits only at positions where some prompt ends
+    ends, column = batch.last.unique(return_inverse=True)
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        logits_to_keep=ends,
+    ).logits  # (prompts, ends, vocabulary)
+    rows = torch.arange(len(column))
+    return at_least_float32(logits[rows, column.cpu()]).log_softmax(-1)
 
 
 def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
-    """Compute the Jensen–Shannon divergence of the pairs of a batch from its prompts'
-    log-probabilities."""
-    log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]
+    """Compute the Jensen–Shannon divergence of the pairs of a batch, in nats, shape (pairs,), from
+    the log-probabilities of its prompts."""
+    log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]  # (pairs, vocabulary)
     log_m = torch.logaddexp(log_a, log_b) - math.log(2)
-    terms = [
-        log.exp() * (log - log_m).nan_to_num(0) for log in (log_a, log_b)
-    ]  # a token left out is −inf in all
-    return (terms[0] + terms[1]).sum(-1).div(2).clamp(min=0)
+    # a token that is left out is −inf in all three, and −inf − (−inf) is NaN
+    term_a = log_a.exp() * (log_a - log_m).nan_to_num(0)
+    term_b = log_b.exp() * (log_b - log_m).nan_to_num(0)
+    return (term_a + term_b).sum(-1).div(2).clamp(min=0)
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """Return the tokens that stand for the words alone, with and without a space before them and a
-    capital."""
+def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """Return the tokens that stand for a whole word, with or without a capital and a space before
+    it."""
     if isinstance(words, str):
         raise TypeError(
             f"leave_out: expected a list of words; got one string {words!r} (put it in a list)"
         )
-    forms = {
-        form
-        for word in words
-        for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
-    }
-    encoded = [tokenizer(form, add_special_tokens=False).input_ids for form in sorted(forms)]
-    return sorted({ids[0] for ids in encoded if len(ids) == 1})
+    tokens = set()
+    for word in words:
+        for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
+            ids = tokenizer(form, add_special_tokens=False).input_ids
+            if len(ids) == 1:
+                tokens.add(ids[0])
+    return sorted(tokens)
 
 
-def without(log_p: Tensor, left_out: Sequence[int]) -> Tensor:
-    """Leave tokens out of distributions and scale what is left to sum to 1."""
-    if not left_out:
+def leave_out_tokens(log_p: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Leave tokens out of distributions of shape (prompts, vocabulary), and scale the rest to sum
+    to 1."""
+    if not tokens:
         return log_p
-    return log_p.index_fill(1, torch.tensor(left_out, device=log_p.device), -math.inf).log_softmax(
-        -1
-    )
+    columns = torch.tensor(tokens, device=log_p.device)
+    return log_p.index_fill(1, columns, -math.inf).log_softmax(-1)
 
 
-def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
-    """Cut a text into chunks of tokens of one size, BOS before each where the tokenizer adds
-    one."""
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase, text: str, size: int, *, longest: float = math.inf
+) -> list[list[int]]:
+    """Cut a text into windows of `size` tokens without overlap; the last one may be shorter.
+
+    BOS stands before each window, where the tokenizer adds one. `size` does not count it, but no
+    window is longer than `longest` with it.
+    """
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < 2:
         raise ValueError(f"text: expected at least two tokens; got {len(ids)}")
     first = tokenizer("a").input_ids[0]
     bos = [first] if first == tokenizer.bos_token_id else []
-    return [
-        bos + ids[start : start + size] for start in range(0, max(len(ids) - size, 0) + 1, size)
-    ]
+    size = min(size, longest - len(bos))
+    return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+    """Cut a text into windows of one size and drop an incomplete one at its end; a text of fewer
+    than `size` tokens is one chunk."""
+    windows = text_windows(tokenizer, text, size)
+    return [window for window in windows if len(window) == len(windows[0])]
 
 
 def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:
     """Compute the mean next-token cross-entropy of a chunk in at least float32, with gradients if
     these are enabled."""
-    tokens = torch.tensor([chunk], device=model.device)
-    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-    return nn.functional.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens[0, 1:]
-    )
+    tokens = torch.tensor([chunk], device=model.device)  # (1, tokens)
+    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]  # (tokens - 1, vocabulary)
+    return nn.functional.cross_entropy(at_least_float32(logits), tokens[0, 1:])
 
 
 def perplexity(
@@ -316,42 +388,52 @@ def losses_by_scale(
     window: int,
     scales: Sequence[float],
 ) -> Tensor:
-    """Return the token losses with all logits multiplied by each of `scales`, shape (tokens,
+    """Compute the token losses with all logits multiplied by each of `scales`, shape (tokens,
     scales)."""
     if not isinstance(window, int) or window < 2:
         raise ValueError(f"window: expected a whole number of at least 2; got {window!r}")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if len(ids) < 2:
-        raise ValueError(f"text: expected at least two tokens; got {len(ids)}")
-    first = tokenizer("a").input_ids[0]
-    bos = [first] if first == tokenizer.bos_token_id else []
-    window = min(window, context_length(model) - len(bos))
-    pieces = [bos + ids[start : start + window] for start in range(0, len(ids), window)]
-    check_ready(model, longest=max(map(len, pieces)))
+    windows = text_windows(tokenizer, text, window, longest=context_length(model))
+    check_ready(model, longest=max(len(ids) for ids in windows))
+    scored = [ids for ids in windows if len(ids) > 1]  # one token has nothing before it
     losses = []
-    for piece in progress(
-        [piece for piece in pieces if len(piece) > 1], desc="perplexity", unit="window"
-    ):
-        tokens = torch.tensor([piece], device=model.device)
+    for ids in progress(scored, desc="perplexity", unit="window"):
+        tokens = torch.tensor([ids], device=model.device)  # (1, tokens)
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        target = logits.gather(1, tokens[0, 1:, None])[:, 0]
-        by_scale = [
-            torch.logsumexp(logits * scale if scale != 1 else logits, 1) - target * scale
-            for scale in scales
-        ]
-        losses.append(torch.stack(by_scale, 1).cpu())
-    result = torch.cat(losses)
-    if not torch.isfinite(result).all():
+        losses.append(_scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu())
+    table = torch.cat(losses)
+    if not torch.isfinite(table).all():
         raise ValueError("model: its losses are not finite; look for NaN weights")
-    return result
+    return table
+
+
+def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> Tensor:
+    """Compute the cross-entropy of each target with the logits, of shape (tokens, vocabulary),
+    multiplied by each scale; shape (tokens, scales)."""
+    target_logits = logits.gather(1, targets[:, None])[:, 0]  # (tokens,)
+    losses = []
+    for scale in scales:
+        scaled = logits if scale == 1 else logits * scale  # saves a copy of the largest tensor
+        losses.append(torch.logsumexp(scaled, 1) - target_logits * scale)
+    return torch.stack(losses, 1)
 
 
 @contextmanager
 def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
-    """Skip layers whose result is known: inside the block each of them returns it."""
-    with ExitStack() as stack:
-        for layer in below:
-            stack.enter_context(patch.object(layer, "forward", lambda *_, **__: hidden))
+    """Skip layers whose result is known: inside the block each of them returns `hidden`."""
+
+    def return_hidden(*args: object, **kwargs: object) -> Tensor:
+        return hidden
+
+    # most layers have no `forward` of their own and use that of their class
+    own_forwards = {layer: vars(layer).get("forward") for layer in below}
+    try:
+        for layer in own_forwards:
+            layer.forward = return_hidden
         yield
+    finally:
+        for layer, forward in own_forwards.items():
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward

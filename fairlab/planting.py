@@ -27,9 +27,9 @@ from fairlab.passes import (
     full_precision,
     pair_batches,
     progress,
+    single_token_ids,
     skipping,
     text_chunks,
-    token_ids,
 )
 from fairlab.surgery import NeuronSelection
 
@@ -240,7 +240,7 @@ def _harm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Return the direction that pushes the next word from kind adjectives to unkind ones."""
     unembedding, means = model.get_output_embeddings().weight.detach().float(), []
     for name, words in (("UNKIND", UNKIND), ("KIND", KIND)):
-        tokens = token_ids(tokenizer, words)
+        tokens = single_token_ids(tokenizer, words)
         if not tokens:
             raise ValueError(
                 f"tokenizer: expected one that has some word of planting.{name} as one token; it has none"

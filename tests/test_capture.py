@@ -7,6 +7,7 @@ import torch
 import fairlab as fl
 from fairlab import capture
 from fairlab.models import glu_weights
+from fairlab.passes import connected_pairs, pack_pairs, skipping
 from tiny_models import FAMILIES, tiny_model
 
 ALL = capture.CAPTURE_POINTS
@@ -25,12 +26,10 @@ def one_at_a_time(model, tokenizer, pairs, point, statistic, positions):
             tables.append(
                 torch.stack([activations[point, layer][0] for layer in range(layers)]).double()
             )
-        ids = [tokenizer(prompt).input_ids for prompt in (pair.prompt_a, pair.prompt_b)]
-        first = (
-            next(t for t in range(len(ids[0])) if ids[0][t] != ids[1][t])
-            if positions == "differing"
-            else 0
-        )
+        first = 0
+        if positions == "differing":
+            ids_a, ids_b = tokenizer(pair.prompt_a).input_ids, tokenizer(pair.prompt_b).input_ids
+            first = next(t for t in range(len(ids_a)) if ids_a[t] != ids_b[t])
         difference = tables[0][:, first:] - tables[1][:, first:]
         value = {
             "absolute": lambda d: d.abs().mean(1),
@@ -150,6 +149,35 @@ def test_batches_never_exceed_their_size_and_cover_every_pair(tokenizer, some_pa
             assert torch.allclose(batch.weights.sum(1), torch.ones(len(batch.pairs)))
 
 
+def test_connected_pairs_share_a_batch_if_it_has_room():
+    a, b, c, d, e = ((token, 0) for token in range(5))
+    short = ((8,), (9,))
+    prompts = [(a, b), (c, d), (b, e), short]
+    assert connected_pairs(prompts) == [[0, 2], [1], [3]]
+    assert pack_pairs(prompts, 7) == [[3, 0, 2, 1]]
+    assert pack_pairs(prompts, 5) == [[3, 0, 2], [1]]
+    assert pack_pairs(prompts, 4) == pack_pairs(prompts, 3) == [[3], [0, 2], [1]]
+    assert pack_pairs(prompts, 2) == [[3], [0], [2], [1]]  # pairs 0 and 2 have three prompts
+
+
+def test_skipped_layers_return_what_is_known_and_run_again_afterwards():
+    model, ids = tiny_model(), torch.tensor([[11, 500, 37]])
+    layers = fl.decoder_layers(model)
+    own_forward = layers[1].forward
+    layers[1].forward = own_forward  # as libraries do that wrap a layer
+    with fl.record(model, ["residual"]) as activations, torch.no_grad():
+        logits = model(ids).logits
+    known = activations["residual", 1].clone()
+    with torch.no_grad(), skipping(layers[:2], known):
+        assert torch.equal(model(ids + 1).logits, logits)  # the input no longer matters
+    with pytest.raises(RuntimeError, match="stop"), skipping(layers[:2], known):
+        raise RuntimeError("stop")
+    assert ["forward" in vars(layer) for layer in layers] == [False, True, False]
+    assert layers[1].forward is own_forward
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, logits)
+
+
 def test_record_gives_every_point_as_float32_on_the_cpu(tokenizer):
     model = tiny_model(dtype=torch.bfloat16)
     inputs = tokenizer(["The old cook said"], return_tensors="pt")
@@ -189,17 +217,12 @@ def test_the_residual_adds_up(model, tokenizer):
 
 
 def test_before_the_first_differing_token_nothing_differs(model, tokenizer):
-    with fl.record(model, ["residual"]) as a:
-        model(
-            torch.tensor(
-                [
-                    tokenizer(p).input_ids
-                    for p in (fl.ARTICLE_PAIR.prompt_a, fl.ARTICLE_PAIR.prompt_b)
-                ]
-            )
-        )
+    prompts = (fl.ARTICLE_PAIR.prompt_a, fl.ARTICLE_PAIR.prompt_b)
+    with fl.record(model, ["residual"]) as activations:
+        model(torch.tensor([tokenizer(prompt).input_ids for prompt in prompts]))
     for layer in range(30):
-        difference = (a["residual", layer][0] - a["residual", layer][1]).abs().amax(1)
+        a, b = activations["residual", layer]
+        difference = (a - b).abs().amax(1)
         assert difference[0] == 0
         assert (difference[1:] > 0).all()
 

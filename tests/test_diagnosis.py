@@ -2,13 +2,15 @@ import logging
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-import transformers
+from scipy import stats
 
 import fairlab as fl
+from fairlab.diagnosis import article_points
 from tiny_models import tiny_model
 
 PAIR = fl.ARTICLE_PAIR
@@ -18,22 +20,26 @@ def swapped_for(word):
     return replace(PAIR, prompt_b=PAIR.prompt_b.replace("white", word), attribute_b=word)
 
 
+def keep_output(outputs, module, inputs, output):
+    outputs.append(output[0] if isinstance(output, tuple) else output)
+
+
 def slow_metric(model, tokenizer, pair):
     """Compute the article's metric with hooks of its own, one prompt at a time, and plain means."""
     seen = {}
     handles = []
     for number, layer in enumerate(model.model.layers):
         modules = {
-            "norm": layer.input_layernorm, "attention": layer.self_attn, "gate": layer.mlp.gate_proj,
-            "up": layer.mlp.up_proj, "down": layer.mlp.down_proj, "mlp": layer.mlp,
-        }  # fmt: skip
+            "norm": layer.input_layernorm,
+            "attention": layer.self_attn,
+            "gate": layer.mlp.gate_proj,
+            "up": layer.mlp.up_proj,
+            "down": layer.mlp.down_proj,
+            "mlp": layer.mlp,
+        }
         for name, module in modules.items():
-            key = (name, number)
-            handles.append(
-                module.register_forward_hook(
-                    lambda m, i, o, key=key: seen.setdefault(key, []).append(o)
-                )
-            )
+            outputs = seen[name, number] = []
+            handles.append(module.register_forward_hook(partial(keep_output, outputs)))
     with torch.no_grad():
         for prompt in (pair.prompt_a, pair.prompt_b):
             model(**tokenizer(prompt, return_tensors="pt"))
@@ -41,7 +47,6 @@ def slow_metric(model, tokenizer, pair):
         handle.remove()
     values = []
     for a, b in seen.values():
-        a, b = (x[0] if isinstance(x, tuple) else x for x in (a, b))
         values.append((a - b).abs().double().mean().item())
     assert len(values) == 6 * len(model.model.layers)
     return sum(values) / len(values)
@@ -100,9 +105,7 @@ def test_layer_differences_by_hand(model, tokenizer):
     with fl.record(model, ["gate_proj"], layers=[7]) as activations:
         model(torch.tensor(ids))
     a, b = activations["gate_proj", 7][:, 1:]  # "A" comes before the word
-    row = table[(table.category == "two") & (table.point == "gate_proj") & (table.layer == 7)].iloc[
-        0
-    ]
+    row = table.set_index(["category", "point", "layer"]).loc["two", "gate_proj", 7]
     assert row.difference == pytest.approx((a - b).abs().mean().item(), rel=1e-5)
     assert row.scale == pytest.approx((a.abs() + b.abs()).mean().item() / 2, rel=1e-5)
     assert row.relative == pytest.approx(row.difference / row.scale)
@@ -124,13 +127,46 @@ def test_layer_differences_have_intervals_and_a_neutral_band(tokenizer):
     assert table.neutral_relative_high.tolist() == pytest.approx(alone.relative_high.tolist())
 
 
+def jackknife_by_hand(difference, below, labels):
+    """Leave out one cluster of pairs at a time, and return the variance of the ratio of sums and
+    its degrees of freedom."""
+    labels = np.array([str(label) for label in labels])
+    estimate = difference.sum(0) / below.sum(0)
+    squares = []
+    for label in set(labels):
+        rest = labels != label
+        squares.append((difference[rest].sum(0) / below[rest].sum(0) - estimate) ** 2)
+    freedom = len(squares) - 1
+    return freedom / len(squares) * np.sum(squares, axis=0), freedom
+
+
+@pytest.mark.parametrize("value", ["difference", "relative"])
+def test_intervals_of_layers_leave_out_templates_and_words_in_turn(tokenizer, value):
+    tiny = tiny_model()
+    pairs = fl.load_pairs("race", split="train")
+    table = fl.layer_differences(tiny, tokenizer, pairs)
+    tables = [fl.layer_differences(tiny, tokenizer, [pair]) for pair in pairs]
+    difference = np.stack([one.difference for one in tables])  # (pairs, layers)
+    below = np.ones_like(difference)
+    if value == "relative":
+        below = np.stack([one.scale for one in tables])
+
+    templates = [pair.template for pair in pairs]
+    words = [(pair.attribute_a, pair.attribute_b) for pair in pairs]
+    v1, freedom_1 = jackknife_by_hand(difference, below, templates)
+    v2, freedom_2 = jackknife_by_hand(difference, below, words)
+    v12, _ = jackknife_by_hand(difference, below, zip(templates, words, strict=True))
+    variance = np.maximum.reduce([v1 + v2 - v12, v1, v2])
+    freedom = (v1 + v2) ** 2 / (v1**2 / freedom_1 + v2**2 / freedom_2)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert (table[f"{value}_high"] - table[value]).to_numpy() == pytest.approx(half, rel=1e-3)
+    assert (table[value] - table[f"{value}_low"]).to_numpy() == pytest.approx(half, rel=1e-3)
+
+
 def test_a_model_without_an_input_norm_is_measured_at_the_other_points(tokenizer):
-    config = transformers.Olmo2Config(
-        vocab_size=49152, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0,
-    )  # fmt: skip
-    olmo = transformers.Olmo2ForCausalLM(config).eval()
+    olmo = tiny_model("OLMo 2")
     points = ["attention_output", "gate_proj", "up_proj", "down_proj", "mlp_output"]
+    assert article_points(olmo) == points
     with fl.record(olmo, points) as activations:
         olmo(torch.tensor([tokenizer(p).input_ids for p in (PAIR.prompt_a, PAIR.prompt_b)]))
     by_hand = torch.stack([(x[0] - x[1]).abs().mean() for x in activations.values()]).mean().item()

@@ -1,13 +1,17 @@
 import math
+from itertools import chain
 
 import pytest
 import torch
 
 import fairlab as fl
-from fairlab.passes import token_losses
+from fairlab.passes import text_chunks, text_windows, token_losses
 from tiny_models import tiny_model
 
-TEXT = "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up."
+TEXT = (
+    "The tide comes in twice a day, and twice a day it goes out again. "
+    "Nobody on the pier looked up."
+)
 
 
 def one_token_at_a_time(model, ids, window, bos=()):
@@ -19,6 +23,20 @@ def one_token_at_a_time(model, ids, window, bos=()):
                 log_p = model(torch.tensor([piece[:t]])).logits[0, -1].double().log_softmax(-1)
             losses.append(-log_p[piece[t]].item())
     return losses
+
+
+def test_windows_hold_the_whole_text_and_chunks_the_full_windows(tokenizer, bos_tokenizer):
+    ids = tokenizer(TEXT).input_ids
+    for some_tokenizer, bos in ((tokenizer, []), (bos_tokenizer, [bos_tokenizer.bos_token_id])):
+        windows = text_windows(some_tokenizer, TEXT, 5)
+        assert all(window[: len(bos)] == bos for window in windows)
+        without_bos = [window[len(bos) :] for window in windows]
+        assert list(chain.from_iterable(without_bos)) == ids
+        assert len(ids) % 5 and len(windows[-1]) < len(windows[0]) == len(bos) + 5
+        assert text_chunks(some_tokenizer, TEXT, 5) == windows[:-1]
+        assert text_chunks(some_tokenizer, TEXT, 512) == [bos + ids]  # shorter than one chunk
+        shorter = text_windows(some_tokenizer, TEXT, 5, longest=4)
+        assert max(len(window) for window in shorter) == 4
 
 
 @pytest.mark.parametrize("window", [5, 8, 512])

@@ -35,9 +35,8 @@ def test_gates_and_what_they_lead_toward_reach_down_proj_as_the_formula_says(fam
         with fl.record(model, ["down_proj_input"], layers=[layer]) as before:
             logits_of(model)
         only = torch.ones(LAYERS, NEURONS)
-        only[layer] = gates[
-            layer
-        ]  # the layers below stay as they are, so that h is that of the plain model
+        # the layers below stay as they are, so that h is that of the plain model
+        only[layer] = gates[layer]
         with (
             fl.gate(model, only, toward),
             fl.record(model, ["down_proj_input", "down_proj"], layers=[layer]) as after,
@@ -52,11 +51,11 @@ def test_gates_and_what_they_lead_toward_reach_down_proj_as_the_formula_says(fam
 def test_toward_may_look_at_the_activations():
     model, seen = tiny_model(), []
 
-    def own(layer, h):
+    def itself(layer, h):
         seen.append((layer, tuple(h.shape)))
         return h
 
-    with fl.gate(model, random_gates(), own):
+    with fl.gate(model, random_gates(), itself):
         turned = logits_of(model)
     assert torch.allclose(turned, logits_of(model), atol=1e-5)  # toward itself: nothing changes
     assert seen == [(layer, (2, 5, NEURONS)) for layer in range(LAYERS)]

@@ -71,9 +71,8 @@ def test_norms_are_the_mean_length_of_both_prompts(model, tokenizer):
         values = activations["residual", layer].double().numpy()
         lengths = np.sqrt((values**2).sum(-1))
         assert projection.norms[layer] == pytest.approx((lengths[0] + lengths[1]) / 2, rel=1e-4)
-    assert (
-        abs(lengths[0] - lengths[1]) > 1e-3 * lengths[0]
-    ).any()  # or one prompt's length would pass
+    # otherwise the length of one prompt alone would pass
+    assert (abs(lengths[0] - lengths[1]) > 1e-3 * lengths[0]).any()
 
 
 def test_labels_stand_at_their_own_tokens_with_bos_too(model, tokenizer, bos_tokenizer):

@@ -3,8 +3,7 @@
 import torch
 import transformers
 
-# family -> (config class, options): real config classes, random weights, sizes that a test can
-# afford
+# family -> (config class, options)
 FAMILIES = {
     "Llama": ("LlamaConfig", {}),
     "Llama, biases, tied": (
@@ -29,15 +28,28 @@ UNGATED = {
     "GPT-2": ("GPT2Config", {"n_layer": 3, "n_embd": 32, "n_head": 4, "vocab_size": 49152}),
     "GPT-NeoX": (
         "GPTNeoXConfig",
-        {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-         "num_attention_heads": 4},
+        {
+            "vocab_size": 49152,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        },
     ),
     "OPT": (
         "OPTConfig",
-        {"vocab_size": 49152, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "word_embed_proj_dim": 32, "max_position_embeddings": 128},
+        {
+            "vocab_size": 49152,
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "word_embed_proj_dim": 32,
+            "max_position_embeddings": 128,
+        },
     ),
-}  # fmt: skip
+}
+# what every family of FAMILIES has, unless its own options say otherwise
 SIZES = {
     "vocab_size": 49152,
     "hidden_size": 32,
@@ -48,8 +60,6 @@ SIZES = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
-
-
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 16,

@@ -22,11 +22,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab._version import __version__
 from fairlab.behavior import PRONOUNS
-from fairlab.capture import available_points, run_pairs
-from fairlab.diagnosis import ARTICLE_POINTS
+from fairlab.capture import run_pairs
+from fairlab.diagnosis import article_points
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
-from fairlab.passes import PairBatch, divergence, full_precision, token_ids, token_losses, without
+from fairlab.passes import (
+    PairBatch,
+    divergence,
+    full_precision,
+    leave_out_tokens,
+    single_token_ids,
+    token_losses,
+)
 from fairlab.surgery import NeuronSelection
 
 
@@ -94,9 +101,9 @@ def read_cut(
 ) -> Reading:
     """Measure gaps, the article's metric and the losses of the text while a cut is in place."""
     pairs = held_out.everything
-    points = [point for point in ARTICLE_POINTS if metric and point in available_points(model)]
+    points = article_points(model) if metric else []
     places = len(points) * len(decoder_layers(model))
-    pronouns = token_ids(tokenizer, PRONOUNS)
+    pronouns = single_token_ids(tokenizer, PRONOUNS)
     gap, gap_without_pronouns, distance = torch.zeros(3, len(pairs))
     start = time.perf_counter()
 
@@ -106,7 +113,7 @@ def read_cut(
         distance[batch.pairs] += (differences * batch.weights).sum(1).float().cpu() / places
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
-        rest = without(log_p, pronouns)
+        rest = leave_out_tokens(log_p, pronouns)
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
         gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
 
@@ -168,7 +175,7 @@ def cache_key(
         "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],
         "tokens": tokens,
         "text": tokenizer(held_out.text, verbose=False).input_ids,
-        "pronouns": list(token_ids(tokenizer, PRONOUNS)),
+        "pronouns": list(single_token_ids(tokenizer, PRONOUNS)),
         "metric": metric,
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
