@@ -59,17 +59,16 @@ def check_output(
     force: bool = False,
     inputs: Sequence[str | Path | None] = (),
 ) -> Path:
-    """Refuse an output file that would cost another one, or that can't be written, before any time
-    is spent.
+    """Check before the work that an output file can be written and takes no other file's place.
 
     Parameters
     ----------
     argument : str
-        The name of the argument that the path came by, for the message.
+        The name of the argument that the path was given as, for the message.
     force : bool
         Whether a file that exists may be replaced. An input may not.
     inputs : list of path
-        What is read: files and folders. None and names that are no path here are passed over.
+        The files and folders that are read. None and names that are no path are passed over.
 
     Returns
     -------
@@ -87,7 +86,8 @@ def check_output(
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
         raise ValueError(
-            f"{argument}: {path} exists; choose another name, or replace it with force=True (--force)"
+            f"{argument}: {path} exists; choose another name, "
+            "or replace it with force=True (--force)"
         )
     _refuse_unwritable(argument, path)
     return path
@@ -96,12 +96,12 @@ def check_output(
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete before it takes its name; folders above it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, path)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def check_output_folder(
@@ -112,10 +112,21 @@ def check_output_folder(
     force: bool = False,
     inputs: Sequence[str | Path | None] = (),
 ) -> Path:
-    """Refuse an output folder that is an input, or that holds anything but the files named in
-    `beside`.
+    """Check before the work that an output folder can be written and costs no other file.
 
-    With `force` it may hold other files; `replace_folder` says what becomes of them.
+    Parameters
+    ----------
+    argument, inputs
+        As in `check_output`.
+    beside : list of str
+        The names of files that the folder may hold.
+    force : bool
+        Whether it may hold other files, too; `replace_folder` says what becomes of them.
+
+    Returns
+    -------
+    Path
+        The folder, absolute.
 
     Raises
     ------
@@ -130,14 +141,8 @@ def check_output_folder(
         raise ValueError(
             f"{argument}: expected a folder that can be exchanged; got the current one, {folder}"
         )
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in held if name not in beside]
-    if others and not force:
-        shown = ", ".join(others[:5]) + " …" * (len(others) > 5)
-        raise ValueError(
-            f"{argument}: {folder} holds {shown}; choose a new folder, or replace the model in it with force=True "
-            "(--force)"
-        )
+    if folder.is_dir() and not force:
+        _refuse_other_files(argument, folder, beside)
     _refuse_unwritable(argument, folder)
     return folder
 
@@ -145,56 +150,87 @@ def check_output_folder(
 def replace_folder(
     folder: Path, fill: Callable[[Path], None], *, stale: Callable[[str], bool]
 ) -> None:
-    """Fill a folder beside the target and give it the target's name when it is complete.
+    """Fill a new folder and let it take the place of `folder` when it is complete.
 
-    What the target held is carried over, but for the files whose name is `stale` and those that are
-    written anew. If the computer stops in between, either the old or the new folder is there,
-    whole; in the worst moment the old one under the name `FOLDER.before-…`.
+    If the computer stops in between, either the old or the new folder is there, whole; in the worst
+    moment the old one under the name `FOLDER.before-…`.
+
+    Parameters
+    ----------
+    folder : Path
+        It need not exist. The files in it are carried over, but for stale ones and those that
+        `fill` writes anew.
+    fill : callable
+        Writes the new files into the folder that it is given.
+    stale : callable
+        Says of the name of an old file whether it is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         fill(fresh)
-        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes a folder that nobody else can read
+        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes a folder that only its owner can read
         if folder.is_dir():
-            for entry in folder.iterdir():
-                if not stale(entry.name) and not (fresh / entry.name).exists():
-                    copy = shutil.copytree if entry.is_dir() else shutil.copy2
-                    copy(entry, fresh / entry.name)
-            old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
-            os.rename(folder, old)
-            try:
-                os.rename(fresh, folder)
-            except BaseException:
-                os.rename(old, folder)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+            _carry_over(folder, fresh, stale)
+            _exchange(folder, fresh)
         else:
             os.rename(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _refuse_inputs(argument: str, path: Path, inputs: Sequence[str | Path | None]) -> None:
-    for given in inputs:
-        if given is None:
+def _carry_over(folder: Path, fresh: Path, stale: Callable[[str], bool]) -> None:
+    """Copy what is neither stale nor written anew."""
+    for entry in folder.iterdir():
+        if stale(entry.name) or (fresh / entry.name).exists():
             continue
-        source = Path(given).expanduser()
+        copy = shutil.copytree if entry.is_dir() else shutil.copy2
+        copy(entry, fresh / entry.name)
+
+
+def _exchange(folder: Path, fresh: Path) -> None:
+    """Put the fresh folder in the place of the old one, which comes back if that fails."""
+    old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
+    os.rename(folder, old)
+    try:
+        os.rename(fresh, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_inputs(argument: str, path: Path, inputs: Sequence[str | Path | None]) -> None:
+    for source in inputs:
+        if source is None:
+            continue
+        source = Path(source).expanduser()
         if source.exists() and source.resolve() == path:
             raise ValueError(
                 f"{argument}: {path} is an input, which is never overwritten; choose another name"
             )
 
 
-def _refuse_unwritable(argument: str, path: Path) -> None:
-    above = next(parent for parent in path.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+def _refuse_other_files(argument: str, folder: Path, allowed: Sequence[str]) -> None:
+    others = sorted({entry.name for entry in folder.iterdir()} - set(allowed))
+    if others:
+        shown = ", ".join(others[:5]) + " …" * (len(others) > 5)
         raise ValueError(
-            f"{argument}: {path} can't be written: no folder can be made or changed in {above}"
+            f"{argument}: {folder} holds {shown}; choose a new folder, "
+            "or replace the model in it with force=True (--force)"
+        )
+
+
+def _refuse_unwritable(argument: str, path: Path) -> None:
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{argument}: {path} can't be written: no folder can be made or changed in {parent}"
         )
 
 
 def _umask() -> int:
+    """Return the permissions that new files lack; they can be read only by setting them."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

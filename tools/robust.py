@@ -19,7 +19,6 @@ to be unstable. Linux on x86-64 only.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -77,12 +76,7 @@ def noisy_cache(seed: int) -> Path:
     for tensor in state.values():
         tensor *= 1 + NOISE * torch.randn(tensor.shape, generator=generator)
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    sums = {
-        file.name: weights._sha256(file)
-        for file in sorted(target.iterdir())
-        if file.name != "sha256.json"
-    }
-    (target / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    weights.write_checksums(target)
     return cache
 
 
