@@ -50,7 +50,7 @@ def run(task: str, peer: str) -> None:
     import fairlab as fl
 
     model, tokenizer = fl.load_model()
-    pairs = fl.load_pairs(split="train") if task == "scores" else [fl.ARTICLE_PAIR]
+    pairs = fl.load_pairs(split="train", words="any") if task == "scores" else [fl.ARTICLE_PAIR]
     if task == "cut":
         model = llama_1b()
     if peer == "fairlab":
