@@ -28,7 +28,7 @@ Neutral = Annotated[
 Method = Annotated[
     str,
     Option(
-        help="guarded (the best found so far), article, or bias+importance: activation+maw (score --help)."
+        help="guarded (the causal recipe), article, or bias+importance: activation+maw (score --help)."
     ),
 ]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]
@@ -261,7 +261,7 @@ def report(
         after = fl.generate(*loaded, shown, max_length=length)
     verdict = fl.write_report(
         out, table, selection, model=loaded[0], model_name=model, force=force, **used,
-        method={"pairs": pairs, "score": method, "bias weight": bias_weight, "fraction": fraction},
+        method={"pairs": pairs, "score": method, "fraction": fraction},
         texts=dict(zip(shown, zip(before, after, strict=True), strict=True)),
     )  # fmt: skip
     files = {"page": str(out), "numbers": str(out.with_suffix(".json"))}

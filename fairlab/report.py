@@ -457,7 +457,7 @@ def _limits(headline: dict) -> list[str]:
     words = (
         f"The intervals are over sentences and over {left_out} of these pairs of words."
         if left_out
-        else "The intervals are over sentences, for these words: of other words they say nothing."
+        else "The intervals of demographic pairs are over sentences, for these words: of other words they say nothing."
     )
     return [
         "An activation difference is not bias. A model has to represent two words differently to tell them apart, and "
