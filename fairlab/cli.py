@@ -27,7 +27,9 @@ Neutral = Annotated[
 ]
 Method = Annotated[
     str,
-    Option(help="guarded, article, or bias+importance such as activation+maw (score --help)."),
+    Option(
+        help="guarded (the causal recipe), article, or bias+importance such as activation+maw (score --help)."
+    ),
 ]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]
 Fraction = Annotated[

@@ -1,6 +1,6 @@
 """Whole ways to choose the neurons of a cut, from prompt pairs to a selection.
 
-Contents: `guarded_cut`, what this course found best; `article_cut`, what the article does;
+Contents: `guarded_cut`, the causal recipe of lesson 07; `article_cut`, what the article does;
 `guarded_tables`, the scores that the first stands on.
 """
 

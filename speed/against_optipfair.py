@@ -84,7 +84,7 @@ def run(task: str, peer: str) -> None:
     import fairlab as fl
 
     model, tokenizer = fl.load_model()
-    pairs = fl.load_pairs(split="train")
+    pairs = fl.load_pairs(split="train", words="any")
     if task == "cut":
         model, pairs = llama_1b(), [fl.ARTICLE_PAIR]
     work = time_fairlab if peer == "fairlab" else time_optipfair

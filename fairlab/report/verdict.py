@@ -140,12 +140,12 @@ def limits(headline: dict) -> list[str]:
     """Say what the numbers do not show."""
     if headline["attributes_resampled"]:
         words = (
-            "The intervals of these pairs are over sentences and over "
+            "The intervals of demographic pairs are over sentences and over "
             f"{headline['attributes_resampled']} of these pairs of words."
         )
     else:
         words = (
-            "The intervals of these pairs are over sentences, for these words: of other words "
+            "The intervals of demographic pairs are over sentences, for these words: of other words "
             "they say nothing."
         )
     return [
