@@ -48,6 +48,10 @@ def generate(
         Those of the same length run together; none is padded.
     max_length : int
         Tokens of prompt and continuation together.
+    num_beams : int
+        How many continuations are kept in mind at each step; 1 takes the likeliest token.
+    no_repeat_ngram_size : int
+        No sequence of so many tokens may come twice; 0 allows all.
 
     Returns
     -------
@@ -175,6 +179,11 @@ def top_token_shifts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pair: PromptPair, *, k: int = 10
 ) -> pd.DataFrame:
     """List the k next tokens whose probability differs most between the two prompts of a pair.
+
+    Parameters
+    ----------
+    k : int
+        From 1 to the size of the vocabulary.
 
     Returns
     -------

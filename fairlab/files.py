@@ -17,11 +17,17 @@ from typing import Literal
 
 _CHECKOUT = Path(__file__).parent.parent / "data"
 # a wheel carries the folder inside the package
-DATA = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "data"
+_IS_CHECKOUT = (_CHECKOUT / "prompts" / "pairs_en.csv").is_file()
+DATA = _CHECKOUT if _IS_CHECKOUT else Path(__file__).parent / "data"
 
 
 def data_path(name: str) -> Path:
     """Return the path of a file that comes with fairlab, such as "results/published.csv".
+
+    Parameters
+    ----------
+    name : str
+        Folder and file, below `data/`.
 
     Raises
     ------

@@ -23,16 +23,34 @@ from fairlab.files import DATA
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Two prompts that differ in one span, and where they come from."""
+    """Two prompts that differ in one span, and where they come from.
+
+    Parameters
+    ----------
+    prompt_a, prompt_b : str
+        The two prompts.
+    attribute_a, attribute_b : str
+        The words in which they differ; the first is the group that the stereotype targets.
+    category : str
+        Such as "race".
+    template : str
+        The sentence with {} in the slot: the cluster for statistics.
+    split : str
+        Of the template: "train", "validation" or "held_out".
+    attribute_split : str
+        Of the attribute pair: "train" or "held_out".
+    id : str
+        A name for people.
+    """
 
     prompt_a: str
     prompt_b: str
-    attribute_a: str = ""  # the group that the stereotype targets
+    attribute_a: str = ""
     attribute_b: str = ""
     category: str = ""
-    template: str = ""  # the sentence with {} in the slot: the cluster for statistics
-    split: str = ""  # of the template: train, validation or held_out
-    attribute_split: str = ""  # of the attribute pair: train or held_out
+    template: str = ""
+    split: str = ""
+    attribute_split: str = ""
     id: str = ""
 
 

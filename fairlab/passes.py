@@ -342,6 +342,13 @@ def perplexity(
 ) -> float:
     """Compute the perplexity of a text: `exp` of the mean of `token_losses`.
 
+    Parameters
+    ----------
+    text : str
+        Plain prose of at least two tokens.
+    window : int
+        How many tokens the model reads at once, 2 or more; without overlap.
+
     Returns
     -------
     float

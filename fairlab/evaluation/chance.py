@@ -21,8 +21,12 @@ def random_selections(
 
     Parameters
     ----------
+    selection : NeuronSelection
+        The cut to be imitated.
     n : int
         How many, 1 or more.
+    seed : int
+        The same seed draws the same cuts.
     match : Tensor of shape (layers, neurons), optional
         Such as Fisher's importance, or the mean absolute activation. Every neuron of the selection
         is then replaced by one of the `NEIGHBOURS` nearest to it in the ranks of this table, in its

@@ -39,7 +39,7 @@ MEASURES = {  # name in the readings → field of `Reading`
 class Comparison:
     """What `compare` measured: the table, what it is made of, and what it was measured with.
 
-    Attributes
+    Parameters
     ----------
     table : DataFrame
         One row a selection, measure and category; see `compare`.
@@ -51,7 +51,9 @@ class Comparison:
         What was read of each pair: `selection`, `measure`, `kind` ("demographic" or "neutral"),
         `category`, `template`, the two attributes, `before` and `after`.
     selections : dict of str to NeuronSelection
+        The cuts, by name.
     held_out : HeldOut
+        What they were judged on.
     weights_sha256 : str
         Of the uncut model.
     dtype : str
@@ -100,6 +102,8 @@ def compare(
     n_random : int
         Random cuts with the same count in each layer, shared by all selections that have the same
         counts.
+    seed : int
+        Of the random cuts.
     metric : bool
         Whether to measure the article's metric, which takes about half of the time.
     match : dict of str to Tensor, optional

@@ -28,6 +28,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
 
     Parameters
     ----------
+    folder : path
+        With config.json, safetensors weights and README.md.
     repo_id : str
         "name" or "organisation/name"; the repository is made if it is not there.
     private : bool
