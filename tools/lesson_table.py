@@ -1,6 +1,6 @@
 """Measure the minutes and the peak memory of each lesson, and write the tables of both READMEs.
 
-    python tools/lesson_table.py            # run the lessons whose row is stale (copies) and write the tables
+    python tools/lesson_table.py            # run copies of the lessons whose row is stale
     python tools/lesson_table.py --all      # run all lessons: several minutes
     python tools/lesson_table.py --check    # run nothing; say which rows are stale
 
@@ -121,7 +121,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.check:
-        if names := [path.name for path in stale()]:
+        names = [path.name for path in stale()]
+        if names:
             raise SystemExit(
                 f"measured with other code: {', '.join(names)}; run: make lesson-table"
             )
