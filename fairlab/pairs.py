@@ -137,12 +137,14 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     """
     if not Path(path).is_file():
         raise ValueError(f"path: no such file: {path}")
+    # utf-8-sig, since some spreadsheets put a byte order mark first
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         _check_columns(columns, path)
         pairs = []
         for number, row in enumerate(reader, start=1):
+            # the reader keeps surplus cells under None
             if not (row["prompt_a"] and row["prompt_b"]) or None in row:
                 raise ValueError(
                     f"path: row {number} of {path} lacks a prompt "
@@ -175,6 +177,7 @@ def _check_columns(columns: Sequence[str], path: str | Path) -> None:
 def _completed(pair: PromptPair, number: int) -> PromptPair:
     """Fill in what a row did not say, from the words in which its prompts differ."""
     words_a, words_b = pair.prompt_a.split(" "), pair.prompt_b.split(" ")
+    # the differing words lie between the words that both prompts start and end with
     start = _shared_start(words_a, words_b)
     shared_end = _shared_start(words_a[start:][::-1], words_b[start:][::-1])
     end_a, end_b = len(words_a) - shared_end, len(words_b) - shared_end
@@ -190,7 +193,7 @@ def _completed(pair: PromptPair, number: int) -> PromptPair:
 
 def _split_by_template(pairs: list[PromptPair]) -> list[PromptPair]:
     """Hold out every third template, in the order of their first pair."""
-    templates = list(dict.fromkeys(pair.template for pair in pairs))
+    templates = list(dict.fromkeys(pair.template for pair in pairs))  # each one once
     held_out = set(templates[1::3])
     return [
         replace(pair, split="held_out" if pair.template in held_out else "train") for pair in pairs
@@ -285,6 +288,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """
     ids = list(tokenizer(prompt).input_ids)
     bare = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    # look for the prompt's own tokens, and keep what stands before them
     for start in range(len(ids) - len(bare) + 1):
         end = start + len(bare)
         if ids[start:end] == bare:
@@ -340,6 +344,7 @@ def _compare_ids(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, 
     places = [place for place, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b]
     if not places:
         return -1, -1, "the prompts do not differ"
+    # one span: every token from the first to the last such place differs
     span = places[-1] - places[0] + 1
     reason = "" if span == len(places) else "the prompts differ in more than one place"
     return places[0], span, reason

@@ -75,7 +75,7 @@ def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
         attribute_splits[pair.category, pair.attribute_a, pair.attribute_b].add(
             pair.attribute_split
         )
-    assert all(len(found) == 1 for found in (*splits.values(), *attribute_splits.values()))
+    assert all(len(names) == 1 for names in (*splits.values(), *attribute_splits.values()))
 
 
 @pytest.mark.parametrize("kind", ["demographic", "neutral"])
