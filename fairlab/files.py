@@ -87,7 +87,7 @@ def check_output(
         The path is an input, exists, is a folder, or lies where nothing can be written.
     """
     path = Path(path).expanduser().resolve()
-    _refuse_inputs(argument, path, inputs)
+    _refuse_inputs(argument, path, inputs)  # even with `force`
     if path.is_dir():
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
@@ -102,6 +102,7 @@ def check_output(
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete before it takes its name; folders above it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # beside the target, since only within one disk is a file renamed in a single step
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")

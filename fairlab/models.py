@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from fairlab.weights import DEFAULT_MODEL, find_weights, hub_errors_explained, no_progress_bar
 
-# Where the decoder layers are.
+# where the decoder layers are
 _LAYER_PATHS = (
     "model.layers",  # Llama and most others
     "model.language_model.layers",  # Gemma 3 in its multimodal wrapper
@@ -106,6 +106,7 @@ def load_model(
                 output_loading_info=True,
             )
     _refuse_mismatch(report, name)
+    # prompts of several lengths are padded to one
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return model.to(target).eval(), tokenizer
@@ -258,7 +259,7 @@ def _refuse_unsupported(config: PretrainedConfig, name: str | Path) -> None:
             "which can't be scored or cut neuron by neuron; load the full-precision checkpoint "
             "(a .gguf file works too: it is dequantised)"
         )
-    text_config = config.get_text_config()
+    text_config = config.get_text_config()  # of a multimodal model: its language part
     if any((getattr(text_config, count, 0) or 0) > 1 for count in _EXPERT_COUNTS):
         raise ValueError(f"name: {name} is a mixture of experts; fairlab handles dense models only")
     is_generative = all(kind.endswith(_GENERATIVE) for kind in config.architectures or [])

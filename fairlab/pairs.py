@@ -20,6 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlab.files import DATA
 
+_FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
+_SPLITS = ("train", "validation", "held_out")
+
 
 @dataclass(frozen=True)
 class PromptPair:
@@ -100,29 +103,40 @@ def load_pairs(
     ValueError
         An option that the data do not have.
     """
-    prefixes = {"demographic": "pairs", "neutral": "neutral"}
-    if kind not in prefixes:
-        raise ValueError(f"kind: expected one of {', '.join(prefixes)}; got {kind!r}")
+    if kind not in _FILE_PREFIXES:
+        raise ValueError(f"kind: expected one of {', '.join(_FILE_PREFIXES)}; got {kind!r}")
     if words not in ("split", "any"):
         raise ValueError(f"words: expected split or any; got {words!r}")
-    path = DATA / "prompts" / f"{prefixes[kind]}_{language}.csv"
-    if not path.is_file():
-        known = ", ".join(
-            sorted(file.stem.split("_")[1] for file in path.parent.glob(f"{prefixes[kind]}_*.csv"))
-        )
-        raise ValueError(f"language: expected one of {known} for {kind} pairs; got {language!r}")
-    with path.open(encoding="utf-8", newline="") as file:
+    with _pairs_file(kind, language).open(encoding="utf-8", newline="") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]
-    for argument, wanted in (("category", category), ("split", split)):
-        if wanted is not None:
-            known = sorted({getattr(pair, argument) for pair in pairs})
-            if wanted not in known:
-                raise ValueError(f"{argument}: expected one of {', '.join(known)}; got {wanted!r}")
-            pairs = [pair for pair in pairs if getattr(pair, argument) == wanted]
-    if split is None or words == "any":
-        return pairs
-    known_words = "held_out" if split == "held_out" else "train"
-    return [pair for pair in pairs if pair.attribute_split == known_words]
+    if category is not None:
+        pairs = _pairs_with(pairs, "category", category)
+    if split is not None:
+        pairs = _pairs_with(pairs, "split", split)
+        if words == "split":
+            # validation pairs are new sentences with the words for training
+            attribute_split = "held_out" if split == "held_out" else "train"
+            pairs = [pair for pair in pairs if pair.attribute_split == attribute_split]
+    return pairs
+
+
+def _pairs_file(kind: str, language: str) -> Path:
+    folder, prefix = DATA / "prompts", _FILE_PREFIXES[kind]
+    path = folder / f"{prefix}_{language}.csv"
+    if not path.is_file():
+        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_*.csv"))
+        raise ValueError(
+            f"language: expected one of {', '.join(known)} for {kind} pairs; got {language!r}"
+        )
+    return path
+
+
+def _pairs_with(pairs: list[PromptPair], label: str, value: str) -> list[PromptPair]:
+    """Keep the pairs whose category or split is the one asked for; refuse one that none has."""
+    known = sorted({getattr(pair, label) for pair in pairs})
+    if value not in known:
+        raise ValueError(f"{label}: expected one of {', '.join(known)}; got {value!r}")
+    return [pair for pair in pairs if getattr(pair, label) == value]
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:
@@ -141,55 +155,67 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     """
     if not Path(path).is_file():
         raise ValueError(f"path: no such file: {path}")
-    known = [field.name for field in fields(PromptPair)]
+    # utf-8-sig, since some spreadsheets put a byte order mark first
     with Path(path).open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
-        if not {"prompt_a", "prompt_b"} <= set(columns) <= set(known):
-            raise ValueError(
-                f"path: {path} needs the columns prompt_a and prompt_b, and may have {', '.join(known[2:])}; "
-                f"got {', '.join(columns) or 'none'}"
-            )
+        _check_columns(columns, path)
         pairs = []
-        for number, row in enumerate(reader, 1):
+        for number, row in enumerate(reader, start=1):
+            # the reader keeps surplus cells under None
             if not (row["prompt_a"] and row["prompt_b"]) or None in row:
                 raise ValueError(
-                    f"path: row {number} of {path} lacks a prompt or has more cells than columns: {row}"
+                    f"path: row {number} of {path} lacks a prompt "
+                    f"or has more cells than columns: {row}"
                 )
-            pairs.append(
-                _completed(PromptPair(**{key: cell or "" for key, cell in row.items()}), number)
-            )
+            pair = PromptPair(**{column: cell or "" for column, cell in row.items()})
+            pairs.append(_completed(pair, number))
     if not pairs:
         raise ValueError(f"path: {path} holds no pairs")
     if "split" not in columns:
-        templates = list(dict.fromkeys(pair.template for pair in pairs))
-        held_out = set(templates[1::3])
-        return [
-            replace(pair, split="held_out" if pair.template in held_out else "train")
-            for pair in pairs
-        ]
+        return _split_by_template(pairs)
     for pair in pairs:
-        if pair.split not in ("train", "validation", "held_out"):
+        if pair.split not in _SPLITS:
             raise ValueError(
-                f"path: split must be train, validation or held_out; got {pair.split!r} for {pair.id}"
+                "path: split must be train, validation or held_out; "
+                f"got {pair.split!r} for {pair.id}"
             )
     return pairs
+
+
+def _check_columns(columns: Sequence[str], path: str | Path) -> None:
+    known = [field.name for field in fields(PromptPair)]
+    if not {"prompt_a", "prompt_b"} <= set(columns) <= set(known):
+        raise ValueError(
+            f"path: {path} needs the columns prompt_a and prompt_b, and may have "
+            f"{', '.join(known[2:])}; got {', '.join(columns) or 'none'}"
+        )
 
 
 def _completed(pair: PromptPair, number: int) -> PromptPair:
     """Fill in what a row did not say, from the words in which its prompts differ."""
     words_a, words_b = pair.prompt_a.split(" "), pair.prompt_b.split(" ")
-    first = _first_difference(words_a, words_b)
-    shared = _first_difference(words_a[first:][::-1], words_b[first:][::-1])
-    end_a, end_b = len(words_a) - shared, len(words_b) - shared
+    # the differing words lie between the words that both prompts start and end with
+    start = _shared_start(words_a, words_b)
+    shared_end = _shared_start(words_a[start:][::-1], words_b[start:][::-1])
+    end_a, end_b = len(words_a) - shared_end, len(words_b) - shared_end
     return replace(
         pair,
-        template=pair.template or " ".join([*words_a[:first], "{}", *words_a[end_a:]]),
-        attribute_a=pair.attribute_a or " ".join(words_a[first:end_a]),
-        attribute_b=pair.attribute_b or " ".join(words_b[first:end_b]),
+        template=pair.template or " ".join([*words_a[:start], "{}", *words_a[end_a:]]),
+        attribute_a=pair.attribute_a or " ".join(words_a[start:end_a]),
+        attribute_b=pair.attribute_b or " ".join(words_b[start:end_b]),
         category=pair.category or "custom",
         id=pair.id or f"row-{number}",
     )
+
+
+def _split_by_template(pairs: list[PromptPair]) -> list[PromptPair]:
+    """Hold out every third template, in the order of their first pair."""
+    templates = list(dict.fromkeys(pair.template for pair in pairs))  # each one once
+    held_out = set(templates[1::3])
+    return [
+        replace(pair, split="held_out" if pair.template in held_out else "train") for pair in pairs
+    ]
 
 
 def build_pairs(
@@ -223,17 +249,28 @@ def build_pairs(
     for template in templates:
         if template.count("{}") != 1:
             raise ValueError(f"templates: each needs exactly one {{}}; got {template!r}")
-    for a, b in attributes:
-        if a == b:
-            raise ValueError(f"attributes: the two words of a pair must differ; got {a!r} twice")
-    return [
-        PromptPair(
-            template.replace("{}", a), template.replace("{}", b), a, b, category, template, split, attribute_split,
-            id=f"{category}-{number:02d}-{a}-{b}".lower().replace(" ", "-"),
-        )
-        for number, template in enumerate(templates, 1)
-        for a, b in attributes
-    ]  # fmt: skip
+    for word_a, word_b in attributes:
+        if word_a == word_b:
+            raise ValueError(
+                f"attributes: the two words of a pair must differ; got {word_a!r} twice"
+            )
+    pairs = []
+    for number, template in enumerate(templates, start=1):
+        for word_a, word_b in attributes:
+            name = f"{category}-{number:02d}-{word_a}-{word_b}"
+            pair = PromptPair(
+                prompt_a=template.replace("{}", word_a),
+                prompt_b=template.replace("{}", word_b),
+                attribute_a=word_a,
+                attribute_b=word_b,
+                category=category,
+                template=template,
+                split=split,
+                attribute_split=attribute_split,
+                id=name.lower().replace(" ", "-"),
+            )
+            pairs.append(pair)
+    return pairs
 
 
 def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair]) -> pd.DataFrame:
@@ -250,36 +287,40 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     rows = []
     for pair in as_pairs(pairs):
         ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
-        first, span, reason = _difference(ids_a, ids_b)
+        first, span, reason = _compare_ids(ids_a, ids_b)
         rows.append((pair.id, not reason, len(ids_a), len(ids_b), first, span, reason))
-    return pd.DataFrame(
-        rows, columns=["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"]
-    )
+    columns = ["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the token ids of a prompt, with the special tokens that the tokenizer puts before it
-    (BOS).
+    """Return the token ids of a prompt, with the special tokens before it (BOS).
 
-    What it puts behind (EOS, as some do) is left out: the prompt would be over, and what the model
-    says next would be no answer to it.
+    Special tokens behind it (some tokenizers put EOS there) are left out: they would end the
+    prompt, and what the model says next would be no answer to it.
+
+    Raises
+    ------
+    ValueError
+        With special tokens, the tokenizer splits the prompt in another way than without them.
     """
     ids = list(tokenizer(prompt).input_ids)
     bare = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    # look for the prompt's own tokens, and keep what stands before them
     for start in range(len(ids) - len(bare) + 1):
-        if ids[start : start + len(bare)] == bare:
-            return ids[: start + len(bare)]
+        end = start + len(bare)
+        if ids[start:end] == bare:
+            return ids[:end]
     raise ValueError(
-        f"tokenizer: with its special tokens it reads {prompt!r} as {ids}, which does not hold its tokens without "
-        f"them, {bare}; what the model is asked would not be the prompt"
+        f"tokenizer: with its special tokens it reads {prompt!r} as {ids}, which does not hold its "
+        f"tokens without them, {bare}; what the model is asked would not be the prompt"
     )
 
 
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair
 ) -> tuple[list[int], list[int], int]:
-    """Return the token ids of both prompts, special tokens included, and the index of the first
-    differing token.
+    """Return the token ids of both prompts and the index of the first differing token.
 
     Raises
     ------
@@ -288,9 +329,9 @@ def encode_pair(
         message shows both token lists), or differences in more than one place.
     """
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
-    first, _, reason = _difference(ids_a, ids_b)
     if len(ids_a) != len(ids_b):
-        tokens_a, tokens_b = (tokenizer.convert_ids_to_tokens(ids) for ids in (ids_a, ids_b))
+        tokens_a = tokenizer.convert_ids_to_tokens(ids_a)
+        tokens_b = tokenizer.convert_ids_to_tokens(ids_b)
         raise ValueError(
             "pairs: both prompts need the same number of tokens; "
             f"got {len(ids_a)} {tokens_a} and {len(ids_b)} {tokens_b}; "
@@ -298,35 +339,55 @@ def encode_pair(
         )
     if ids_a == ids_b:
         raise ValueError(f"pairs: the two prompts must differ; got {pair.prompt_a!r} twice")
+    first, _, reason = _compare_ids(ids_a, ids_b)
     if reason:
         raise ValueError(
-            f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; change one word, or words in a row"
+            f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; "
+            "change one word, or words in a row"
         )
     return ids_a, ids_b, first
 
 
-def _difference(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, str]:
-    """Return the first place where two prompts differ, how many tokens the difference spans, and
-    what makes it invalid.
+def _compare_ids(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, str]:
+    """Compare two prompts, token by token: this is the definition of a valid pair.
 
-    This is the definition of a valid pair. -1 stands for a place or a span that there is not.
+    Returns
+    -------
+    (first, span, reason)
+        The first place where they differ and the number of tokens up to the last such place, -1
+        where there is none; and what makes the pair invalid, "" if nothing does.
     """
     if len(ids_a) != len(ids_b):
-        return _first_difference(ids_a, ids_b), -1, f"{len(ids_a)} and {len(ids_b)} tokens"
+        return _shared_start(ids_a, ids_b), -1, f"{len(ids_a)} and {len(ids_b)} tokens"
     places = [place for place, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b]
     if not places:
         return -1, -1, "the prompts do not differ"
+    # one span: every token from the first to the last such place differs
     span = places[-1] - places[0] + 1
-    return (
-        places[0],
-        span,
-        "" if span == len(places) else "the prompts differ in more than one place",
-    )
+    reason = "" if span == len(places) else "the prompts differ in more than one place"
+    return places[0], span, reason
+
+
+def _shared_start(items_a: Sequence, items_b: Sequence) -> int:
+    """Count the items at the start that two sequences share: the index of the first difference."""
+    count = 0
+    for a, b in zip(items_a, items_b, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
 
 
 def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    """Return the pairs as a list, after refusing an empty one and anything that is not a
-    `PromptPair`."""
+    """Return the pairs as a list.
+
+    Raises
+    ------
+    TypeError
+        What is given is no list, or holds anything but `PromptPair`.
+    ValueError
+        The list is empty.
+    """
     if isinstance(pairs, (str, PromptPair)) or not isinstance(pairs, Iterable):
         raise TypeError(
             f"pairs: expected a list of PromptPair; got {type(pairs).__name__} (put it in a list)"
@@ -341,10 +402,3 @@ def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
                 "write fairlab.PromptPair(prompt_a, prompt_b) or use fairlab.build_pairs"
             )
     return pairs
-
-
-def _first_difference(ids_a: Sequence, ids_b: Sequence) -> int:
-    return next(
-        (t for t, (a, b) in enumerate(zip(ids_a, ids_b, strict=False)) if a != b),
-        min(len(ids_a), len(ids_b)),
-    )

@@ -1,9 +1,11 @@
-"""Intervals and tests for few clusters: prompts made from one template, or with one word, are not
-independent.
+"""Intervals and tests for few clusters.
+
+Prompts made from one template, or with one word, are not independent: they form a cluster.
 
 Contents: `jackknife_interval`, `jackknife_variance`, `resampled`, `sign_flip_test`, `holm`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -62,42 +64,103 @@ def jackknife_interval(
     Sources: Efron and Stein, "The jackknife estimate of variance" (1981); Cameron, Gelbach and
     Miller, "Robust inference with multiway clustering" (2011).
     """
-    columns = np.asarray(columns, float)
+    columns = np.asarray(columns, float)  # (observations, columns)
     if len(clusters) not in (1, 2) or {len(labels) for labels in clusters} != {len(columns)}:
         raise ValueError(
             f"clusters: expected one or two sequences of {len(columns)} labels, one an observation"
         )
     strata = ["all"] * len(columns) if strata is None else strata
-    first, freedom = jackknife_variance(columns, formula, clusters[0])
     estimate = formula(columns.sum(0, keepdims=True))[0]
-    if not freedom:
+    variance, freedom = jackknife_variance(columns, formula, clusters[0])
+    if freedom == 0:  # a single cluster
         return np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)
-    variance = first
-    if len(clusters) == 2 and (free := resampled(clusters[1], strata)).any():
-        second, freedom_2 = jackknife_variance(columns, formula, clusters[1], strata)
-        # of a stratum that is held fixed the intersections are no part of V₂, so they aren't taken
-        # off either
-        cells = [
-            cell if moves else "fixed"
-            for cell, moves in zip(zip(*clusters, strict=True), free, strict=True)
-        ]
-        both, _ = jackknife_variance(columns, formula, cells, strata)
-        variance = np.maximum.reduce([first + second - both, first, second])
-        parts = first**2 / freedom + second**2 / freedom_2
-        freedom = np.where(
-            parts == 0, freedom, (first + second) ** 2 / np.where(parts == 0, 1, parts)
+    if len(clusters) == 2 and resampled(clusters[1], strata).any():
+        variance, freedom = _two_way_variance(
+            columns, formula, clusters, strata, first=variance, freedom_1=freedom
         )
-    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
-    return estimate - half, estimate + half
+    half_width = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+    return estimate - half_width, estimate + half_width
+
+
+def _two_way_variance(
+    columns: NDArray,
+    formula: Callable[[NDArray], NDArray],
+    clusters: Sequence[Sequence],
+    strata: Sequence,
+    first: NDArray,
+    freedom_1: int,
+) -> tuple[NDArray, NDArray]:
+    """Add a second kind of clusters to the variance over the first kind (`first`)."""
+    second, freedom_2 = jackknife_variance(columns, formula, clusters[1], strata)
+    # what both kinds hold is counted twice: it is taken off once; but in a stratum that is held
+    # fixed nothing was counted in `second`, so nothing is taken off
+    intersections = []
+    movable = resampled(clusters[1], strata)
+    for label_1, label_2, can_move in zip(*clusters, movable, strict=True):
+        intersections.append((label_1, label_2) if can_move else "fixed")
+    shared, _ = jackknife_variance(columns, formula, intersections, strata)
+    variance = np.maximum.reduce([first + second - shared, first, second])
+    # Welch–Satterthwaite; where both variances are 0, any number of degrees of freedom will do
+    denominator = first**2 / freedom_1 + second**2 / freedom_2
+    is_zero = denominator == 0
+    freedom = (first + second) ** 2 / np.where(is_zero, 1, denominator)
+    return variance, np.where(is_zero, freedom_1, freedom)
+
+
+def jackknife_variance(
+    columns: NDArray,
+    formula: Callable[[NDArray], NDArray],
+    labels: Sequence,
+    strata: Sequence | None = None,
+) -> tuple[NDArray, int]:
+    """Compute the variance of a statistic by leaving out one cluster at a time.
+
+    Parameters
+    ----------
+    columns, formula
+        As `jackknife_interval` takes them.
+    labels, strata : sequences of labels
+        One an observation: its cluster, and the stratum in which the clusters that stay then count
+        for more. By default all observations are one stratum.
+
+    Returns
+    -------
+    (variance, freedom)
+        Of the shape of one value of the formula, and the degrees of freedom: clusters less strata.
+        0 and 0 where no stratum has two clusters.
+    """
+    strata = ["all"] * len(labels) if strata is None else strata
+    keys = np.array([f"{stratum}\n{label}" for stratum, label in zip(strata, labels, strict=True)])
+    strata = np.array([str(stratum) for stratum in strata])
+    total = columns.sum(0)  # (columns,)
+    estimate = formula(total[None])[0]
+    variance, freedom = 0.0, 0
+    for stratum in np.unique(strata):
+        members = strata == stratum
+        names, cluster_of = np.unique(keys[members], return_inverse=True)
+        count = len(names)
+        if count < 2:
+            continue
+        cluster_sums = np.zeros((count, columns.shape[1]))  # (clusters, columns)
+        np.add.at(cluster_sums, cluster_of, columns[members])
+        stratum_sum = cluster_sums.sum(0)
+        # the others stand for the cluster that is left out, so that the stratum keeps its weight
+        others = (stratum_sum - cluster_sums) * count / (count - 1)
+        values = formula(total - stratum_sum + others)  # (clusters, …)
+        variance = variance + (count - 1) / count * ((values - estimate) ** 2).sum(0)
+        freedom += count - 1
+    return np.asarray(variance), freedom
 
 
 def resampled(labels: Sequence, strata: Sequence) -> NDArray:
-    """Say of each observation whether its stratum has two or more clusters, so that one of them can
-    be left out."""
-    found: dict[str, set] = {}
+    """Say of each observation whether its stratum has two or more clusters.
+
+    Only there can one cluster be left out.
+    """
+    clusters = defaultdict(set)
     for stratum, label in zip(strata, labels, strict=True):
-        found.setdefault(str(stratum), set()).add(str(label))
-    return np.array([len(found[str(stratum)]) > 1 for stratum in strata])
+        clusters[str(stratum)].add(str(label))
+    return np.array([len(clusters[str(stratum)]) > 1 for stratum in strata])
 
 
 def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
@@ -138,59 +201,16 @@ def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
 
 
 def holm(p_values: ArrayLike) -> NDArray:
-    """Adjust p-values of several tests by Holm's step-down method (NaN stays NaN and does not
-    count)."""
+    """Adjust p-values of several tests by Holm's step-down method.
+
+    NaN stays NaN and does not count as a test.
+    """
     p = np.asarray(p_values, float)
     adjusted = np.full(p.shape, np.nan)
     order = [index for index in np.argsort(p) if not np.isnan(p[index])]
     highest = 0.0
     for rank, index in enumerate(order):
+        # the smallest of m values counts m times, the next m − 1 times; never below one before it
         highest = max(highest, min(1.0, (len(order) - rank) * p[index]))
         adjusted[index] = highest
     return adjusted
-
-
-def jackknife_variance(
-    columns: NDArray,
-    formula: Callable[[NDArray], NDArray],
-    labels: Sequence,
-    strata: Sequence | None = None,
-) -> tuple[NDArray, int]:
-    """Compute the variance of a statistic by leaving out one cluster at a time, within strata if
-    there are any.
-
-    Parameters
-    ----------
-    columns, formula
-        As `jackknife_interval` takes them.
-    labels, strata : sequences of labels
-        One an observation: its cluster, and the group of clusters from which the others then count
-        for more.
-
-    Returns
-    -------
-    (variance, freedom)
-        Of the shape of one value of the formula, and the degrees of freedom: clusters less strata.
-        0 and 0 where no stratum has two clusters.
-    """
-    total = columns.sum(0)
-    strata = ["all"] * len(labels) if strata is None else strata
-    keys = np.array([f"{stratum}\n{label}" for stratum, label in zip(strata, labels, strict=True)])
-    strata = np.array([str(stratum) for stratum in strata])
-    estimate = formula(total[None])[0]
-    variance, freedom = 0.0, 0
-    for stratum in np.unique(strata):
-        here = strata == stratum
-        names, number = np.unique(keys[here], return_inverse=True)
-        n = len(names)
-        if n < 2:
-            continue
-        own = np.zeros((n, columns.shape[1]))  # the sums of each cluster
-        np.add.at(own, number, columns[here])
-        whole = own.sum(0)
-        values = formula(
-            total - whole + (whole - own) * n / (n - 1)
-        )  # the others stand for the one left out
-        variance = variance + (n - 1) / n * ((values - estimate) ** 2).sum(0)
-        freedom += n - 1
-    return np.asarray(variance), freedom

@@ -75,7 +75,7 @@ def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
         attribute_splits[pair.category, pair.attribute_a, pair.attribute_b].add(
             pair.attribute_split
         )
-    assert all(len(found) == 1 for found in (*splits.values(), *attribute_splits.values()))
+    assert all(len(names) == 1 for names in (*splits.values(), *attribute_splits.values()))
 
 
 @pytest.mark.parametrize("kind", ["demographic", "neutral"])
@@ -174,9 +174,16 @@ def test_build_pairs_crosses_templates_and_attributes():
     )
     assert len(pairs) == 4
     assert pairs[1] == fl.PromptPair(
-        "The poor cook said", "The rich cook said", "poor", "rich", "own", "The {} cook said", "train", "train",
-        "own-01-poor-rich",
-    )  # fmt: skip
+        "The poor cook said",
+        "The rich cook said",
+        attribute_a="poor",
+        attribute_b="rich",
+        category="own",
+        template="The {} cook said",
+        split="train",
+        attribute_split="train",
+        id="own-01-poor-rich",
+    )
     with pytest.raises(ValueError, match="templates: each needs exactly one {}; got 'no slot'"):
         fl.build_pairs(["no slot"], [("a", "b")])
     with pytest.raises(ValueError, match="attributes: .* got 'old' twice"):
@@ -319,7 +326,7 @@ def test_fairlabs_own_file_is_read_as_it_is():
     [
         (
             "prompt_a,b\nx,y",
-            "needs the columns prompt_a and prompt_b, and may have attribute_a, .*; got prompt_a, b",
+            "needs the columns prompt_a and prompt_b, and may have attribute_a, .* prompt_a, b",
         ),
         ("prompt_a,prompt_b,note\nx,y,z", "got prompt_a, prompt_b, note"),
         ("", "got none"),

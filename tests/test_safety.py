@@ -340,10 +340,10 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     old, young, link = (
         tmp_path / name for name in (f".{copy.name}-abc", f".{copy.name}-xyz", ".gguf-abc")
     )
-    for left in (old, young, link, copy):
-        left.mkdir()
-    for left in (old, link, copy):
-        os.utime(left, (0, 0))
+    for folder in (old, young, link, copy):
+        folder.mkdir()
+    for folder in (old, link, copy):
+        os.utime(folder, (0, 0))
     weights.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([young.name, copy.name])
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 REPORT = """<testsuites><testsuite tests="4" failures="1" errors="0" skipped="1">
 <testcase classname="notebooks.a.ipynb" name="Cell 1" time="3.5">
 <properties><property name="moved" value="2"/></properties></testcase>
-<testcase classname="notebooks.a.ipynb" name="Cell 2" time="0.5"><failure message="differs"/></testcase>
+<testcase classname="notebooks.a.ipynb" name="Cell 2" time="0.5">
+<failure message="differs"/></testcase>
 <testcase classname="tests.b" name="test_c" time="1"/>
 <testcase classname="tests.b" name="test_d" time="0"><skipped/></testcase>
 </testsuite></testsuites>"""

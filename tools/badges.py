@@ -1,7 +1,8 @@
-"""Make all files follow the project's address, which stands in `[project.urls]` of pyproject.toml
-as Homepage.
+"""Make all files follow the project's address: Homepage in `[project.urls]` of pyproject.toml.
 
-    python tools/badges.py    # a fork puts its own address there first; prints the files that were written
+    python tools/badges.py    # prints the files that were written
+
+A fork puts its own address there first.
 
 Every lesson gets its Colab and Binder badges and the cell that installs on Colab. In every text
 file of the checkout the address that the README's Binder badge holds, the old one, becomes the new
@@ -35,9 +36,8 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["cola
 
 def repository(root: Path) -> str:
     """Return the OWNER/NAME of the project's address."""
-    homepage = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "urls"
-    ]["Homepage"]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    homepage = project["urls"]["Homepage"]
     match = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)(?<!\.git)", homepage)
     if not match:
         raise ValueError(
@@ -79,8 +79,10 @@ def changes(root: Path) -> dict[Path, str]:
     names = subprocess.run(
         listing, cwd=root, check=True, capture_output=True, text=True
     ).stdout.split("\0")
-    found = {}
-    for path in (root / name for name in sorted(names) if (root / name).is_file()):
+    changed = {}
+    for path in (root / name for name in sorted(names)):
+        if not path.is_file():
+            continue
         try:
             before = path.read_bytes().decode()
         except UnicodeDecodeError:  # a picture
@@ -89,8 +91,8 @@ def changes(root: Path) -> dict[Path, str]:
         if path.parent == root / "notebooks" and path.suffix == ".ipynb":
             after = lesson(after, path.name, new)
         if after != before:
-            found[path] = after
-    return found
+            changed[path] = after
+    return changed
 
 
 def main() -> None:

@@ -16,12 +16,10 @@ script, and commit both. ``data/README.md`` says why the words were chosen and w
 for.
 """
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 
-PROMPTS = Path(__file__).resolve().parent.parent / "data" / "prompts"
+DATA = Path(__file__).resolve().parent.parent / "data"
 COLUMNS = (
     "id",
     "category",
@@ -365,8 +363,10 @@ def is_skipped(template: str, category: str, attribute: str) -> bool:
 
 
 def fill(template: str, attribute: str) -> str:
-    """Put an attribute into the slot; a noun such as "woman" also replaces the head noun after the
-    slot."""
+    """Put an attribute into the slot of a template.
+
+    A noun such as "woman" also replaces the head noun after the slot.
+    """
     if attribute not in PLURALS:
         return template.format(attribute)
     opening, rest = template.split("{} ")
@@ -378,8 +378,7 @@ def fill(template: str, attribute: str) -> str:
 def cross(
     templates: list[tuple[str, str, str]], attributes: dict[str, list[tuple[str, str, str]]]
 ) -> list[dict[str, str]]:
-    """Combine every attribute pair with every template, one dict with the keys ``COLUMNS`` for each
-    pair."""
+    """Combine every attribute pair with every template: one dict a pair, its keys ``COLUMNS``."""
     rows = []
     for category, pairs in attributes.items():
         for number, (split, _domain, template) in enumerate(templates, start=1):
@@ -416,7 +415,7 @@ def main() -> None:
         "prompts/pairs_es.csv": spanish_pairs(),
     }
     for name, rows in files.items():
-        with open(PROMPTS / name, "w", encoding="utf-8", newline="") as file:
+        with open(DATA / name, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

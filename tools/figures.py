@@ -1,6 +1,8 @@
-"""Take the README's figure out of the lesson that draws it: the cell tagged `readme-figure`.
+"""Take the README's figure out of the lesson that draws it.
 
-python tools/figures.py
+    python tools/figures.py
+
+The figure is in the cell tagged `readme-figure`.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """Measure the minutes and the peak memory of each lesson, and write the tables of both READMEs.
 
-    python tools/lesson_table.py            # run the lessons whose row is stale (copies) and write the tables
+    python tools/lesson_table.py            # run copies of the lessons whose row is stale
     python tools/lesson_table.py --all      # run all lessons: several minutes
     python tools/lesson_table.py --check    # run nothing; say which rows are stale
 
@@ -89,24 +89,28 @@ def stale() -> list[Path]:
 def write(path: Path, rows: list[str]) -> None:
     """Replace the rows of the lesson table in a file."""
     text = path.read_text(encoding="utf-8")
-    text, found = re.subn(
+    text, replaced = re.subn(
         r"(?<=\|---\|\n)(\| \d\d \|.*\n)*", "".join(f"{row}\n" for row in rows), text, count=1
     )
-    assert found, f"{path} has no table"
+    assert replaced, f"{path} has no table"
     path.write_text(text, encoding="utf-8")
 
 
 def write_tables(known: dict[str, tuple[str, str, str]]) -> None:
-    """Write the rows of both tables."""
-    rows = [
-        (path, f"| {path.name[:2]} | [{path.name}](%s{path.name}) | {question(path)} |")
-        for path in lessons()
-    ]
-    write(TABLE, [f"{row % ''} {' | '.join(known[path.name])} |" for path, row in rows])
-    write(
-        ROOT / "README.md",
-        [f"{row % 'notebooks/'} {' | '.join(known[path.name][:2])} |" for path, row in rows],
-    )
+    """Write the rows of both tables; the README's has no code hashes."""
+    rows, readme_rows = [], []
+    for path in lessons():
+        values = known[path.name]
+        rows.append(table_row(path, path.name, values))
+        readme_rows.append(table_row(path, f"notebooks/{path.name}", values[:2]))
+    write(TABLE, rows)
+    write(ROOT / "README.md", readme_rows)
+
+
+def table_row(path: Path, link: str, values: tuple[str, ...]) -> str:
+    """Return the row of a lesson: its number, a link, its question and what was measured."""
+    cells = [path.name[:2], f"[{path.name}]({link})", question(path), *values]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -121,7 +125,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.check:
-        if names := [path.name for path in stale()]:
+        names = [path.name for path in stale()]
+        if names:
             raise SystemExit(
                 f"measured with other code: {', '.join(names)}; run: make lesson-table"
             )

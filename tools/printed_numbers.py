@@ -49,13 +49,14 @@ def first_difference(stored: str, now: str) -> tuple[str, str] | None:
     """Return the first two pieces of text, or the first two numbers, that differ by the rule; None
     if none do."""
     texts = [[" ".join(part.split()) for part in NUMBER.split(output)] for output in (stored, now)]
-    numbers = [NUMBER.findall(output) for output in (stored, now)]
+    numbers, numbers_now = NUMBER.findall(stored), NUMBER.findall(now)
     for place, (text, other) in enumerate(zip_longest(*texts)):
         if text != other:
             return _context(stored, place), _context(now, place)
-        number, fresh = (found[place] if place < len(found) else "" for found in numbers)
-        if number and fresh and not same_number(number, fresh):
-            return number, fresh
+        if place >= min(len(numbers), len(numbers_now)):
+            continue
+        if not same_number(numbers[place], numbers_now[place]):
+            return numbers[place], numbers_now[place]
     return None
 
 

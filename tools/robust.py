@@ -4,8 +4,8 @@ changes.
     python tools/robust.py                          # everything, one to two hours on two cores
     python tools/robust.py --settings avx2 noise-0  # some settings
     python tools/robust.py --settings avx2+noise-0  # both at once
-    python tools/robust.py --cheap                  # both at once, lessons 00 to 05: part of `make test`
-    python tools/robust.py --movement               # only by how much each setting moves the model's logits
+    python tools/robust.py --cheap                  # the same, lessons 00 to 05 (`make test`)
+    python tools/robust.py --movement               # only how far each setting moves the logits
 
 A processor of another make adds up the same products in another order, so the last digits of a
 float32 differ. Two stand-ins for it on one machine: other kernels (`ATEN_CPU_CAPABILITY`, the
@@ -48,17 +48,17 @@ KERNELS = {
     "two threads": {"OMP_NUM_THREADS": "2"},
 }
 SEEDS = range(5)
-CHEAP = [
-    "avx2+noise-0"
-]  # one run moves numbers in both ways; each alone tells which of them did it
+# one run moves numbers in both ways; each alone shows which of them did it
+CHEAP = ["avx2+noise-0"]
 PROBE = """
 import sys, numpy, torch, fairlab as fl
 model, tokenizer = fl.load_model()
-pair, several = fl.ARTICLE_PAIR, fl.load_pairs("race", split="train")[:16]
+pair = fl.ARTICLE_PAIR
+pairs = fl.load_pairs("race", split="train")[:16]
 with torch.no_grad():
     logits = model(**tokenizer([pair.prompt_a, pair.prompt_b], return_tensors="pt")).logits
 numpy.savez(sys.argv[1], logits=logits, metric=fl.article_metric(model, tokenizer, pair),
-            gap=fl.next_token_divergence(model, tokenizer, several))
+            gap=fl.next_token_divergence(model, tokenizer, pairs))
 """
 
 
@@ -82,19 +82,19 @@ def noisy_cache(seed: int) -> Path:
 
 def variables(setting: str) -> dict[str, str]:
     """Return the environment variables of a setting, or of several joined by "+"."""
-    found = {}
+    chosen = {}
     for name in setting.split("+"):
         if name in KERNELS:
-            found |= KERNELS[name]
+            chosen.update(KERNELS[name])
         else:
-            found["XDG_CACHE_HOME"] = str(noisy_cache(int(name.removeprefix("noise-"))))
-    return found
+            chosen["XDG_CACHE_HOME"] = str(noisy_cache(int(name.removeprefix("noise-"))))
+    return chosen
 
 
 def movement(settings: list[str]) -> dict[str, tuple[float, float, float]]:
     """Measure by how much each setting moves the logits and the metric of the article's pair, and
     the gaps of 16 pairs: relative changes, root mean squares."""
-    found = {}
+    measured = {}
     for setting in ["as it is", *settings]:
         path = FOLDER / f"{setting}.npz"
         subprocess.run(
@@ -103,10 +103,10 @@ def movement(settings: list[str]) -> dict[str, tuple[float, float, float]]:
             cwd=ROOT,
             check=True,
         )
-        found[setting] = dict(np.load(path))
-    moved, base = {}, found.pop("as it is")
+        measured[setting] = dict(np.load(path))
+    moved, base = {}, measured.pop("as it is")
     print("relative change of           logits      metric        gaps")
-    for setting, values in found.items():
+    for setting, values in measured.items():
         squares = [
             np.mean((values[name] - base[name]) ** 2) / np.mean(base[name] ** 2) for name in base
         ]
@@ -128,12 +128,18 @@ def run(setting: str, lessons: list[str], workers: int, *, unit: bool) -> dict[s
             command, env={**environment(workers), **variables(setting)}, cwd=ROOT, check=False
         )
         for case in ET.parse(report).getroot().iter("testcase"):
-            test = f"{case.get('classname')} {case.get('name')}"
-            moved = case.find("./properties/property[@name='moved']")
-            count = moved.get("value") if moved is not None else "0"
-            failed = case.find("failure") is not None or case.find("error") is not None
-            entries[test] = "FAIL" if failed else "=" if count == "0" else count
+            entries[f"{case.get('classname')} {case.get('name')}"] = table_entry(case)
     return entries
+
+
+def table_entry(case: ET.Element) -> str:
+    """Return "FAIL", the count of numbers that moved, or "=" where none did."""
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "FAIL"
+    moved = case.find("./properties/property[@name='moved']")
+    if moved is None or moved.get("value") == "0":
+        return "="
+    return moved.get("value")
 
 
 def table(results: dict[str, dict[str, str]]) -> str:
@@ -197,9 +203,8 @@ def main() -> None:
     results = {}
     for setting in settings:
         results[setting] = run(setting, lessons, options.workers, unit=unit)
-        (FOLDER / "table.md").write_text(
-            table(results) + "\n", encoding="utf-8"
-        )  # kept as it grows
+        # written after each setting, so that a run that stops leaves what it has
+        (FOLDER / "table.md").write_text(table(results) + "\n", encoding="utf-8")
     print(table(results))
     sys.exit(any("FAIL" in entries.values() for entries in results.values()))
 

@@ -1,8 +1,10 @@
 """Execute lessons from a fresh kernel, top to bottom.
 
-python tools/run_lesson.py notebooks/00_quickstart.ipynb --html build   # run a copy, print its
-table, write a page python tools/run_lesson.py notebooks/*.ipynb --in-place                 # run
-and keep the outputs, before a commit
+    python tools/run_lesson.py notebooks/00_quickstart.ipynb --html build
+    python tools/run_lesson.py notebooks/*.ipynb --in-place
+
+The first line runs a copy, prints its table and writes a page; the second one runs the lessons and
+keeps their outputs, before a commit.
 """
 
 import argparse
@@ -47,9 +49,7 @@ def execute(
                 before_end(client)
     for cell in code:
         for output in cell.outputs:
-            if (
-                output.output_type == "error"
-            ):  # an expected one: where its files lie is nobody's business
+            if output.output_type == "error":  # an expected one: show no path of this computer
                 output.traceback = [
                     line.replace(f"{sys.prefix}{os.sep}", "") for line in output.traceback
                 ]
@@ -78,9 +78,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # glibc returns the memory of a deleted model
-    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = (
-        "1"  # the kernel's bars would be outputs
-    )
+    # the kernel's progress bars would be outputs
+    os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     for path in arguments.lessons:
         start = time.perf_counter()
         notebook = execute(path)

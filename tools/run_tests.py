@@ -2,8 +2,8 @@
 
     python tools/run_tests.py lint unit lessons robust          # what `make test` runs
     python tools/run_tests.py lint quick                        # what `make quick` runs
-    python tools/run_tests.py lessons --only notebooks/03_pca_layers.ipynb notebooks/04_scoring_neurons.ipynb
-    python tools/run_tests.py times                             # where the minutes of the last run went
+    python tools/run_tests.py lessons --only notebooks/03_pca_layers.ipynb
+    python tools/run_tests.py times                             # the minutes of the last run
 
 `robust` runs the lessons 00 to 05 under other kernels and with other weights; beside it `lessons`
 runs only the others. A part that fails does not keep the next one from running. With several
@@ -54,20 +54,14 @@ def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
         if only and command[-1] == "notebooks":
             command = [*command[:-1], *map(str, only)]
         if command[:3] == PYTEST:
-            command = [
-                *command,
-                f"--junitxml={report}",
-                *(["-n", str(workers)] if workers > 1 else []),
-            ]
-        code = (
-            subprocess.run(command, cwd=ROOT, env=environment(workers), check=False).returncode
-            or code
-        )
+            command = [*command, f"--junitxml={report}"]
+            if workers > 1:
+                command += ["-n", str(workers)]
+        finished = subprocess.run(command, cwd=ROOT, env=environment(workers), check=False)
+        code = finished.returncode or code
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    return (
-        f"{part} {outcome(report) or ('failed' if code else 'passed')} ({minutes} min {seconds:02} s)",
-        code == 0,
-    )
+    result = outcome(report) or ("failed" if code else "passed")
+    return f"{part} {result} ({minutes} min {seconds:02} s)", code == 0
 
 
 def outcome(report: Path) -> str:
@@ -80,9 +74,10 @@ def outcome(report: Path) -> str:
             counts[name] += int(suite.get(name, 0))
     failed = counts["failures"] + counts["errors"]
     words = [f"{counts['tests'] - failed - counts['skipped']} passed"]
-    words += [f"{failed} failed"] * bool(failed) + [f"{counts['skipped']} skipped"] * bool(
-        counts["skipped"]
-    )
+    if failed:
+        words.append(f"{failed} failed")
+    if counts["skipped"]:
+        words.append(f"{counts['skipped']} skipped")
     return ", ".join(words)
 
 
@@ -118,13 +113,12 @@ def main() -> None:
         print(times())
         return
     if {"lessons", "robust"} <= set(options.parts):
-        names = ("[0-9][0-9]_*.ipynb", "solutions/*.ipynb")
-        every = [
-            str(path.relative_to(ROOT))
-            for name in names
-            for path in sorted((ROOT / "notebooks").glob(name))
+        notebooks = [
+            *sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")),
+            *sorted((ROOT / "notebooks").glob("solutions/*.ipynb")),
         ]
-        options.only = [Path(name) for name in every if name not in FIRST_LESSONS]
+        relative = [path.relative_to(ROOT) for path in notebooks]
+        options.only = [path for path in relative if str(path) not in FIRST_LESSONS]
     RESULTS.mkdir(parents=True, exist_ok=True)
     results = [run(part, options.workers, options.only) for part in options.parts]
     print("\n" + " · ".join(text for text, _ in results))
