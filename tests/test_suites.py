@@ -220,6 +220,20 @@ class TestAgainstTheHarness:
         assert items[same].equals(theirs[same])
         assert np.allclose(items.log_odds, theirs.log_odds, atol=1e-5)
 
+    def test_a_context_of_bbq_is_run_once(self, small, tokenizer):
+        shapes = []
+
+        def look(module, arguments, options):
+            shapes.append(options["input_ids"].shape)
+
+        hook = small.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            data = {"bbq": rows("bbq", 7)}
+            fl.run_lm_eval(small, tokenizer, "bbq", data=data, batch_size=4)
+        finally:
+            hook.remove()
+        assert [rows for rows, _ in shapes] == [4, 3]
+
     def compare(self, task, data, small, tokenizer, monkeypatch):
         import lm_eval
 
@@ -303,6 +317,17 @@ class TestRun:
         assert random.getstate() == state
         assert all(torch.equal(a, b) for a, b in zip(weights, small.parameters(), strict=True))
         assert len(pd.concat([table, table])) == 2 * len(table)
+
+    def test_the_harness_gets_its_bars_back(self):
+        from lm_eval.api import model
+
+        before, state = model.tqdm, random.getstate()
+        with pytest.raises(KeyError, match="goes wrong"), quiet_harness():
+            assert model.tqdm is not before
+            random.random()
+            raise KeyError("something goes wrong")
+        assert model.tqdm is before
+        assert random.getstate() == state
 
     def test_samples_are_drawn_with_a_fixed_seed(self, small, tokenizer):
         def numbers(wanted):

@@ -206,11 +206,11 @@ def evaluate(lm: object, task: str, rows: Sequence[dict]) -> list[dict]:
     from lm_eval.tasks import TaskManager
 
     place = TASKS[task]
-    held = datasets.Dataset.from_list(list(rows))
+    dataset = datasets.Dataset.from_list(list(rows))
     # the harness's own task, but with our rows in place of those from the Hub
     override = {
         "task": task,
-        "custom_dataset": lambda **_: {place.split: held},
+        "custom_dataset": lambda **_: {place.split: dataset},
         "num_fewshot": 0,
     }
     for split in {"training", "validation", "test"} - {place.split}:
