@@ -84,7 +84,10 @@ def strict(text):
 
 def test_help_comes_at_once():
     """Importing the command line imports neither torch nor transformers."""
-    code = "import sys, fairlab.cli; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    code = (
+        "import sys, fairlab.cli; "
+        "print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

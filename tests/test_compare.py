@@ -17,9 +17,9 @@ from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 TEXT = (
-    "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. "
-    * 4
-)
+    "The tide comes in twice a day, and twice a day it goes out again. "
+    "Nobody on the pier looked up. "
+) * 4
 
 
 @pytest.fixture(scope="module")
@@ -642,7 +642,8 @@ def test_the_readme_says_what_the_frozen_tables_say():
     gap, neutral = everything.loc["headline"], everything.loc["neutral"]
     for text in (
         f"{neutral.change:+.1%} [{neutral.low:+.1%}, {neutral.high:+.1%}]",
-        f"{100 * gap.specificity:+.1f} points [{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
+        f"{100 * gap.specificity:+.1f} points "
+        f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
     ):
         assert text in readme, f"the README lacks: {text}"
     opened = len(frozen("results/held_out_ledger.csv"))

@@ -78,15 +78,17 @@ def prose(path):
         flags=re.MULTILINE,
     )
     return re.sub(
-        r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |range from 0 to 1\b|\bin nats; 0\b",
+        r"\bsections? \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |"
+        r"range from 0 to 1\b|\bin nats; 0\b",
         " ",
         text,
     )
 
 
 CLAIM = re.compile(
-    r"\b(most|least|largest|smallest|highest|lowest|above all|none|never|always|every time|only|as long as|"
-    r"upper|lower left|second time|no setting|more than|less than|nothing|nobody|all of|dwarfs?)\b",
+    r"\b(most|least|largest|smallest|highest|lowest|above all|none|never|always|every time|only|"
+    r"as long as|upper|lower left|second time|no setting|more than|less than|"
+    r"nothing|nobody|all of|dwarfs?)\b",
     re.IGNORECASE,
 )
 
@@ -302,7 +304,8 @@ def test_the_lesson_table_is_not_stale():
             rf"\(notebooks/{path}\) .* \| {minutes} \| {memory} \|$", README, re.MULTILINE
         )
         assert row, (
-            f"README.md: the row of {path} is not that of notebooks/README.md; run: make lesson-table"
+            f"README.md: the row of {path} is not that of notebooks/README.md; "
+            "run: make lesson-table"
         )
 
 

@@ -10,7 +10,10 @@ import pytest
 from printed_numbers import first_difference, moved, same_number
 
 ROOT = Path(__file__).parent.parent
-STORED = "gap, new sentences   0.003662   -0.6 %   -13.0 to +1.0 %   5 of 5, layer 8 of 30, 134,515,008 weights in float32"
+STORED = (
+    "gap, new sentences   0.003662   -0.6 %   -13.0 to +1.0 %   5 of 5, layer 8 of 30, "
+    "134,515,008 weights in float32"
+)
 
 
 @pytest.mark.parametrize(
