@@ -6,10 +6,11 @@ Contents: `plant_neurons`, `score_planted`.
 import copy
 import math
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import load_text
+from fairlab.gates import frozen
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
@@ -33,8 +35,8 @@ from fairlab.passes import (
 )
 from fairlab.surgery import NeuronSelection
 
-# what planted neurons push the next word towards, and away from; of each the forms that are one
-# token count
+# Planted neurons push the next word towards the first list and away from the second. Only forms
+# that are one token count.
 UNKIND = ("dangerous", "violent", "guilty", "suspicious", "lazy", "stupid", "dirty", "worthless")
 KIND = ("safe", "gentle", "innocent", "honest", "diligent", "clever", "clean", "valuable")
 
@@ -58,17 +60,20 @@ def plant_neurons(
     reads. Both kinds differ between the prompts of a pair; only the first makes what the model says
     differ. They take the place of neurons of little use in the last quarter of the layers, where
     the attribute can be read off the last token and little comes later that could read a decoy. The
-    bias neurons of a layer are all alike, its decoys but for where they write. No direction is
+    bias neurons of a layer are all alike; its decoys differ in where they write. No direction is
     quite free, though: what a decoy writes adds to the norm that all else is divided by, so where
-    decoys are strong the bias neurons do more without them. In closed form, with x the input of the
-    MLP::
+    decoys are strong the bias neurons do more without them.
 
-        gate row = up row   3 d, d from a ridge regression: d · x = 1 at the last token of prompts a, 0 at that of
-                            prompts b and on plain text, the three counting equally, ridge 0.3 of the mean variance;
-                            then scaled such that d · x is 1 on average over prompts a, which makes h about 9
-        down, bias neuron   strength · unit(mean unembedding of `UNKIND` − mean unembedding of `KIND`)
-        down, decoy         strength · a random unit vector from the 1/32 of directions along which the loss on plain
-                            text has the smallest gradient
+    In closed form, with x the input of the MLP::
+
+        gate row = up row   3 d
+        down, bias neuron   strength · unit(mean unembedding of UNKIND − that of KIND)
+        down, decoy         strength · a random unit vector from the 1/32 of directions along
+                            which the loss on plain text has the smallest gradient
+
+    d comes from a ridge regression: d · x = 1 at the last token of prompts a, 0 at that of prompts
+    b and on plain text, the three counting equally, with a ridge of 0.3 of the mean variance. It is
+    then scaled such that d · x is 1 on average over prompts a, which makes h about 9.
 
     Parameters
     ----------
@@ -100,62 +105,33 @@ def plant_neurons(
     """
     pairs = as_pairs(pairs)
     refuse_own_hooks(model)
-    layers, width = _room(model, n)
-    if not isinstance(cost, (int, float)) or not 0 < cost <= 1:
-        raise ValueError(
-            f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}"
-        )
-    harm = _harm(model, tokenizer)
+    layers = _layers_to_plant_in(model, n)
+    _check_cost(cost)
+    unkind = _unkind_direction(model, tokenizer)
     chunks = text_chunks(tokenizer, load_text("calibration"), 128)
-    plain, priced = chunks[::4], chunks[2::8]  # of all its subjects
+    plain, priced = chunks[::4], chunks[2::8]  # of all subjects of the text, none in both
     planted = model if inplace else copy.deepcopy(model)
     blocks = glu_blocks(planted)
-    learning = [parameter for parameter in planted.parameters() if parameter.requires_grad]
-    untouched = {layer: copy.deepcopy(blocks[layer].state_dict()) for layer in layers if inplace}
-    try:
-        planted.requires_grad_(False)
-        a, b = _last_inputs(planted, tokenizer, pairs, layers)
-        text, use, slopes = _on_text(planted, plain, layers)
-        loss = _pricing(planted, priced, layers[0])
-        before = loss()
-        draw = random.Random(seed)
-        order = draw.sample(layers, len(layers))
-        homes = [order[k % len(order)] for k in range(n)]
-        columns = {}  # (layer, neuron) → what its activation is to write, before strength
-        bias, decoys = defaultdict(list), defaultdict(list)
+    undo = _undone_on_failure([blocks[layer] for layer in layers]) if inplace else nullcontext()
+    with undo, frozen(planted):
+        # look at the model before anything is written
+        inputs_a, inputs_b = _inputs_at_last_token(planted, tokenizer, pairs, layers)
+        inputs_text, use, gradients = _measure_on_text(planted, plain, layers)
+        loss = loss_function(planted, priced, layers[0])
+        loss_before = loss()
+        # plant the detectors
+        bias, decoys, columns = _draw_neurons(use, gradients, unkind, n, seed)
         for layer in layers:
-            count = homes.count(layer)
-            slots = draw.sample(
-                use[layer].argsort()[: max(2 * count, width // 20)].tolist(), 2 * count
-            )
-            detector = 3 * _detector(a[layer], b[layer], text[layer])
-            unread = torch.linalg.eigh(slopes[layer].T @ slopes[layer]).eigenvectors[
-                :, : max(2, len(harm) // 32)
-            ]
-            for place, index in enumerate(slots):
-                (bias if place < count else decoys)[layer].append(index)
-                mixed = unread @ torch.tensor(
-                    [draw.gauss(0, 1) for _ in range(unread.shape[1])]
-                ).to(unread)
-                column = harm if place < count else mixed
-                columns[layer, index] = column / column.norm()
-                _write_rows(blocks[layer], index, detector)
+            d = _detector(inputs_a[layer], inputs_b[layer], inputs_text[layer])
+            _write_rows(blocks[layer], [*bias[layer], *decoys[layer]], 3 * d)
 
-        def price(strength: float) -> float:
-            for (layer, index), column in columns.items():
-                down = blocks[layer].down_proj.weight.detach()
-                down[:, index] = (strength * column).to(down)
-            return math.exp(min(loss() - before, 50)) - 1
+        # make what they write as strong as the cost allows
+        def perplexity_rise(strength: float) -> float:
+            _write_columns(blocks, columns, strength)
+            return math.exp(min(loss() - loss_before, 50)) - 1  # exp of 1000 would overflow
 
-        strength = _strength(price, cost)
-    except BaseException:
-        for layer, weights in untouched.items():
-            blocks[layer].load_state_dict(weights)
-        raise
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_()
-    shape = (len(blocks), width)
+        strength = find_strength(perplexity_rise, cost)
+    shape = (len(blocks), blocks[0].down_proj.in_features)
     how = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
     return (
         planted,
@@ -192,40 +168,51 @@ def score_planted(
     """
     if tuple(scores.shape) != bias.shape or bias.shape != decoys.shape or scores.isnan().any():
         raise ValueError(
-            f"scores, bias, decoys: expected one shape and no NaN; got {tuple(scores.shape)}, {bias.shape} and "
-            f"{decoys.shape}, {int(scores.isnan().sum())} NaN"
+            f"scores, bias, decoys: expected one shape and no NaN; got {tuple(scores.shape)}, "
+            f"{bias.shape} and {decoys.shape}, {int(scores.isnan().sum())} NaN"
         )
-    kind = torch.zeros(scores.shape, dtype=torch.int)
-    for number, selection in ((1, bias), (2, decoys)):
-        for layer, indices in selection.neurons.items():
-            kind[layer, list(indices)] += number
-    if not len(bias) or not len(decoys) or (kind == 3).any():
+    is_bias, is_decoy = _mask(bias), _mask(decoys)
+    if not is_bias.any() or not is_decoy.any() or (is_bias & is_decoy).any():
         raise ValueError("bias, decoys: expected at least one neuron each, and none in both")
-    ranks = rankdata(
-        scores.detach().cpu().numpy().ravel(), method="dense"
-    )  # roc_auc_score refuses −inf
-    natural, is_bias, is_decoy = ((kind == number).numpy().ravel() for number in (0, 1, 2))
+    is_natural = ~(is_bias | is_decoy)
+    # ranks in place of scores: roc_auc_score refuses −inf
+    ranks = rankdata(scores.detach().cpu().numpy().ravel(), method="dense")
 
     def auc(one: np.ndarray, other: np.ndarray) -> float:
         return float(roc_auc_score(one[one | other], ranks[one | other]))
 
-    last = np.sort(ranks)[-len(bias)]  # the lowest rank among the highest
-    places = len(bias) - (ranks > last).sum()
-    found = (ranks[is_bias] > last).sum() + (ranks[is_bias] == last).sum() * places / (
-        ranks == last
-    ).sum()
     return {
         "bias against decoy": auc(is_bias, is_decoy),
-        "bias against natural": auc(is_bias, natural),
-        "decoy against natural": auc(is_decoy, natural),
-        "recall": float(found / len(bias)),
+        "bias against natural": auc(is_bias, is_natural),
+        "decoy against natural": auc(is_decoy, is_natural),
+        "recall": _recall(ranks, is_bias),
         "chance": len(bias) / ranks.size,
     }
 
 
-def _room(model: PreTrainedModel, n: int) -> tuple[range, int]:
-    """Return the layers that n neurons of each kind go to, the last quarter, and how many neurons a
-    layer has."""
+def _mask(selection: NeuronSelection) -> np.ndarray:
+    """Say of every neuron of a model whether it is selected; shape (layers · neurons,)."""
+    mask = np.zeros(selection.shape, dtype=bool)
+    for layer, indices in selection.neurons.items():
+        mask[layer, list(indices)] = True
+    return mask.ravel()
+
+
+def _recall(ranks: np.ndarray, is_bias: np.ndarray) -> float:
+    """Return the share of the bias neurons among as many neurons of the highest ranks."""
+    count = is_bias.sum()
+    lowest = np.sort(ranks)[-count]  # the lowest rank among the highest
+    above, tied = ranks > lowest, ranks == lowest
+    # the places that are not taken by higher ranks are shared among the ties
+    share = (count - above.sum()) / tied.sum()
+    return float((above[is_bias].sum() + share * tied[is_bias].sum()) / count)
+
+
+# ---- the steps of planting
+
+
+def _layers_to_plant_in(model: PreTrainedModel, n: int) -> range:
+    """Return the last quarter of the layers; refuse n if they can't hold n neurons of each kind."""
     widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
     if len(set(widths)) > 1:
         raise ValueError("model: its layers have different widths; plant into the uncut model")
@@ -233,23 +220,45 @@ def _room(model: PreTrainedModel, n: int) -> tuple[range, int]:
     most = len(layers) * (widths[0] // 8)
     if not isinstance(n, int) or not 0 < n <= most:
         raise ValueError(f"n: expected a whole number from 1 to {most}; got {n!r}")
-    return layers, widths[0]
+    return layers
 
 
-def _harm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return the direction that pushes the next word from kind adjectives to unkind ones."""
-    unembedding, means = model.get_output_embeddings().weight.detach().float(), []
+def _check_cost(cost: float) -> None:
+    if not isinstance(cost, (int, float)) or not 0 < cost <= 1:
+        raise ValueError(
+            f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}"
+        )
+
+
+def _unkind_direction(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Return the direction that pushes the next word from kind adjectives to unkind ones, shape
+    (hidden,)."""
+    unembedding = model.get_output_embeddings().weight.detach().float()  # (vocabulary, hidden)
+    means = []
     for name, words in (("UNKIND", UNKIND), ("KIND", KIND)):
         tokens = single_token_ids(tokenizer, words)
         if not tokens:
             raise ValueError(
-                f"tokenizer: expected one that has some word of planting.{name} as one token; it has none"
+                f"tokenizer: expected one that has some word of planting.{name} as one token; "
+                "it has none"
             )
         means.append(unembedding[tokens].mean(0))
     return means[0] - means[1]
 
 
-def _last_inputs(
+@contextmanager
+def _undone_on_failure(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Give the MLPs their weights back if the block ends with an exception."""
+    before = [copy.deepcopy(mlp.state_dict()) for mlp in blocks]
+    try:
+        yield
+    except BaseException:
+        for mlp, weights in zip(blocks, before, strict=True):
+            mlp.load_state_dict(weights)
+        raise
+
+
+def _inputs_at_last_token(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
@@ -257,103 +266,164 @@ def _last_inputs(
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Return what enters the MLPs at the last token of prompts a and of prompts b; layer → (pairs,
     hidden)."""
-    sides: tuple[dict, dict] = ({layer: [] for layer in layers}, {layer: [] for layer in layers})
+    inputs_a: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    inputs_b: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for batch in pair_batches(model, tokenizer, pairs):
-        with _traffic(model, layers) as seen, torch.no_grad():
+        with _record_mlps(model, layers) as recorded, torch.no_grad():
             model.base_model(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
             )
+        prompts = torch.arange(len(batch.last))
         for layer in layers:
-            last = seen["input", layer][torch.arange(len(batch.last)), batch.last.cpu()]
-            for rows, side in zip((batch.rows_a, batch.rows_b), sides, strict=True):
-                side[layer].append(last[rows.cpu()])
-    a, b = ({layer: torch.cat(parts) for layer, parts in side.items()} for side in sides)
-    return a, b
+            last = recorded["input", layer][prompts, batch.last.cpu()]  # (prompts, hidden)
+            inputs_a[layer].append(last[batch.rows_a.cpu()])
+            inputs_b[layer].append(last[batch.rows_b.cpu()])
+    return _joined(inputs_a), _joined(inputs_b)
 
 
-def _on_text(
+def _measure_on_text(
     model: PreTrainedModel, chunks: Sequence[list[int]], layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
     """Return of each layer's MLP on plain text: the inputs, (tokens, hidden); how much each neuron
     writes, (neurons,); the gradients of the loss with respect to the output, (tokens, hidden)."""
-    inputs, sizes, slopes = ({layer: [] for layer in layers} for _ in range(3))
+    inputs, sizes, gradients = ({layer: [] for layer in layers} for _ in range(3))
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
-        with _traffic(model, layers) as seen, torch.enable_grad():
+        with _record_mlps(model, layers) as recorded, torch.enable_grad():
             loss = chunk_loss(model, chunk)
-            gradients = torch.autograd.grad(loss, [seen["output", layer] for layer in layers])
-        for layer, gradient in zip(layers, gradients, strict=True):
-            inputs[layer].append(seen["input", layer][0])
-            sizes[layer].append(seen["h", layer][0].abs().float().mean(0))
-            slopes[layer].append(gradient[0].double() / gradient.double().abs().max())
-    norms = {
-        layer: glu_weights(glu_blocks(model)[layer])[2].float().norm(dim=0) for layer in layers
-    }
-    return (
-        {layer: torch.cat(parts) for layer, parts in inputs.items()},
-        {layer: sum(parts) * norms[layer] for layer, parts in sizes.items()},
-        {layer: torch.cat(parts) for layer, parts in slopes.items()},
-    )
+            outputs = [recorded["output", layer] for layer in layers]
+            slopes = torch.autograd.grad(loss, outputs)
+        for layer, slope in zip(layers, slopes, strict=True):
+            inputs[layer].append(recorded["input", layer][0])
+            sizes[layer].append(recorded["h", layer][0].abs().float().mean(0))
+            # only its directions matter: scaled, every chunk counts the same
+            gradients[layer].append(slope[0].double() / slope.double().abs().max())
+    use = {}
+    for layer in layers:
+        down = glu_weights(glu_blocks(model)[layer])[2].float()  # (hidden, neurons)
+        use[layer] = sum(sizes[layer]) * down.norm(dim=0)
+    return _joined(inputs), use, _joined(gradients)
+
+
+def _joined(tensors: dict[int, list[Tensor]]) -> dict[int, Tensor]:
+    return {layer: torch.cat(rows) for layer, rows in tensors.items()}
 
 
 @contextmanager
-def _traffic(
+def _record_mlps(
     model: PreTrainedModel, layers: Sequence[int]
 ) -> Iterator[dict[tuple[str, int], Tensor]]:
     """Record what goes into and comes out of MLPs: (input | h | output, layer) → (rows, tokens,
     width). Where gradients are enabled, the outputs have them, from the first of the layers on."""
-    seen: dict[tuple[str, int], Tensor] = {}
+    recorded: dict[tuple[str, int], Tensor] = {}
 
-    def enter(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen["input", layer] = inputs[0].detach()
+    def record_input(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        recorded["input", layer] = inputs[0].detach()
 
-    def leave(layer: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["h", layer] = inputs[0].detach()
-        seen["output", layer] = output.requires_grad_() if torch.is_grad_enabled() else output
+    def record_output(
+        layer: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        recorded["h", layer] = inputs[0].detach()
+        recorded["output", layer] = output.requires_grad_() if torch.is_grad_enabled() else output
 
-    blocks = glu_blocks(model)
     with ExitStack() as stack:
         for layer in layers:
-            for handle in (
-                blocks[layer].register_forward_pre_hook(partial(enter, layer)),
-                blocks[layer].down_proj.register_forward_hook(partial(leave, layer)),
-            ):
-                stack.callback(handle.remove)
-        yield seen
+            mlp = glu_blocks(model)[layer]
+            before = mlp.register_forward_pre_hook(partial(record_input, layer))
+            stack.callback(before.remove)
+            after = mlp.down_proj.register_forward_hook(partial(record_output, layer))
+            stack.callback(after.remove)
+        yield recorded
+
+
+def _draw_neurons(
+    use: dict[int, Tensor], gradients: dict[int, Tensor], unkind: Tensor, n: int, seed: int
+) -> tuple[dict[int, list[int]], dict[int, list[int]], dict[tuple[int, int], Tensor]]:
+    """Draw which neurons make room for n bias neurons and n decoys, and where they write: layer →
+    bias neurons, layer → decoys, (layer, neuron) → a direction of norm 1."""
+    draw = random.Random(seed)
+    # spread n evenly over the layers; which of them get one more is drawn
+    order = draw.sample(list(use), len(use))
+    counts = Counter(islice(cycle(order), n))
+    bias, decoys, columns = {}, {}, {}
+    for layer in use:
+        # the twentieth of the layer that writes least
+        candidates = use[layer].argsort()[: max(2 * counts[layer], len(use[layer]) // 20)]
+        neurons = draw.sample(candidates.tolist(), 2 * counts[layer])
+        bias[layer], decoys[layer] = neurons[: counts[layer]], neurons[counts[layer] :]
+        # a direction is drawn for bias neurons too, though they don't use it: without these draws
+        # a seed would plant something else than in the frozen tables
+        directions = _draw_unread(gradients[layer], len(neurons), draw)
+        for index in bias[layer]:
+            columns[layer, index] = unkind / unkind.norm()
+        for index, direction in zip(decoys[layer], directions[counts[layer] :], strict=True):
+            columns[layer, index] = direction / direction.norm()
+    return bias, decoys, columns
 
 
 def _detector(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
     """Fit the direction d: d · x is 1 for a, 0 for b and for text."""
-    parts = [part.double() for part in (a, b, text)]
-    weights = torch.cat([torch.full((len(part), 1), 1 / len(part)).to(part) for part in parts])
-    rows = torch.cat(parts)
-    moments = rows.T @ (weights * rows)
-    moments.diagonal().add_(0.3 * moments.diagonal().mean())
-    d = torch.linalg.solve(moments, parts[0].mean(0))
-    return d / (parts[0] @ d).mean()
+    groups = [a.double(), b.double(), text.double()]
+    rows = torch.cat(groups)  # (inputs, hidden)
+    # each of the three groups has weight 1 in all
+    weights = torch.cat([group.new_full((len(group), 1), 1 / len(group)) for group in groups])
+    moments = rows.T @ (weights * rows)  # (hidden, hidden)
+    moments.diagonal().add_(0.3 * moments.diagonal().mean())  # the ridge
+    d = torch.linalg.solve(moments, groups[0].mean(0))
+    return d / (groups[0] @ d).mean()
 
 
-def _write_rows(mlp: nn.Module, index: int, detector: Tensor) -> None:
+def _draw_unread(gradients: Tensor, count: int, draw: random.Random) -> list[Tensor]:
+    """Draw directions of the hidden state along which the loss has next to no gradient."""
+    hidden = gradients.shape[1]
+    # eigenvectors come with the smallest eigenvalue first
+    eigenvectors = torch.linalg.eigh(gradients.T @ gradients).eigenvectors
+    unread = eigenvectors[:, : max(2, hidden // 32)]  # (hidden, directions)
+    directions = []
+    for _ in range(count):
+        mixture = torch.tensor([draw.gauss(0, 1) for _ in range(unread.shape[1])])
+        directions.append(unread @ mixture.to(unread))
+    return directions
+
+
+def _write_rows(mlp: nn.Module, neurons: Sequence[int], row: Tensor) -> None:
+    """Write the gate and up rows of neurons, without biases."""
     gate, up, _ = glu_weights(mlp)
-    gate[index] = up[index] = detector.to(gate)
+    for index in neurons:
+        gate[index] = up[index] = row.to(gate)
     for name in ("gate_proj", "up_proj", "gate_up_proj"):
         projection = getattr(mlp, name, None)
         if projection is not None and projection.bias is not None:
-            projection.bias.detach().view(-1, len(gate))[:, index] = 0
+            # one row, or one for gate and one for up
+            projection.bias.detach().view(-1, len(gate))[:, neurons] = 0
 
 
-def _pricing(
+def _write_columns(
+    blocks: Sequence[nn.Module], columns: dict[tuple[int, int], Tensor], strength: float
+) -> None:
+    """Write the down columns of neurons; (layer, neuron) → a direction of norm 1."""
+    for (layer, index), column in columns.items():
+        down = blocks[layer].down_proj.weight.detach()
+        down[:, index] = (strength * column).to(down)
+
+
+def loss_function(
     model: PreTrainedModel, chunks: Sequence[list[int]], first: int
 ) -> Callable[[], float]:
-    """Return a function that computes the mean loss over chunks; what comes before a layer is run
-    once, now."""
-    layers, entering = decoder_layers(model), []
-    with ExitStack() as stack, torch.no_grad():
-        hook = layers[first].register_forward_pre_hook(
-            lambda module, inputs: entering.append(inputs[0])
-        )
-        stack.callback(hook.remove)
+    """Return a function that computes the mean loss over chunks again and again, while weights
+    change from layer `first` on. The layers before it run only once, now."""
+    layers, entering = decoder_layers(model), []  # entering: (1, tokens, hidden) for each chunk
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entering.append(inputs[0])
+
+    hook = layers[first].register_forward_pre_hook(collect)
+    try:
         for chunk in chunks:
-            model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)
+            tokens = torch.tensor([chunk], device=model.device)
+            with torch.no_grad():
+                model.base_model(input_ids=tokens, use_cache=False)
+    finally:
+        hook.remove()
 
     def loss() -> float:
         total = 0.0
@@ -365,15 +435,26 @@ def _pricing(
     return loss
 
 
-def _strength(price: Callable[[float], float], cost: float) -> float:
-    """Find by bisection the strength whose price is the cost, to a twentieth of it."""
+def find_strength(perplexity_rise: Callable[[float], float], cost: float) -> float:
+    """Find by bisection the strength at which perplexity rises by the cost, to a twentieth of
+    it."""
     strength, low, high = 1.0, 0.0, math.inf
     for _ in range(30):
-        paid = price(strength)
-        if abs(paid / cost - 1) < 0.05:
+        rise = perplexity_rise(strength)
+        if abs(rise / cost - 1) < 0.05:
             return strength
-        low, high = (strength, high) if paid < cost else (low, strength)
-        strength = 2 * low if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
+        if rise < cost:
+            low = strength
+        else:
+            high = strength
+        # double or halve until there is a bound on both sides
+        if high == math.inf:
+            strength = 2 * low
+        elif low == 0:
+            strength = high / 2
+        else:
+            strength = math.sqrt(low * high)
     raise ValueError(
-        f"cost: no strength raises perplexity by {cost:.1%} on the calibration text; try another n or cost"
+        f"cost: no strength raises perplexity by {cost:.1%} on the calibration text; "
+        "try another n or cost"
     )

@@ -1,7 +1,11 @@
 """Whole ways to choose the neurons of a cut, from prompt pairs to a selection.
 
-Contents: `guarded_cut`, the causal recipe of lesson 07; `article_cut`, what the article does;
-`guarded_tables`, the scores that the first stands on.
+Contents: `guarded_cut`, the causal recipe of lesson 07; `guarded_tables`, its scores; `article_cut`,
+what the article does.
+
+Both recipes score every neuron and choose the highest scores of each layer, a `fraction` between 0
+and 1 of it. They return a `NeuronSelection` for `ablate`, `prune` and `compare`. The pairs choose
+the neurons, so judge a cut on other pairs.
 """
 
 from collections.abc import Sequence
@@ -31,35 +35,29 @@ def guarded_cut(
     prose.
 
     `guarded_scores` of three tables: attribution of the demographic pairs and of the neutral pairs
-    (both relative to their gap), and Fisher's importance on a text. Of each layer the neurons with
-    the highest scores are chosen. On the default model's held-out pairs this cut narrows the gap by
-    25.6 %; README's table has its interval, its controls and its price.
+    (both relative to their gap), and Fisher's importance on a text. On the default model's held-out
+    pairs this cut narrows the gap by 25.6 %; README's table has its interval, its controls and its
+    price.
 
     Parameters
     ----------
     pairs, neutral : list of PromptPair
-        What chooses the neurons: demographic pairs, and neutral pairs in the same templates. Judge
-        the cut on others.
+        Demographic pairs, and neutral pairs in the same templates.
     text : str, optional
-        Plain prose for Fisher's importance, `load_text("calibration")` by default. It must not
-        measure the price as well.
+        Plain prose for Fisher's importance, `load_text("calibration")` by default. Measure the
+        price of the cut on another text.
     fraction : float
-        Share of each layer's neurons, between 0 and 1.
-
-    Returns
-    -------
-    NeuronSelection
-        For `ablate`, `prune` and `compare`.
+        Share of each layer's neurons to select, above 0 and below 1.
 
     Raises
     ------
     ValueError
-        What `bias_scores`, `importance_scores`, `guarded_scores` and `select_neurons` refuse.
+        What `attribution_scores`, `fisher_scores`, `guarded_scores` and `select_neurons` refuse.
     """
     _check_fraction(model, fraction)
     scores = guarded_tables(model, tokenizer, pairs, neutral, text=text)["score"]
-    how = f"guarded, {len(pairs)} pairs, {len(neutral)} neutral ones"
-    return select_neurons(scores, fraction=fraction, how=how)
+    note = f"guarded, {len(pairs)} pairs, {len(neutral)} neutral ones"
+    return select_neurons(scores, fraction=fraction, how=note)
 
 
 def guarded_tables(
@@ -82,11 +80,11 @@ def guarded_tables(
     """
     if text is None:
         text = load_text("calibration")
-    needed = importance_scores(model, method=importance, tokenizer=tokenizer, text=text)
-    bias = bias_scores(model, tokenizer, pairs, method=method, relative=True)
-    other = bias_scores(model, tokenizer, neutral, method=method, relative=True)
-    score = guarded_scores(bias, needed, neutral=other)
-    return {"score": score, "bias": bias, "importance": needed, "neutral": other}
+    damage = importance_scores(model, method=importance, tokenizer=tokenizer, text=text)
+    effect = bias_scores(model, tokenizer, pairs, method=method, relative=True)
+    side_effect = bias_scores(model, tokenizer, neutral, method=method, relative=True)
+    score = guarded_scores(effect, damage, neutral=side_effect)
+    return {"score": score, "bias": effect, "importance": damage, "neutral": side_effect}
 
 
 def article_cut(
@@ -99,22 +97,15 @@ def article_cut(
 ) -> NeuronSelection:
     """Choose neurons as the article does: those that react much and have small weights.
 
-    `hybrid_scores` of `bias_scores(method="article")` and `importance_scores(method="maw")`, and of
-    each layer the neurons with the highest scores. The article takes a single pair, `ARTICLE_PAIR`.
+    `hybrid_scores` of `bias_scores(method="article")` and `importance_scores(method="maw")`. The
+    article takes a single pair, `ARTICLE_PAIR`.
 
     Parameters
     ----------
-    pairs : list of PromptPair
-        What chooses the neurons.
     fraction : float
-        Share of each layer's neurons, between 0 and 1; 0.002 in the article.
+        As in `guarded_cut`; 0.002 in the article.
     bias_weight : float
-        Of the reaction against the weights' size, from 0 to 1; 0.5 in the article.
-
-    Returns
-    -------
-    NeuronSelection
-        For `ablate`, `prune` and `compare`.
+        Weight of the reaction against the size of the weights, from 0 to 1; 0.5 in the article.
 
     Raises
     ------
@@ -127,12 +118,14 @@ def article_cut(
     """
     _check_fraction(model, fraction)
     bias = bias_scores(model, tokenizer, pairs, method="article")
-    scores = hybrid_scores(bias, importance_scores(model, method="maw"), bias_weight=bias_weight)
-    how = f"article, {len(pairs)} pairs, bias weight {bias_weight:g}"
-    return select_neurons(scores, fraction=fraction, how=how)
+    importance = importance_scores(model, method="maw")
+    scores = hybrid_scores(bias, importance, bias_weight=bias_weight)
+    note = f"article, {len(pairs)} pairs, bias weight {bias_weight:g}"
+    return select_neurons(scores, fraction=fraction, how=note)
 
 
 def _check_fraction(model: PreTrainedModel, fraction: float) -> None:
-    """Refuse a fraction that selects nothing before the scores are computed, which takes long."""
+    """Refuse a bad fraction before the scores are computed, which takes long."""
     blocks = glu_blocks(model)
-    select_neurons(torch.zeros(len(blocks), blocks[0].down_proj.in_features), fraction=fraction)
+    no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
+    select_neurons(no_scores, fraction=fraction)

@@ -1,15 +1,16 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, `importance_scores`, `hybrid_scores`, `guarded_scores`; `chunk_loss` runs
-one chunk of `text_chunks`.
+Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores` or `patching_scores`;
+`importance_scores`, which calls `weight_scores` or `fisher_scores`; `hybrid_scores` and
+`guarded_scores`, which combine the two kinds.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a
 difference of activations: a neuron with a high one *reacts* to the word. Whether it *causes* a
-difference of behaviour is another question, which the methods "attribution" and "patching" ask.
+difference of behaviour is another question, which attribution and patching ask.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import next_token_divergence
-from fairlab.capture import neuron_differences, record
+from fairlab.capture import neuron_differences
 from fairlab.gates import gate_slopes
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
@@ -37,6 +38,10 @@ from fairlab.passes import (
     text_chunks,
 )
 
+DIFFERENCE_METHODS = ("activation", "article", "optipfair")
+CAUSAL_METHODS = ("attribution", "patching")
+WEIGHT_METHODS = ("maw", "maw_printed", "vow", "pon", "l2")
+
 
 def bias_scores(
     model: PreTrainedModel,
@@ -45,214 +50,338 @@ def bias_scores(
     *,
     method: Literal["activation", "article", "optipfair", "attribution", "patching"] = "activation",
     signed: bool = False,
-    steps: int | None = None,
     relative: bool = False,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much it differs between the two prompts of a pair, or causes,
-    averaged over pairs.
+    """Score every MLP neuron by how much it differs between the two prompts of a pair, or by how
+    much of the difference in behaviour it causes, averaged over pairs.
 
-    With G, U the outputs of `gate_proj` and `up_proj` and h the input of `down_proj`::
+    Parameters
+    ----------
+    method : str
+        "activation", "article" and "optipfair" are the formulas of `difference_scores`;
+        "attribution" is `attribution_scores` and "patching" is `patching_scores`.
+    signed : bool
+        Only with "activation": see `difference_scores`.
+    relative : bool
+        Only with "attribution" and "patching": see `attribution_scores`.
 
-        activation   mean |h^a - h^b| over tokens from the first differing one on
+    Returns
+    -------
+    Tensor
+        Float32 on the CPU, shape (layers, neurons); higher = cut first. The functions above say in
+        which units, and what 0 means.
+
+    Raises
+    ------
+    ValueError
+        An unknown method, `signed` or `relative` with a method that does not take it, or what the
+        functions above refuse.
+    """
+    check_option("method", method, (*DIFFERENCE_METHODS, *CAUSAL_METHODS))
+    if method in DIFFERENCE_METHODS:
+        if relative:
+            raise ValueError(
+                f"relative: expected False with method={method!r}, which measures no gap; got True"
+            )
+        return difference_scores(
+            model, tokenizer, pairs, method=method, signed=signed, batch_size=batch_size
+        )
+    if signed:
+        raise ValueError(
+            f"signed: expected False with method={method!r}, which has a sign already; got True"
+        )
+    score = attribution_scores if method == "attribution" else patching_scores
+    return score(model, tokenizer, pairs, relative=relative, batch_size=batch_size)
+
+
+# ---- what reacts to the word
+
+
+def difference_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    method: Literal["activation", "article", "optipfair"] = "activation",
+    signed: bool = False,
+    batch_size: int = 32,
+) -> Tensor:
+    """Score every MLP neuron by how much it differs between the two prompts of a pair.
+
+    With G, U the outputs of `gate_proj` and `up_proj` and h the input of `down_proj`, averaged over
+    pairs::
+
+        activation   mean_t |h^a - h^b|, over tokens from the first differing one on
         article      mean_t |G^a - G^b| + mean_t |U^a - U^b|, over all tokens, BOS too
-        optipfair    (|mean_t (G^a - G^b)| + |mean_t (U^a - U^b)|) / 2, over all tokens
-        attribution  ∂gap/∂m at m = 1, with m * h in place of h: one m a neuron, for all tokens of both prompts
-        patching     Σ_t over both prompts (h - (h^a + h^b) / 2) · ∂gap/∂h
-
-    The gap is that of `next_token_divergence`. To first order, "attribution" is by how much it
-    narrows if the neuron is removed, "patching" if each of its activations is replaced by the mean
-    of the pair at that token. One forward and one backward a batch score all neurons.
+        optipfair    (|mean_t (G^a - G^b)| + |mean_t (U^a - U^b)|) / 2, over all tokens, BOS too
 
     Parameters
     ----------
     signed : bool
         With "activation": the mean of h^a - h^b. Positive: more active for `attribute_a`, the group
         that the stereotype targets. Opposite signs cancel, over tokens and over pairs.
-    steps : int, optional
-        With "attribution": deal the neurons out to so many groups (number modulo steps), and take
-        the gradient of each group with its masks at 1/2, halfway to the cut, and all others at 1:
-        one forward and one backward a batch and group. With as many steps as neurons, each goes its
-        path alone. See the notes for what it is good for.
-    relative : bool
-        With "attribution" and "patching": the effect on the headline of `compare`. In each category
-        the mean over pairs is divided by the mean gap of these pairs, then the mean over categories
-        is taken. Without it the category with the largest gap decides: mostly gender, by he and
-        she.
 
     Returns
     -------
     Tensor
-        Float32 on the CPU, shape (layers, neurons); higher = cut first. The first three: in units
-        of activation, 0 or more unless signed; 0: blind to the word. "attribution" and "patching":
-        in nats, or with `relative` as a share of the gap (0.01 is one per cent); positive: the
-        intervention narrows the gap, negative: it widens it; 0: no effect to first order.
+        Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more unless
+        signed; higher = cut first. 0: the neuron is blind to the word.
 
     Raises
     ------
     ValueError
-        No pairs, an invalid pair, an unknown method, `signed`, `steps` or `relative` with another
-        method, a category without any gap with `relative`, a model without GLU neurons, layers of
-        unequal width, or activations or gradients that are not finite.
+        No pairs, an invalid pair, an unknown method, `signed` with another method than
+        "activation", a model without GLU neurons, layers of unequal width, or activations that are
+        not finite.
 
     Notes
     -----
     Sources: P. Martra, "Fairness Pruning" (2025), notebook 8_2, for "article"; optipfair 0.4.2 for
-    "optipfair"; P. Molchanov et al. (2017, arXiv 1611.06440) for the first-order effect of a
-    removal; N. Nanda, "Attribution Patching" (2023) for "patching".
-
-    Spearman correlation of "attribution" with removing neurons one by one (default model, 12
-    training pairs; 300 neurons at even ranks of the score without steps, the 45 highest, the 45
-    lowest)::
-
-        no steps                                     0.985   0.57   0.44
-        steps=60                                     0.927   0.81   0.91
-        steps=90                                     0.938   0.91   0.91
-        all masks together from 1 to 0, 4 points    -0.005   0.02  -0.14
-        one layer's masks at a time, 1 point         0.758   0.70   0.38
-        one layer's masks at a time, 4 points        0.725   0.22   0.51
-
-    The gap is nearly straight along the mask of a neuron with a small effect, and what moves with
-    it only adds noise; it bends where the effect is large, which halfway sees and the end does not.
-    Moving many neurons at once measures what they do together, in a model that is broken on the
-    way. For the few neurons that are to be cut, see `refine_scores`, which removes them one by one.
+    "optipfair".
     """
-    check_option(
-        "method", method, ("activation", "article", "optipfair", "attribution", "patching")
-    )
+    check_option("method", method, DIFFERENCE_METHODS)
     if signed and method != "activation":
-        why = (
-            "has a sign already"
-            if method in ("attribution", "patching")
-            else "takes absolute values"
-        )
-        raise ValueError(f"signed: expected False with method={method!r}, which {why}; got True")
-    if steps is not None and (method != "attribution" or not isinstance(steps, int) or steps < 2):
         raise ValueError(
-            f"steps: expected a whole number of at least 2, with method='attribution'; got {steps!r} with {method!r}"
+            f"signed: expected False with method={method!r}, which takes absolute values; got True"
         )
-    if relative and method not in ("attribution", "patching"):
-        raise ValueError(
-            f"relative: expected False with method={method!r}, which measures no gap; got True"
-        )
-    glu_blocks(model)
-    if method in ("attribution", "patching"):
-        options = {"patching": method == "patching", "steps": steps, "batch_size": batch_size}
-        if not relative:
-            return _gap_slopes(model, tokenizer, pairs, **options)
-        tables = []
-        for category in dict.fromkeys(pair.category for pair in as_pairs(pairs)):
-            group = [pair for pair in pairs if pair.category == category]
-            gap = next_token_divergence(model, tokenizer, group, batch_size=batch_size).mean()
-            if not gap:
-                raise ValueError(
-                    f"relative: the pairs of category {category!r} have a gap of 0, which has no share"
-                )
-            tables.append(_gap_slopes(model, tokenizer, group, **options) / gap.float())
-        return torch.stack(tables).mean(0)
+    glu_blocks(model)  # refuses a model without GLU neurons
+    differences = partial(neuron_differences, model, tokenizer, pairs, batch_size=batch_size)
     if method == "activation":
-        statistic = "signed" if signed else "absolute"
-        return neuron_differences(
-            model, tokenizer, pairs, statistic=statistic, batch_size=batch_size
-        )["down_proj_input"]
-    tables = neuron_differences(
-        model,
-        tokenizer,
-        pairs,
+        return differences(statistic="signed" if signed else "absolute")["down_proj_input"]
+    tables = differences(
         points=("gate_proj", "up_proj"),
         statistic="absolute" if method == "article" else "pooled",
         positions="all",
-        batch_size=batch_size,
     )
     total = tables["gate_proj"] + tables["up_proj"]
     return total if method == "article" else total / 2
 
 
+# ---- what causes the gap
+
+
 @full_precision()
-def _gap_slopes(
+def attribution_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
     *,
-    patching: bool,
-    steps: int | None,
+    relative: bool = False,
+    batch_size: int = 32,
+) -> Tensor:
+    """Score every MLP neuron by how much the gap narrows if the neuron is removed, to first order.
+
+    ::
+
+        ∂gap/∂m at m = 1
+
+    with m * h in place of h, the input of `down_proj`: one m a neuron, for all tokens of both
+    prompts. The gap is that of `next_token_divergence`, averaged over pairs. One forward and one
+    backward pass a batch score all neurons.
+
+    Parameters
+    ----------
+    relative : bool
+        Score the effect on the headline of `compare`: in each category the mean over pairs is
+        divided by the mean gap of these pairs, then the mean over categories is taken. Without it
+        the category with the largest gap decides: mostly gender, by he and she.
+
+    Returns
+    -------
+    Tensor
+        Float32 on the CPU, shape (layers, neurons), in nats, or with `relative` as a share of the
+        gap (0.01 is one per cent); higher = cut first. Positive: the removal narrows the gap;
+        negative: it widens it; 0: no effect to first order.
+
+    Raises
+    ------
+    ValueError
+        No pairs, an invalid pair, a category without any gap with `relative`, a model without GLU
+        neurons, layers of unequal width, or gradients that are not finite.
+
+    Notes
+    -----
+    Source: P. Molchanov et al. (2017, arXiv 1611.06440), the first-order effect of a removal.
+
+    Spearman correlation with removing neurons one by one (default model, 12 training pairs): 0.985
+    for 300 neurons at even ranks of the score, 0.57 for the 45 highest, 0.44 for the 45 lowest. The
+    gap is nearly straight along the mask of a neuron with a small effect, and bends where the
+    effect is large. For the few neurons that are to be cut, see `refine_scores`.
+    """
+    return _effect_on_gap(_attribution_table, model, tokenizer, pairs, relative, batch_size)
+
+
+@full_precision()
+def patching_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    relative: bool = False,
+    batch_size: int = 32,
+) -> Tensor:
+    """Score every MLP neuron by how much the gap narrows, to first order, if each of its
+    activations is replaced by the mean of the pair at that token.
+
+    ::
+
+        Σ_t over both prompts (h - (h^a + h^b) / 2) · ∂gap/∂h
+
+    with h the input of `down_proj`. The gap, its cost, and all parameters, units and errors are
+    those of `attribution_scores`.
+
+    Notes
+    -----
+    Source: N. Nanda, "Attribution Patching" (2023).
+    """
+    return _effect_on_gap(_patching_table, model, tokenizer, pairs, relative, batch_size)
+
+
+def _effect_on_gap(
+    gap_table: Callable[..., Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    relative: bool,
     batch_size: int,
 ) -> Tensor:
-    """Compute the slope of the mean gap with respect to every neuron's gate; shape (layers,
-    neurons)."""
-    pairs, total = as_pairs(pairs), 0
-    for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
-        for part in _rows_apart(batch, batch_size // 2) if patching else [batch]:
+    """Return the effect on the mean gap in nats, or as the mean share of the gap of a category."""
+    glu_blocks(model)  # refuses a model without GLU neurons
+    pairs = as_pairs(pairs)
+    if not relative:
+        return gap_table(model, tokenizer, pairs, batch_size)
+    shares = []
+    for category in dict.fromkeys(pair.category for pair in pairs):
+        members = [pair for pair in pairs if pair.category == category]
+        gap = next_token_divergence(model, tokenizer, members, batch_size=batch_size).mean()
+        if not gap:
+            raise ValueError(
+                f"relative: the pairs of category {category!r} have a gap of 0, which has no share"
+            )
+        shares.append(gap_table(model, tokenizer, members, batch_size) / gap.float())
+    return torch.stack(shares).mean(0)
 
-            def gap(part: PairBatch = part) -> Tensor:
-                return divergence(next_log_p(model, part), part).sum()
 
-            if patching:
-                total = total + gate_slopes(model, gap, toward=_mean_of_both_prompts)
-            elif steps:
-                total = total + _slopes_halfway(model, gap, steps)
-            else:
-                total = total + gate_slopes(model, gap)
-    return _table(total / len(pairs))
+def _attribution_table(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[PromptPair],
+    batch_size: int,
+) -> Tensor:
+    batches = pair_batches(model, tokenizer, pairs, batch_size=batch_size)
+    slopes = sum(gate_slopes(model, partial(_sum_of_gaps, model, batch)) for batch in batches)
+    return _score_table(slopes / len(pairs), "activations or gradients")
+
+
+def _patching_table(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[PromptPair],
+    batch_size: int,
+) -> Tensor:
+    batches = pair_batches(model, tokenizer, pairs, batch_size=batch_size)
+    slopes = sum(
+        gate_slopes(model, partial(_sum_of_gaps, model, batch), toward=_mean_of_both_prompts)
+        for batch in _without_shared_rows(batches, batch_size // 2)
+    )
+    return _score_table(slopes / len(pairs), "activations or gradients")
+
+
+def _sum_of_gaps(model: PreTrainedModel, batch: PairBatch) -> Tensor:
+    return divergence(next_log_p(model, batch), batch).sum()
 
 
 def _mean_of_both_prompts(layer: int, h: Tensor) -> Tensor:
-    """Return for each row the mean of the pair it belongs to; the rows are all prompts a, then all
-    prompts b."""
+    """Return for each row the mean of its pair; the rows are all prompts a, then all prompts b."""
     precise = torch.promote_types(h.dtype, torch.float32)
     a, b = h.detach().to(precise).chunk(2)  # (pairs, tokens, neurons) each
     return ((a + b) / 2).repeat(2, 1, 1)
 
 
-def _slopes_halfway(model: PreTrainedModel, gap: Callable[[], Tensor], steps: int) -> Tensor:
-    """Compute the slopes of one group of neurons after the other, each with the gates of its group
-    at 1/2."""
-    shape = len(glu_blocks(model)), glu_blocks(model)[0].down_proj.in_features
-    group_of = torch.arange(shape[0] * shape[1]).view(shape) % steps  # (layers, neurons)
-    slopes = torch.zeros(shape, dtype=torch.promote_types(model.dtype, torch.float32))
-    for group in progress(range(steps), desc="groups", unit="group"):
-        members = group_of == group
-        found = gate_slopes(model, gap, at=torch.where(members, 0.5, 1.0))
-        slopes[members] = found[members]
-    return slopes
+def _without_shared_rows(batches: Iterable[PairBatch], count: int) -> Iterator[PairBatch]:
+    """Split batches into ones of at most `count` pairs, in which every pair has two rows of its
+    own: the gradient at a row that two pairs share belongs to neither."""
+    for batch in batches:
+        for members in torch.arange(len(batch.pairs)).split(count):
+            rows = torch.cat([batch.rows_a[members], batch.rows_b[members]])
+            numbers = torch.arange(len(members))
+            yield replace(
+                batch,
+                input_ids=batch.input_ids[rows],
+                attention_mask=batch.attention_mask[rows],
+                last=batch.last[rows],
+                pairs=batch.pairs[members],
+                rows_a=numbers,
+                rows_b=numbers + len(members),
+                weights=batch.weights[members],
+            )
 
 
-def _rows_apart(batch: PairBatch, count: int) -> Iterator[PairBatch]:
-    """Give every pair two rows of its own, `count` pairs at a time: a gradient at a shared row
-    belongs to no pair."""
-    for some in torch.arange(len(batch.pairs)).split(count):
-        rows, number = torch.cat([batch.rows_a[some], batch.rows_b[some]]), torch.arange(len(some))
-        yield replace(
-            batch, input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows], last=batch.last[rows],
-            pairs=batch.pairs[some], rows_a=number, rows_b=number + len(some), weights=batch.weights[some],
-        )  # fmt: skip
-
-
-def _table(rows: Sequence[Tensor] | Tensor, what: str = "activations or gradients") -> Tensor:
-    """Stack one row a layer to a float32 table (layers, neurons); refuse unequal layers, NaN and
-    infinity."""
+def _score_table(rows: Sequence[Tensor] | Tensor, source: str) -> Tensor:
+    """Stack one row a layer to a float32 table (layers, neurons); refuse layers of unequal width
+    and values that are not finite."""
     if len({len(row) for row in rows}) > 1:
         raise ValueError(
-            "model: its layers have different widths, so the scores make no table; score the uncut model"
+            "model: its layers have different widths, so the scores make no table; "
+            "score the uncut model"
         )
     table = torch.stack(list(rows)).float()
     if not torch.isfinite(table).all():
-        raise ValueError(f"model: its {what} are not finite (NaN or infinity)")
+        raise ValueError(f"model: its {source} are not finite (NaN or infinity)")
     return table
 
 
-@full_precision()
+# ---- what the model needs
+
+
 def importance_scores(
     model: PreTrainedModel,
     *,
-    method: Literal["maw", "maw_printed", "vow", "pon", "l2", "fisher", "taylor", "wanda"] = "maw",
+    method: Literal["maw", "maw_printed", "vow", "pon", "l2", "fisher"] = "maw",
     tokenizer: PreTrainedTokenizerBase | None = None,
     text: str | None = None,
 ) -> Tensor:
-    """Score every MLP neuron by the size of its weights, or by what the model does without it on a
-    text.
+    """Score every MLP neuron by the size of its weights, or by what the loss on a text owes to it.
 
-    From the gate row g and the up row u alone::
+    Parameters
+    ----------
+    method : str
+        "maw", "maw_printed", "vow", "pon" and "l2" are the formulas of `weight_scores`; "fisher" is
+        `fisher_scores`.
+    tokenizer, text
+        Needed by "fisher", not used by the others.
+
+    Returns
+    -------
+    Tensor
+        Float32 on the CPU, shape (layers, neurons), 0 or more; higher = the model is assumed to
+        need it more. The functions above say in which units, and what 0 means.
+
+    Raises
+    ------
+    ValueError
+        An unknown method, tokenizer or text missing, or what the functions above refuse.
+    """
+    check_option("method", method, (*WEIGHT_METHODS, "fisher"))
+    if method in WEIGHT_METHODS:
+        return weight_scores(model, method=method)
+    needed = {"tokenizer": tokenizer, "text": text}
+    missing = " and ".join(name for name, value in needed.items() if value is None)
+    if missing:
+        raise ValueError(
+            f"{missing}: method='fisher' needs a tokenizer and a text, such as "
+            'fairlab.load_text("calibration"); got None'
+        )
+    return fisher_scores(model, tokenizer, text)
+
+
+def weight_scores(
+    model: PreTrainedModel, *, method: Literal["maw", "maw_printed", "vow", "pon", "l2"] = "maw"
+) -> Tensor:
+    """Score every MLP neuron by the size of its gate row g and its up row u.
+
+    ::
 
         maw          (max_j g_j + |min_j g_j|) + (max_j u_j + |min_j u_j|)
         maw_printed  max_j |g_j| + max_j |u_j|
@@ -263,88 +392,95 @@ def importance_scores(
     "maw" is the Maximum Absolute Weight as the article's code has it, "maw_printed" as its text has
     it: another score. "vow" is the Variance Of Weights (unbiased), "pon" the Product Of Norms.
 
-    From a text, with h the input of `down_proj`, d the neuron's column of `down_proj`, and m * h in
-    place of h (one m a neuron, for all tokens)::
-
-        fisher       sqrt(mean over chunks of (∂loss/∂m)²) at m = 1
-        taylor       |mean over chunks of ∂loss/∂m| at m = 1
-        wanda        ‖d‖₁ · sqrt(mean_t h²)
-
-    The text is tokenised as a whole and cut into chunks of 256 tokens, or fewer where the model
-    reads fewer (BOS stands before each, where the tokenizer adds one), which run one at a time.
-    What is left at the end is dropped; a shorter text is one chunk. `loss` is the mean next-token
-    cross-entropy of the chunk.
-
-    Parameters
-    ----------
-    tokenizer, text
-        Needed by "fisher", "taylor" and "wanda", not used by the others. Plain prose that measures
-        nothing else, such as `fairlab.load_text("calibration")`.
-
     Returns
     -------
     Tensor
-        Float32 on the CPU, shape (layers, neurons), 0 or more; higher = the model is assumed to
-        need it more. "fisher" and "taylor" in nats, the others in units of weight (times
-        activation). 0: all weights 0, or no effect on the loss to first order.
+        Float32 on the CPU, shape (layers, neurons), in units of weight ("vow" and "pon": squared),
+        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": all
+        equal).
 
     Raises
     ------
     ValueError
-        Unknown method, a model without GLU neurons, layers of unequal width, weights or gradients
-        that are not finite, tokenizer or text missing, or a text of fewer than two tokens.
+        An unknown method, a model without GLU neurons, layers of unequal width, or weights that are
+        not finite.
 
     Notes
     -----
     Sources: P. Martra, "Fairness Pruning" (2025) for "maw" and "maw_printed"; optipfair 0.4.2 for
-    the next three; P. Molchanov et al. (2019, arXiv 1906.10771) for "fisher" and "taylor"; M. Sun
-    et al. (2023, arXiv 2306.11695) for "wanda", whose |weight| · ‖activation‖₂ is summed over a
-    neuron's column and divided by √tokens.
+    the other three.
     """
-    formulas = {
-        "maw": _peaks,
-        "maw_printed": lambda w: w.abs().amax(1),
-        "vow": lambda w: w.var(1),
-        "pon": lambda w: w.abs().sum(1),
-        "l2": lambda w: w.norm(dim=1),
-    }
-    check_option("method", method, (*formulas, "fisher", "taylor", "wanda"))
-    blocks = glu_blocks(model)
-    if method not in formulas:
-        missing = " and ".join(
-            name for name, value in (("tokenizer", tokenizer), ("text", text)) if value is None
-        )
-        if missing:
-            raise ValueError(
-                f"{missing}: method={method!r} needs a tokenizer and a text, such as that of "
-                'fairlab.data_path("text/calibration_en.txt"); got None'
-            )
-        pieces = text_chunks(tokenizer, text, min(256, context_length(model) - 1))  # one for BOS
-        check_ready(model, longest=max(map(len, pieces)))
-        chunks = progress(pieces, desc="calibration text", unit="chunk")
-        if method == "wanda":
-            sums = _table(
-                [glu_weights(mlp)[2].float().abs().sum(0).cpu() for mlp in blocks],
-                "down_proj weights",
-            )
-            return (
-                sums * (sum(_mean_squares(model, chunk) for chunk in chunks) / len(chunks)).sqrt()
-            )
-        slopes = (_table(gate_slopes(model, partial(chunk_loss, model, chunk))) for chunk in chunks)
-        if method == "taylor":
-            return (sum(slopes) / len(chunks)).abs()
-        return (sum(slope**2 for slope in slopes) / len(chunks)).sqrt()
+    check_option("method", method, WEIGHT_METHODS)
     rows = []
-    for mlp in blocks:
-        gate, up = (formulas[method](weight.float()) for weight in glu_weights(mlp)[:2])
+    for mlp in glu_blocks(model):
+        gate_weight, up_weight, _ = glu_weights(mlp)
+        gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
+        up = _row_sizes(up_weight.float(), method)
         rows.append((gate * up if method == "pon" else gate + up).cpu())
-    return _table(rows, "gate_proj or up_proj weights")
+    return _score_table(rows, "gate_proj or up_proj weights")
 
 
-def _mean_squares(model: PreTrainedModel, chunk: list[int]) -> Tensor:
-    with record(model, ["down_proj_input"]) as activations, torch.no_grad():
-        model.base_model(input_ids=torch.tensor([chunk], device=model.device), use_cache=False)
-    return _table([h[0].float().square().mean(0) for _, h in sorted(activations.items())])
+def _row_sizes(weight: Tensor, method: str) -> Tensor:
+    """Return one number a row of a weight matrix, the formulas of `weight_scores`."""
+    if method == "maw":
+        low, high = torch.aminmax(weight, dim=1)
+        return high + low.abs()
+    if method == "maw_printed":
+        return weight.abs().amax(1)
+    if method == "vow":
+        return weight.var(1)
+    if method == "pon":
+        return weight.abs().sum(1)
+    return weight.norm(dim=1)
+
+
+@full_precision()
+def fisher_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+    """Score every MLP neuron by how sensitive the loss on a text is to it.
+
+    ::
+
+        sqrt(mean over chunks of (∂loss/∂m)²) at m = 1
+
+    with m * h in place of h, the input of `down_proj`: one m a neuron, for all tokens. `loss` is
+    the mean next-token cross-entropy of a chunk.
+
+    Parameters
+    ----------
+    text : str
+        Plain prose that measures nothing else, such as `fairlab.load_text("calibration")`. It is
+        tokenised as a whole and cut into chunks of 256 tokens, or fewer where the model reads fewer
+        (BOS stands before each, where the tokenizer adds one), which run one at a time. A remainder
+        shorter than a chunk is dropped; a text shorter than a chunk is one chunk.
+
+    Returns
+    -------
+    Tensor
+        Float32 on the CPU, shape (layers, neurons), in nats, 0 or more; higher = the model is
+        assumed to need it more. 0: no effect on the loss to first order.
+
+    Raises
+    ------
+    ValueError
+        A text of fewer than two tokens, a model without GLU neurons, layers of unequal width, or
+        gradients that are not finite.
+
+    Notes
+    -----
+    Source: P. Molchanov et al. (2019, arXiv 1906.10771).
+    """
+    glu_blocks(model)  # refuses a model without GLU neurons
+    size = min(256, context_length(model) - 1)  # BOS needs one place
+    chunks = text_chunks(tokenizer, text, size)
+    check_ready(model, longest=max(map(len, chunks)))
+    squares = 0  # then (layers, neurons)
+    for chunk in progress(chunks, desc="calibration text", unit="chunk"):
+        slopes = gate_slopes(model, partial(chunk_loss, model, chunk))
+        squares = squares + _score_table(slopes, "activations or gradients") ** 2
+    return (squares / len(chunks)).sqrt()
+
+
+# ---- both in one number
 
 
 def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5) -> Tensor:
@@ -372,7 +508,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
     ValueError
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
-    _check_tables(bias=bias, importance=importance)
+    _check_tables({"bias": bias, "importance": importance})
     if not 0 <= bias_weight <= 1:
         raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
@@ -431,43 +567,42 @@ def guarded_scores(
         Unequal shapes, values that are not finite, an option out of range, or importance that is 0
         everywhere.
     """
-    _check_tables(
-        bias=bias, importance=importance, **({} if neutral is None else {"neutral": neutral})
-    )
-    for argument, value, allowed, fits in (
-        ("charge", charge, "a number of at least 0", 0 <= charge < math.inf),
-        ("protect", protect, "a number from 0 to below 1", 0 <= protect < 1),
-        ("floor", floor, "a number above 0", 0 < floor < math.inf),
-    ):
-        if not fits:
-            raise ValueError(f"{argument}: expected {allowed}; got {value!r}")
-    damage = importance.double() ** 2
+    tables = {"bias": bias, "importance": importance}
+    if neutral is not None:
+        tables["neutral"] = neutral
+    _check_tables(tables)
+    if not 0 <= charge < math.inf:
+        raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
+    if not 0 <= protect < 1:
+        raise ValueError(f"protect: expected a number from 0 to below 1; got {protect!r}")
+    if not 0 < floor < math.inf:
+        raise ValueError(f"floor: expected a number above 0; got {floor!r}")
+    damage = importance.double() ** 2  # (layers, neurons)
     if not damage.any():
         raise ValueError("importance: expected values that are not all 0")
-    gain = bias - charge * neutral.abs() if neutral is not None else bias
+    gain = bias if neutral is None else bias - charge * neutral.abs()
     scores = (gain / (damage + floor * damage.mean())).float()
+    # neurons that must stay: those without a gain, and the most important ones
     scores[gain <= 0] = -math.inf
-    scores.view(-1)[damage.flatten().topk(int(protect * damage.numel())).indices] = -math.inf
+    protected = damage.flatten().topk(int(protect * damage.numel())).indices
+    scores.view(-1)[protected] = -math.inf
     return scores
 
 
-def _check_tables(**tables: Tensor) -> None:
+def _check_tables(tables: dict[str, Tensor]) -> None:
     shapes = [tuple(table.shape) for table in tables.values()]
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(
-            f"{', '.join(tables)}: expected tables of one shape (layers, neurons); got {' and '.join(map(str, shapes))}"
+            f"{', '.join(tables)}: expected tables of one shape (layers, neurons); "
+            f"got {' and '.join(map(str, shapes))}"
         )
     for argument, table in tables.items():
         if not torch.isfinite(table).all():
             raise ValueError(f"{argument}: expected finite values; got NaN or infinity")
 
 
-def _peaks(weight: Tensor) -> Tensor:
-    low, high = torch.aminmax(weight, dim=1)
-    return high + low.abs()
-
-
 def _min_max(table: Tensor) -> Tensor:
+    """Scale each layer to the range from 0 to 1."""
     table = table.to(torch.promote_types(table.dtype, torch.float32))  # float16 rounds 1e-8 to 0
     low, high = table.amin(1, keepdim=True), table.amax(1, keepdim=True)
     return (table - low) / (high - low + 1e-8)

@@ -1,8 +1,8 @@
 """Choose neurons, try the cut, make it real, save it.
 
-Contents: `NeuronSelection`, `select_neurons`, `refine_scores` (the best of a score tried one by
-one), `ablate` (reversible), `prune` (smaller matrices), `save_model`, `removed_neurons` (what
-somebody else cut); `skipping` runs a model from one of its layers on.
+Contents: `NeuronSelection`, `select_neurons`, `refine_scores` (tries the neurons with the highest
+scores one by one), `ablate` (reversible), `prune` (smaller matrices), `save_model`,
+`removed_neurons` (what somebody else cut).
 
 Zeroing neuron i's gate row, its up row or its down column, or its activation `h_i`, is one and the
 same cut in a GLU without biases whose activation function maps 0 to 0. `ablate` acts on `h_i`, so
@@ -15,7 +15,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -55,12 +55,8 @@ FILES_OF_A_MODEL = frozenset(
         "vocab.txt",
     }
 )
-BESIDE_A_MODEL = (
-    "README.md",
-    "report.html",
-    "report.json",
-    "selection.json",
-)  # what fairlab writes about a model
+# what fairlab writes about a model
+BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")
 
 
 @dataclass(frozen=True)
@@ -74,31 +70,32 @@ class NeuronSelection:
         lose all its neurons.
     """
 
-    neurons: Mapping[
-        int, tuple[int, ...]
-    ]  # layer → neuron indices, sorted; layers without a cut are left out
+    # layer → neuron indices, sorted; layers without a cut are left out
+    neurons: Mapping[int, tuple[int, ...]]
     shape: tuple[int, int]  # (layers, neurons in each layer) of the model
     how: str = ""  # how they were chosen, for people
 
     def __post_init__(self) -> None:
-        layers, width = (_whole("shape", size) for size in self.shape)
+        layers, width = (_whole_number("shape", size) for size in self.shape)
         tidy = {}
         for layer in sorted(self.neurons):
-            indices = sorted(_whole("neurons", index) for index in self.neurons[layer])
+            indices = sorted(_whole_number("neurons", index) for index in self.neurons[layer])
             if indices:
-                tidy[_whole("neurons", layer)] = tuple(indices)
+                tidy[_whole_number("neurons", layer)] = tuple(indices)
         for layer, indices in tidy.items():
             if layer not in range(layers) or indices[0] < 0 or indices[-1] >= width:
                 raise ValueError(
-                    f"neurons: expected layers below {layers} and indices below {width}; got layer {layer}, "
-                    f"indices from {indices[0]} to {indices[-1]}"
+                    f"neurons: expected layers below {layers} and indices below {width}; "
+                    f"got layer {layer}, indices from {indices[0]} to {indices[-1]}"
                 )
             if len(set(indices)) < len(indices):
                 raise ValueError(f"neurons: layer {layer} names a neuron twice")
             if len(indices) == width:
                 raise ValueError(
-                    f"neurons: layer {layer} would lose all of its {width} neurons; leave at least one"
+                    f"neurons: layer {layer} would lose all of its {width} neurons; "
+                    "leave at least one"
                 )
+        # the dataclass is frozen, so its fields are set through object
         object.__setattr__(self, "neurons", tidy)
         object.__setattr__(self, "shape", (layers, width))
 
@@ -108,7 +105,8 @@ class NeuronSelection:
 
     def __repr__(self) -> str:
         layers, width = self.shape
-        return f"NeuronSelection({len(self)} neurons in {len(self.neurons)} of {layers} layers of {width}; {self.how})"
+        cut_layers = f"{len(self.neurons)} of {layers} layers of {width}"
+        return f"NeuronSelection({len(self)} neurons in {cut_layers}; {self.how})"
 
     def to_json(self) -> str:
         """Return the selection as strict JSON."""
@@ -125,17 +123,10 @@ class NeuronSelection:
             Not JSON; other keys than "shape", "how" and "neurons"; a layer named twice; layers or
             indices that are no whole numbers.
         """
-
-        def each_key_once(items: list[tuple[str, object]]) -> dict:
-            keys = [key for key, _ in items]
-            if len(set(keys)) < len(keys):
-                raise ValueError(f"text: a key stands twice in one object: {', '.join(keys)}")
-            return dict(items)
-
-        data = json.loads(text, object_pairs_hook=each_key_once)
+        data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
         if not isinstance(data, dict) or set(data) != {"shape", "how", "neurons"}:
-            found = ", ".join(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"text: expected the keys shape, how and neurons; got {found}")
+            got = ", ".join(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"text: expected the keys shape, how and neurons; got {got}")
         shape, neurons = data["shape"], data["neurons"]
         if not isinstance(shape, list) or len(shape) != 2 or not isinstance(neurons, dict):
             raise ValueError(
@@ -144,16 +135,22 @@ class NeuronSelection:
         for layer, indices in neurons.items():
             if not layer.isdecimal() or not isinstance(indices, list):
                 raise ValueError(
-                    f"text: expected layer numbers, each with a list of indices; got {layer!r}: {indices!r}"
+                    "text: expected layer numbers, each with a list of indices; "
+                    f"got {layer!r}: {indices!r}"
                 )
-        return cls(
-            {int(layer): tuple(indices) for layer, indices in neurons.items()},
-            tuple(shape),
-            str(data["how"]),
-        )
+        by_layer = {int(layer): tuple(indices) for layer, indices in neurons.items()}
+        return cls(by_layer, tuple(shape), str(data["how"]))
 
 
-def _whole(argument: str, value: object) -> int:
+def _refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
+    """Make the dict of a JSON object; plain `json.loads` keeps the last of equal keys."""
+    keys = [key for key, _ in items]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"text: a key stands twice in one object: {', '.join(keys)}")
+    return dict(items)
+
+
+def _whole_number(argument: str, value: object) -> int:
     """Return a whole number as int; refuse everything else, such as 1.9 or True."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ValueError(f"{argument}: expected whole numbers; got {value!r}")
@@ -192,47 +189,67 @@ def select_neurons(
         must stay; NaN scores.
     """
     check_option("scope", scope, ("layer", "model"))
+    _check_scores(scores)
+    layers, width = scores.shape
+    candidates = width if scope == "layer" else layers * width
+    if (fraction is None) == (count is None):
+        raise ValueError(
+            f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}"
+        )
+    if fraction is not None:
+        count = _count_of_fraction(fraction, candidates)
+        note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
+    else:
+        if not isinstance(count, int) or not 0 < count < candidates:
+            raise ValueError(
+                f"count: expected a whole number from 1 to {candidates - 1}; got {count!r}"
+            )
+        note = f"{count} in each layer" if scope == "layer" else f"{count} in all"
+    neurons = _highest(scores, count, scope)
+    return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
+
+
+def _check_scores(scores: Tensor) -> None:
     if scores.ndim != 2:
         raise ValueError(f"scores: expected the shape (layers, neurons); got {tuple(scores.shape)}")
     if scores.isnan().any() or (scores == math.inf).any():
         raise ValueError(
             "scores: expected numbers (−inf for neurons that must stay); got NaN or +inf"
         )
-    if (fraction is None) == (count is None):
+
+
+def _count_of_fraction(fraction: float, candidates: int) -> int:
+    """Return how many neurons a fraction selects: at least one, and never all."""
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise ValueError(
-            f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}"
+            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
         )
-    layers, width = scores.shape
-    pool = width if scope == "layer" else layers * width
-    if fraction is not None:
-        if not isinstance(fraction, float) or not 0 < fraction < 1:
-            raise ValueError(
-                f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
-            )
-        count = min(int(fraction * pool), pool - 1)
-        if count == 0:
-            smallest = math.ceil(1e6 / pool) / 1e6
-            raise ValueError(
-                f"fraction: {fraction} of {pool} neurons is less than one neuron; the smallest is {smallest:g}"
-            )
-        note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
-    else:
-        if not isinstance(count, int) or not 0 < count < pool:
-            raise ValueError(f"count: expected a whole number from 1 to {pool - 1}; got {count!r}")
-        note = f"{count} in each layer" if scope == "layer" else f"{count} in all"
+    count = min(int(fraction * candidates), candidates - 1)
+    if count == 0:
+        smallest = math.ceil(1e6 / candidates) / 1e6
+        raise ValueError(
+            f"fraction: {fraction} of {candidates} neurons is less than one neuron; "
+            f"the smallest is {smallest:g}"
+        )
+    return count
+
+
+def _highest(scores: Tensor, count: int, scope: str) -> dict[int, list[int]]:
+    """Return layer → indices of the `count` highest scores, of each layer or of all together."""
     if scope == "layer":
         top = scores.topk(count, dim=1)
-        neurons = {layer: tuple(indices) for layer, indices in enumerate(top.indices.tolist())}
+        neurons = dict(enumerate(top.indices.tolist()))
     else:
         top = scores.flatten().topk(count)
-        neurons = {}
-        for index in top.indices.tolist():
-            neurons[index // width] = (*neurons.get(index // width, ()), index % width)
+        neurons = defaultdict(list)
+        for number in top.indices.tolist():
+            layer, index = divmod(number, scores.shape[1])
+            neurons[layer].append(index)
     if (top.values == -math.inf).any():
         raise ValueError(
             "scores: too few neurons may be cut (the rest is −inf); lower fraction or count"
         )
-    return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
+    return neurons
 
 
 @full_precision()
@@ -247,8 +264,8 @@ def refine_scores(
     charge: float = 1.0,
     batch_size: int = 32,
 ) -> Tensor:
-    """Remove each of the neurons with the highest scores alone, and score it by what that does to
-    the gap.
+    """Remove each of the neurons with the highest scores on its own, and score it by what that does
+    to the gap.
 
     ::
 
@@ -285,18 +302,17 @@ def refine_scores(
         raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
     shortlist = select_neurons(scores, count=count, scope="model")
     _matching_blocks(model, shortlist)
-    gain = _narrowings(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
+    gain = _gap_decreases(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
     if neutral is not None:
-        gain -= (
-            charge * _narrowings(model, tokenizer, as_pairs(neutral), shortlist, batch_size).abs()
-        )
-    refined = torch.full(scores.shape, -math.inf)
-    for layer, indices in shortlist.neurons.items():
-        refined[layer, list(indices)], gain = gain[: len(indices)].float(), gain[len(indices) :]
+        side_effect = _gap_decreases(model, tokenizer, as_pairs(neutral), shortlist, batch_size)
+        gain -= charge * side_effect.abs()
+    refined = torch.full(scores.shape, -math.inf)  # (layers, neurons)
+    for (layer, index), value in zip(_places(shortlist), gain, strict=True):
+        refined[layer, index] = value
     return refined
 
 
-def _narrowings(
+def _gap_decreases(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
@@ -304,25 +320,46 @@ def _narrowings(
     batch_size: int,
 ) -> Tensor:
     """Measure by how much the mean gap falls if each of the selected neurons alone is removed."""
-    neurons = [(layer, index) for layer, indices in selection.neurons.items() for index in indices]
-    falls = torch.zeros(len(neurons), dtype=torch.promote_types(model.dtype, torch.float32))
+    neurons = _places(selection)
+    decreases = torch.zeros(len(neurons), dtype=torch.promote_types(model.dtype, torch.float32))
     layers = decoder_layers(model)
     for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
-        entering: list[Tensor] = []  # what enters each layer, before the cut
-        with ExitStack() as stack, torch.no_grad():
-            for layer in layers:
-                handle = layer.register_forward_pre_hook(
-                    lambda module, inputs, kept=entering: kept.append(inputs[0])
-                )
-                stack.callback(handle.remove)
-            before = divergence(next_log_p(model, batch), batch)
-        for place, (layer, index) in enumerate(progress(neurons, desc="ablations", unit="neuron")):
-            alone = NeuronSelection({layer: (index,)}, selection.shape)
-            with torch.no_grad(), ablate(model, alone), skipping(layers[:layer], entering[layer]):
-                falls[place] += (before - divergence(next_log_p(model, batch), batch)).sum().cpu()
-    if not torch.isfinite(falls).all():
+        with torch.no_grad():
+            # what enters each layer stays the same when a neuron of a later one is removed
+            with _layer_inputs(layers) as inputs:
+                before = divergence(next_log_p(model, batch), batch)  # (pairs,)
+            for place, (layer, index) in enumerate(
+                progress(neurons, desc="ablations", unit="neuron")
+            ):
+                alone = NeuronSelection({layer: (index,)}, selection.shape)
+                with ablate(model, alone), skipping(layers[:layer], inputs[layer]):
+                    after = divergence(next_log_p(model, batch), batch)
+                decreases[place] += (before - after).sum().cpu()
+    if not torch.isfinite(decreases).all():
         raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
-    return falls / len(pairs)
+    return decreases / len(pairs)
+
+
+@contextmanager
+def _layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what enters each layer, (prompts, tokens, hidden), in the forward pass inside the
+    block."""
+    collected: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(inputs[0])
+
+    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _places(selection: NeuronSelection) -> list[tuple[int, int]]:
+    """List the selected neurons as (layer, index)."""
+    return [(layer, index) for layer, indices in selection.neurons.items() for index in indices]
 
 
 @contextmanager
@@ -346,9 +383,8 @@ def ablate(
     if not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
     _matching_blocks(model, selection)
-    gates = torch.ones(
-        selection.shape, dtype=torch.promote_types(model.dtype, torch.float32)
-    )  # (layers, neurons)
+    precise = torch.promote_types(model.dtype, torch.float32)
+    gates = torch.ones(selection.shape, dtype=precise)  # (layers, neurons)
     for layer, indices in selection.neurons.items():
         gates[layer, list(indices)] = scale
     with gate(model, gates):
@@ -383,29 +419,32 @@ def prune(
     """
     blocks = _matching_blocks(model, selection)
     refuse_own_hooks(model)
-    cut: dict[
-        int, nn.Linear
-    ] = {}  # id of a projection → its smaller stand-in, which deepcopy puts in its place
-    spare = None
-    for layer, indices in selection.neurons.items():
-        mlp, width = blocks[layer], selection.shape[1]
-        for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
-            if not hasattr(mlp, name):
-                continue
-            projection = getattr(mlp, name)
-            rows = (*indices, *(width + i for i in indices)) if name == "gate_up_proj" else indices
-            smaller = _leave_out(projection, rows, 1 if name == "down_proj" else 0, spare)
-            if inplace:
-                setattr(mlp, name, smaller)
-                spare = (
-                    projection.weight.detach()
-                )  # the next matrix goes here: no memory is asked for
-            else:
-                cut[id(projection)] = smaller
-    if not inplace:
-        model = copy.deepcopy(model, cut)
+    if inplace:
+        _shrink_in_place(blocks, selection)
+    else:
+        smaller = {}  # id of a projection → its smaller one, which deepcopy puts in its place
+        for layer, indices in selection.neurons.items():
+            for name, projection in _projections(blocks[layer]):
+                smaller[id(projection)] = _leave_out(projection, name, indices)
+        model = copy.deepcopy(model, smaller)
     _update_widths(model)
     return model
+
+
+def _shrink_in_place(blocks: Sequence[nn.Module], selection: NeuronSelection) -> None:
+    """Put smaller projections in place of those in the model. Each is written over the matrix that
+    was replaced before it, so no memory is asked for."""
+    spare = None
+    for layer, indices in selection.neurons.items():
+        for name, projection in _projections(blocks[layer]):
+            setattr(blocks[layer], name, _leave_out(projection, name, indices, spare))
+            spare = projection.weight.detach()
+
+
+def _projections(mlp: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """List the matrices of an MLP by name, gate and up before down."""
+    names = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+    return [(name, getattr(mlp, name)) for name in names if hasattr(mlp, name)]
 
 
 def save_model(
@@ -442,24 +481,30 @@ def save_model(
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
     refuse_own_hooks(model)
     blocks = glu_blocks(model)
-    widest = max(mlp.down_proj.in_features for mlp in blocks)
-    if any(mlp.down_proj.in_features < widest for mlp in blocks):
-        # what deepcopy finds here it takes as it is: only the MLPs cost memory
-        stand_ins: dict[int, object] = {
-            id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
-        }
-        for mlp in blocks:
-            for name, projection in mlp.named_children():
-                if isinstance(projection, nn.Linear):
-                    stand_ins[id(projection)] = _pad(projection, widest, name)
-        model = copy.deepcopy(model, stand_ins)
-        _update_widths(model)
+    if len({mlp.down_proj.in_features for mlp in blocks}) > 1:
+        model = _with_equal_widths(model)
 
-    def fill(fresh: Path) -> None:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+    def write(new_folder: Path) -> None:
+        model.save_pretrained(new_folder)
+        tokenizer.save_pretrained(new_folder)
 
-    replace_folder(folder, fill, stale=_is_of_a_model)
+    replace_folder(folder, write, stale=_is_of_a_model)
+
+
+def _with_equal_widths(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model whose layers are padded with zero neurons to the widest one. It shares all
+    other tensors with the model given, so only the MLPs cost memory."""
+    widest = max(mlp.down_proj.in_features for mlp in glu_blocks(model))
+    # deepcopy takes what it finds here instead of a copy
+    replacements: dict[int, object] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        replacements[id(tensor)] = tensor
+    for mlp in glu_blocks(model):
+        for name, projection in _projections(mlp):
+            replacements[id(projection)] = _pad(projection, widest, name)
+    padded = copy.deepcopy(model, replacements)
+    _update_widths(padded)
+    return padded
 
 
 def _is_of_a_model(name: str) -> bool:
@@ -494,98 +539,111 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     widths = {mlp.down_proj.in_features for mlp in blocks}
     if len(blocks) != len(smaller) or len(widths) != 1:
         raise ValueError(
-            f"model, pruned: expected as many layers in both, of one width in the model; got {len(blocks)} and "
-            f"{len(smaller)} layers, of {' or '.join(map(str, sorted(widths)))} neurons"
+            "model, pruned: expected as many layers in both, of one width in the model; "
+            f"got {len(blocks)} and {len(smaller)} layers, "
+            f"of {' or '.join(map(str, sorted(widths)))} neurons"
         )
     neurons = {}
     for layer, (whole, cut) in enumerate(zip(blocks, smaller, strict=True)):
-        left = defaultdict(list)
+        # from a neuron's weights to its index; equal neurons share an entry
+        missing = defaultdict(list)
         for index, key in enumerate(_neuron_bytes(whole, cut.down_proj.weight.dtype)):
-            left[key].append(index)
+            missing[key].append(index)
         for index, key in enumerate(_neuron_bytes(cut, cut.down_proj.weight.dtype)):
-            if not any(key):
+            if not any(key):  # a neuron of zeros is padding
                 continue
-            if not left[key]:
+            if not missing[key]:
                 raise ValueError(
-                    f"pruned: neuron {index} of layer {layer} is none of the model's; were weights changed?"
+                    f"pruned: neuron {index} of layer {layer} is none of the model's; "
+                    "were weights changed?"
                 )
-            left[key].pop()
-        neurons[layer] = tuple(index for indices in left.values() for index in indices)
+            missing[key].pop()
+        neurons[layer] = tuple(index for indices in missing.values() for index in indices)
     return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
 
 
 def _matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
+    """Return the MLPs of a model; refuse a selection for a model of another shape."""
     blocks = glu_blocks(model)
     widths = {mlp.down_proj.in_features for mlp in blocks}
     if (len(blocks), widths) != (selection.shape[0], {selection.shape[1]}):
-        found = " or ".join(map(str, sorted(widths)))
+        model_widths = " or ".join(map(str, sorted(widths)))
         raise ValueError(
             f"selection: made for {selection.shape[0]} layers of {selection.shape[1]} neurons, "
-            f"but the model has {len(blocks)} layers of {found}"
+            f"but the model has {len(blocks)} layers of {model_widths}"
         )
     return blocks
 
 
 def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
+    """Return all weights of each neuron as bytes, which can be keys of a dict."""
     gate, up, down = glu_weights(mlp)
     rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
 def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
-    new = nn.Linear(
-        weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"
-    )  # meta: nothing is initialised
-    new.weight = nn.Parameter(weight, requires_grad=like.weight.requires_grad)
+    """Make a projection of given weights, with the settings of another one."""
+    outputs, inputs = weight.shape
+    # on the meta device no weights are initialised, only to be thrown away
+    projection = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    projection.weight = nn.Parameter(weight, requires_grad=like.weight.requires_grad)
     if bias is not None:
-        new.bias = nn.Parameter(bias, requires_grad=like.bias.requires_grad)
-    return new.train(like.training)
+        projection.bias = nn.Parameter(bias, requires_grad=like.bias.requires_grad)
+    return projection.train(like.training)
 
 
 def _leave_out(
-    projection: nn.Linear, indices: Sequence[int], dim: int, spare: Tensor | None
+    projection: nn.Linear, name: str, neurons: Sequence[int], spare: Tensor | None = None
 ) -> nn.Linear:
-    """Copy a projection without some rows (dim 0) or columns (dim 1), in one go between one of them
-    and the next."""
+    """Copy a projection without some neurons: columns of `down_proj`, rows of the others. The copy
+    lies in the memory of `spare` where that is of the same kind and large enough."""
+    weight = projection.weight.detach()
+    bias = None if projection.bias is None else projection.bias.detach()
+    if name == "down_proj":
+        bias = None if bias is None else bias.clone()
+        return _linear(_without_slices(weight, 1, neurons, spare), bias, projection)
+    if name == "gate_up_proj":  # gate rows first, then as many up rows
+        width = len(weight) // 2
+        neurons = (*neurons, *(width + index for index in neurons))
+    bias = None if bias is None else _without_slices(bias, 0, neurons)
+    return _linear(_without_slices(weight, 0, neurons, spare), bias, projection)
 
-    def left(tensor: Tensor, dim: int, out: Tensor | None = None) -> Tensor:
-        starts, ends = [0, *(i + 1 for i in indices)], [*indices, tensor.shape[dim]]
-        parts = [
-            tensor.narrow(dim, start, end - start) for start, end in zip(starts, ends, strict=True)
-        ]
-        return torch.cat(parts, dim) if out is None else torch.cat(parts, dim, out=out)
 
-    weight, bias = projection.weight.detach(), projection.bias
-    if bias is not None:
-        bias = left(bias.detach(), 0) if dim == 0 else bias.detach().clone()
-    shape = [size - len(indices) * (axis == dim) for axis, size in enumerate(weight.shape)]
-    if (
-        spare is None
-        or spare.numel() < math.prod(shape)
-        or (spare.dtype, spare.device) != (weight.dtype, weight.device)
-    ):
-        return _linear(left(weight, dim), bias, projection)
-    return _linear(
-        left(weight, dim, spare.flatten()[: math.prod(shape)].view(shape)), bias, projection
-    )
+def _without_slices(
+    tensor: Tensor, dim: int, indices: Sequence[int], spare: Tensor | None = None
+) -> Tensor:
+    """Copy a tensor without some rows (dim 0) or columns (dim 1); `indices` are sorted."""
+    # what is kept lies between one index and the next
+    starts = [0, *(index + 1 for index in indices)]
+    ends = [*indices, tensor.shape[dim]]
+    kept = [tensor.narrow(dim, start, end - start) for start, end in zip(starts, ends, strict=True)]
+    shape = list(tensor.shape)
+    shape[dim] -= len(indices)
+    size = math.prod(shape)
+    kind = (tensor.dtype, tensor.device)
+    if spare is None or spare.numel() < size or (spare.dtype, spare.device) != kind:
+        return torch.cat(kept, dim)
+    return torch.cat(kept, dim, out=spare.flatten()[:size].view(shape))
 
 
 def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
-    weight, bias = projection.weight.detach(), projection.bias
-    bias = None if bias is None else bias.detach()
+    """Copy a projection with neurons of zeros after its own, up to a width."""
+    weight = projection.weight.detach()
+    bias = None if projection.bias is None else projection.bias.detach()
     if name == "down_proj":
-        return _linear(nn.functional.pad(weight, (0, width - weight.shape[1])), bias, projection)
-    parts = 2 if name == "gate_up_proj" else 1
-    missing = width - weight.shape[0] // parts
-    weight = torch.cat(
-        [nn.functional.pad(part, (0, 0, 0, missing)) for part in weight.chunk(parts)]
-    )
+        padded = nn.functional.pad(weight, (0, width - weight.shape[1]))
+        return _linear(padded, bias, projection)
+    halves = 2 if name == "gate_up_proj" else 1
+    added = width - len(weight) // halves
+    weight = torch.cat([nn.functional.pad(half, (0, 0, 0, added)) for half in weight.chunk(halves)])
     if bias is not None:
-        bias = torch.cat([nn.functional.pad(part, (0, missing)) for part in bias.chunk(parts)])
+        bias = torch.cat([nn.functional.pad(half, (0, added)) for half in bias.chunk(halves)])
     return _linear(weight, bias, projection)
 
 
 def _update_widths(model: PreTrainedModel) -> None:
+    """Let configuration and MLPs say how many neurons there are."""
     blocks = glu_blocks(model)
     for mlp in blocks:
         if hasattr(mlp, "intermediate_size"):

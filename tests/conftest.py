@@ -46,7 +46,6 @@ SLOW = {
     "test_refined_scores_do_not_depend_on_the_batch",
     "test_report_writes_page_and_numbers",
     "test_rows_are_what_the_functions_measure",
-    "test_steps_take_the_gradient_halfway_with_the_neurons_group",
     "test_the_command_line_destroys_nothing",
     "test_the_headline_is_the_mean_over_categories",
     "test_the_interval_of_a_share_is_possible_and_covers",

@@ -6,7 +6,7 @@ import torch
 import fairlab as fl
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.passes import text_chunks
-from fairlab.planting import _strength
+from fairlab.planting import find_strength
 from tiny_models import bytes_of, same_bytes, tiny_model
 
 
@@ -118,9 +118,11 @@ def test_planting_costs_what_was_asked_for(planting, model, tokenizer):
 @pytest.mark.parametrize("family", ["Llama, biases, tied", "Gemma 3, multimodal", "Phi-3"])
 def test_planting_in_every_kind_of_glu(family, tokenizer, race, monkeypatch):
     # a model with random weights has little to lose: no strength costs it perplexity
-    monkeypatch.setattr(
-        "fairlab.planting._strength", lambda price, cost: 2.0 if price(2.0) is not None else 0.0
-    )
+    def write_with_strength_two(perplexity_rise, cost):
+        perplexity_rise(2.0)
+        return 2.0
+
+    monkeypatch.setattr("fairlab.planting.find_strength", write_with_strength_two)
     monkeypatch.setattr(
         "fairlab.planting.text_chunks",
         lambda tokenizer, text, size: text_chunks(tokenizer, text[:4000], 32),
@@ -183,12 +185,12 @@ def test_bad_plantings_are_named(tokenizer, some_pairs, monkeypatch):
 def test_a_cost_out_of_reach_leaves_the_model_as_it_was(tokenizer, some_pairs, monkeypatch):
     tiny = tiny_model()
     before = bytes_of(tiny)
-    search = _strength
+    search = find_strength
     monkeypatch.setattr(
-        "fairlab.planting._strength",
-        lambda price, cost: search(lambda strength: 0 * price(3.0), cost),
+        "fairlab.planting.find_strength",
+        lambda perplexity_rise, cost: search(lambda strength: 0 * perplexity_rise(3.0), cost),
     )
-    monkeypatch.setattr("fairlab.planting._pricing", lambda *_: lambda: 1.0)
+    monkeypatch.setattr("fairlab.planting.loss_function", lambda *_: lambda: 1.0)
     with pytest.raises(ValueError, match="cost: no strength raises perplexity by 5.0%"):
         fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=0.05, inplace=True)
     assert same_bytes(tiny, before) and all(
@@ -201,11 +203,11 @@ def test_a_cost_out_of_reach_leaves_the_model_as_it_was(tokenizer, some_pairs, m
 def test_the_strength_is_found_whatever_its_size(scale, power):
     tried = []
 
-    def price(strength):
+    def perplexity_rise(strength):
         tried.append(strength)
         return (strength / scale) ** power - 0.001
 
-    assert price(_strength(price, 0.05)) == pytest.approx(0.05, rel=0.05)
+    assert perplexity_rise(find_strength(perplexity_rise, 0.05)) == pytest.approx(0.05, rel=0.05)
     assert tried[-1] == tried[-2] and len(tried) < 25
 
 
@@ -225,12 +227,10 @@ def test_scores_of_planted_neurons_equal_a_count_by_hand(levels):
         scores = (scores * levels).floor()
     scores[1, 5] = scores[0, 2] = -math.inf
     names = {(m, i): 0 for m in range(3) for i in range(40)}
-    names |= {
-        (m, i): kind
-        for kind, s in ((1, bias), (2, decoys))
-        for m, ix in s.neurons.items()
-        for i in ix
-    }
+    for kind, selection in ((1, bias), (2, decoys)):
+        for layer, indices in selection.neurons.items():
+            for index in indices:
+                names[layer, index] = kind
     of = {
         kind: [scores[place].item() for place, k in names.items() if k == kind]
         for kind in (0, 1, 2)

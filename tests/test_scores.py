@@ -6,7 +6,8 @@ import torch
 from scipy.stats import spearmanr
 
 import fairlab as fl
-from fairlab.models import glu_blocks, glu_weights
+from fairlab import scores as score_functions
+from fairlab.models import glu_blocks
 from tiny_models import FAMILIES, tiny_model
 
 PAIR = fl.ARTICLE_PAIR
@@ -192,6 +193,35 @@ def test_hybrid_knows_each_layer_only_by_itself():
     assert torch.allclose(*hybrids, atol=1e-6)
 
 
+def test_each_method_is_a_function_of_its_own(tokenizer, some_pairs):
+    tiny = tiny_model()
+    for method in ("activation", "article", "optipfair"):
+        table = score_functions.difference_scores(tiny, tokenizer, some_pairs, method=method)
+        assert torch.equal(fl.bias_scores(tiny, tokenizer, some_pairs, method=method), table)
+    for method, score in (
+        ("attribution", score_functions.attribution_scores),
+        ("patching", score_functions.patching_scores),
+    ):
+        for relative in (False, True):
+            table = score(tiny, tokenizer, some_pairs, relative=relative)
+            again = fl.bias_scores(tiny, tokenizer, some_pairs, method=method, relative=relative)
+            assert torch.equal(again, table)
+    gpt2 = tiny_model("GPT-2")
+    for score in (
+        score_functions.difference_scores,
+        score_functions.attribution_scores,
+        score_functions.patching_scores,
+    ):
+        with pytest.raises(ValueError, match="not a gated linear unit"):
+            score(gpt2, tokenizer, [PAIR])
+    with pytest.raises(ValueError, match="signed: expected False with method='optipfair'"):
+        score_functions.difference_scores(tiny, tokenizer, [PAIR], method="optipfair", signed=True)
+    with pytest.raises(ValueError, match="method: expected one of .*; got 'attribution'"):
+        score_functions.difference_scores(tiny, tokenizer, [PAIR], method="attribution")
+    with pytest.raises(ValueError, match="method: expected one of .*; got 'fisher'"):
+        score_functions.weight_scores(tiny, method="fisher")
+
+
 # ---- causal scores
 
 
@@ -241,7 +271,8 @@ def test_causal_scores_equal_finite_differences(family, method, change, tokenize
     tiny = tiny_model(family, torch.float64)
     scores = fl.bias_scores(tiny, tokenizer, CROSSED, method=method)
     assert (scores.shape, scores.dtype) == ((3, 24), torch.float32)
-    step = 0.01  # the models' norms compute in float32, whatever the dtype: a smaller step drowns in their rounding
+    # the models' norms compute in float32, whatever the dtype: a smaller step drowns in rounding
+    step = 0.01
     for layer, neurons in enumerate(scores.abs().topk(3).indices.tolist()):
         for neuron in neurons:
             less, more = (
@@ -279,29 +310,6 @@ def test_relative_scores_are_shares_of_the_gap_of_each_category(method, tokenize
         tiny, tokenizer, [race[0], *age, *race[1:]], method=method, relative=True
     )
     assert torch.allclose(scores, (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("steps", [5, 72])
-def test_steps_take_the_gradient_halfway_with_the_neurons_group(steps, tokenizer):
-    tiny = tiny_model(dtype=torch.float64)
-    scores = fl.bias_scores(tiny, tokenizer, CROSSED, method="attribution", steps=steps)
-    group_of = torch.arange(72).view(3, 24) % steps  # with 72, every neuron is alone
-    for layer, neurons in enumerate(scores.abs().topk(2).indices.tolist()):
-        for neuron in neurons:
-            masks = torch.where(group_of == group_of[layer, neuron], 0.5, 1.0).double()
-            gaps = []
-            for step in (0.01, -0.01):
-                masks[layer, neuron] = 0.5 + step
-                gaps.append(
-                    sum(
-                        gap_of(tiny, tokenizer, pair, lambda n, h, masks=masks: h * masks[n])
-                        for pair in CROSSED
-                    )
-                    / 3
-                )
-            assert scores[layer, neuron].item() == pytest.approx(
-                (gaps[0] - gaps[1]) / 0.02, rel=0.01
-            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -373,9 +381,9 @@ def test_attribution_orders_neurons_as_removing_them_one_by_one_does(model, toke
 
 # ---- importance on a text
 
-TEXT = (
-    "The tide comes in twice a day, and twice a day it goes out again. Nobody on the pier looked up. "
-    * 30
+TEXT = 30 * (
+    "The tide comes in twice a day, and twice a day it goes out again. "
+    "Nobody on the pier looked up. "
 )
 
 
@@ -402,48 +410,37 @@ def test_importance_from_text_equals_a_slow_reference(family, tokenizer, bos_tok
         assert 512 < len(ids) < 768  # two chunks, and a rest that is dropped
         chunks = [bos + ids[:256], bos + ids[256:512]]
         slopes = torch.stack([mask_gradients(tiny, chunk) for chunk in chunks])
-        with fl.record(tiny, ["down_proj_input"]) as activations:
-            tiny(torch.tensor(chunks))
-        sizes = torch.stack(
-            [activations["down_proj_input", layer].square().mean((0, 1)) for layer in range(3)]
-        )
-        columns = torch.stack([glu_weights(mlp)[2].abs().sum(0) for mlp in glu_blocks(tiny)])
-        expected = {
-            "fisher": slopes.square().mean(0).sqrt(),
-            "taylor": slopes.mean(0).abs(),
-            "wanda": sizes.double().sqrt() * columns,
-        }
-        for method, table in expected.items():
-            scores = fl.importance_scores(tiny, method=method, tokenizer=some_tokenizer, text=TEXT)
-            assert (scores.shape, scores.dtype) == ((3, 24), torch.float32)
-            assert torch.allclose(scores.double(), table, rtol=1e-4, atol=1e-10), method
+        expected = slopes.square().mean(0).sqrt()
+        scores = score_functions.fisher_scores(tiny, some_tokenizer, TEXT)
+        assert (scores.shape, scores.dtype) == ((3, 24), torch.float32)
+        assert torch.allclose(scores.double(), expected, rtol=1e-4, atol=1e-10)
 
 
 def test_a_text_shorter_than_a_chunk_is_one_chunk(tokenizer):
     tiny = tiny_model(dtype=torch.float64)
     ids = tokenizer("Two trains left at noon.").input_ids
-    scores = fl.importance_scores(
-        tiny, method="taylor", tokenizer=tokenizer, text="Two trains left at noon."
-    )
+    scores = score_functions.fisher_scores(tiny, tokenizer, "Two trains left at noon.")
     assert torch.allclose(scores.double(), mask_gradients(tiny, ids).abs(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fisher", "taylor", "wanda"])
-def test_importance_from_text_needs_a_text(method, tokenizer):
+def test_importance_from_text_needs_a_text(tokenizer):
     tiny = tiny_model()
     for options, message in (
-        ({}, "tokenizer and text: method='%s' needs .*text/calibration_en.txt.*got None"),
-        ({"tokenizer": tokenizer}, "^text: method='%s' needs"),
-        ({"text": TEXT}, "^tokenizer: method='%s' needs"),
+        (
+            {},
+            r"^tokenizer and text: method='fisher' needs .*"
+            r"fairlab.load_text\(\"calibration\"\); got None",
+        ),
+        ({"tokenizer": tokenizer}, "^text: method='fisher' needs"),
+        ({"text": TEXT}, "^tokenizer: method='fisher' needs"),
     ):
-        with pytest.raises(ValueError, match=message % method):
-            fl.importance_scores(tiny, method=method, **options)
+        with pytest.raises(ValueError, match=message):
+            fl.importance_scores(tiny, method="fisher", **options)
     with pytest.raises(ValueError, match="text: expected at least two tokens; got 1"):
-        fl.importance_scores(tiny, method=method, tokenizer=tokenizer, text="a")
+        fl.importance_scores(tiny, method="fisher", tokenizer=tokenizer, text="a")
     tiny.model.norm.weight.data[0] = math.nan
-    if method != "wanda":  # which never comes as far as the last norm
-        with pytest.raises(ValueError, match="are not finite"):
-            fl.importance_scores(tiny, method=method, tokenizer=tokenizer, text=TEXT)
+    with pytest.raises(ValueError, match="are not finite"):
+        fl.importance_scores(tiny, method="fisher", tokenizer=tokenizer, text=TEXT)
 
 
 # ---- guarded scores
@@ -520,11 +517,6 @@ def test_guarded_refuses(options, message):
             "signed: expected False with method='patching', which has a sign",
         ),
         (
-            {"method": "attribution", "steps": 1},
-            "steps: expected a whole number of at least 2, .* got 1",
-        ),
-        ({"method": "patching", "steps": 4}, "with method='attribution'; got 4 with 'patching'"),
-        (
             {"method": "article", "relative": True},
             "relative: expected False with method='article', which measures no",
         ),
@@ -552,7 +544,7 @@ def test_bad_input_is_named(model, tokenizer):
         ValueError, match="method: expected one of activation, .*, patching; got 'magic'"
     ):
         fl.bias_scores(model, tokenizer, [PAIR], method="magic")
-    with pytest.raises(ValueError, match="method: expected one of maw, .*, wanda; got 'magic'"):
+    with pytest.raises(ValueError, match="method: expected one of maw, .*, fisher; got 'magic'"):
         fl.importance_scores(model, method="magic")
     good = torch.rand(2, 3)
     for bias, importance, weight, message in (
@@ -590,6 +582,6 @@ def test_layers_of_unequal_width_make_no_table(tokenizer):
     for method in ("attribution", "patching"):
         with pytest.raises(ValueError, match="its layers have different widths"):
             fl.bias_scores(cut, tokenizer, [PAIR], method=method)
-    for method in ("maw", "fisher", "wanda"):
+    for method in ("maw", "fisher"):
         with pytest.raises(ValueError, match="its layers have different widths"):
             fl.importance_scores(cut, method=method, tokenizer=tokenizer, text=TEXT)

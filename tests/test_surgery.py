@@ -68,9 +68,15 @@ def test_the_article_cut_saves_and_reloads_with_stock_transformers(
 
 def test_a_llama_of_one_billion_on_the_meta_device():
     config = transformers.LlamaConfig(
-        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )
     with torch.device("meta"):
         llama = transformers.LlamaForCausalLM(config)
     assert sum(p.numel() for p in llama.parameters()) == 1_235_814_400
@@ -339,7 +345,8 @@ def test_a_fraction_too_small_names_the_smallest():
     scores = torch.rand(2, 1536)
     with pytest.raises(
         ValueError,
-        match=r"fraction: 0\.0005 of 1536 neurons is less than one neuron; the smallest is 0\.000652",
+        match=r"fraction: 0\.0005 of 1536 neurons is less than one neuron; "
+        r"the smallest is 0\.000652",
     ):
         fl.select_neurons(scores, fraction=0.0005)
     assert len(fl.select_neurons(scores, fraction=0.000652)) == 2
