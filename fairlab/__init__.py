@@ -1,10 +1,15 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
-The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs` →
-`models` → `passes` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` → `surgery` →
-`recipes`, `planting`, `evaluation`, `suites` → `plots` → `widgets`, `report` → `cli`. The names
+The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
+→ `models` → `passes` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` → `surgery` →
+`recipes`, `planting`, `evaluation` → `suites` → `plots` → `widgets`, `report` → `cli`. The names
 that lessons use are here; nothing runs on import, and a room is opened when the first of its names
 is used.
+
+What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
+`PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from
+0; `batch_size`, the prompts in a forward pass, which bounds the memory; `ax`, the matplotlib Axes to
+draw on, a new one by default.
 """
 
 from importlib import import_module
