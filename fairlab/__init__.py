@@ -8,8 +8,8 @@ is used.
 
 What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
 `PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from
-0; `batch_size`, the prompts in a forward pass, which bounds the memory; `ax`, the matplotlib Axes to
-draw on, a new one by default.
+0; `batch_size`, the prompts in a forward pass, which bounds the memory; `ax`, the matplotlib Axes
+to draw on, a new one by default.
 """
 
 from importlib import import_module

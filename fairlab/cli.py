@@ -28,7 +28,8 @@ Neutral = Annotated[
 Method = Annotated[
     str,
     Option(
-        help="guarded (the causal recipe), article, or bias+importance such as activation+maw (score --help)."
+        help="guarded (the causal recipe), article, or bias+importance such as "
+        "activation+maw (see score --help)."
     ),
 ]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]

@@ -1,7 +1,7 @@
 """Whole ways to choose the neurons of a cut, from prompt pairs to a selection.
 
-Contents: `guarded_cut`, the causal recipe of lesson 07; `guarded_tables`, its scores; `article_cut`,
-what the article does.
+Contents: `guarded_cut`, the causal recipe of lesson 07; `guarded_tables`, its scores;
+`article_cut`, what the article does.
 
 Both recipes score every neuron and choose the highest scores of each layer, a `fraction` between 0
 and 1 of it. They return a `NeuronSelection` for `ablate`, `prune` and `compare`. The pairs choose

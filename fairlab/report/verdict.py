@@ -145,8 +145,8 @@ def limits(headline: dict) -> list[str]:
         )
     else:
         words = (
-            "The intervals of demographic pairs are over sentences, for these words: of other words "
-            "they say nothing."
+            "The intervals of demographic pairs are over sentences, for these words: of other "
+            "words they say nothing."
         )
     return [
         "An activation difference is not bias. A model has to represent two words differently to "
