@@ -19,8 +19,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import fairlab as fl
+from fairlab.widgets import Explorer
 
 SETTINGS = ["neurons_a_layer", "scope", "bias_weight", "scale"]
+WARM_UP = 3  # frames that are drawn and not counted
 MEASURES = ["metric", "gap, own pair", "gap, new sentences", "perplexity"]
 
 
@@ -39,6 +41,48 @@ def anew(plot: Callable[..., object], *data, **options) -> None:
     plt.close(figure)
 
 
+def tasks() -> dict[str, tuple]:
+    """Return for each explorer its states and, where there is one, a function that draws a new
+    figure of a state."""
+    model, tokenizer = fl.load_model()
+    projection = fl.project_pair(model, tokenizer, fl.ARTICLE_PAIR, start=1)
+    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
+    importance = fl.importance_scores(model)
+    selection = fl.select_neurons(fl.hybrid_scores(bias, importance), count=3)
+    cuts = pd.read_csv(fl.data_path("results/surgery.csv"))
+    layers = [{"layer": layer} for layer in range(len(bias))]
+
+    def projected(layer: int) -> None:
+        anew(fl.plot_projection, projection, layer=layer)
+
+    def distances(layer: int) -> None:
+        anew(fl.plot_distances, projection)
+
+    def score_plane(layer: int) -> None:
+        anew(fl.plot_score_plane, bias, importance, selection, layer=layer)
+
+    projections = {"article": [projection]}
+    surgery = fl.surgery_explorer(cuts, settings=SETTINGS, measures=MEASURES)
+    return {
+        "pca_explorer": (fl.pca_explorer(projections), layers, projected),
+        "layer_explorer": (fl.layer_explorer(projections), layers, distances),
+        "score_explorer": (fl.score_explorer(bias, {"maw": importance}), layers, score_plane),
+        "surgery_explorer": (surgery, cuts[SETTINGS].to_dict("records"), None),
+    }
+
+
+def time_explorer(
+    explorer: Explorer, states: list[dict], new: Callable | None, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of each frame, and of each new figure, in turns."""
+    frames, figures = [], []
+    for state in itertools.chain(states[:WARM_UP], *[states] * rounds):
+        frames.append(timed(explorer.frame, **{**explorer.values(), **state}))
+        if new:
+            figures.append(timed(new, **state))
+    return frames[WARM_UP:], figures[WARM_UP:]
+
+
 def main() -> None:
     """Measure all four and print a row each."""
     parser = argparse.ArgumentParser(
@@ -47,40 +91,17 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=5, help="rounds over all layers")
     rounds = parser.parse_args().n
     plt.switch_backend("agg")
-    model, tokenizer = fl.load_model()
-    projection = fl.project_pair(model, tokenizer, fl.ARTICLE_PAIR, start=1)
-    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
-    importance = fl.importance_scores(model)
-    selection = fl.select_neurons(fl.hybrid_scores(bias, importance), count=3)
-    cuts = pd.read_csv(fl.data_path("results/surgery.csv"))
-    pca, heatmap = (
-        explorer({"article": [projection]}) for explorer in (fl.pca_explorer, fl.layer_explorer)
-    )
-    scores = fl.score_explorer(bias, {"maw": importance})
-    surgery = fl.surgery_explorer(cuts, settings=SETTINGS, measures=MEASURES)
-    layers, cut = (
-        [{"layer": layer} for layer in range(len(bias))],
-        cuts[SETTINGS].to_dict("records"),
-    )
-    tasks = {
-        "`pca_explorer`": (pca, layers, lambda layer: anew(fl.plot_projection, projection, layer=layer)),
-        "`layer_explorer`": (heatmap, layers, lambda layer: anew(fl.plot_distances, projection)),
-        "`score_explorer`": (
-            scores, layers, lambda layer: anew(fl.plot_score_plane, bias, importance, selection, layer=layer)
-        ),
-        "`surgery_explorer`": (surgery, cut, None),
-    }  # fmt: skip
     print("| explorer | a frame | a new figure | ratio (range) |\n|---|---|---|---|")
-    for name, (explorer, states, new) in tasks.items():
-        runs = []
-        for state in itertools.chain(states[:3], *[states] * rounds):  # the first three warm up
-            frame = timed(explorer._frame, **(explorer._values() | state))
-            runs.append((frame, timed(new, **state) if new else float("nan")))
-        ours, theirs = zip(*runs[3:], strict=True)
-        row = f"| {name} | {statistics.median(ours):.0f} ms |"
-        ratios = sorted(there / here for here, there in runs[3:])
-        spread = f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-        print(row, f"{statistics.median(theirs):.0f} ms | {spread} |" if new else "– | – |")
+    for name, (explorer, states, new) in tasks().items():
+        frames, figures = time_explorer(explorer, states, new, rounds)
+        row = f"| `{name}` | {statistics.median(frames):.0f} ms |"
+        if not new:
+            print(row, "– | – |")
+            continue
+        ratios = [figure / frame for frame, figure in zip(frames, figures, strict=True)]
+        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        figure, ratio = statistics.median(figures), statistics.median(ratios)
+        print(row, f"{figure:.0f} ms | {ratio:.1f} ({spread}) |")
 
 
 if __name__ == "__main__":
