@@ -63,8 +63,10 @@ def lab(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token, log = secrets.token_hex(16), place / "lab.log"
-    options = f"--ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --allow-root"
-    command = f"-m jupyter lab --no-browser --expose-app-in-browser {options}".split()
+    command = (
+        "-m jupyter lab --no-browser --expose-app-in-browser --allow-root --ip=127.0.0.1 "
+        f"--port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token}"
+    ).split()
     server = subprocess.Popen(
         [sys.executable, *command, f"--ServerApp.root_dir={folder}"],
         env=os.environ | own,
@@ -100,16 +102,15 @@ def page():
 def run_all(page, url):
     """Open a notebook, run all its cells, and return them as JupyterLab would save them."""
     page.goto(url)
-    page.wait_for_function(
-        "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
-        timeout=120_000,
-    )
+    kernel = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+    page.wait_for_function(f"{kernel}?.status === 'idle'", timeout=120_000)
     # the command settles at the first error, even an expected one; an empty request ends when all
     # before it have ended
     page.evaluate(
         """() => {
             const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-            const last = () => kernel.requestExecute({code: "", silent: true, store_history: false}).done;
+            const empty = {code: "", silent: true, store_history: false};
+            const last = () => kernel.requestExecute(empty).done;
             const end = () => { window.ended = true };
             jupyterapp.commands.execute("notebook:run-all-cells").then(last, last).then(end, end);
         }"""
@@ -169,8 +170,9 @@ def test_a_key_on_the_slider_changes_the_picture(number, label, lab, page, capsy
     box.locator("img").evaluate(
         """image => {
             image.scrollIntoView({block: "center"});
+            const press = () => { window.pressed = performance.now() };
             image.addEventListener("load", () => { window.shown = performance.now() });
-            document.addEventListener("keydown", () => { window.pressed = performance.now() }, true);
+            document.addEventListener("keydown", press, true);
         }"""
     )
     before, text = picture(box), readout.inner_text()

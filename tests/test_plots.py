@@ -1,3 +1,6 @@
+import re
+import warnings
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -47,34 +50,192 @@ def test_layer_differences_draw_intervals_and_the_neutral_band():
 
 
 def comparison():
-    rows = [
-        {"method": m, "count": c, "measure": "gap", "category": "headline", "change": -0.01 * c, "low": -0.02 * c,
-         "high": 0.01, "random_low": -0.1, "random_high": 0.05, "random_changes": "-0.10000 0.05000 0.01000",
-         "neutral_change": 0.02}
-        for m in ("article", "bias alone") for c in (1, 3, 15)
-    ]  # fmt: skip
+    """Return the gap of two methods, as `compare` returns it."""
+    rows = []
+    for method in ("article", "bias alone"):
+        for count in (1, 3, 15):
+            row = {"method": method, "count": count, "measure": "gap", "row": "headline"}
+            row |= {"category": "mean over categories", "neutral_change": 0.02}
+            row |= {"change": -0.01 * count, "low": -0.02 * count, "high": 0.01}
+            rows.append(row | {"random_low": -0.1, "random_high": 0.05})
     return pd.DataFrame(rows)
 
 
-def test_comparison_draws_dots_intervals_and_the_random_cloud():
-    ax = fl.plot_comparison(comparison())
-    assert len(ax.collections) == 6
-    assert ax.collections[0].get_offsets()[:, 0].tolist() == pytest.approx([-10, 5, 1])
-    dots = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
-    assert [float(x[0]) for x in dots] == pytest.approx([-1, -3, -15] * 2)
-    assert [text.get_text() for text in ax.get_yticklabels()][:2] == ["article · 1", "article · 3"]
-    with pytest.raises(
-        ValueError, match="measure, category: expected one of gap: headline; got 'gap' and 'hair'"
-    ):
-        fl.plot_comparison(comparison(), category="hair")
+def random_draws(table, changes=(-0.1, 0.05, 0.01)):
+    """Return the same random cuts for each row of a table, and others that no figure shows."""
+    rows = []
+    for row in table[["method", "count", "measure", "row", "category"]].to_dict("records"):
+        for draw, change in enumerate(changes):
+            rows.append(row | {"kind": "random", "draw": draw, "change": change})
+            rows.append(row | {"kind": "damage", "draw": draw, "change": 0.77})
+    return pd.DataFrame(rows)
+
+
+def with_prices(gap):
+    """Return rows of the gap, and for each a perplexity that rises by `count` per cent."""
+    text = {"measure": "perplexity", "row": "text", "category": "text", "neutral_change": np.nan}
+    return pd.concat([gap, gap.assign(**text, change=gap["count"] / 100)], ignore_index=True)
+
+
+def clouds(ax):
+    """Return the places of the grey dots."""
+    (dots,) = [drawn for drawn in ax.collections if drawn.get_label() == "random cuts"]
+    return dots.get_offsets()
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_comparison_draws_dots_and_the_random_cloud_of_each_cut():
+    frame = comparison()
+    draws = random_draws(frame)
+    draws.loc[draws["count"] == 3, "change"] *= 2
+    other = draws.assign(method="of no row", change=0.5)
+    ax = fl.plot_comparison(frame, draws=pd.concat([other, draws]))
+    x, y = clouds(ax).T
+    once, twice = [-10, 5, 1], [-20, 10, 2]
+    assert x.tolist() == pytest.approx([*once, *twice, *once] * 2)
+    assert y.round().tolist() == [place for place in range(6) for _ in range(3)]
+    assert len(set(y)) == 18  # no dot hides another
+    (dots,) = [container.lines[0] for container in ax.containers]
+    assert dots.get_marker() == "o"
+    assert dots.get_xdata().tolist() == pytest.approx([-1, -3, -15] * 2)
+    assert drawn(ax.yaxis)[:2] == ["article · 1", "article · 3"]
+    assert ax.get_title() == "Change of the gap, mean over categories"
+    assert set(legend(ax)) == {"random cuts", "neutral prompts", "this cut, 95 % interval"}
+
+
+def test_comparison_without_draws_shows_the_range_of_random_cuts():
+    frame = uneven()
+    ax = fl.plot_comparison(frame)
+    assert "random cuts" not in [drawn.get_label() for drawn in ax.collections]
+    assert "range of random cuts" in legend(ax)
+    ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
+    expected = 100 * frame[["random_low", "random_high"]].to_numpy()
+    assert np.allclose(ends, expected)
+    assert [bar.get_y() + bar.get_height() / 2 for bar in ax.patches] == list(range(6))
+    unknown = fl.plot_comparison(frame.assign(random_low=np.nan, random_high=np.nan))
+    assert not unknown.patches
+
+
+def test_cuts_of_one_compare_are_named_by_their_selection():
+    frame = uneven().query("method == 'article'")
+    draws = random_draws(with_prices(frame))
+    tables = []
+    for table in (with_prices(frame), draws):
+        name = table.method + table["count"].astype(str)
+        tables.append(table.assign(selection=name).drop(columns=["method", "count"]))
+    frame, draws = tables
+    ax = fl.plot_comparison(frame, draws=draws)
+    assert drawn(ax.yaxis) == ["article1", "article3", "article15"]
+    assert len(clouds(ax)) == 9
+    frame = frame.assign(flattening_scale=1, flattening_change=0)
+    ax = fl.plot_tradeoff(frame, draws=draws)
+    names = [container.get_label() for container in ax.containers]
+    assert names == ["article1", "article3", "article15"]
+    assert len(clouds(ax)) == 3  # shared by the three, and drawn once
+
+
+def of_every_row():
+    """Return a table in which a user's category is called "headline", and one gender."""
+    frame = comparison()
+    categories = [frame.assign(row="category", category=name) for name in ("headline", "gender")]
+    more = [
+        frame.assign(row="without pronouns", category="gender"),
+        frame,
+        frame.assign(row="neutral", category="neutral pairs", neutral_change=np.nan),
+    ]
+    frames = [one.assign(change=one.change - k) for k, one in enumerate([*categories, *more])]
+    return with_prices(pd.concat(frames)).drop_duplicates(
+        ["method", "count", "measure", "row", "category"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "title"),
+    [
+        ({"category": "headline"}, 0, "headline"),
+        ({"category": "gender"}, 1, "gender"),
+        ({"row": "category", "category": "gender"}, 1, "gender"),
+        ({"row": "without pronouns", "category": "gender"}, 2, "gender without pronouns"),
+        ({}, 3, "mean over categories"),
+        ({"row": "headline"}, 3, "mean over categories"),
+        ({"row": "neutral"}, 4, "neutral pairs"),
+    ],
+)
+def test_rows_are_selected_by_what_they_are_and_not_by_a_label(options, place, title):
+    frame = of_every_row()
+    expected = pytest.approx([-100 * place - count for count in (1, 3, 15)] * 2)
+    ax = fl.plot_comparison(frame, draws=random_draws(frame), **options)
+    assert ax.containers[0].lines[0].get_xdata().tolist() == expected
+    assert ax.get_title() == f"Change of the gap, {title}"
+    assert len(clouds(ax)) == 18
+    if "row" not in options:
+        ax = fl.plot_dose_response(frame, **options)
+        lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
+        assert [*lines[0], *lines[1]] == expected
+        assert ax.get_title() == f"Change of the gap, {title}"
+        frame = frame.assign(flattening_scale=1, flattening_change=0)
+        ax = fl.plot_tradeoff(frame, draws=random_draws(frame), **options)
+        lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
+        assert [*lines[0], *lines[1]] == expected
+        assert ax.get_title() == f"What a cut brings and costs, {title}"
+
+
+def test_the_perplexity_is_that_of_the_text():
+    frame = of_every_row()
+    ax = fl.plot_comparison(frame, measure="perplexity", draws=random_draws(frame))
+    assert ax.containers[0].lines[0].get_xdata().tolist() == pytest.approx([1, 3, 15] * 2)
+    assert ax.get_title() == "Change of the perplexity, text"
+    assert "neutral prompts" not in legend(ax)
+    ax = fl.plot_dose_response(frame, measure="perplexity")
+    assert ax.get_title() == "Change of the perplexity, text"
+
+
+def test_rows_that_are_not_there_are_named():
+    frame = of_every_row()
+    known = (
+        "gap: category headline, category gender, without pronouns gender, headline, neutral; "
+        "perplexity: text"
+    )
+    has = f"measure, row, category: expected one that table has ({known}); got "
+    wrong = {
+        has + "'gap', 'category', 'hair'": {"category": "hair"},
+        has + "'metric', 'headline', None": {"measure": "metric"},
+        has + "'gap', 'text', None": {"row": "text"},
+        has + "'gap', 'category', None": {"row": "category"},
+        has + "'perplexity', 'category', 'text'": {"measure": "perplexity", "category": "text"},
+        "category: expected None for the row 'headline'; got 'gender'": {
+            "row": "headline",
+            "category": "gender",
+        },
+        "expected one that draws has (gap: headline); got 'gap', 'neutral', None": {
+            "row": "neutral",
+            "draws": random_draws(comparison()),
+        },
+        "draws: expected the columns method, count, kind, measure, row, category, draw, change; "
+        "got method, count, measure": {"draws": frame},
+    }
+    for message, options in wrong.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fl.plot_comparison(frame, **options)
+    with pytest.raises(ValueError, match="table: expected the columns measure, row, category; got"):
+        fl.plot_comparison(frame.drop(columns="row"))
+    with pytest.raises(ValueError, match="expected one that table has .gap: headline.; got 'perpl"):
+        fl.plot_tradeoff(comparison())
+    with pytest.raises(ValueError, match="table: expected the columns method and count; got"):
+        fl.plot_dose_response(comparison().drop(columns="count"))
+    assert plt.get_fignums() == []
 
 
 def test_dose_response_has_a_line_a_method():
     ax = fl.plot_dose_response(comparison())
     assert len(ax.containers) == 2
     assert ax.containers[1].lines[0].get_ydata().tolist() == pytest.approx([-1, -3, -15])
-    with pytest.raises(ValueError, match="table: expected the columns method and count"):
-        fl.plot_dose_response(comparison().drop(columns="count"))
+    assert drawn(ax.xaxis) == ["1", "3", "15"]
+    many = pd.concat([comparison().assign(method=f"method {k}") for k in range(11)])
+    fl.plot_dose_response(many)  # more lines than colours
 
 
 def uneven():
@@ -88,31 +249,38 @@ def uneven():
 
 
 def bars(container):
-    """Return the x, the lower and the upper end of each error bar."""
+    """Return the two ends (x, y) of each error bar."""
     (collection,) = container.lines[2]
-    return [(segment[0][0], segment[0][1], segment[1][1]) for segment in collection.get_segments()]
+    return [(tuple(start), tuple(end)) for start, end in collection.get_segments()]
 
 
 def test_comparison_draws_each_interval_and_each_neutral_change():
     frame = uneven()
     ax = fl.plot_comparison(frame)
-    intervals = [
-        line for line in ax.lines if line.get_marker() == "None" and len(set(line.get_ydata())) == 1
-    ]
-    assert [list(line.get_xdata()) for line in intervals] == [
-        pytest.approx([100 * row.low, 100 * row.high]) for row in frame.itertuples()
-    ]
-    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
-    assert [line.get_xdata()[0] for line in diamonds] == pytest.approx(
-        (100 * frame.neutral_change).tolist()
-    )
+    (container,) = ax.containers[1:]  # after the ranges of random cuts
+    rows = list(enumerate(frame.itertuples()))
+    expected = [((100 * row.low, place), (100 * row.high, place)) for place, row in rows]
+    assert np.allclose(bars(container), expected)
+    (diamonds,) = [line for line in ax.lines if line.get_marker() == "D"]
+    assert diamonds.get_xdata().tolist() == pytest.approx((100 * frame.neutral_change).tolist())
+    assert diamonds.get_ydata().round().tolist() == list(range(6))
+
+
+def test_an_interval_that_is_unknown_or_of_no_length_is_no_error():
+    frame = with_prices(uneven()).assign(flattening_scale=1, flattening_change=0)
+    point = frame.assign(low=np.nextafter(frame.change, 1), high=np.nextafter(frame.change, -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for table in (point, frame.assign(low=np.nan, high=np.nan)):
+            for plot in (fl.plot_comparison, fl.plot_dose_response, fl.plot_tradeoff):
+                plot(table).figure.canvas.draw()
 
 
 def test_dose_response_draws_each_interval_and_the_widest_range_of_random_cuts():
     frame = uneven()
     ax = fl.plot_dose_response(frame)
-    found = [(low, high) for container in ax.containers for _, low, high in bars(container)]
-    assert found == [pytest.approx((100 * row.low, 100 * row.high)) for row in frame.itertuples()]
+    ends = [bar for container in ax.containers for bar in bars(container)]
+    assert np.allclose(np.array(ends)[..., 1], 100 * frame[["low", "high"]])
     band = ax.collections[0].get_paths()[0].vertices
     widest = frame.groupby("count").agg({"random_low": "min", "random_high": "max"})
     for count, row in widest.iterrows():
@@ -122,21 +290,33 @@ def test_dose_response_draws_each_interval_and_the_widest_range_of_random_cuts()
 
 def test_tradeoff_draws_each_interval_and_each_stem():
     gap = uneven().assign(flattening_scale=0.9, flattening_change=-0.1)
-    price = gap.assign(measure="perplexity", category="text", change=gap["count"] / 100)
-    ax = fl.plot_tradeoff(pd.concat([gap, price]))
-    found = [place for container in ax.containers for place in bars(container)]
-    assert found == [pytest.approx((row.count_, 100 * row.low, 100 * row.high)) for row in gap.rename(
-        columns={"count": "count_"}).itertuples()]  # fmt: skip
-    diamonds = [y for line in ax.lines if line.get_marker() == "D" for y in line.get_ydata()]
-    assert set(np.round(diamonds, 6)) >= set(np.round(100 * gap.neutral_change, 6))
+    ax = fl.plot_tradeoff(with_prices(gap))
+    ends = [bar for container in ax.containers for bar in bars(container)]
+    rows = list(gap.rename(columns={"count": "price"}).itertuples())
+    expected = [((row.price, 100 * row.low), (row.price, 100 * row.high)) for row in rows]
+    assert np.allclose(ends, expected)
+    *_, stems, diamonds = ax.collections
+    between = [
+        [(row.price, 100 * row.change), (row.price, 100 * row.neutral_change)] for row in rows
+    ]
+    assert np.allclose(stems.get_segments(), between)
+    assert np.allclose(diamonds.get_offsets(), [stem[1] for stem in between])
 
 
 def overlaps():
     """Return what three sets of people's words and two of neutral ones share."""
-    shared = {"demographic": [("race", "age", 7), ("age", "race", 9), ("race", "race", 12), ("age", "age", 3)],
-              "mixed": [("race", "mood", 2), ("race", "time", 6), ("age", "mood", 4), ("age", "time", 4)],
-              "neutral": [("mood", "time", 5)], "mixed, same sentence": [("race", "mood", 40)]}  # fmt: skip
-    rows = [(words, *row) for words, several in shared.items() for row in several]
+    rows = [
+        ("demographic", "race", "age", 7),
+        ("demographic", "age", "race", 9),
+        ("demographic", "race", "race", 12),
+        ("demographic", "age", "age", 3),
+        ("mixed", "race", "mood", 2),
+        ("mixed", "race", "time", 6),
+        ("mixed", "age", "mood", 4),
+        ("mixed", "age", "time", 4),
+        ("neutral", "mood", "time", 5),
+        ("mixed, same sentence", "race", "mood", 40),
+    ]
     table = pd.DataFrame(rows, columns=["words", "one", "other", "shared"])
     return table.assign(
         chance_low=0, chance_high=1, neurons=90.0, score="article", comparison="attributes"
@@ -158,10 +338,8 @@ def test_overlap_draws_each_set_against_both_lines():
     for line in ax.lines:
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
             marks.setdefault((line.get_marker(), round(y)), []).append(x)
-    assert marks == {
-        ("|", 0): [4], ("|", 1): [4], ("o", 0): [7, 9], ("o", 1): [7, 9], ("*", 0): [12], ("*", 1): [3],
-        ("D", 2): [5], ("D", 3): [5],
-    }  # fmt: skip
+    people = {("o", 0): [7, 9], ("o", 1): [7, 9], ("*", 0): [12], ("*", 1): [3]}
+    assert marks == {("|", 0): [4], ("|", 1): [4], **people, ("D", 2): [5], ("D", 3): [5]}
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names[:2] == ["chance, 95 %", "with neutral words"]
     assert set(names[2:]) == {
@@ -185,9 +363,13 @@ def test_overlap_of_sets_of_people_alone_has_no_band():
 
 def transfer():
     cells = [
-        ("race", "race", -0.4, -0.6, -0.2), ("race", "neutral", 0.02, -0.1, 0.1), ("race", "age", -0.1, -0.3, 0.1),
-        ("age", "race", 0.3, 0.1, 0.5), ("age", "neutral", 0.01, -0.04, 0.06), ("age", "age", -0.25, np.nan, np.nan),
-    ]  # fmt: skip
+        ("race", "race", -0.4, -0.6, -0.2),
+        ("race", "neutral", 0.02, -0.1, 0.1),
+        ("race", "age", -0.1, -0.3, 0.1),
+        ("age", "race", 0.3, 0.1, 0.5),
+        ("age", "neutral", 0.01, -0.04, 0.06),
+        ("age", "age", -0.25, np.nan, np.nan),
+    ]
     table = pd.DataFrame(cells, columns=["chosen_on", "read_on", "change", "low", "high"])
     return table.assign(
         random_low=-0.03,
@@ -224,32 +406,27 @@ def test_transfer_is_a_heatmap_with_pale_cells_where_nothing_can_be_told(inches)
 
 
 def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
-    gap = comparison().query("category == 'headline' and measure == 'gap'")
-    price = gap.assign(
-        measure="perplexity",
-        category="text",
-        change=gap["count"] / 100,
-        random_changes="0.01 0.02 0.03",
-    )
-    gap = gap.assign(neutral_change=0.2, flattening_scale=0.9, flattening_change=-gap["count"] / 10)
-    ax = fl.plot_tradeoff(pd.concat([gap, price]))
+    gap = comparison()
+    flattening = {"flattening_scale": 0.9, "flattening_change": -gap["count"] / 10}
+    table = with_prices(gap.assign(neutral_change=0.2, **flattening))
+    draws = random_draws(table)
+    dear = (draws.measure == "perplexity") & (draws.kind == "random")
+    draws.loc[dear, "change"] = 0.01 * (1 + draws.draw[dear])
+    ax = fl.plot_tradeoff(table, draws=draws.sample(frac=1, random_state=0))
     dots = [container.lines[0] for container in ax.containers]
-    assert [container.get_label() for container in ax.containers] == list(dict.fromkeys(gap.method))
+    assert [container.get_label() for container in ax.containers] == ["article", "bias alone"]
     assert dots[0].get_xdata().tolist() == pytest.approx([1, 3, 15])
     assert dots[0].get_ydata().tolist() == pytest.approx([-1, -3, -15])
-    assert ax.collections[0].get_offsets()[:3].tolist() == [
-        pytest.approx(at) for at in ([1, -10], [2, 5], [3, 1])
-    ]
+    # all cuts share their random cuts, which are drawn once
+    assert np.allclose(sorted(clouds(ax).tolist()), [[1, -10], [2, 5], [3, 1]])
     flat = next(line for line in ax.lines if line.get_label() == "flattening of the same price")
     assert flat.get_ydata().tolist() == pytest.approx([-10, -10, -30, -30, -150, -150])
-    diamonds = [
-        line
-        for line in ax.lines
-        if line.get_marker() == "D" and line.get_markerfacecolor() == "none"
-    ]
-    assert [set(line.get_ydata()) for line in diamonds] == [{20}, {20}]
-    with pytest.raises(ValueError, match="measure, category: expected one of gap: headline"):
-        fl.plot_tradeoff(comparison())
+    (diamonds,) = [drawn for drawn in ax.collections if drawn.get_label().startswith("neutral")]
+    assert np.allclose(diamonds.get_offsets()[:, 1], 20)
+    colors = [tuple(color) for color in diamonds.get_edgecolors()[:, :3]]
+    assert colors[:3] == [dots[0].get_color()] * 3 and colors[3:] == [dots[1].get_color()] * 3
+    without_draws = fl.plot_tradeoff(table)
+    assert "random cuts" not in legend(without_draws)
 
 
 def projection():

@@ -722,10 +722,11 @@ def test_a_dollar_is_a_dollar_in_every_picture(label):
         "change": 0.1,
         "low": -0.1,
         "high": 0.2,
-        "random_changes": "0.1 0.2",
+        "random_low": 0.1,
+        "random_high": 0.2,
         "neutral_change": 0.1,
     }
-    row = shares | {"selection": label, "measure": "gap", "category": "headline", "n_random": 2}
+    row = shares | {"selection": label, "measure": "gap", "row": "category", "category": label}
     layers = pd.DataFrame(
         {"category": label, "point": "mlp_output", "layer": [0, 1], "difference": [1.0, 2.0]}
     )
@@ -735,7 +736,7 @@ def test_a_dollar_is_a_dollar_in_every_picture(label):
         {"token": [label], "probability_a": [0.1], "probability_b": [0.2], "shift": [-0.1]}
     )
     axes = [
-        fl.plot_comparison(pd.DataFrame([row])),
+        fl.plot_comparison(pd.DataFrame([row]), category=label),
         fl.plot_layer_differences({label: layers, "b": layers}),
         fl.plot_token_shifts(shifts),
     ]

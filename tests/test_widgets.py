@@ -75,18 +75,18 @@ EXPLORERS = {
 
 
 def shown(explorer):
-    return bytes(explorer._picture.value), explorer._sentence.value, explorer._below.value
+    return bytes(explorer.picture.value), explorer.sentence.value, explorer.below.value
 
 
 def draw(explorer, *values):
-    return explorer._canvas.figure.axes, *explorer._draw(
-        **dict(zip(explorer.controls, values, strict=True))
-    )
+    named = dict(zip(explorer.controls, values, strict=True))
+    return explorer.figure.axes, *explorer.draw(**named)
 
 
 def says(pair, k, layer, values):
     most = sorted(range(len(values)), key=list(values).__getitem__)[-1]
-    return f"{pair}, {PAIRS[pair][k].point}, layer {layer}: {LABELS[most]!r} moves most, by {values[most]:.3g}"
+    moves = f"{LABELS[most]!r} moves most, by {values[most]:.3g}"
+    return f"{pair}, {PAIRS[pair][k].point}, layer {layer}: {moves}"
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -101,7 +101,7 @@ def test_every_control_changes_the_picture_and_leaves_no_trace(name):
         bundle = explorer._repr_mimebundle_(include=None)
         assert base64.b64decode(bundle["image/png"]) == shown(explorer)[0] not in pictures
         pictures.add(shown(explorer)[0])
-    assert shown(explorer)[0] == EXPLORERS[name]()._frame(**explorer._values())[0]
+    assert shown(explorer)[0] == EXPLORERS[name]().frame(**explorer.values())[0]
     for control, value in zip(controls, before, strict=True):
         control.value = value
     assert shown(explorer) == first and first[0].startswith(b"\x89PNG")
@@ -169,7 +169,7 @@ def test_heatmap_shows_the_distances_and_frames_the_layer():
             == [-0.5, n - 0.5, -0.5, LAYERS - 0.5]
         )
         assert image.get_clim() == scale.get_ylim() == (0, expected.max())
-        assert (frame.get_ydata().min(), frame.get_ydata().max()) == (layer - 0.5, layer + 0.5)
+        assert {*frame.get_ydata()} == {layer - 0.5, layer + 0.5}
         assert [bar.get_width() for bar in side.patches] == [*expected[layer], *[0] * (7 - n)]
         for texts in plane.get_xticklabels(), side.get_yticklabels():
             assert [text.get_text() for text in texts] == LABELS[:n]
@@ -203,12 +203,10 @@ def test_surgery_shows_the_row_of_the_settings():
     explorer = surgery()
     for row in CUTS.to_dict("records"):
         (ax,), sentence, below = draw(explorer, row["count"], row["layer"])
-        *everyone, here, _ = ax.lines
-        assert here.get_xydata().tolist() == [[100 * row["gap"], 0], [100 * row["ppl"], 1]]
-        assert [line.get_xdata().tolist() for line in everyone] == [
-            list(100 * CUTS.gap),
-            list(100 * CUTS.ppl),
-        ]
+        everyone, chosen, _ = ax.lines
+        assert chosen.get_xydata().tolist() == [[100 * row["gap"], 0], [100 * row["ppl"], 1]]
+        assert everyone.get_xdata().tolist() == [*(100 * CUTS.gap), *(100 * CUTS.ppl)]
+        assert everyone.get_ydata().tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
         assert sentence == f"gap {row['gap']:+.1%}; ppl {row['ppl']:+.1%}."
         assert (
             below
@@ -225,9 +223,9 @@ def test_surgery_shows_the_row_of_the_settings():
 @pytest.mark.parametrize("name", ["pca", "layer", "score"])
 def test_the_page_has_a_frame_a_layer_and_needs_no_network(name, tmp_path):
     explorer = EXPLORERS[name](layer=2)
-    before = explorer._values(), shown(explorer)
+    before = explorer.values(), shown(explorer)
     page = explorer.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
-    assert (explorer._values(), shown(explorer)) == before and len(page) < 4e6 * LAYERS / 30
+    assert (explorer.values(), shown(explorer)) == before and len(page) < 4e6 * LAYERS / 30
     assert not re.search("https?:|<link|<[^>]+src=|<b>|<7>", page) and page.count("</script") == 1
     title = explorer.title + (" · maw" if name == "score" else " · &lt;7&gt; · residual")
     assert (
@@ -238,7 +236,7 @@ def test_the_page_has_a_frame_a_layer_and_needs_no_network(name, tmp_path):
         json.loads(re.search(rf"\b{part} = (\[.*?\]),", page)[1]) for part in ("frames", "captions")
     )
     for layer, frame, caption in zip(range(LAYERS), frames, captions, strict=True):
-        picture, sentence, _ = explorer._frame(**(before[0] | {"layer": layer}))
+        picture, sentence, _ = explorer.frame(**(before[0] | {"layer": layer}))
         small, large = (Image.open(io.BytesIO(png)) for png in (base64.b64decode(frame), picture))
         assert small.format == "PNG" and caption == sentence
         assert (

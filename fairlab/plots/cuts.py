@@ -3,79 +3,180 @@
 Contents: `plot_comparison`, `plot_dose_response`, `plot_tradeoff`.
 """
 
+from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from fairlab.plots.style import COLORS, WIDE, as_written, rows_of, stretch
+from fairlab.plots.style import (
+    COLORS,
+    MARKERS,
+    WIDE,
+    as_written,
+    cut_columns,
+    label_of,
+    legend_beside,
+    line_style,
+    rows_of,
+    stretch,
+)
+
+RANDOM_CUTS = {"s": 14, "color": "0.75", "linewidths": 0, "label": "random cuts"}
 
 
 def plot_comparison(
-    table: pd.DataFrame, *, measure: str = "gap", category: str = "headline", ax: Axes | None = None
+    table: pd.DataFrame,
+    *,
+    draws: pd.DataFrame | None = None,
+    measure: str = "gap",
+    row: str | None = None,
+    category: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Draw the change that each cut of a `compare` table brings: dots with intervals, the random
-    cuts as a cloud behind them, neutral prompts as open diamonds.
+    """Draw the change that each cut brings: dots with intervals, the random cuts in grey behind
+    them, neutral prompts as open diamonds.
 
     Parameters
     ----------
     table : DataFrame
         From `compare`, or `data/results/controls.csv` with its columns `method` and `count`.
-    measure, category : str
-        Which rows: "gap" or "metric" of a category or "headline"; "perplexity" of "text".
+    draws : DataFrame, optional
+        One row a random cut: `selection` (or `method` and `count`), `kind`, `measure`, `row`,
+        `category`, `draw` (0, 1, …) and `change` (a share; 0: none). Those of kind "random" are
+        drawn as a cloud. Without it, a grey bar is the range from `random_low` to `random_high`.
+    measure : str
+        "gap", "metric" or "perplexity".
+    row : str, optional
+        "category", "without pronouns", "headline" (mean over categories), "neutral" or "text". By
+        default "category" if a category is given, else "text" for perplexity and "headline" for the
+        rest.
+    category : str, optional
+        Whose change, for the rows "category" and "without pronouns".
 
     Raises
     ------
     ValueError
-        No such rows; the message lists what the table has.
+        No such rows; the message lists what the table has. Draws without the columns above.
     """
-    rows = rows_of(table, measure, category)
-    names = (
-        rows.selection if "selection" in rows else rows.method + " · " + rows["count"].astype(str)
-    )
+    rows = rows_of(table, measure, row, category)
+    random_cuts = None
+    if draws is not None:
+        random_cuts = _random_changes(draws, rows, measure, row, category)
     ax = ax or plt.subplots(figsize=(7, 0.9 + 0.34 * len(rows)), layout="constrained")[1]
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    for place, row in enumerate(rows.to_dict("records")):
-        first = place == 0
-        drawn = [100 * float(change) for change in row["random_changes"].split()]
-        jitter = [
-            place + 0.3 * ((7 * k % len(drawn)) / len(drawn) - 0.5) for k in range(len(drawn))
-        ]
-        ax.scatter(
-            drawn, jitter, s=14, color="0.75", linewidths=0, label="random cuts" if first else None
-        )
-        change, low, high = (100 * row[column] for column in ("change", "low", "high"))
-        ax.plot([low, high], [place, place], color=COLORS[0], linewidth=1.6)
-        ax.plot(
-            change, place, "o", color=COLORS[0], label="this cut, 95 % interval" if first else None
-        )
-        if pd.notna(row.get("neutral_change")):
-            marker = {
-                "marker": "D",
-                "markerfacecolor": "none",
-                "color": COLORS[3],
-                "linestyle": "none",
-                "markersize": 6,
-            }
-            ax.plot(
-                100 * row["neutral_change"],
-                place + 0.25,
-                **marker,
-                label="neutral prompts" if first else None,
-            )
-    if rows[["low", "high"]].abs().max(axis=None) > WIDE:
+    if random_cuts is None:
+        _draw_random_ranges(ax, rows)
+    else:
+        _draw_random_clouds(ax, rows, random_cuts)
+    _draw_intervals(ax, rows)
+    _draw_neutral_changes(ax, rows)
+    if _is_wide(rows):
         stretch(ax, "x")
-    ax.set_yticks(range(len(rows)), names)
+    ax.set_yticks(rows.index, _cut_names(rows))
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set(xlabel="change in %", title=f"Change of the {measure}, {category}")
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set(xlabel="change in %", title=f"Change of the {measure}, {label_of(rows)}")
+    legend_beside(ax)
     sns.despine(ax=ax)
     return as_written(ax)
 
 
+def _random_changes(
+    draws: pd.DataFrame,
+    rows: pd.DataFrame,
+    measure: str,
+    row: str | None = None,
+    category: str | None = None,
+) -> pd.DataFrame:
+    """Return the plainly random draws of the cuts in `rows`, in the order of these rows.
+
+    Columns: those that name a cut, `place` (the number of its row), `draw` and `change`.
+    """
+    cut = cut_columns(rows)
+    columns = [*cut, "kind", "measure", "row", "category", "draw", "change"]
+    if not set(columns) <= set(draws.columns):
+        raise ValueError(
+            f"draws: expected the columns {', '.join(columns)}; "
+            f"got {', '.join(map(str, draws.columns))}"
+        )
+    # cuts matched to a table, such as Fisher's importance, are another kind
+    plain = draws[draws["kind"] == "random"]
+    plain = rows_of(plain, measure, row, category, argument="draws")
+    places = rows[cut].assign(place=rows.index)
+    return places.merge(plain[[*cut, "draw", "change"]], on=cut)
+
+
+def _draw_random_ranges(ax: Axes, rows: pd.DataFrame) -> None:
+    ranges = 100 * rows[["random_low", "random_high"]].dropna()
+    ax.barh(
+        ranges.index,
+        ranges.random_high - ranges.random_low,
+        left=ranges.random_low,
+        height=0.5,
+        color="0.85",
+        label="range of random cuts",
+    )
+    ax.use_sticky_edges = False  # else the axis would end exactly where a bar begins
+
+
+def _draw_random_clouds(ax: Axes, rows: pd.DataFrame, random_cuts: pd.DataFrame) -> None:
+    cloud = random_cuts.groupby("place")
+    number, size = cloud.cumcount(), cloud.change.transform("size")
+    # steps of 7 keep neighbouring numbers apart
+    jitter = 0.3 * ((7 * number % size) / size - 0.5)
+    ax.scatter(100 * random_cuts.change, random_cuts.place + jitter, **RANDOM_CUTS)
+
+
+def _draw_intervals(ax: Axes, rows: pd.DataFrame) -> None:
+    ax.errorbar(
+        100 * rows.change,
+        rows.index,
+        xerr=_error_bars(rows),
+        fmt="o",
+        color=COLORS[0],
+        elinewidth=1.6,
+        label="this cut, 95 % interval",
+    )
+
+
+def _draw_neutral_changes(ax: Axes, rows: pd.DataFrame) -> None:
+    if rows.neutral_change.isna().all():  # as for the perplexity, and for neutral prompts
+        return
+    ax.plot(
+        100 * rows.neutral_change,
+        rows.index + 0.25,
+        "D",
+        markerfacecolor="none",
+        color=COLORS[3],
+        label="neutral prompts",
+    )
+
+
+def _cut_names(rows: pd.DataFrame) -> pd.Series:
+    if "selection" in rows:
+        return rows.selection
+    return rows.method + " · " + rows["count"].astype(str)
+
+
+def _error_bars(rows: pd.DataFrame) -> np.ndarray:
+    """Return how far an interval reaches below and above the change, in per cent: (2, rows)."""
+    reach = np.stack([rows.change - rows.low, rows.high - rows.change])
+    return 100 * reach.clip(min=0)  # rounding may put an end on the wrong side of the change
+
+
+def _is_wide(rows: pd.DataFrame) -> bool:
+    return rows[["low", "high"]].abs().max(axis=None) > WIDE
+
+
 def plot_dose_response(
-    table: pd.DataFrame, *, measure: str = "gap", category: str = "headline", ax: Axes | None = None
+    table: pd.DataFrame,
+    *,
+    measure: str = "gap",
+    category: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw the change against the number of neurons cut, a line a method with its intervals, the
     range of random cuts in grey.
@@ -85,6 +186,10 @@ def plot_dose_response(
     table : DataFrame
         A `compare` table with the columns `method` and `count` (neurons a layer) in place of
         `selection`.
+    measure : str
+        "gap", "metric" or "perplexity".
+    category : str, optional
+        Whose change; by default the mean over categories, or the text's for perplexity.
 
     Raises
     ------
@@ -95,60 +200,58 @@ def plot_dose_response(
         raise ValueError(
             f"table: expected the columns method and count; got {', '.join(table.columns)}"
         )
-    rows = rows_of(table, measure, category)
+    rows = rows_of(table, measure, category=category)
     ax = ax or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-    chance = (
-        rows.groupby("count")[["random_low", "random_high"]].agg(
-            {"random_low": "min", "random_high": "max"}
-        )
-        * 100
-    )
-    ax.fill_between(
-        chance.index,
-        chance.random_low,
-        chance.random_high,
-        color="0.85",
-        label="range of random cuts",
-    )
+    _draw_random_band(ax, rows)
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
-    methods = rows.method.drop_duplicates()
-    for number, method in enumerate(methods):
-        line = rows[rows.method == method].sort_values("count")
-        shifted = line["count"] * 1.05 ** (
-            number - len(methods) / 2
-        )  # apart, so that no interval hides another
-        ends = 100 * (line.change - line.low), 100 * (line.high - line.change)
-        style = {
-            "marker": "osD^vP"[number % 6],
-            "linestyle": ("-", "--", ":", "-.")[number % 4],
-            "color": COLORS[number],
-        }
-        ax.errorbar(
-            shifted,
-            100 * line.change,
-            yerr=ends,
-            **style,
-            markersize=5,
-            linewidth=1.2,
-            label=method,
-        )
-    if rows[["low", "high"]].abs().max(axis=None) > WIDE:
+    _draw_method_lines(ax, rows)
+    if _is_wide(rows):
         stretch(ax, "y")
+    counts = sorted(rows["count"].unique())
     ax.set_xscale("log")
-    ax.set_xticks(chance.index, chance.index)
+    ax.set_xticks(counts, counts)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set(
         xlabel="neurons cut in each layer",
         ylabel="change in %",
-        title=f"Change of the {measure}, {category}",
+        title=f"Change of the {measure}, {label_of(rows)}",
     )
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    legend_beside(ax)
     sns.despine(ax=ax)
     return as_written(ax)
 
 
+def _draw_random_band(ax: Axes, rows: pd.DataFrame) -> None:
+    """Draw the widest range of random cuts at each count, over the methods."""
+    band = 100 * rows.groupby("count").agg({"random_low": "min", "random_high": "max"})
+    ax.fill_between(
+        band.index, band.random_low, band.random_high, color="0.85", label="range of random cuts"
+    )
+
+
+def _draw_method_lines(ax: Axes, rows: pd.DataFrame) -> None:
+    methods = rows.method.unique()
+    for number, method in enumerate(methods):
+        line = rows[rows.method == method].sort_values("count")
+        # apart from one another, so that no interval hides another
+        shift = 1.05 ** (number - len(methods) / 2)
+        ax.errorbar(
+            line["count"] * shift,
+            100 * line.change,
+            yerr=_error_bars(line),
+            markersize=5,
+            linewidth=1.2,
+            label=method,
+            **line_style(number),
+        )
+
+
 def plot_tradeoff(
-    table: pd.DataFrame, *, category: str = "headline", ax: Axes | None = None
+    table: pd.DataFrame,
+    *,
+    draws: pd.DataFrame | None = None,
+    category: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw what each cut brings against what it costs: change of the gap over change of the
     perplexity.
@@ -162,78 +265,106 @@ def plot_tradeoff(
     ----------
     table : DataFrame
         From `compare`, or `data/results/tradeoff.csv` with its columns `method` and `count`.
-    category : str
-        Whose gap: a category, or "headline".
+    draws : DataFrame, optional
+        The random cuts, as for `plot_comparison`; without it there are no grey dots.
+    category : str, optional
+        Whose gap; by default the mean over categories.
 
     Raises
     ------
     ValueError
-        No such rows; the message lists what the table has.
+        No such rows; the message lists what the table has. Draws without their columns.
     """
-    key = ["method", "count"] if "method" in table else ["selection"]
-    prices = rows_of(table, "perplexity", "text")[[*key, "change", "random_changes"]]
-    rows = rows_of(table, "gap", category).merge(prices, on=key, suffixes=("", "_price"))
+    cut = cut_columns(table)
+    prices = rows_of(table, "perplexity")[[*cut, "change"]]
+    rows = rows_of(table, "gap", category=category)
+    rows = rows.merge(prices, on=cut, suffixes=("", "_price"))
+    cloud = None if draws is None else _random_tradeoffs(draws, rows, category)
     ax = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    drawn = rows.dropna(subset="random_changes").drop_duplicates(
-        ["random_changes", "random_changes_price"]
+    if cloud is not None:
+        ax.scatter(100 * cloud.change_price, 100 * cloud.change, **RANDOM_CUTS)
+    _draw_flattening(ax, rows)
+    names = rows[cut[0]].unique()  # of methods, or of selections
+    color_of = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
+    _draw_tradeoffs(ax, rows, cut, color_of)
+    _draw_neutral_stems(ax, rows, rows[cut[0]].map(color_of))
+    _set_tradeoff_scales(ax, rows)
+    ax.set(
+        xlabel="change of the perplexity in %",
+        ylabel="change of the gap in %",
+        title=f"What a cut brings and costs, {label_of(rows)}",
     )
-    cloud = [
-        (100 * float(x), 100 * float(y))
-        for row in drawn.to_dict("records")
-        for x, y in zip(
-            row["random_changes_price"].split(), row["random_changes"].split(), strict=True
-        )
-    ]
-    if cloud:
-        ax.scatter(*zip(*cloud, strict=True), s=14, color="0.75", linewidths=0, label="random cuts")
-    flat = rows[rows.flattening_scale < 1].sort_values("change_price")
-    if len(flat) > 1:
-        line = 100 * flat[["change_price", "flattening_change"]]
+    legend_beside(ax)
+    sns.despine(ax=ax)
+    return as_written(ax)
+
+
+def _random_tradeoffs(
+    draws: pd.DataFrame, rows: pd.DataFrame, category: str | None
+) -> pd.DataFrame:
+    """Return `change` (of the gap) and `change_price` (of the perplexity) of every random cut."""
+    changes = _random_changes(draws, rows, "gap", category=category)
+    prices = _random_changes(draws, rows, "perplexity")
+    cloud = changes.merge(prices, on=["place", "draw"], suffixes=("", "_price"))
+    # cuts with the same number of neurons in each layer share their random cuts
+    return cloud[["change", "change_price"]].drop_duplicates()
+
+
+def _draw_flattening(ax: Axes, rows: pd.DataFrame) -> None:
+    """Join the flattenings that cost as much as the cuts; a scale of 1 flattens nothing."""
+    flattened = rows[rows.flattening_scale < 1].sort_values("change_price")
+    if len(flattened) > 1:
         ax.plot(
-            *line.to_numpy().T,
+            100 * flattened.change_price,
+            100 * flattened.flattening_change,
             ":",
             color="0.4",
             linewidth=1.2,
             label="flattening of the same price",
         )
-    for number, (method, some) in enumerate(rows.groupby(key[0], sort=False)):
-        line = some.sort_values(key[-1])
-        x, y, color = 100 * line.change_price, 100 * line.change, COLORS[number % len(COLORS)]
-        ends = 100 * (line.change - line.low), 100 * (line.high - line.change)
+
+
+def _draw_tradeoffs(
+    ax: Axes, rows: pd.DataFrame, cut: Sequence[str], color_of: Mapping[str, object]
+) -> None:
+    """Draw a line for each method, from its smallest cut to its largest."""
+    for number, (name, line) in enumerate(rows.groupby(cut[0], sort=False)):
+        line = line.sort_values(cut[-1])
         ax.errorbar(
-            x,
-            y,
-            yerr=ends,
-            fmt="-" + "osD^vP"[number % 6],
+            100 * line.change_price,
+            100 * line.change,
+            yerr=_error_bars(line),
+            fmt="-" + MARKERS[number % len(MARKERS)],
             markersize=5,
             linewidth=1,
-            color=color,
-            label=method,
+            color=color_of[name],
+            label=name,
         )
-        ax.vlines(x, y, 100 * line.neutral_change, color=color, linewidth=3, alpha=0.25)
-        label = "neutral prompts, same cut" if number == 0 else None
-        ax.plot(
-            x,
-            100 * line.neutral_change,
-            "D",
-            markerfacecolor="none",
-            markersize=5,
-            color=color,
-            label=label,
-        )
-    if 100 * rows.change_price.abs().max() > 20:
+
+
+def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
+    """Draw what each cut does to neutral prompts, and a stem from there to the cut's own dot."""
+    price, neutral = 100 * rows.change_price, 100 * rows.neutral_change
+    ax.vlines(price, 100 * rows.change, neutral, colors=colors, linewidth=3, alpha=0.25)
+    ax.scatter(
+        price,
+        neutral,
+        s=25,
+        marker="D",
+        facecolors="none",
+        edgecolors=colors,
+        linewidths=1,
+        zorder=2,
+        label="neutral prompts, same cut",
+    )
+
+
+def _set_tradeoff_scales(ax: Axes, rows: pd.DataFrame) -> None:
+    if rows.change_price.abs().max() > 0.2:
         ax.set_xscale("symlog", linthresh=2)
         ax.xaxis.set_major_locator(FixedLocator([-2, -1, 0, 1, 2, 5, 10, 30, 100, 300, 1000]))
         ax.xaxis.set_major_formatter("{x:g}")
-    if rows[["low", "high"]].abs().max(axis=None) > WIDE:
+    if _is_wide(rows):
         stretch(ax, "y")
-    ax.set(
-        xlabel="change of the perplexity in %",
-        ylabel="change of the gap in %",
-        title=f"What a cut brings and costs, {category}",
-    )
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    sns.despine(ax=ax)
-    return as_written(ax)

@@ -10,7 +10,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from fairlab.plots.style import COLORS, as_written
+from fairlab.plots.style import COLORS, as_written, line_style
+
+Y_LABELS = {
+    "difference": "mean |A(a) − A(b)|\n(units of activation)",
+    "scale": "mean |A|\n(units of activation)",
+    "relative": "mean |A(a) − A(b)| / mean |A|",
+}
+TITLES = {"difference": "Difference", "scale": "Scale", "relative": "Relative difference"}
 
 
 def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -54,8 +61,8 @@ def plot_layer_differences(
     ValueError
         Unknown value; a table of no or of several capture points.
     """
-    if value not in ("difference", "scale", "relative"):
-        raise ValueError(f"value: expected one of difference, scale, relative; got {value!r}")
+    if value not in TITLES:
+        raise ValueError(f"value: expected one of {', '.join(TITLES)}; got {value!r}")
     tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
     points = {point for table in tables.values() for point in table["point"].unique()}
     if len(points) != 1:
@@ -63,30 +70,32 @@ def plot_layer_differences(
             f"tables: expected one capture point; got {', '.join(sorted(points)) or 'none'}"
         )
     ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
-    first = next(iter(tables.values())).drop_duplicates("layer")
-    if f"neutral_{value}_low" in first:
-        band = first[f"neutral_{value}_low"], first[f"neutral_{value}_high"]
-        ax.fill_between(first.layer, *band, color="0.8", linewidth=0, label="neutral pairs")
+    _draw_neutral_band(ax, next(iter(tables.values())), value)
     for number, (name, table) in enumerate(tables.items()):
         mean = table.groupby("layer")[value].mean()
-        style = {"marker": "osD^"[number % 4], "linestyle": ("-", "--", ":", "-.")[number % 4]}
-        ax.plot(mean.index, mean, color=COLORS[number], markersize=4, label=name or None, **style)
-        if (
-            f"{value}_low" in table
-            and table.category.nunique() == 1
-            and table[f"{value}_low"].notna().all()
-        ):
-            band = table[f"{value}_low"], table[f"{value}_high"]
-            ax.fill_between(table.layer, *band, color=COLORS[number], alpha=0.25, linewidth=0)
-    labels = {
-        "difference": "mean |A(a) − A(b)|\n(units of activation)",
-        "scale": "mean |A|\n(units of activation)",
-        "relative": "mean |A(a) − A(b)| / mean |A|",
-    }
-    title = f"{'Relative difference' if value == 'relative' else value.capitalize()} of {points.pop()} by layer"
-    ax.set(xlabel="layer", ylabel=labels[value], title=title)
+        ax.plot(mean.index, mean, markersize=4, label=name or None, **line_style(number))
+        _draw_interval(ax, table, value, COLORS[number % len(COLORS)])
+    ax.set(
+        xlabel="layer", ylabel=Y_LABELS[value], title=f"{TITLES[value]} of {points.pop()} by layer"
+    )
     ax.set_ylim(bottom=0)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
     sns.despine(ax=ax)
     return as_written(ax)
+
+
+def _draw_neutral_band(ax: Axes, table: pd.DataFrame, value: str) -> None:
+    if f"neutral_{value}_low" not in table:
+        return
+    layers = table.drop_duplicates("layer")  # the same band stands at every category
+    low, high = layers[f"neutral_{value}_low"], layers[f"neutral_{value}_high"]
+    ax.fill_between(layers.layer, low, high, color="0.8", linewidth=0, label="neutral pairs")
+
+
+def _draw_interval(ax: Axes, table: pd.DataFrame, value: str, color: object) -> None:
+    if f"{value}_low" not in table or table.category.nunique() > 1:
+        return
+    low, high = table[f"{value}_low"], table[f"{value}_high"]
+    if low.notna().all():
+        ax.fill_between(table.layer, low, high, color=color, alpha=0.25, linewidth=0)

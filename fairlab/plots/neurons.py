@@ -17,6 +17,9 @@ from torch import Tensor
 from fairlab.plots.style import COLORS, as_written
 from fairlab.surgery import NeuronSelection
 
+WITH_INTERVALS = 38  # points that a cell must be wide to hold an interval
+BACKGROUND = ("chance, 95 %", "with neutral words")  # come first in the legend of `plot_overlap`
+
 
 def plot_score_plane(
     bias: Tensor,
@@ -34,34 +37,26 @@ def plot_score_plane(
     ValueError
         Tables of unequal shape, a selection for another shape, or a layer that is not there.
     """
-    if bias.shape != importance.shape or (selection and selection.shape != tuple(bias.shape)):
-        shapes = [tuple(bias.shape), tuple(importance.shape)] + (
-            [selection.shape] if selection else []
-        )
+    shapes = [tuple(bias.shape), tuple(importance.shape)]
+    if selection:
+        shapes.append(tuple(selection.shape))
+    if len(set(shapes)) > 1:
         raise ValueError(
             f"bias, importance, selection: expected one shape; got {', '.join(map(str, shapes))}"
         )
     if layer not in range(len(bias)):
         raise ValueError(f"layer: expected a number from 0 to {len(bias) - 1}; got {layer!r}")
     ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
-    ax.scatter(
-        importance[layer], bias[layer], s=7, color="0.6", linewidths=0, alpha=0.7, label="kept"
-    )
+    x, y = importance[layer], bias[layer]  # (neurons,)
+    ax.scatter(x, y, s=7, color="0.6", linewidths=0, alpha=0.7, label="kept")
     chosen = list(selection.neurons.get(layer, ())) if selection else []
     if chosen:
-        ax.scatter(
-            importance[layer, chosen],
-            bias[layer, chosen],
-            s=45,
-            marker="X",
-            color=COLORS[3],
-            label="cut",
-            zorder=3,
-        )
-        for neuron in chosen if len(chosen) <= 10 else []:
-            place = (importance[layer, neuron].item(), bias[layer, neuron].item())
-            ax.annotate(str(neuron), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        ax.scatter(x[chosen], y[chosen], s=45, marker="X", color=COLORS[3], label="cut", zorder=3)
         ax.legend(frameon=False)
+    if len(chosen) <= 10:  # more numbers would hide each other
+        for neuron in chosen:
+            place = (x[neuron].item(), y[neuron].item())
+            ax.annotate(str(neuron), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
     ax.set(xlabel="importance score", ylabel="bias score", title=f"Neurons of layer {layer}")
     sns.despine(ax=ax)
     return as_written(ax)
@@ -85,72 +80,109 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ValueError
         No demographic rows, or several scores or comparisons.
     """
+    _check_overlaps(table)
+    demographic, neutral = _by_set(table, "demographic"), _by_set(table, "neutral")
+    people = _set_names(demographic)
+    names = people + _set_names(neutral)
+    place_of = {name: place for place, name in enumerate(names)}
+    ax = ax or plt.subplots(figsize=(7, 1.3 + 0.3 * len(names)), layout="constrained")[1]
+    low, high = table.chance_low.min(), table.chance_high.max()
+    ax.axvspan(low, high, color=COLORS[1], alpha=0.35, linewidth=0, label=BACKGROUND[0], zorder=0)
+    mixed = _by_set(table, "mixed")
+    _draw_bands(ax, mixed[mixed.set_name.isin(people)], place_of)
+    _draw_shared(ax, demographic, neutral, place_of)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(left=-0.5)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    size = f" of {table.neurons.iloc[0]:.0f}" if "neurons" in table else ""
+    ax.set(xlabel="neurons in both sets", title=f"Neurons that two sets{size} share")
+    _overlap_legend(ax)
+    sns.despine(ax=ax)
+    return as_written(ax)
+
+
+def _check_overlaps(table: pd.DataFrame) -> None:
     for column in ("score", "comparison"):
         if column in table and table[column].nunique() > 1:
             raise ValueError(
                 f"table: expected one {column}; got {', '.join(table[column].unique())}"
             )
-    rows = {words: table[table.words == words] for words in ("demographic", "mixed", "neutral")}
-    if rows["demographic"].empty:
+    if not (table.words == "demographic").any():
         raise ValueError(
             f"table: expected demographic rows; got {', '.join(table.words.unique()) or 'none'}"
         )
-    people, neutral = (
-        list(dict.fromkeys([*rows[words].one, *rows[words].other]))
-        for words in ("demographic", "neutral")
+
+
+def _by_set(table: pd.DataFrame, words: str) -> pd.DataFrame:
+    """Return the rows of such words once for each of their two sets, named in `set_name`.
+
+    `again` marks the same words in other sentences: one set, so that such a row stands here once.
+    """
+    rows = table[table.words == words].reset_index(drop=True)
+    rows = rows.assign(again=rows.one == rows.other)
+    first, second = rows.assign(set_name=rows.one), rows.assign(set_name=rows.other)
+    return pd.concat([first, second[~second.again]]).sort_index(kind="stable")
+
+
+def _set_names(rows: pd.DataFrame) -> list[str]:
+    return pd.concat([rows.one, rows.other]).unique().tolist()
+
+
+def _draw_bands(ax: Axes, mixed: pd.DataFrame, place_of: dict[str, int]) -> None:
+    """Draw the range and the mean of what each set shares with sets chosen on neutral words."""
+    if mixed.empty:
+        return
+    band = mixed.groupby("set_name", sort=False).shared.agg(["min", "max", "mean"])
+    places = band.index.map(place_of)
+    ax.barh(
+        places,
+        band["max"] - band["min"],
+        height=0.7,
+        left=band["min"],
+        color="0.85",
+        label=BACKGROUND[1],
+        zorder=1,
     )
-    ax = ax or plt.subplots(figsize=(7, 1.3 + 0.3 * len(people + neutral)), layout="constrained")[1]
-    chance = table.chance_low.min(), table.chance_high.max()
-    ax.axvspan(*chance, color=COLORS[1], alpha=0.35, linewidth=0, label="chance, 95 %", zorder=0)
-    others = {"linestyle": "none", "markersize": 5, "alpha": 0.8}
-    for place, name in enumerate(people + neutral):
-        words = "demographic" if name in people else "neutral"
-        own = {key: part[(part.one == name) | (part.other == name)] for key, part in rows.items()}
-        if words == "demographic" and len(own["mixed"]):
-            line = own["mixed"].shared
-            ax.barh(
-                place,
-                line.max() - line.min(),
-                0.7,
-                line.min(),
-                color="0.85",
-                label="with neutral words",
-                zorder=1,
-            )
-            ax.plot(
-                line.mean(), place, "|", color="0.4", markersize=13, label="their mean", zorder=2
-            )
-        same = own[words].one == own[words].other
-        apart = own[words].shared[~same]
-        up = place + 0.4 * (
-            (3 * np.arange(len(apart)) % 7) / 7 - 3 / 7
-        )  # equal counts shall not hide each other
-        marker = {"marker": "o", "color": COLORS[0], "label": "with the other sets"}
-        if words == "neutral":
-            marker = {
-                "marker": "D",
-                "color": "0.4",
-                "markerfacecolor": "none",
-                "label": "neutral with neutral",
-            }
-        ax.plot(apart, up, **others | marker)
-        if same.any():
-            star = {"marker": "*", "color": COLORS[3], "markersize": 11, "linestyle": "none"}
-            ax.plot(
-                own[words].shared[same], [place] * same.sum(), **star, label="the same words again"
-            )
-    ax.set_yticks(range(len(people + neutral)), people + neutral)
-    ax.set_ylim(len(people + neutral) - 0.4, -0.6)
-    ax.set_xlim(left=-0.5)
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    size = f" of {table.neurons.iloc[0]:.0f}" if "neurons" in table else ""
-    ax.set(xlabel="neurons in both sets", title=f"Neurons that two sets{size} share")
-    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # each kind once
-    names = sorted(named, key=lambda name: not name.startswith(("chance", "with neutral")))
-    style = {"frameon": False, "fontsize": "small", "loc": "upper left", "bbox_to_anchor": (1, 1)}
-    ax.legend([named[name] for name in names], names, **style)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    ax.plot(band["mean"], places, "|", color="0.4", markersize=13, label="their mean", zorder=2)
+
+
+def _draw_shared(
+    ax: Axes, demographic: pd.DataFrame, neutral: pd.DataFrame, place_of: dict[str, int]
+) -> None:
+    """Draw a mark for each other set, and a star for the same words in other sentences."""
+    dots = {"marker": "o", "color": COLORS[0], "markersize": 5, "alpha": 0.8}
+    stars = {"marker": "*", "color": COLORS[3], "markersize": 11}
+    diamonds = dots | {"marker": "D", "color": "0.4", "markerfacecolor": "none"}
+    again = pd.concat([demographic[demographic.again], neutral[neutral.again]])
+    kinds = [
+        ("with the other sets", demographic[~demographic.again], dots),
+        ("the same words again", again, stars),
+        ("neutral with neutral", neutral[~neutral.again], diamonds),
+    ]
+    for label, rows, style in kinds:
+        if rows.empty:
+            continue
+        places = rows.set_name.map(place_of)
+        if style is not stars:
+            places += _spread(rows)
+        ax.plot(rows.shared, places, linestyle="none", label=label, **style)
+
+
+def _spread(rows: pd.DataFrame) -> np.ndarray:
+    """Return a shift up or down for each row, so that equal counts do not hide each other."""
+    number = rows.groupby("set_name").cumcount().to_numpy()
+    return 0.4 * ((3 * number % 7) / 7 - 3 / 7)
+
+
+def _overlap_legend(ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    handle_of = dict(zip(labels, handles, strict=True))
+    labels = sorted(handle_of, key=lambda label: label not in BACKGROUND)
+    handles = [handle_of[label] for label in labels]
+    ax.legend(
+        handles, labels, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1)
+    )
 
 
 def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -176,64 +208,26 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         raise ValueError(
             "table: expected one row for each chosen_on and read_on; got none, or several for one"
         )
-    names, columns = list(dict.fromkeys(table.chosen_on)), list(dict.fromkeys(table.read_on))
-    columns.sort(key=lambda name: name == "neutral")
-    left = {name: place + 0.3 * (name == "neutral") for place, name in enumerate(columns)}
-    ax = (
-        ax
-        or plt.subplots(
-            figsize=(2.5 + 0.85 * len(columns), 1.8 + 0.46 * len(names)), layout="constrained"
-        )[1]
-    )
+    top_of, left_of = _cell_corners(table)
+    size = (2.5 + 0.85 * len(left_of), 1.8 + 0.46 * len(top_of))
+    ax = ax or plt.subplots(figsize=size, layout="constrained")[1]
+    width = ax.get_window_extent().width / ax.figure.dpi * 72  # in points
+    width /= len(left_of) + 0.3  # of a cell
+    with_intervals = width > WITH_INTERVALS
+    font_size = min(9, width / 6) if with_intervals else min(7, width / 2.4)
     limit = 100 * min(table.change.abs().max(), 1)
     colors = ScalarMappable(Normalize(-limit, limit), "vlag")
-    width = (
-        ax.get_window_extent().width / ax.figure.dpi * 72 / (len(columns) + 0.3)
-    )  # of a cell, in points
-    roomy = width > 38
-    text = {
-        "ha": "center",
-        "va": "center",
-        "fontsize": min(9, width / 6) if roomy else min(7, width / 2.4),
-    }
-
-    def write(x: float, y: float, middle: str, ends: str, **style: object) -> None:
-        ax.text(
-            x + 0.5,
-            y + 0.5,
-            f"{middle}\n{ends}" if middle and roomy else middle or ends,
-            **text | style,
-        )
-
-    for row in table.to_dict("records"):
-        x, y = left[row["read_on"]], names.index(row["chosen_on"])
-        change, low, high = (100 * row[column] for column in ("change", "low", "high"))
-        told = low > 0 or high < 0
-        color = colors.to_rgba(change, alpha=1 if told else 0.3)
-        own = row["chosen_on"] == row["read_on"]
-        frame = (
-            {"edgecolor": "black", "linewidth": 1.2, "zorder": 2} if own else {"edgecolor": "white"}
-        )
-        ax.add_patch(Rectangle((x, y), 1, 1, facecolor=color, **frame))
-        ink = (
-            "0.4" if not told else "white" if sns.utils.relative_luminance(color) < 0.4 else "black"
-        )
-        weight = "bold" if told and roomy else "normal"
-        ends = f"{low:+.0f} … {high:+.0f}" if pd.notna(low) else "no interval"
-        write(x, y, f"{change:+.0f}", ends, color=ink, weight=weight)
-    chance = table.dropna(subset="random_low").drop_duplicates("read_on") if roomy else table[:0]
-    for row in chance.to_dict("records"):
-        low, high = 100 * row["random_low"], 100 * row["random_high"]
-        write(left[row["read_on"]], len(names) + 0.3, "", f"{low:+.0f} … {high:+.0f}", color="0.3")
-    labels = [name.replace(" without", "\nwithout") for name in columns]
-    ax.set_xticks(
-        [x + 0.5 for x in left.values()], labels, rotation=40, ha="right", rotation_mode="anchor"
-    )
-    rows = dict(zip(names, (y + 0.5 for y in range(len(names))), strict=True))
-    if len(chance):
-        rows["random cuts"] = len(names) + 0.8
-    ax.set_yticks(list(rows.values()), rows)
-    ax.set(xlim=(0, max(left.values()) + 1), ylim=(max(rows.values()) + 0.5, 0))
+    for cell in table.to_dict("records"):
+        corner = left_of[cell["read_on"]], top_of[cell["chosen_on"]]
+        _draw_cell(ax, corner, cell, colors, font_size, with_intervals)
+    ax.set_yticks([top + 0.5 for top in top_of.values()], list(top_of))
+    ax.set_ylim(len(top_of), 0)
+    if with_intervals and table.random_low.notna().any():
+        _write_random_ranges(ax, table, left_of, top_of, font_size)
+    labels = [name.replace(" without", "\nwithout") for name in left_of]
+    middles = [left + 0.5 for left in left_of.values()]
+    ax.set_xticks(middles, labels, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_xlim(0, max(left_of.values()) + 1)
     ax.tick_params(length=0)
     ax.figure.colorbar(colors, ax=ax, label="change of the gap in %", aspect=30)
     ax.set(
@@ -243,3 +237,56 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     )
     sns.despine(ax=ax, left=True, bottom=True)
     return as_written(ax)
+
+
+def _cell_corners(table: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
+    """Return where the cells of each row and of each column begin; neutral words come last, a
+    little apart."""
+    top_of = {name: place for place, name in enumerate(table.chosen_on.unique())}
+    columns = sorted(table.read_on.unique(), key=lambda name: name == "neutral")
+    left_of = {name: place + 0.3 * (name == "neutral") for place, name in enumerate(columns)}
+    return top_of, left_of
+
+
+def _draw_cell(
+    ax: Axes,
+    corner: tuple[float, float],
+    cell: dict,
+    colors: ScalarMappable,
+    font_size: float,
+    with_intervals: bool,
+) -> None:
+    change, low, high = (100 * cell[column] for column in ("change", "low", "high"))
+    is_clear = low > 0 or high < 0  # the interval does not contain 0
+    color = colors.to_rgba(change, alpha=1 if is_clear else 0.3)
+    patch = Rectangle(corner, 1, 1, facecolor=color, edgecolor="white")
+    if cell["chosen_on"] == cell["read_on"]:
+        patch.set(edgecolor="black", linewidth=1.2, zorder=2)
+    ax.add_patch(patch)
+    label, ink, weight = f"{change:+.0f}", "0.4", "normal"
+    if is_clear:
+        ink = "white" if sns.utils.relative_luminance(color) < 0.4 else "black"
+    if is_clear and with_intervals:
+        weight = "bold"
+    if with_intervals:
+        label += f"\n{low:+.0f} … {high:+.0f}" if pd.notna(low) else "\nno interval"
+    middle = corner[0] + 0.5, corner[1] + 0.5
+    centred = {"ha": "center", "va": "center", "fontsize": font_size}
+    ax.text(*middle, label, color=ink, weight=weight, **centred)
+
+
+def _write_random_ranges(
+    ax: Axes,
+    table: pd.DataFrame,
+    left_of: dict[str, float],
+    top_of: dict[str, float],
+    font_size: float,
+) -> None:
+    """Write below the cells what random cuts do to each column, and name this row."""
+    y = len(top_of) + 0.8
+    centred = {"ha": "center", "va": "center", "fontsize": font_size}
+    for row in table.dropna(subset="random_low").drop_duplicates("read_on").to_dict("records"):
+        label = f"{100 * row['random_low']:+.0f} … {100 * row['random_high']:+.0f}"
+        ax.text(left_of[row["read_on"]] + 0.5, y, label, color="0.3", **centred)
+    ax.set_yticks([*(top + 0.5 for top in top_of.values()), y], [*top_of, "random cuts"])
+    ax.set_ylim(y + 0.5, 0)

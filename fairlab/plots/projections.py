@@ -1,18 +1,22 @@
 """The tokens of a pair in two dimensions, and how far apart they are.
 
-Contents: `plot_projection`, `plot_distances`; `token_artists` and `token_labels`, which the
-explorers share.
+Contents: `plot_projection`, `plot_distances`; `token_artists`, `move_tokens` and `token_labels`,
+which the explorers share.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.quiver import Quiver
+from matplotlib.text import Annotation
 
 from fairlab.diagnosis import Projection
-from fairlab.plots.style import COLORS, as_written
+from fairlab.plots.style import COLORS, as_written, set_limits
 
 
 def plot_projection(projection: Projection, *, layer: int, ax: Axes | None = None) -> Axes:
@@ -24,12 +28,11 @@ def plot_projection(projection: Projection, *, layer: int, ax: Axes | None = Non
     ValueError
         A layer that is not there.
     """
-    if layer not in range(len(projection.coordinates)):
-        raise ValueError(
-            f"layer: expected a number from 0 to {len(projection.coordinates) - 1}; got {layer!r}"
-        )
+    last = len(projection.coordinates) - 1
+    if layer not in range(last + 1):
+        raise ValueError(f"layer: expected a number from 0 to {last}; got {layer!r}")
     ax = ax or plt.subplots(figsize=(5.5, 4.2), layout="constrained")[1]
-    token_artists(ax, len(projection.tokens_a))(projection, layer)
+    move_tokens(token_artists(ax, len(projection.tokens_a)), projection, layer)
     return as_written(ax)
 
 
@@ -60,92 +63,106 @@ def plot_distances(
 
 def token_labels(projection: Projection) -> list[str]:
     """Return a label for each position: the token, or both where they differ."""
-    pairs = zip(projection.tokens_a, projection.tokens_b, strict=True)
-    return [a.strip() or repr(a) if a == b else f"{a.strip()}/{b.strip()}" for a, b in pairs]
+    labels = []
+    for a, b in zip(projection.tokens_a, projection.tokens_b, strict=True):
+        same = a.strip() or repr(a)  # a token of blanks alone is shown with its quotes
+        labels.append(same if a == b else f"{a.strip()}/{b.strip()}")
+    return labels
 
 
-def token_artists(ax: Axes, tokens: int) -> Callable[..., None]:
-    """Put the artists for at most so many tokens on an Axes; return a function that moves them to a
-    layer.
+@dataclass(frozen=True)
+class TokenArtists:
+    """What `move_tokens` moves: arrows from a to b, the dots of both, and a text for each token."""
 
-    It is called as `show(projection, layer, shared=False)`; with `shared` the limits are those of
-    all layers.
-    """
-    style = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.005, "zorder": 2}
+    arrows: Quiver
+    dots_a: PathCollection
+    dots_b: PathCollection
+    texts_a: list[Annotation]
+    texts_b: list[Annotation]
+
+
+def token_artists(ax: Axes, tokens: int) -> TokenArtists:
+    """Put the artists for at most so many tokens on an Axes, without a place yet."""
     arrows = ax.quiver(
-        np.zeros(tokens),
-        np.zeros(tokens),
-        np.zeros(tokens),
-        np.zeros(tokens),
+        *np.zeros((4, tokens)),  # x, y, and how far each arrow goes in x and y
         color="0.55",
-        **style,
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.005,
+        zorder=2,
     )
-    a = ax.scatter([], [], s=22, color=COLORS[0], label="prompt a", zorder=3)
-    b = ax.scatter(
-        [],
-        [],
-        s=26,
-        marker="D",
-        facecolors="none",
-        edgecolors=[COLORS[1]],
-        label="prompt b",
-        zorder=3,
-    )
-    # a token may hold dollar signs, which are no formula
-    style = {
-        "textcoords": "offset points",
-        "fontsize": 8,
-        "annotation_clip": True,
-        "parse_math": False,
-    }
-    texts = [
-        [ax.annotate("", (0, 0), xytext=(4, up), **style) for _ in range(tokens)] for up in (-10, 4)
-    ]
-    for text in texts[0]:
-        text.set_color(COLORS[0])
+    dots_a = ax.scatter([], [], s=22, color=COLORS[0], label="prompt a", zorder=3)
+    style = {"marker": "D", "facecolors": "none", "edgecolors": [COLORS[1]]}
+    dots_b = ax.scatter([], [], s=26, label="prompt b", zorder=3, **style)
+    texts_a = _token_texts(ax, tokens, offset=-10, color=COLORS[0])
+    texts_b = _token_texts(ax, tokens, offset=4)
     # the pad counts in font sizes: right below the axis label, whatever the size of the Axes
     ax.legend(
         frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=4, ncols=2
     )
     ax.locator_params(nbins=4)
     sns.despine(ax=ax)
+    return TokenArtists(arrows, dots_a, dots_b, texts_a, texts_b)
 
-    def show(projection: Projection, layer: int, shared: bool = False) -> None:
-        at_a, at_b = projection.coordinates[layer]
-        moved = (projection.distances[layer] > 0)[:, None]
-        lengths = np.where(
-            moved, at_b - at_a, np.nan
-        )  # an arrow of no length would be drawn as a dot
-        full = np.full((tokens, 4), np.nan)
-        full[: len(at_a)] = np.hstack([at_a, lengths])
-        arrows.set_offsets(full[:, :2])
-        arrows.set_UVC(full[:, 2], full[:, 3])
-        a.set_offsets(at_a)
-        b.set_offsets(at_b)
-        for labels, at, row in (
-            (projection.tokens_a, at_a, texts[0]),
-            (projection.tokens_b, at_b, texts[1]),
-        ):
-            for k, text in enumerate(row):
-                text.set_visible(
-                    k < len(at) and (row is texts[1] or labels[k] != projection.tokens_b[k])
-                )
-                if text.get_visible():
-                    text.set_text(labels[k].strip())
-                    text.xy = at[k]
-        shares = 100 * projection.explained[layer]
-        ax.set(
-            xlabel=f"axis 1 ({shares[0]:.0f} % of the variance)",
-            ylabel=f"axis 2 ({shares[1]:.0f} %)",
-        )
-        ax.title.set_text(
-            f"{projection.point}, layer {layer}"
-        )  # set_title would search for its place anew
-        drawn = projection.coordinates if shared else projection.coordinates[layer]
-        low, high = drawn.reshape(-1, 2).min(0), drawn.reshape(-1, 2).max(0)
-        room = 0.12 * (high - low) + 1e-9
-        ax.set(
-            xlim=(low[0] - room[0], high[0] + room[0]), ylim=(low[1] - room[1], high[1] + room[1])
-        )
 
-    return show
+def _token_texts(ax: Axes, tokens: int, offset: float, color: object = None) -> list[Annotation]:
+    """Return empty texts, to the right of their places and so many points above them."""
+    style = {
+        "xytext": (4, offset),
+        "textcoords": "offset points",
+        "fontsize": 8,
+        "color": color,
+        "annotation_clip": True,
+        "parse_math": False,  # a token may hold dollar signs, which are no formula
+    }
+    return [ax.annotate("", (0, 0), **style) for _ in range(tokens)]
+
+
+def move_tokens(
+    artists: TokenArtists, projection: Projection, layer: int, *, shared: bool = False
+) -> None:
+    """Show a layer; with `shared` the limits of the axes are those of all layers."""
+    ax = artists.arrows.axes
+    places_a, places_b = projection.coordinates[layer]  # (tokens, 2) each
+    _move_arrows(artists.arrows, places_a, places_b, projection.distances[layer])
+    artists.dots_a.set_offsets(places_a)
+    artists.dots_b.set_offsets(places_b)
+    # what is the same in both prompts is written once, for prompt b
+    labels_a = [
+        a if a != b else None for a, b in zip(projection.tokens_a, projection.tokens_b, strict=True)
+    ]
+    _move_texts(artists.texts_a, labels_a, places_a)
+    _move_texts(artists.texts_b, projection.tokens_b, places_b)
+    shares = 100 * projection.explained[layer]
+    ax.set(
+        xlabel=f"axis 1 ({shares[0]:.0f} % of the variance)",
+        ylabel=f"axis 2 ({shares[1]:.0f} %)",
+    )
+    # `set_title` would look for a free place again, which takes time
+    ax.title.set_text(f"{projection.point}, layer {layer}")
+    set_limits(ax, projection.coordinates if shared else projection.coordinates[layer], 0.12)
+
+
+def _move_arrows(
+    arrows: Quiver, places_a: np.ndarray, places_b: np.ndarray, distances: np.ndarray
+) -> None:
+    """Draw an arrow for each token that differs; one of no length would be drawn as a dot."""
+    shifts = np.where(distances[:, None] > 0, places_b - places_a, np.nan)
+    starts_and_shifts = np.full((arrows.N, 4), np.nan)  # arrows without a token are not drawn
+    starts_and_shifts[: len(places_a)] = np.hstack([places_a, shifts])
+    arrows.set_offsets(starts_and_shifts[:, :2])
+    arrows.set_UVC(starts_and_shifts[:, 2], starts_and_shifts[:, 3])
+
+
+def _move_texts(
+    texts: Sequence[Annotation], labels: Sequence[str | None], places: np.ndarray
+) -> None:
+    """Write each label at its place, and hide the texts that have none."""
+    for text in texts:
+        text.set_visible(False)
+    for text, label, place in zip(texts, labels, places, strict=False):
+        if label is not None:
+            text.set_visible(True)
+            text.set_text(label.strip())
+            text.xy = place
