@@ -39,8 +39,9 @@ def generate(
     no_repeat_ngram_size: int = 2,
     batch_size: int = 16,
 ) -> list[str]:
-    """Continue each prompt by beam search, with the article's settings, without sampling and
-    without a chat template.
+    """Continue each prompt by beam search, with the article's settings.
+
+    Without sampling and without a chat template.
 
     Parameters
     ----------

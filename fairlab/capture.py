@@ -103,8 +103,7 @@ def neuron_differences(
     positions: Literal["differing", "all"] = "differing",
     batch_size: int = 32,
 ) -> dict[str, Tensor]:
-    """Measure by how much each neuron differs between the two prompts of a pair, averaged over
-    pairs.
+    """Measure by how much each neuron differs between two prompts, averaged over pairs.
 
     With `A^a_t`, `A^b_t` the activation of one neuron at token t, for each pair::
 
@@ -116,6 +115,8 @@ def neuron_differences(
     ----------
     points : iterable of str
         Any of `CAPTURE_POINTS`.
+    statistic : str
+        Which of the three above.
     positions : str
         "differing": t runs from the first differing token to the end. "all": over all tokens, BOS
         too, as in the article.
@@ -126,7 +127,7 @@ def neuron_differences(
     Returns
     -------
     dict
-        point → float32 tensor on the CPU, shape (layers, width), in units of the activation.
+        Point → float32 tensor on the CPU, shape (layers, width), in units of the activation.
 
     Raises
     ------

@@ -85,11 +85,14 @@ def layer_differences(
     points: Iterable[str] = ("mlp_output",),
     neutral: Sequence[PromptPair] | None = None,
 ) -> pd.DataFrame:
-    """Measure by how much activations differ at each capture point and layer, from the first
-    differing token on.
+    """Measure by how much activations differ at each capture point and layer.
+
+    Tokens count from the first differing one on.
 
     Parameters
     ----------
+    points : iterable of str
+        Any of `CAPTURE_POINTS`.
     neutral : list of PromptPair, optional
         Neutral pairs, the control: what any change of a word does.
 

@@ -25,8 +25,9 @@ def gate(
     gates: Tensor,
     toward: Tensor | Callable[[int, Tensor], Tensor] | None = None,
 ) -> Iterator[None]:
-    """Put `gates · h + (1 − gates) · toward` in place of every MLP activation h inside the `with`
-    block.
+    """Put `gates · h + (1 − gates) · toward` in place of every MLP activation h.
+
+    That holds inside the `with` block.
 
     h is the input of `down_proj`. A gate of 1 leaves a neuron as it is, 0 removes it (or fixes it
     at `toward`), 0.5 turns it down halfway, 2 doubles its distance from `toward`. No weight is

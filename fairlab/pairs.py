@@ -147,6 +147,11 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     `category` is "custom", and every third template (the second, the fifth, …) is held out, the
     others are for training: never two rows of one template apart.
 
+    Parameters
+    ----------
+    path : path
+        A CSV file in UTF-8, with a header.
+
     Raises
     ------
     ValueError

@@ -52,8 +52,9 @@ def plant_neurons(
     seed: int = 0,
     inplace: bool = False,
 ) -> tuple[PreTrainedModel, NeuronSelection, NeuronSelection]:
-    """Write neurons with a known effect into a copy of a model: a truth that every score can be
-    held against.
+    """Write neurons with a known effect into a copy of a model.
+
+    They are a truth that every score can be held against.
 
     n *bias neurons* detect the attribute and push the next word from kind adjectives to unkind
     ones. n *decoys*, one a bias neuron, detect it just as well and write where next to nothing
@@ -143,8 +144,9 @@ def plant_neurons(
 def score_planted(
     scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
 ) -> dict[str, float]:
-    """Hold a score against planted neurons: does it find them, and does it tell a cause from what
-    only reacts?
+    """Hold a score against planted neurons.
+
+    Does it find them, and does it tell a cause from what only reacts?
 
     Parameters
     ----------

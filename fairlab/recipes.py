@@ -31,8 +31,7 @@ def guarded_cut(
     text: str | None = None,
     fraction: float = 0.002,
 ) -> NeuronSelection:
-    """Choose neurons that cause the gap, leave neutral words alone, and are not needed for plain
-    prose.
+    """Choose neurons that should cause the gap, spare neutral words, and not be needed for prose.
 
     `guarded_scores` of three tables: attribution of the demographic pairs and of the neutral pairs
     (both relative to their gap), and Fisher's importance on a text. On the default model's held-out

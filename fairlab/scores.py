@@ -53,8 +53,10 @@ def bias_scores(
     relative: bool = False,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much it differs between the two prompts of a pair, or by how
-    much of the difference in behaviour it causes, averaged over pairs.
+    """Score every MLP neuron by how much it differs between the two prompts of a pair.
+
+    Or, with a causal method, by how much of the difference in behaviour it causes; averaged over
+    pairs.
 
     Parameters
     ----------
@@ -349,7 +351,7 @@ def importance_scores(
     method : str
         "maw", "maw_printed", "vow", "pon" and "l2" are the formulas of `weight_scores`; "fisher" is
         `fisher_scores`.
-    tokenizer, text
+    tokenizer, text : PreTrainedTokenizerBase, str
         Needed by "fisher", not used by the others.
 
     Returns
@@ -494,7 +496,8 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
     bias, importance : Tensor
         Shape (layers, neurons).
     bias_weight : float
-        w, from 0 (importance alone) to 1 (bias alone). The article takes 0.5, optipfair 0.8.
+        The w above, from 0 (importance alone) to 1 (bias alone). The article takes 0.5, optipfair
+        0.8.
 
     Returns
     -------

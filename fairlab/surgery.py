@@ -63,6 +63,15 @@ BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")
 class NeuronSelection:
     """Neurons of one model: which, of what shape of model, and how they were chosen.
 
+    Parameters
+    ----------
+    neurons : dict of int to tuple of int
+        Layer → neuron indices, sorted; layers without a cut are left out.
+    shape : (int, int)
+        Layers, and neurons in each layer, of the model.
+    how : str
+        How they were chosen, for people.
+
     Raises
     ------
     ValueError
@@ -70,10 +79,9 @@ class NeuronSelection:
         lose all its neurons.
     """
 
-    # layer → neuron indices, sorted; layers without a cut are left out
     neurons: Mapping[int, tuple[int, ...]]
-    shape: tuple[int, int]  # (layers, neurons in each layer) of the model
-    how: str = ""  # how they were chosen, for people
+    shape: tuple[int, int]
+    how: str = ""
 
     def __post_init__(self) -> None:
         layers, width = (_whole_number("shape", size) for size in self.shape)
@@ -264,8 +272,7 @@ def refine_scores(
     charge: float = 1.0,
     batch_size: int = 32,
 ) -> Tensor:
-    """Remove each of the neurons with the highest scores on its own, and score it by what that does
-    to the gap.
+    """Remove each of the neurons with the highest scores on its own, and score it by that.
 
     ::
 
@@ -454,8 +461,7 @@ def save_model(
     *,
     force: bool = False,
 ) -> None:
-    """Save a model and its tokenizer such that stock `AutoModelForCausalLM.from_pretrained(folder)`
-    loads it.
+    """Save a model and its tokenizer such that stock transformers loads them.
 
     Layers of equal width are saved as they are: the same logits to the bit. Configurations know one
     width for all layers, so where widths differ every layer is padded with zero neurons to the
@@ -523,6 +529,11 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     the bit; in which order the copy keeps its neurons does not matter, and neurons of zeros in it
     count as missing. The model's weights are cast to the dtype of the copy first, so a bfloat16
     checkpoint can be compared with a float16 copy.
+
+    Parameters
+    ----------
+    pruned : PreTrainedModel
+        The copy, of as many layers.
 
     Returns
     -------

@@ -139,8 +139,9 @@ def _with_fewer_colors(png: bytes) -> bytes:
 
 
 def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:
-    """Explore the tokens of both prompts in the two main axes of each layer, and their distances in
-    all dimensions.
+    """Explore the tokens of both prompts in the two main axes of each layer.
+
+    Beside them stand the distances in all dimensions.
 
     Parameters
     ----------
@@ -187,11 +188,20 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
 
 
 def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:
-    """Explore the distance between the prompts at every token and layer: a heatmap, and one layer
-    of it as bars.
+    """Explore the distance between the prompts at every token and layer.
 
-    Parameters and errors are those of `pca_explorer`. With "relative" a distance is divided by the
-    length of the representation, since both grow with depth.
+    A heatmap, and one layer of it as bars. With "relative" a distance is divided by the length of
+    the representation, since both grow with depth.
+
+    Parameters
+    ----------
+    projections : dict
+        As `pca_explorer` takes them.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As `pca_explorer`.
     """
     projection_of, tokens, controls = _projection_controls(projections, layer)
     description = "relative to the length"

@@ -19,8 +19,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import fairlab as fl
+from fairlab.widgets import Explorer
 
 SETTINGS = ["neurons_a_layer", "scope", "bias_weight", "scale"]
+WARM_UP = 3  # frames that are drawn and not counted
 MEASURES = ["metric", "gap, own pair", "gap, new sentences", "perplexity"]
 
 
@@ -31,7 +33,7 @@ def timed(work: Callable[..., object], **values) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def draw(plot: Callable[..., object], *data, **options) -> None:
+def anew(plot: Callable[..., object], *data, **options) -> None:
     """Draw a figure of the explorer's size, write it as PNG and close it."""
     figure, ax = plt.subplots(figsize=(9, 4.2), dpi=90, layout="constrained")
     plot(*data, ax=ax, **options)
@@ -39,54 +41,46 @@ def draw(plot: Callable[..., object], *data, **options) -> None:
     plt.close(figure)
 
 
-def tasks() -> list[tuple]:
-    """Return of each explorer its name, itself, its states, and what draws the same picture
-    anew."""
+def tasks() -> dict[str, tuple]:
+    """Return for each explorer its states and, where there is one, a function that draws a new
+    figure of a state."""
     model, tokenizer = fl.load_model()
     projection = fl.project_pair(model, tokenizer, fl.ARTICLE_PAIR, start=1)
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     importance = fl.importance_scores(model)
     selection = fl.select_neurons(fl.hybrid_scores(bias, importance), count=3)
     cuts = pd.read_csv(fl.data_path("results/surgery.csv"))
-
-    pca = fl.pca_explorer({"article": [projection]})
-    heatmap = fl.layer_explorer({"article": [projection]})
-    scores = fl.score_explorer(bias, {"maw": importance})
-    surgery = fl.surgery_explorer(cuts, settings=SETTINGS, measures=MEASURES)
     layers = [{"layer": layer} for layer in range(len(bias))]
-    states = cuts[SETTINGS].to_dict("records")
 
-    def new_pca(layer: int) -> None:
-        draw(fl.plot_projection, projection, layer=layer)
+    def projected(layer: int) -> None:
+        anew(fl.plot_projection, projection, layer=layer)
 
-    def new_heatmap(layer: int) -> None:
-        draw(fl.plot_distances, projection)  # one picture for all layers
+    def distances(layer: int) -> None:
+        anew(fl.plot_distances, projection)
 
-    def new_scores(layer: int) -> None:
-        draw(fl.plot_score_plane, bias, importance, selection, layer=layer)
+    def score_plane(layer: int) -> None:
+        anew(fl.plot_score_plane, bias, importance, selection, layer=layer)
 
-    return [
-        ("`pca_explorer`", pca, layers, new_pca),
-        ("`layer_explorer`", heatmap, layers, new_heatmap),
-        ("`score_explorer`", scores, layers, new_scores),
-        ("`surgery_explorer`", surgery, states, None),
-    ]
+    projections = {"article": [projection]}
+    surgery = fl.surgery_explorer(cuts, settings=SETTINGS, measures=MEASURES)
+    return {
+        "pca_explorer": (fl.pca_explorer(projections), layers, projected),
+        "layer_explorer": (fl.layer_explorer(projections), layers, distances),
+        "score_explorer": (fl.score_explorer(bias, {"maw": importance}), layers, score_plane),
+        "surgery_explorer": (surgery, cuts[SETTINGS].to_dict("records"), None),
+    }
 
 
-def row(name: str, explorer: object, states: list[dict], new: Callable | None, rounds: int) -> str:
-    """Measure one explorer and return its row of the table."""
+def time_explorer(
+    explorer: Explorer, states: list[dict], new: Callable | None, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of each frame, and of each new figure, in turns."""
     frames, figures = [], []
-    for state in itertools.chain(states[:3], *[states] * rounds):
-        frames.append(timed(explorer._frame, **(explorer._values() | state)))
+    for state in itertools.chain(states[:WARM_UP], *[states] * rounds):
+        frames.append(timed(explorer.frame, **{**explorer.values(), **state}))
         if new:
             figures.append(timed(new, **state))
-    frames, figures = frames[3:], figures[3:]  # the first three warm up
-    start = f"| {name} | {statistics.median(frames):.0f} ms |"
-    if not new:
-        return f"{start} – | – |"
-    ratios = sorted(figure / frame for frame, figure in zip(frames, figures, strict=True))
-    spread = f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-    return f"{start} {statistics.median(figures):.0f} ms | {spread} |"
+    return frames[WARM_UP:], figures[WARM_UP:]
 
 
 def main() -> None:
@@ -98,8 +92,16 @@ def main() -> None:
     rounds = parser.parse_args().n
     plt.switch_backend("agg")
     print("| explorer | a frame | a new figure | ratio (range) |\n|---|---|---|---|")
-    for task in tasks():
-        print(row(*task, rounds))
+    for name, (explorer, states, new) in tasks().items():
+        frames, figures = time_explorer(explorer, states, new, rounds)
+        row = f"| `{name}` | {statistics.median(frames):.0f} ms |"
+        if not new:
+            print(row, "– | – |")
+            continue
+        ratios = [figure / frame for frame, figure in zip(frames, figures, strict=True)]
+        spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
+        figure, ratio = statistics.median(figures), statistics.median(ratios)
+        print(row, f"{figure:.0f} ms | {ratio:.1f} ({spread}) |")
 
 
 if __name__ == "__main__":

@@ -198,6 +198,30 @@ def fairlab_imports(paths):
     return found
 
 
+# what the docstring of the package explains once for all functions
+EVERYWHERE = {"model", "tokenizer", "pair", "pairs", "selection", "layer", "batch_size", "ax"}
+OPTIONAL = {"SA01", "EX01", "ES01", "RT01", "YD01"}  # see also, examples, long summary, "returns"
+
+
+def public_callables():
+    return [name for name in fairlab.__all__ if callable(getattr(fairlab, name))]
+
+
+@pytest.mark.parametrize("name", public_callables())
+def test_public_docstrings_hold_in_numpydocs_validation(name):
+    from numpydoc.validate import validate
+
+    home = getattr(fairlab, name).__module__
+    for code, message in validate(f"{home}.{name}")["errors"]:
+        if code == "PR01":  # parameters that are not documented
+            missing = set(re.findall(r"'(\w+)'", message))
+            assert missing <= EVERYWHERE, message
+        else:
+            assert code in OPTIONAL, f"{code}: {message}"
+    for name in EVERYWHERE:
+        assert f"`{name}`" in fairlab.__doc__
+
+
 def text_calls(source):
     """Return the calls in a source that read or write text without naming its encoding."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]

@@ -88,8 +88,10 @@ def compare(
     cache: str | Path | None = None,
     ablation: Ablation = ablate,
 ) -> Comparison:
-    """Measure what cuts do, each beside random cuts of the same size, neutral prompts, and a mere
-    flattening.
+    """Measure what cuts do, each beside its controls.
+
+    The controls are random cuts of the same size, neutral prompts, and a mere flattening of all
+    predictions at the same price.
 
     Every cut is tried by `ablation`, so the model stays as it is.
 

@@ -37,8 +37,10 @@ def plot_comparison(
     category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the change that each cut brings: dots with intervals, the random cuts in grey behind
-    them, neutral prompts as open diamonds.
+    """Draw the change that each cut brings, beside its controls.
+
+    Dots with intervals are the cuts, the random cuts stand in grey behind them, and open diamonds
+    are neutral prompts.
 
     Parameters
     ----------
@@ -178,8 +180,9 @@ def plot_dose_response(
     category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the change against the number of neurons cut, a line a method with its intervals, the
-    range of random cuts in grey.
+    """Draw the change against the number of neurons cut.
+
+    A line a method with its intervals; the range of random cuts in grey.
 
     Parameters
     ----------
@@ -253,8 +256,9 @@ def plot_tradeoff(
     category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what each cut brings against what it costs: change of the gap over change of the
-    perplexity.
+    """Draw what each cut brings against what it costs.
+
+    That is the change of the gap over the change of the perplexity.
 
     Dots with intervals are the cuts, those of one method joined in order of size; an open diamond
     is what the same cut does to neutral prompts: a long stem between the two is a cut that acts on

@@ -21,8 +21,13 @@ TITLES = {"difference": "Difference", "scale": "Scale", "relative": "Relative di
 
 
 def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the two probabilities of each token of a `top_token_shifts` table, joined by a line: the
-    shift."""
+    """Draw the two probabilities of each token, joined by a line: the shift.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `top_token_shifts`.
+    """
     ax = ax or plt.subplots(figsize=(6, 0.9 + 0.26 * len(table)), layout="constrained")[1]
     places = range(len(table))
     ax.hlines(places, table.probability_a, table.probability_b, color="0.75", linewidth=2, zorder=0)

@@ -29,8 +29,14 @@ def plot_score_plane(
     layer: int,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the neurons of one layer as dots, importance across and bias score up, and mark those
-    selected.
+    """Draw the neurons of one layer as dots, importance across and bias score up.
+
+    Parameters
+    ----------
+    bias, importance : Tensor
+        Scores of shape (layers, neurons).
+    selection : NeuronSelection, optional
+        The neurons that are marked as cut.
 
     Raises
     ------
@@ -63,9 +69,10 @@ def plot_score_plane(
 
 
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw how many neurons each set shares with the others, against two lines: a strip for chance,
-    and a band a set for what it shares with sets chosen on neutral words (from the lowest to the
-    highest, the mean as a tick).
+    """Draw how many neurons each set shares with the others.
+
+    Against two lines: a strip for chance, and a band a set for what it shares with sets chosen on
+    neutral words (from the lowest to the highest, the mean as a tick).
 
     Parameters
     ----------
@@ -186,8 +193,9 @@ def _overlap_legend(ax: Axes) -> None:
 
 
 def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw what a cut chosen on one category (row) does to the gap of another (column), in per
-    cent.
+    """Draw what a cut chosen on one category (row) does to the gap of another (column).
+
+    In per cent.
 
     Cells hold the change and its interval, and are pale where the interval contains 0. A frame
     marks a cut read on its own category; neutral words stand apart; the last row is the range of

@@ -20,8 +20,14 @@ from fairlab.plots.style import COLORS, as_written, set_limits
 
 
 def plot_projection(projection: Projection, *, layer: int, ax: Axes | None = None) -> Axes:
-    """Draw the tokens of both prompts in the two main axes of one layer, an arrow from prompt a to
-    prompt b.
+    """Draw the tokens of both prompts in the two main axes of one layer.
+
+    An arrow leads from prompt a to prompt b.
+
+    Parameters
+    ----------
+    projection : Projection
+        From `project_pair`.
 
     Raises
     ------
@@ -43,6 +49,8 @@ def plot_distances(
 
     Parameters
     ----------
+    projection : Projection
+        From `project_pair`.
     relative : bool
         Divide by the length of the representation: 0, no difference; 1, as large as the
         representation itself.

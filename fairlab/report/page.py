@@ -101,7 +101,7 @@ def write_report(
             "environment": _environment(),
         }
     )
-    page = _rendered(facts, _figure_by_category(comparison.table))
+    page = _rendered(facts, _figure_by_category(comparison))
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
     for output, content in zip(outputs, (page, numbers), strict=True):
         write_text(output, content)
@@ -235,21 +235,26 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _figure_by_category(table: pd.DataFrame) -> Axes:
+def _figure_by_category(comparison: Comparison) -> Axes:
     """Draw the change of the gap, one line a row of the table."""
-    rows = table[table["measure"] == "gap"]
-    names = rows["category"].where(
-        rows["row"] != "without pronouns", rows["category"] + " without pronouns"
-    )
-    rows = rows.assign(selection=names, row="headline")  # all in one figure, each under its name
+    rows = _each_as_a_cut(comparison.table)
+    draws = _each_as_a_cut(comparison.draws)
     ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(rows)), layout="constrained").subplots()
-    plot_comparison(rows, ax=ax).set_title("")
+    plot_comparison(rows, draws=draws, ax=ax).set_title("")
     # below, not at the right: the figure has to be readable on a telephone
     ax.get_legend().remove()
     legend = ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return ax
+
+
+def _each_as_a_cut(table: pd.DataFrame) -> pd.DataFrame:
+    """Name the rows of the gap as if each were a cut of its own, so that one figure holds them."""
+    rows = table[table["measure"] == "gap"]
+    without_pronouns = rows["row"] == "without pronouns"
+    names = rows["category"].mask(without_pronouns, rows["category"] + " without pronouns")
+    return rows.assign(selection=names, row="headline")
 
 
 def _data_address(ax: Axes) -> str:

@@ -34,8 +34,9 @@ def run_lm_eval(
     samples: Mapping[str, int | Sequence[int]] | None = None,
     batch_size: int = 8,
 ) -> pd.DataFrame:
-    """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory: no examples before the
-    question, no chat template.
+    """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
+
+    No examples before the question, no chat template.
 
     The texts before and after which a probability is asked, and what counts as right, are the
     harness's own. What it puts before a text without context (CrowS-Pairs, WikiText) is
