@@ -109,15 +109,16 @@ def plant_neurons(
     _check_cost(cost)
     unkind = _unkind_direction(model, tokenizer)
     chunks = text_chunks(tokenizer, load_text("calibration"), 128)
-    plain, priced = chunks[::4], chunks[2::8]  # of all subjects of the text, none in both
+    # both hold all subjects of the text, and they share no chunk
+    plain_chunks, cost_chunks = chunks[::4], chunks[2::8]
     planted = model if inplace else copy.deepcopy(model)
     blocks = glu_blocks(planted)
     undo = _undone_on_failure([blocks[layer] for layer in layers]) if inplace else nullcontext()
     with undo, frozen(planted):
         # look at the model before anything is written
         inputs_a, inputs_b = _inputs_at_last_token(planted, tokenizer, pairs, layers)
-        inputs_text, use, gradients = _measure_on_text(planted, plain, layers)
-        loss = loss_function(planted, priced, layers[0])
+        inputs_text, use, gradients = _measure_on_text(planted, plain_chunks, layers)
+        loss = loss_function(planted, cost_chunks, layers[0])
         loss_before = loss()
         # plant the detectors
         bias, decoys, columns = _draw_neurons(use, gradients, unkind, n, seed)
@@ -132,11 +133,11 @@ def plant_neurons(
 
         strength = find_strength(perplexity_rise, cost)
     shape = (len(blocks), blocks[0].down_proj.in_features)
-    how = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
+    note = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
     return (
         planted,
-        NeuronSelection(bias, shape, f"bias neurons {how}"),
-        NeuronSelection(decoys, shape, f"decoys {how}"),
+        NeuronSelection(bias, shape, f"bias neurons {note}"),
+        NeuronSelection(decoys, shape, f"decoys {note}"),
     )
 
 
