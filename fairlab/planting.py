@@ -365,8 +365,8 @@ def _detector(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
     """Fit the direction d: d · x is 1 for a, 0 for b and for text."""
     groups = [a.double(), b.double(), text.double()]
     rows = torch.cat(groups)  # (inputs, hidden)
-    # each of the three groups has weight 1 in all
-    weights = torch.cat([group.new_full((len(group), 1), 1 / len(group)) for group in groups])
+    # each of the three groups has weight 1 in all; float32 as in the frozen tables
+    weights = torch.cat([torch.full((len(group), 1), 1 / len(group)) for group in groups]).to(rows)
     moments = rows.T @ (weights * rows)  # (hidden, hidden)
     moments.diagonal().add_(0.3 * moments.diagonal().mean())  # the ridge
     d = torch.linalg.solve(moments, groups[0].mean(0))
