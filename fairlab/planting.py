@@ -110,15 +110,16 @@ def plant_neurons(
     _check_cost(cost)
     unkind = _unkind_direction(model, tokenizer)
     chunks = text_chunks(tokenizer, load_text("calibration"), 128)
-    plain, priced = chunks[::4], chunks[2::8]  # of all subjects of the text, none in both
+    # both hold all subjects of the text, and they share no chunk
+    plain_chunks, cost_chunks = chunks[::4], chunks[2::8]
     planted = model if inplace else copy.deepcopy(model)
     blocks = glu_blocks(planted)
     undo = _undone_on_failure([blocks[layer] for layer in layers]) if inplace else nullcontext()
     with undo, frozen(planted):
         # look at the model before anything is written
         inputs_a, inputs_b = _inputs_at_last_token(planted, tokenizer, pairs, layers)
-        inputs_text, use, gradients = _measure_on_text(planted, plain, layers)
-        loss = loss_function(planted, priced, layers[0])
+        inputs_text, use, gradients = _measure_on_text(planted, plain_chunks, layers)
+        loss = loss_function(planted, cost_chunks, layers[0])
         loss_before = loss()
         # plant the detectors
         bias, decoys, columns = _draw_neurons(use, gradients, unkind, n, seed)
@@ -133,11 +134,11 @@ def plant_neurons(
 
         strength = find_strength(perplexity_rise, cost)
     shape = (len(blocks), blocks[0].down_proj.in_features)
-    how = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
+    note = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
     return (
         planted,
-        NeuronSelection(bias, shape, f"bias neurons {how}"),
-        NeuronSelection(decoys, shape, f"decoys {how}"),
+        NeuronSelection(bias, shape, f"bias neurons {note}"),
+        NeuronSelection(decoys, shape, f"decoys {note}"),
     )
 
 
@@ -366,8 +367,8 @@ def _detector(a: Tensor, b: Tensor, text: Tensor) -> Tensor:
     """Fit the direction d: d · x is 1 for a, 0 for b and for text."""
     groups = [a.double(), b.double(), text.double()]
     rows = torch.cat(groups)  # (inputs, hidden)
-    # each of the three groups has weight 1 in all
-    weights = torch.cat([group.new_full((len(group), 1), 1 / len(group)) for group in groups])
+    # each of the three groups has weight 1 in all; float32 as in the frozen tables
+    weights = torch.cat([torch.full((len(group), 1), 1 / len(group)) for group in groups]).to(rows)
     moments = rows.T @ (weights * rows)  # (hidden, hidden)
     moments.diagonal().add_(0.3 * moments.diagonal().mean())  # the ridge
     d = torch.linalg.solve(moments, groups[0].mean(0))
