@@ -346,7 +346,7 @@ def test_code_from_a_model_is_not_run(tmp_path):
 
 
 def test_nothing_in_the_package_trusts_code_or_pickles():
-    for file in Path(fl.__file__).parent.glob("*.py"):
+    for file in Path(fl.__file__).parent.rglob("*.py"):
         assert not re.search(
             r"trust_remote_code\W+True|torch\.load|import pickle|joblib",
             file.read_text(encoding="utf-8"),

@@ -255,7 +255,7 @@ def test_every_file_read_names_its_encoding():
     assert text_calls('open(p); p.open("w"); p.read_text(); p.write_text(x)')
     assert not text_calls('open(p, "rb"); p.read_text(encoding="utf-8")')
     for folder in ("fairlab", "tests", "tools", "speed", "experiments"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in (ROOT / folder).rglob("*.py"):
             assert not text_calls(path.read_text(encoding="utf-8")), path
     for path in (ROOT / "notebooks").rglob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:

@@ -296,7 +296,7 @@ def test_without_ipywidgets_the_message_says_what_to_install(monkeypatch):
             ImportError, match='explorers need ipywidgets: pip install "ipywidgets>=8.1"'
         ):
             explorer()
-    for path in Path(fl.__file__).parent.glob("*.py"):  # and importing fairlab needs none
+    for path in Path(fl.__file__).parent.rglob("*.py"):  # and importing fairlab needs none
         early = [
             node
             for node in ast.parse(path.read_text(encoding="utf-8")).body
