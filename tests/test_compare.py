@@ -522,8 +522,8 @@ def case_without_a_model():
     held_out = fl.HeldOut(race + age, neutral, "A text.")
     before, after = reading(1.0), reading(0.7)
     people = len(held_out.pairs)
-    flat = flattening.Flattening(0.9, before.gap[:people], after.gap[:people])
     chance = {"random": [reading(1.0), reading(1.1)]}
+    flat = flattening.Flattening(0.9, reading(1.2).gap[:people], reading(0.6).gap[:people])
     return rows.Case("cut", held_out, before, after, chance, flat)
 
 
@@ -536,19 +536,21 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
     templates = np.array([pair.template for pair in everything])
     words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in everything])
 
-    def by_hand(*categories):
-        own = np.isin(kinds, categories)
-        columns = [
-            np.where(kinds == c, reading.gap, 0)[own]
-            for c in categories
-            for reading in (before, after)
-        ]
-        log_mean = lambda sums: np.log((sums[:, 1::2] / sums[:, 0::2]).mean(1))  # noqa: E731
-        clusters = [templates[own], words[own]]
-        return np.expm1(
-            jackknife_interval(np.stack(columns, 1), log_mean, clusters, strata=kinds[own])
-        )
+    def log_mean(sums):
+        return np.log((sums[:, 1::2] / sums[:, 0::2]).mean(1))
 
+    def by_hand(categories, before, after):
+        own = np.isin(kinds, categories)
+        columns = []
+        for category in categories:
+            for gaps in (before, after):
+                columns.append(np.where(kinds == category, gaps, 0)[own])
+        clusters = [templates[own], words[own]]
+        ends = jackknife_interval(np.stack(columns, 1), log_mean, clusters, strata=kinds[own])
+        return pytest.approx(list(np.expm1(ends)))
+
+    no_gap = np.zeros(len(case.held_out.neutral))  # the flattening is read on demographic pairs
+    flat = [np.append(gaps, no_gap) for gaps in (case.flattening.before, case.flattening.after)]
     by_category = table.loc["category"].set_index("category")
     for row, categories in (
         (by_category.loc["race"], ["race"]),
@@ -556,8 +558,11 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
         (table.loc["headline"], ["race", "age"]),
         (table.loc["neutral"], ["mood"]),
     ):
-        assert [row.low, row.high] == pytest.approx(list(by_hand(*categories))), categories
+        assert [row.low, row.high] == by_hand(categories, before.gap, after.gap), categories
         assert row.attributes_resampled == len(set(words[np.isin(kinds, categories)]))
+        if categories != ["mood"]:
+            ends = [row.flattening_low, row.flattening_high]
+            assert ends == by_hand(categories, *flat), categories
     for number, reading in enumerate(case.chance["random"]):
         own = kinds == "age"
         change = reading.gap[own].sum() / before.gap[own].sum() - 1
