@@ -60,6 +60,8 @@ class Comparison:
         The precision of the numbers, such as "float32".
     seed : int
         Of the random cuts.
+    removed : bool
+        Whether the neurons were switched off (`fairlab.ablate`), not acted on in another way.
     seconds : float
         What measuring took, whenever it was done.
     """
@@ -72,6 +74,7 @@ class Comparison:
     weights_sha256: str
     dtype: str
     seed: int
+    removed: bool
     seconds: float
 
 
@@ -203,6 +206,7 @@ def compare(
         weights_sha256=bits_of(model),
         dtype=dtype,
         seed=seed,
+        removed=ablation is ablate,
         seconds=sum(float(reading.seconds) for reading in (before, *readings.values())),
     )
 

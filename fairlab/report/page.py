@@ -81,7 +81,7 @@ def write_report(
     ------
     ValueError
         A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a
-        comparison of several selections, or one that was measured with another model; an empty list
+        comparison of several selections, by another ablation, or with another model; an empty list
         of pairs. Nothing is written then.
     """
     path = Path(path)
@@ -112,6 +112,8 @@ def _only_selection(comparison: Comparison) -> NeuronSelection:
     selections = comparison.selections
     if len(selections) != 1:
         raise ValueError(f"comparison: expected one selection; got {', '.join(selections)}")
+    if not comparison.removed:  # the page says that the neurons were switched off
+        raise ValueError("comparison: expected cuts tried by fairlab.ablate; got another ablation")
     return next(iter(selections.values()))
 
 
