@@ -44,10 +44,10 @@ def tiny():
 @pytest.fixture(scope="module")
 def small():
     """Two categories and a short text."""
-    pairs = fl.load_pairs("race", split="validation")[:4]
-    pairs += fl.load_pairs("age", split="validation")[:4]
-    neutral = fl.load_pairs(split="validation", kind="neutral")[:4]
-    return fl.HeldOut(pairs, neutral, fl.load_text("evaluation")[:600])
+    pairs = fl.load_pairs("race", split="validation")[:2]
+    pairs += fl.load_pairs("age", split="validation")[:2]
+    neutral = fl.load_pairs(split="validation", kind="neutral")[:2]
+    return fl.HeldOut(pairs, neutral, fl.load_text("evaluation")[:400])
 
 
 def readme_rows() -> list[tuple[str, list[str]]]:
@@ -132,7 +132,7 @@ def test_what_is_kept_is_computed_once(load, tmp_path):
 
 def test_quick_changes_are_those_of_compare(load, tiny, tokenizer, small):
     frozen = load("frozen")
-    cut = fl.NeuronSelection({0: [1, 7], 1: [2]}, (3, 96))
+    cut = fl.NeuronSelection({0: range(60), 1: range(60)}, (3, 96))
     before = frozen.quick_reading(tiny, tokenizer, small)
     with fl.ablate(tiny, cut):
         after = frozen.quick_reading(tiny, tokenizer, small)
@@ -141,7 +141,8 @@ def test_quick_changes_are_those_of_compare(load, tiny, tokenizer, small):
     by_row = table.set_index("row").change
     expected = {"headline": "headline", "neutral": "neutral", "perplexity": "text"}
     for name, row in expected.items():
-        assert changes[name] == pytest.approx(by_row[row], rel=1e-4), name
+        assert changes[name] == pytest.approx(by_row[row], rel=1e-3, abs=1e-5), name
+        assert abs(changes[name]) > 1e-4, name
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_the_slope_forecasts_a_single_small_removal(load, tiny, tokenizer, small
     with torch.no_grad():
         for layer in model.model.layers:
             layer.mlp.down_proj.weight *= 1e-2
-    ranks = guard.rank_correlations(model.double(), tokenizer, scores, small.text, count=30)
+    ranks = guard.rank_correlations(model.double(), tokenizer, scores, small.text, count=16)
     assert ranks["slope and the rise"] > 0.99
 
 
