@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # glibc returns the memory of a deleted model; not for tests, which it makes slower
-run lab lesson-table: export MALLOC_MMAP_THRESHOLD_ := 1000000
+run lab lesson-table results: export MALLOC_MMAP_THRESHOLD_ := 1000000
 # empty: the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 # notebooks, or a folder of them
 LESSON ?= notebooks
+# a script of experiments/, without .py
+TABLE ?=
 
-.PHONY: setup run lab test quick lint unit lesson times robust bench figures badges lesson-table binder clean
+.PHONY: setup run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder clean
 
 setup: .venv/.ready
 
@@ -60,6 +62,15 @@ bench: setup
 	$(BIN)/python speed/bbq.py
 	$(BIN)/python speed/explorers.py
 	$(BIN)/python speed/llama_shape.py
+
+# which tables there are and how long each takes; with TABLE=controls that one is measured anew
+ifeq ($(TABLE),)
+results:
+	@grep '^|' experiments/README.md
+else
+results: setup
+	$(BIN)/python experiments/$(TABLE).py
+endif
 
 figures: setup
 	$(BIN)/python tools/figures.py

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from controls import ROOT, provenance
+from frozen import ROOT, provenance
 
 import fairlab as fl
 from fairlab.suites import _rows_of

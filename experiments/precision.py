@@ -1,22 +1,15 @@
 """Print how far gaps, metric and perplexity in half precision lie from those in float32: the
 numbers of the docstrings.
 
-    python experiments/precision.py    # five minutes on two cores
+    python experiments/precision.py
 
 Default model, the 126 validation pairs (nothing was chosen on them), the article's cut scored on
 its own pair.
 """
 
+import frozen
+
 import fairlab as fl
-
-
-def headline(pairs, before, after) -> float:
-    """Return the mean over categories of the relative change of the mean gap."""
-    changes = []
-    for category in sorted({pair.category for pair in pairs}):
-        members = [number for number, pair in enumerate(pairs) if pair.category == category]
-        changes.append((after[members].mean() / before[members].mean() - 1).item())
-    return sum(changes) / len(changes)
 
 
 def main() -> None:
@@ -33,15 +26,15 @@ def main() -> None:
         with fl.ablate(model, cut):
             cut_gaps = fl.next_token_divergence(model, tokenizer, pairs)
         metric = fl.article_metric(model, tokenizer, fl.ARTICLE_PAIR)
-        price = fl.perplexity(model, tokenizer, text)
-        exact = exact or (gaps, metric, price)
+        perplexity = fl.perplexity(model, tokenizer, text)
+        exact = exact or (gaps, metric, perplexity)  # float32 comes first
         error = gaps - exact[0]
         spread = error.square().mean().sqrt()
         print(
-            f"{dtype}: mean gap {gaps.mean():.5f}, error of a pair {spread:.1e} (root mean square), "
-            f"{error.abs().max():.1e} (largest), {error.mean():+.1e} (mean); headline of the cut "
-            f"{headline(pairs, gaps, cut_gaps):+.1%}; metric {metric / exact[1] - 1:+.1%}; "
-            f"perplexity {price / exact[2] - 1:+.2%}"
+            f"{dtype}: mean gap {gaps.mean():.5f}, error of a pair {spread:.1e} (root mean "
+            f"square), {error.abs().max():.1e} (largest), {error.mean():+.1e} (mean); headline of "
+            f"the cut {frozen.headline_change(pairs, gaps, cut_gaps):+.1%}; metric "
+            f"{metric / exact[1] - 1:+.1%}; perplexity {perplexity / exact[2] - 1:+.2%}"
         )
 
 

@@ -2,7 +2,7 @@
 carries over.
 
     python experiments/shared.py                       # cuts are read on the held-out pairs
-    python experiments/shared.py --split validation    # while anything about the measurement can still change
+    python experiments/shared.py --split validation    # while the measurement can still change
 
 **Overlap.** Sets of 90 neurons, each chosen on training pairs of one attribute, one pair of words
 or one sentence, in two ways: by the article's recipe (3 in each layer) and by guarded attribution
@@ -12,23 +12,23 @@ sentences. **Transfer.** One cut a category (guarded attribution at its defaults
 neutral training pairs, 90 neurons), one from all of them; each is read on every category in
 sentences and words that chose nothing, beside 20 random cuts.
 
-Writes `data/results/shared.csv`. Takes about a quarter of an hour on one CPU core; a run that was
-stopped goes on from `build/shared/`.
+Writes `data/results/shared.csv`. A run that was stopped goes on from `build/shared/`.
 """
 
 import argparse
 import hashlib
 import itertools
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import frozen
 import numpy as np
 import pandas as pd
 import torch
-from controls import ROOT, evaluation_text, provenance
+from numpy.typing import NDArray
 from scipy.stats import hypergeom
 from torch import Tensor
 from tqdm import tqdm
@@ -40,32 +40,36 @@ from fairlab.statistics import jackknife_interval
 
 NEURONS = 90  # the article's 0.2 %: 3 of 1,536 in each of 30 layers
 PAIRS = 15  # of each set of several words; the rarest have no more in half of the sentences
+NEUTRAL = ("mood", "time")
 NEUTRAL_WORDS = {
     "mood 1": ("mood", (0, 1, 2)),
     "mood 2": ("mood", (3, 4, 5)),
     "time": ("time", (0, 1, 2)),
 }
-N_RANDOM, SEED = 20, 0
+N_RANDOM = 20
 GRAMMAR = "gender without pronouns"
 
+PairsByName = dict[str, list[fl.PromptPair]]
+Term = tuple[str, str, float]  # name of a cut, category that it is read on, weight
 
-def cached(folder: Path, key: object, compute: Callable[[], Tensor]) -> Tensor:
+
+def kept(folder: Path, key: object, compute: Callable[[], Tensor]) -> Tensor:
     """Return what was computed before for this key, or compute and keep it."""
-    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.pt"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(compute(), part)
-        os.replace(part, path)
-    return torch.load(path)
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    return frozen.kept(folder / f"{name}.pt", compute)
 
 
-def chosen_pairs() -> dict[str, list[fl.PromptPair]]:
-    """Return the pairs, by category, of which template and words are both in the train split."""
-    found: dict[str, list[fl.PromptPair]] = {}
-    for pair in fl.load_pairs(split="train") + fl.load_pairs(kind="neutral", split="train"):
-        found.setdefault(pair.category, []).append(pair)
-    return found
+def prompts(pairs: Sequence[fl.PromptPair]) -> list[list[str]]:
+    """Return the prompts of pairs, as part of a key."""
+    return [[pair.prompt_a, pair.prompt_b] for pair in pairs]
+
+
+def pairs_by_category() -> PairsByName:
+    """Return the pairs that may choose neurons, demographic and neutral."""
+    by_category: PairsByName = {}
+    for pair in frozen.train_pairs() + frozen.train_pairs("neutral"):
+        by_category.setdefault(pair.category, []).append(pair)
+    return by_category
 
 
 def score_pairs(
@@ -74,303 +78,384 @@ def score_pairs(
     """Score each pair alone, by its id: the score of any set of pairs is their mean."""
 
     def compute() -> Tensor:
-        bar = tqdm(pairs, desc=f"{method}, {pairs[0].category}", unit="pair")
-        return torch.stack(
-            [fl.bias_scores(model, tokenizer, [pair], method=method) for pair in bar]
-        )
+        tables = []
+        for pair in tqdm(pairs, desc=f"{method}, {pairs[0].category}", unit="pair"):
+            tables.append(fl.bias_scores(model, tokenizer, [pair], method=method))
+        return torch.stack(tables)  # (pairs, layers, neurons)
 
-    tables = cached(folder, [method, [[pair.prompt_a, pair.prompt_b] for pair in pairs]], compute)
+    tables = kept(folder, [method, prompts(pairs)], compute)
     return dict(zip([pair.id for pair in pairs], tables, strict=True))
 
 
-def neurons_of(selection: fl.NeuronSelection) -> set[tuple[int, int]]:
-    """Return the neurons of a selection as a set of (layer, index)."""
-    return {(layer, index) for layer, indices in selection.neurons.items() for index in indices}
+def mean_score(scores: dict[str, Tensor], pairs: Sequence[fl.PromptPair]) -> Tensor:
+    """Return the score of a set of pairs."""
+    return torch.stack([scores[pair.id] for pair in pairs]).mean(0)
 
 
-def by_words(pairs: dict[str, list[fl.PromptPair]]) -> dict[str, list[fl.PromptPair]]:
-    """Return the categories of people, and three groups of neutral words that share no word."""
-    people = {name: members for name, members in pairs.items() if name not in ("mood", "time")}
-    neutral = {}
+# --- overlap
+
+
+@dataclass(frozen=True)
+class NeuronSet:
+    """Neurons that were chosen on some pairs."""
+
+    name: str
+    sentences: str  # which sentences the pairs belong to
+    neurons: set[tuple[int, int]]  # (layer, neuron)
+    is_neutral: bool
+
+
+def by_words(pairs: PairsByName) -> PairsByName:
+    """Return the demographic categories, and three groups of neutral words that share no word."""
+    groups = {name: members for name, members in pairs.items() if name not in NEUTRAL}
     for name, (category, places) in NEUTRAL_WORDS.items():
         words = list(dict.fromkeys(pair.attribute_a for pair in pairs[category]))
-        neutral[name] = [
-            pair for pair in pairs[category] if words.index(pair.attribute_a) in places
-        ]
-    return people | neutral
+        chosen = [words[place] for place in places]
+        groups[name] = [pair for pair in pairs[category] if pair.attribute_a in chosen]
+    return groups
 
 
 def sets_to_compare(
-    pairs: dict[str, list[fl.PromptPair]],
+    pairs: PairsByName,
 ) -> Iterator[tuple[str, str, str, list[fl.PromptPair]]]:
     """Yield the comparison, the name of a set, the sentences that it belongs to, and its pairs."""
+    groups = by_words(pairs)
     templates = list(dict.fromkeys(pair.template for pair in pairs["race"]))
-    for name, members in by_words(pairs).items():
-        for half, sentences in (("first half", templates[::2]), ("second half", templates[1::2])):
-            own = [pair for pair in members if pair.template in sentences]
-            yield "attributes", name, half, random.Random(SEED).sample(own, PAIRS)
-            for a, b in dict.fromkeys((pair.attribute_a, pair.attribute_b) for pair in own):
-                if name in ("race", "mood 1"):
-                    yield (
-                        "words",
-                        f"{a} / {b}",
-                        half,
-                        [pair for pair in own if pair.attribute_a == a],
-                    )
-    for template in templates[::2]:
+    halves = {"first half": templates[::2], "second half": templates[1::2]}
+    for name, members in groups.items():
+        for half, sentences in halves.items():
+            in_half = [pair for pair in members if pair.template in sentences]
+            yield "attributes", name, half, random.Random(frozen.SEED).sample(in_half, PAIRS)
+            if name not in ("race", "mood 1"):
+                continue
+            for a, b in dict.fromkeys((pair.attribute_a, pair.attribute_b) for pair in in_half):
+                of_words = [pair for pair in in_half if pair.attribute_a == a]
+                yield "words", f"{a} / {b}", half, of_words
+    for template in halves["first half"]:
         scene = template.split("{} ")[1].split()[0]
         for name in ("race", "mood 1"):
-            yield (
-                "sentences",
-                f"{name}: {scene}",
-                scene,
-                [p for p in by_words(pairs)[name] if p.template == template],
-            )
+            of_sentence = [pair for pair in groups[name] if pair.template == template]
+            yield "sentences", f"{name}: {scene}", scene, of_sentence
 
 
-def overlaps(comparison: str, sets: list[tuple[str, str, set, bool]], total: int) -> list[dict]:
+def overlap_rows(
+    tables: dict[str, dict[str, Tensor]], importance: dict[str, Tensor], pairs: PairsByName
+) -> list[dict]:
+    """Choose the sets by both scores and count what they share."""
+    rows = []
+    for score in ("article", "attribution"):
+        sets: dict[str, list[NeuronSet]] = {}
+        for comparison, name, sentences, members in sets_to_compare(pairs):
+            neurons = choose(score, mean_score(tables[score], members), importance)
+            is_neutral = members[0].category in NEUTRAL
+            chosen = NeuronSet(name, sentences, neurons, is_neutral)
+            sets.setdefault(comparison, []).append(chosen)
+        start = {"part": "overlap", "score": score, "neurons": NEURONS, "split": "train"}
+        for comparison, compared in sets.items():
+            for row in overlaps(compared, comparison, importance["maw"].numel()):
+                rows.append({**start, "comparison": comparison, **row})
+    return rows
+
+
+def choose(score: str, bias: Tensor, importance: dict[str, Tensor]) -> set[tuple[int, int]]:
+    """Choose neurons by the article's recipe or by guarded attribution."""
+    if score == "article":
+        hybrid = fl.hybrid_scores(bias, importance["maw"], bias_weight=0.5)
+        cut = fl.select_neurons(hybrid, count=NEURONS // len(hybrid))
+    else:
+        guarded = fl.guarded_scores(bias, importance["fisher"])
+        cut = fl.select_neurons(guarded, count=NEURONS, scope="model")
+    neurons = set()
+    for layer, indices in cut.neurons.items():
+        neurons |= {(layer, index) for index in indices}
+    return neurons
+
+
+def overlaps(sets: list[NeuronSet], comparison: str, total: int) -> list[dict]:
     """Return one row for each two sets of different sentences, and for other words in the same
     single sentence."""
     chance = hypergeom(total, NEURONS, NEURONS)
     low, high = chance.interval(0.95)
     rows = []
-    for (one, here, a, is_neutral), (other, there, b, too) in itertools.combinations(sets, 2):
-        kind = ("demographic", "mixed", "neutral")[is_neutral + too]
-        if here == there:
-            if comparison != "sentences":
-                continue
-            kind = f"{kind}, same sentence"
+    for one, other in itertools.combinations(sets, 2):
+        same_sentences = one.sentences == other.sentences
+        if same_sentences and comparison != "sentences":
+            continue
+        words = ("demographic", "mixed", "neutral")[one.is_neutral + other.is_neutral]
         row = {
-            "comparison": comparison,
-            "words": kind,
-            "one": one,
-            "other": other,
-            "shared": len(a & b),
+            "words": f"{words}, same sentence" if same_sentences else words,
+            "one": one.name,
+            "other": other.name,
+            "shared": len(one.neurons & other.neurons),
+            "chance": chance.mean(),
+            "chance_low": low,
+            "chance_high": high,
         }
-        rows.append(row | {"chance": chance.mean(), "chance_low": low, "chance_high": high})
+        rows.append(row)
     for row in rows:
         if row["words"] == "demographic":
-            names = {row["one"], row["other"]}
-            line = [
-                r["shared"]
-                for r in rows
-                if r["words"] == "mixed" and names & {r["one"], r["other"]}
-            ]
-            row |= {"neutral": np.mean(line), "neutral_low": min(line), "neutral_high": max(line)}
+            row.update(shared_with_neutral(row, rows))
     return rows
 
 
-def overlap_rows(
-    tables: dict[str, dict[str, Tensor]], importance: dict[str, Tensor], pairs
-) -> list[dict]:
-    """Choose the sets by both scores and count what they share."""
-    rows = []
-    for score in ("article", "attribution"):
-        found: dict[str, list[tuple[str, str, set, bool]]] = {}
-        for comparison, name, sentences, members in sets_to_compare(pairs):
-            mean = torch.stack([tables[score][pair.id] for pair in members]).mean(0)
-            if score == "article":
-                table = fl.hybrid_scores(mean, importance["maw"], bias_weight=0.5)
-                cut = fl.select_neurons(table, count=NEURONS // len(table))
-            else:
-                cut = fl.select_neurons(
-                    fl.guarded_scores(mean, importance["fisher"]), count=NEURONS, scope="model"
-                )
-            found.setdefault(comparison, []).append(
-                (name, sentences, neurons_of(cut), members[0].category in ("mood", "time"))
-            )
-        for comparison, sets in found.items():
-            for row in overlaps(comparison, sets, importance["maw"].numel()):
-                rows.append(
-                    {"part": "overlap", "score": score, "neurons": NEURONS, "split": "train"} | row
-                )
-    return rows
+def shared_with_neutral(row: dict, rows: list[dict]) -> dict[str, float]:
+    """Return mean and range of what either set of a row shares with neutral sets."""
+    names = {row["one"], row["other"]}
+    shared = []
+    for other in rows:
+        if other["words"] == "mixed" and names & {other["one"], other["other"]}:
+            shared.append(other["shared"])
+    return {"neutral": np.mean(shared), "neutral_low": min(shared), "neutral_high": max(shared)}
+
+
+# --- transfer
 
 
 def cuts(
-    model, tokenizer, tables: dict[str, Tensor], fisher: Tensor, pairs
+    model, tokenizer, scores: dict[str, Tensor], fisher: Tensor, pairs: PairsByName
 ) -> dict[str, fl.NeuronSelection]:
     """Return the cut of each category, and the one of all; scores as `bias_scores(relative=True)`
     has them."""
-    relative = {
-        name: torch.stack([tables[pair.id] for pair in members]).mean(0)
-        / fl.next_token_divergence(model, tokenizer, members).mean()
-        for name, members in pairs.items()
-    }
-    neutral = (relative["mood"] + relative["time"]) / 2
-    people = {name: table for name, table in relative.items() if name not in ("mood", "time")}
-    people["all"] = torch.stack(list(people.values())).mean(0)
-    return {
-        name: fl.select_neurons(
-            fl.guarded_scores(table, fisher, neutral=neutral),
-            count=NEURONS,
-            scope="model",
-            how=f"guarded, {name}",
+    relative = {}
+    for name, members in pairs.items():
+        gap = fl.next_token_divergence(model, tokenizer, members).mean()
+        relative[name] = mean_score(scores, members) / gap
+    neutral = (relative.pop("mood") + relative.pop("time")) / 2
+    relative["all"] = torch.stack(list(relative.values())).mean(0)
+    selections = {}
+    for name, table in relative.items():
+        guarded = fl.guarded_scores(table, fisher, neutral=neutral)
+        selections[name] = fl.select_neurons(
+            guarded, count=NEURONS, scope="model", how=f"guarded, {name}"
         )
-        for name, table in people.items()
-    }
+    return selections
 
 
-def transfer_rows(model, tokenizer, selections, split: str, folder: Path) -> list[dict]:
-    """Read every cut on every category, on neutral pairs and on prose, beside random cuts."""
-    people = fl.load_pairs(split=split, words="any")
-    categories = list(dict.fromkeys(pair.category for pair in people))
-    neutral = fl.load_pairs(kind="neutral", split=split, words="any")
-    asked = [
-        pair for pair in people + neutral if pair.attribute_split == "held_out"
-    ]  # also on validation sentences
-    grammar = [pair for pair in asked if pair.category == "gender"]
-    labels = [pair.category if pair.category in categories else "neutral" for pair in asked] + [
-        GRAMMAR
-    ] * len(grammar)
-    members = {
-        name: np.flatnonzero(np.array(labels) == name) for name in [*categories, GRAMMAR, "neutral"]
-    }
-    templates = np.array([pair.template for pair in asked + grammar])
-    words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in asked + grammar])
-    text = evaluation_text(tokenizer, 1)
+class Reader:
+    """Reads cuts on pairs and on prose; what was read is kept in a folder.
 
-    def read(cut: fl.NeuronSelection) -> np.ndarray:
-        """Return the gap of every pair, then those of gender without pronouns."""
+    A reading is an array of gaps: of every pair, then of the gender pairs again without pronouns.
+    """
+
+    def __init__(self, model, tokenizer, split: str, folder: Path):
+        self.model, self.tokenizer, self.folder = model, tokenizer, folder
+        people = fl.load_pairs(split=split, words="any")
+        neutral = fl.load_pairs(kind="neutral", split=split, words="any")
+        # on validation sentences, too, the words are held-out ones
+        self.pairs = [pair for pair in people + neutral if pair.attribute_split == "held_out"]
+        self.gender = [pair for pair in self.pairs if pair.category == "gender"]
+        self.categories = list(dict.fromkeys(pair.category for pair in people))
+        self.text = frozen.evaluation_text(tokenizer, part=1)
+
+    def gaps(self, cut: fl.NeuronSelection) -> NDArray:
+        """Return the reading of a cut, in nats."""
 
         def compute() -> Tensor:
-            with fl.ablate(model, cut):
-                gaps = fl.next_token_divergence(model, tokenizer, asked)
-                return torch.cat(
-                    [gaps, fl.next_token_divergence(model, tokenizer, grammar, leave_out=PRONOUNS)]
+            with fl.ablate(self.model, cut):
+                gaps = fl.next_token_divergence(self.model, self.tokenizer, self.pairs)
+                without_pronouns = fl.next_token_divergence(
+                    self.model, self.tokenizer, self.gender, leave_out=PRONOUNS
                 )
+            return torch.cat([gaps, without_pronouns])
 
-        return (
-            cached(folder, [cut.to_json(), [[p.prompt_a, p.prompt_b] for p in asked]], compute)
-            .double()
-            .numpy()
-        )
+        key = [cut.to_json(), prompts(self.pairs)]
+        return kept(self.folder, key, compute).double().numpy()
 
-    def perplexity(cut: fl.NeuronSelection) -> float:
-        with fl.ablate(model, cut):
-            compute = lambda: torch.tensor(fl.perplexity(model, tokenizer, text))  # noqa: E731
-            return cached(folder, [cut.to_json(), text], compute).item()
+    def perplexity(self, cut: fl.NeuronSelection) -> float:
+        """Return the perplexity of the text under a cut."""
 
-    nothing = fl.NeuronSelection({}, selections["all"].shape)
-    before, price = read(nothing), perplexity(nothing)
-    after = {name: read(cut) for name, cut in tqdm(selections.items(), desc="cuts", unit="cut")}
-    draws = fl.random_selections(selections["all"], N_RANDOM, seed=SEED)
-    by_chance = [read(cut) for cut in tqdm(draws, desc="random cuts", unit="cut")]
+        def compute() -> Tensor:
+            with fl.ablate(self.model, cut):
+                return torch.tensor(fl.perplexity(self.model, self.tokenizer, self.text))
 
-    def change(reading: np.ndarray, name: str) -> float:
-        own = members[name]
-        return reading[own].sum() / before[own].sum() - 1
+        return kept(self.folder, [cut.to_json(), self.text], compute).item()
 
-    def row(
-        chosen_on: str, read_on: str, terms: list[tuple[str, str, float]], part: str = "transfer"
-    ) -> dict:
-        """Return a weighted sum of changes (cut, category, weight) with its interval, as `compare`
-        does it.
+    def labels(self) -> list[str]:
+        """Return what each number of a reading belongs to: a category, "neutral", or `GRAMMAR`."""
+        labels = []
+        for pair in self.pairs:
+            labels.append(pair.category if pair.category in self.categories else "neutral")
+        return labels + [GRAMMAR] * len(self.gender)
 
-        The interval of a mean of changes (weights that add up to 1) is made on the log scale.
-        """
-        used = np.concatenate(
-            [members[name] for name in dict.fromkeys(name for _, name, _ in terms)]
-        )
-        shares = np.array([share for _, _, share in terms])
-        columns = np.zeros(
-            (len(before), 2 * len(terms))
-        )  # before and after, a pair of columns for each term
-        for number, (cut, name, _) in enumerate(terms):
-            own = members[name]
-            columns[own, 2 * number], columns[own, 2 * number + 1] = before[own], after[cut][own]
-        is_mean = np.isclose(shares.sum(), 1)
 
-        def formula(sums: np.ndarray) -> np.ndarray:
-            ratios = (sums[:, 1::2] / sums[:, 0::2]) @ shares
-            return np.log(ratios) if is_mean else ratios - shares.sum()
+@dataclass(frozen=True)
+class Readings:
+    """All readings of the transfer, and what their numbers belong to."""
 
-        strata = np.array(labels)[used]
-        low, high = jackknife_interval(
-            columns[used], formula, [templates[used], words[used]], strata=strata
-        )
-        if is_mean:
-            low, high = np.expm1(low), np.expm1(high)
-        value = sum(share * change(after[cut], name) for cut, name, share in terms)
-        found = {"part": part, "score": "guarded", "neurons": NEURONS}
-        found |= {"chosen_on": chosen_on, "read_on": read_on}
-        found |= {"split": split, "change": value, "low": float(low), "high": float(high)}
-        return found | {
-            "pairs": len(used),
-            "templates": len(set(templates[used])),
-            "attributes": len(set(words[used])),
+    split: str
+    categories: list[str]
+    labels: NDArray  # of each number of a reading, as are the next two
+    templates: NDArray
+    words: NDArray
+    before: NDArray
+    after: dict[str, NDArray]  # by the name of the cut
+    by_chance: list[NDArray]  # of random cuts
+
+    def members(self, category: str) -> NDArray:
+        """Return the places of a category's pairs in a reading."""
+        return np.flatnonzero(self.labels == category)
+
+    def change(self, reading: NDArray, category: str) -> float:
+        """Return the relative change of a category's mean gap."""
+        members = self.members(category)
+        return reading[members].sum() / self.before[members].sum() - 1
+
+    def row(self, part: str, chosen_on: str, read_on: str, terms: list[Term]) -> dict:
+        """Return a weighted sum of changes with its interval."""
+        value = sum(weight * self.change(self.after[cut], name) for cut, name, weight in terms)
+        members = self.members_of_terms(terms)
+        low, high = self.interval(terms, members)
+        return {
+            "part": part,
+            "score": "guarded",
+            "neurons": NEURONS,
+            "chosen_on": chosen_on,
+            "read_on": read_on,
+            "split": self.split,
+            "change": value,
+            "low": low,
+            "high": high,
+            "pairs": len(members),
+            "templates": len(set(self.templates[members])),
+            "attributes": len(set(self.words[members])),
         }
 
-    def among_random(value: float, several: Sequence[str]) -> dict:
-        """Return the range over random cuts of the mean change of several categories, and a value's
-        place in it."""
-        drawn = [np.mean([change(reading, name) for name in several]) for reading in by_chance]
-        below = sum(other < value for other in drawn)
+    def members_of_terms(self, terms: list[Term]) -> NDArray:
+        """Return the places of all pairs that the terms are about."""
+        names = dict.fromkeys(name for _, name, _ in terms)
+        return np.concatenate([self.members(name) for name in names])
+
+    def interval(self, terms: list[Term], members: NDArray) -> tuple[float, float]:
+        """Return the 95 % interval of a weighted sum of changes, as `compare` does it.
+
+        That of a mean of changes (weights that add up to 1) is made on the log scale.
+        """
+        weights = np.array([weight for _, _, weight in terms])
+        is_mean = np.isclose(weights.sum(), 1)
+        # a pair of columns for each term, before and after
+        columns = np.zeros((len(self.before), 2 * len(terms)))
+        for number, (cut, name, _) in enumerate(terms):
+            rows = self.members(name)
+            columns[rows, 2 * number] = self.before[rows]
+            columns[rows, 2 * number + 1] = self.after[cut][rows]
+
+        def formula(sums: NDArray) -> NDArray:
+            ratios = (sums[:, 1::2] / sums[:, 0::2]) @ weights
+            return np.log(ratios) if is_mean else ratios - weights.sum()
+
+        clusters = [self.templates[members], self.words[members]]
+        strata = self.labels[members]
+        ends = jackknife_interval(columns[members], formula, clusters, strata=strata)
+        if is_mean:
+            ends = np.expm1(ends)
+        return float(ends[0]), float(ends[1])
+
+    def among_random(self, value: float, categories: Sequence[str]) -> dict[str, float]:
+        """Return the range over random cuts of the mean change of categories, and a value's place
+        in it."""
+        drawn = []
+        for reading in self.by_chance:
+            drawn.append(np.mean([self.change(reading, name) for name in categories]))
         return {
             "random_low": min(drawn),
             "random_high": max(drawn),
             "n_random": len(drawn),
-            "random_below": below,
+            "random_below": sum(other < value for other in drawn),
         }
 
+
+def transfer_rows(
+    model, tokenizer, selections: dict[str, fl.NeuronSelection], split: str, folder: Path
+) -> list[dict]:
+    """Read every cut on every category, on neutral pairs and on prose, beside random cuts."""
+    reader = Reader(model, tokenizer, split, folder)
+    readings = read_all(reader, selections, split)
+    nothing = fl.NeuronSelection({}, selections["all"].shape)
+    perplexity = reader.perplexity(nothing)
     rows = []
     for name, cut in selections.items():
-        for category in members:
-            cell = row(name, category, [(name, category, 1)])
-            cell |= {
-                "before": before[members[category]].mean(),
-                "after": after[name][members[category]].mean(),
-            }
-            rows.append(cell | among_random(cell["change"], [category]))
-        others = [other for other in categories if other != name]
-        rows.append(
-            row(
-                name,
-                "other attributes",
-                [(name, other, 1 / len(others)) for other in others],
-                "summary",
-            )
-        )
-        rows[-1] |= among_random(rows[-1]["change"], others)
-        rows.append(
-            {
-                "part": "cut",
-                "score": "guarded",
-                "neurons": NEURONS,
-                "split": "train",
-                "chosen_on": name,
-            }
-        )
-        rows[-1] |= {
+        rows += rows_of_cut(readings, name)
+        row = {
+            "part": "cut",
+            "score": "guarded",
+            "neurons": NEURONS,
+            "split": "train",
+            "chosen_on": name,
             "read_on": "perplexity",
-            "change": perplexity(cut) / price - 1,
+            "change": reader.perplexity(cut) / perplexity - 1,
             "cut": cut.to_json(),
         }
+        rows.append(row)
+    return rows + mean_rows(readings)
+
+
+def read_all(reader: Reader, selections: dict[str, fl.NeuronSelection], split: str) -> Readings:
+    """Read the uncut model, every cut, and random cuts as large as the one from all categories."""
+    before = reader.gaps(fl.NeuronSelection({}, selections["all"].shape))
+    after = {}
+    for name, cut in tqdm(selections.items(), desc="cuts", unit="cut"):
+        after[name] = reader.gaps(cut)
+    draws = fl.random_selections(selections["all"], N_RANDOM, seed=frozen.SEED)
+    by_chance = [reader.gaps(cut) for cut in tqdm(draws, desc="random cuts", unit="cut")]
+    pairs = reader.pairs + reader.gender
+    return Readings(
+        split=split,
+        categories=reader.categories,
+        labels=np.array(reader.labels()),
+        templates=np.array([pair.template for pair in pairs]),
+        words=np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in pairs]),
+        before=before,
+        after=after,
+        by_chance=by_chance,
+    )
+
+
+def rows_of_cut(readings: Readings, name: str) -> list[dict]:
+    """Return what a cut does to each category, and on average to those that did not choose it."""
+    rows = []
+    for category in [*readings.categories, GRAMMAR, "neutral"]:
+        row = readings.row("transfer", name, category, [(name, category, 1)])
+        members = readings.members(category)
+        row["before"] = readings.before[members].mean()
+        row["after"] = readings.after[name][members].mean()
+        row.update(readings.among_random(row["change"], [category]))
+        rows.append(row)
+    others = [other for other in readings.categories if other != name]
+    terms = [(name, other, 1 / len(others)) for other in others]
+    row = readings.row("summary", name, "other attributes", terms)
+    row.update(readings.among_random(row["change"], others))
+    return [*rows, row]
+
+
+def mean_rows(readings: Readings) -> list[dict]:
+    """Return means over the cuts of single categories, and the differences of these means."""
+    categories = readings.categories
     n = len(categories)
     own = [(name, name, 1 / n) for name in categories]
     others = [(a, b, 1 / n / (n - 1)) for a, b in itertools.permutations(categories, 2)]
     neutral = [(name, "neutral", 1 / n) for name in categories]
-    less = lambda terms: [(cut, name, -share) for cut, name, share in terms]  # noqa: E731
-    for label, terms in {
-        "own attribute": own,
-        "other attributes": others,
-        "neutral": neutral,
-        "own − other attributes": own + less(others),
-        "own − neutral": own + less(neutral),
-        "other attributes − neutral": others + less(neutral),
-    }.items():
-        rows.append(row("mean of cuts", label, terms, "summary"))
-        if (
-            "−" not in label
-        ):  # a difference within a single random cut would be one of categories alone
-            rows[-1] |= among_random(
-                rows[-1]["change"], ["neutral"] if label == "neutral" else categories
-            )
+    rows = []
+    for read_on, terms, random_on in (
+        ("own attribute", own, categories),
+        ("other attributes", others, categories),
+        ("neutral", neutral, ["neutral"]),
+    ):
+        row = readings.row("summary", "mean of cuts", read_on, terms)
+        row.update(readings.among_random(row["change"], random_on))
+        rows.append(row)
+    # a random cut has no category of its own, so these differences have no counterpart
+    for read_on, terms, less in (
+        ("own − other attributes", own, others),
+        ("own − neutral", own, neutral),
+        ("other attributes − neutral", others, neutral),
+    ):
+        negative = [(cut, name, -weight) for cut, name, weight in less]
+        rows.append(readings.row("summary", "mean of cuts", read_on, terms + negative))
     return rows
 
 
 def main() -> None:
-    """Measure, and write the table with its provenance in every row."""
+    """Measure, and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -382,30 +467,24 @@ def main() -> None:
     )
     split = parser.parse_args().split
     model, tokenizer = fl.load_model()
-    folder = ROOT / "build" / "shared" / bits_of(model)[:16]
-    pairs = chosen_pairs()
+    folder = frozen.BUILD / "shared" / bits_of(model)[:16]
+    pairs = pairs_by_category()
     tables: dict[str, dict[str, Tensor]] = {"article": {}, "attribution": {}}
-    for method, found in tables.items():
+    for method, scores in tables.items():
         for members in pairs.values():
-            found |= score_pairs(model, tokenizer, members, method, folder)
+            scores.update(score_pairs(model, tokenizer, members, method, folder))
     text = fl.load_text("calibration")
-    fisher = cached(
+    fisher = kept(
         folder,
         ["fisher", text],
         lambda: fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text),
     )
     rows = overlap_rows(tables, {"maw": fl.importance_scores(model), "fisher": fisher}, pairs)
-    rows += transfer_rows(
-        model,
-        tokenizer,
-        cuts(model, tokenizer, tables["attribution"], fisher, pairs),
-        split,
-        folder,
-    )
-    table = pd.DataFrame(rows).assign(**provenance(model), seed=SEED)
-    path = ROOT / "data" / "results/shared.csv"
-    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    print(f"{path.relative_to(ROOT)}: {len(table)} rows, cuts read on {split}")
+    selections = cuts(model, tokenizer, tables["attribution"], fisher, pairs)
+    rows += transfer_rows(model, tokenizer, selections, split, folder)
+    table = pd.DataFrame(rows).assign(**frozen.provenance(model), seed=frozen.SEED)
+    frozen.write_csv(table, "shared.csv")
+    print(f"cuts read on {split}")
 
 
 if __name__ == "__main__":

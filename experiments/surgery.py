@@ -5,15 +5,14 @@ the table.
 
 Neurons a layer × scope × bias weight × scale: 54 cuts, scored on the article's pair, read on it, on
 the same two words in sentences of the validation templates (held-out ones are kept for the lessons
-that judge), and on plain prose. Writes `data/results/surgery.csv`. Takes about ten minutes on 2 CPU
-cores.
+that judge), and on plain prose. Writes `data/results/surgery.csv`.
 """
 
 import itertools
 import time
 
+import frozen
 import pandas as pd
-from controls import ROOT, evaluation_text, provenance
 from tqdm import tqdm
 
 import fairlab as fl
@@ -26,49 +25,55 @@ SETTINGS = {
 }
 
 
-def measure(model, tokenizer) -> dict[str, float | str]:
-    """Return what one setting does: two texts and four numbers."""
+def read(model, tokenizer) -> dict[str, float | str]:
+    """Return what a model does: four numbers and two texts."""
     pair = fl.ARTICLE_PAIR
-    new = [
-        p for p in fl.load_pairs("race", split="validation") if p.attribute_a == pair.attribute_a
-    ]
+    new_pairs = []
+    for other in fl.load_pairs("race", split="validation"):
+        if other.attribute_a == pair.attribute_a:
+            new_pairs.append(other)
     text_a, text_b = fl.generate(model, tokenizer, [pair.prompt_a, pair.prompt_b])
+    evaluation_text = frozen.evaluation_text(tokenizer, part=0)
     return {
         "metric": fl.article_metric(model, tokenizer, pair),
         "gap, own pair": fl.next_token_divergence(model, tokenizer, [pair]).item(),
-        "gap, new sentences": fl.next_token_divergence(model, tokenizer, new).mean().item(),
-        "perplexity": fl.perplexity(model, tokenizer, evaluation_text(tokenizer, 0)),
+        "gap, new sentences": fl.next_token_divergence(model, tokenizer, new_pairs).mean().item(),
+        "perplexity": fl.perplexity(model, tokenizer, evaluation_text),
         "text_a": text_a,
         "text_b": text_b,
     }
 
 
+def changes(before: dict[str, float | str], after: dict[str, float | str]) -> dict:
+    """Return the relative changes of the numbers, and the new texts."""
+    row = {}
+    for name, value in after.items():
+        row[name] = value if isinstance(value, str) else value / before[name] - 1
+    return row
+
+
 def main() -> None:
-    """Measure, and write the relative changes with their provenance in every row."""
+    """Measure, and write the relative changes."""
     start = time.perf_counter()
     model, tokenizer = fl.load_model()
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     importance = fl.importance_scores(model, method="maw")
-    before = measure(model, tokenizer)
+    before = read(model, tokenizer)
     rows = []
     for values in tqdm(list(itertools.product(*SETTINGS.values())), unit="cut"):
-        count, scope, weight, scale = values
-        scores = fl.hybrid_scores(bias, importance, bias_weight=weight)
-        layers = len(scores) if scope == "model" else 1
-        selection = fl.select_neurons(scores, count=count * layers, scope=scope)
-        with fl.ablate(model, selection, scale=scale):
-            after = measure(model, tokenizer)
-        change = {
-            name: value if isinstance(value, str) else value / before[name] - 1
-            for name, value in after.items()
-        }
-        rows.append(dict(zip(SETTINGS, values, strict=True)) | change)
-    table = pd.DataFrame(rows).assign(
-        **provenance(model), seconds=round(time.perf_counter() - start)
-    )
-    path = ROOT / "data" / "results/surgery.csv"
-    table.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+        setting = dict(zip(SETTINGS, values, strict=True))
+        scores = fl.hybrid_scores(bias, importance, bias_weight=setting["bias_weight"])
+        count = setting["neurons_a_layer"]
+        if setting["scope"] == "model":
+            count *= len(scores)  # layers
+        selection = fl.select_neurons(scores, count=count, scope=setting["scope"])
+        with fl.ablate(model, selection, scale=setting["scale"]):
+            after = read(model, tokenizer)
+        rows.append({**setting, **changes(before, after)})
+    seconds = round(time.perf_counter() - start)
+    table = pd.DataFrame(rows)
     print(table.iloc[:, :8].round(3).to_string())
+    frozen.write_csv(table.assign(**frozen.provenance(model), seconds=seconds), "surgery.csv")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from fairlab.weights import find_weights
 
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
+    "test_a_comparison_is_frozen_in_the_form_of_controls",
     "test_a_file_is_split_by_sentence",
     "test_a_new_lesson_gets_badges_and_an_install_cell",
     "test_a_stopped_run_goes_on_from_its_cache",
@@ -36,28 +37,32 @@ SLOW = {
     "test_divergence_is_symmetric_and_bounded",
     "test_every_file_follows_the_address",
     "test_families_and_dtypes",
+    "test_gates_are_read_once_and_kept",
     "test_half_a_gguf_is_one_sentence",
     "test_importance_from_text_equals_a_slow_reference",
     "test_in_half_precision_the_batch_size_changes_nothing",
     "test_kill_9_while_saving_costs_no_model",
-    "test_what_n_items_can_show_has_the_power_that_it_promises",
     "test_nbval_follows_the_rule_and_names_lesson_cell_and_values",
     "test_of_a_model_folder_only_the_name_is_shown",
+    "test_quick_changes_are_those_of_compare",
     "test_refined_scores_do_not_depend_on_the_batch",
     "test_report_writes_page_and_numbers",
     "test_rows_are_what_the_functions_measure",
     "test_steps_take_the_gradient_halfway_with_the_neurons_group",
     "test_the_command_line_destroys_nothing",
+    "test_the_guard_is_measured",
     "test_the_headline_is_the_mean_over_categories",
     "test_the_interval_of_a_share_is_possible_and_covers",
     "test_the_metric_can_be_left_out",
     "test_the_model_stays_as_it_is",
     "test_the_numbers_are_the_tables_and_strict_json",
     "test_the_page_stands_alone_and_escapes_every_text",
+    "test_the_slope_forecasts_a_single_small_removal",
     "test_the_table_of_the_readme",
     "test_the_wheel_carries_the_data",
     "test_the_workflows_fit_the_schema",
     "test_what_is_pushed_reloads_with_stock_transformers",
+    "test_what_n_items_can_show_has_the_power_that_it_promises",
 }
 SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_report"}
 

@@ -1,0 +1,257 @@
+"""The scripts that freeze the tables of data/results, tried without the default model."""
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import fairlab as fl
+from tiny_models import tiny_model
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "experiments"
+HELPERS = ("frozen", "balanced")
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Return a function that imports a script; what it writes goes to a folder of this test."""
+    monkeypatch.syspath_prepend(FOLDER)
+    names = [*HELPERS, *SCRIPTS]
+    before = {name: sys.modules.pop(name, None) for name in names}
+    frozen = importlib.import_module("frozen")
+    monkeypatch.setattr(frozen, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(frozen, "RESULTS", tmp_path)
+    yield importlib.import_module
+    for name in names:
+        sys.modules.pop(name, None)
+        if before[name]:
+            sys.modules[name] = before[name]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model(intermediate_size=96, hidden_size=16)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Two categories and a short text."""
+    pairs = fl.load_pairs("race", split="validation")[:2]
+    pairs += fl.load_pairs("age", split="validation")[:2]
+    neutral = fl.load_pairs(split="validation", kind="neutral")[:2]
+    return fl.HeldOut(pairs, neutral, fl.load_text("evaluation")[:400])
+
+
+def readme_rows() -> list[tuple[str, list[str]]]:
+    """Read script and written files of each row of the table in experiments/README.md."""
+    rows = []
+    for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `") or line.startswith("| by hand"):
+            cells = [cell.strip() for cell in line.split("|")]
+            rows.append((cells[1].strip("`"), re.findall(r"`([^`]+)`", cells[2])))
+    return rows
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_a_script_runs_nothing(load, name, monkeypatch):
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("a model was loaded"))
+    module = load(name)
+    assert callable(module.main)
+    assert module.__doc__.count(f"python experiments/{name}.py")
+
+
+def test_scripts_import_from_helpers_alone():
+    imports = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)
+    for path in FOLDER.glob("*.py"):
+        imported = set(imports.findall(path.read_text(encoding="utf-8")))
+        assert not imported & set(SCRIPTS), path.name
+
+
+def test_every_frozen_table_has_one_script():
+    rows = readme_rows()
+    assert (
+        sorted(script.removesuffix(".py") for script, _ in rows if script != "by hand") == SCRIPTS
+    )
+    named = [name for _, names in rows for name in names]
+    assert len(named) == len(set(named))
+    assert {path.name for path in (ROOT / "data" / "results").iterdir()} <= set(named)
+    for script, names in rows:
+        if script != "by hand":
+            source = (FOLDER / script).read_text(encoding="utf-8")
+            for name in names:
+                stem = Path(name).stem.removesuffix("_draws")
+                assert re.search(rf'["/]{stem}(\.csv|\.json)?"', source), name
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_results_lists_the_tables():
+    command = ["make", "--no-print-directory", "results"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for script in SCRIPTS:
+        assert re.search(rf"^\| `{script}\.py` \|.*\| \d+ \|", run.stdout, re.MULTILINE), script
+
+
+def test_a_comparison_is_frozen_in_the_form_of_controls(load, tiny, tokenizer, small):
+    frozen = load("frozen")
+    cuts = {
+        "some · 1": fl.NeuronSelection({0: [1], 1: [2]}, (3, 96)),
+        "some · 2": fl.NeuronSelection({0: [1, 3], 1: [2, 5]}, (3, 96)),
+    }
+    comparison = fl.compare(tiny, tokenizer, cuts, small, n_random=2)
+    frozen.write(tiny, comparison.table, comparison.draws, "tiny", seconds=1.4)
+    for name in ("", "_draws"):
+        path = frozen.RESULTS / f"tiny{name}.csv"
+        written = pd.read_csv(path)
+        columns = pd.read_csv(ROOT / f"data/results/controls{name}.csv", nrows=0).columns
+        assert list(written.columns) == list(columns)
+        assert b"\r" not in path.read_bytes()
+        assert list(written.groupby(["method", "count"]).size().index) == [("some", 1), ("some", 2)]
+    # two cuts, headline of gap and metric, perplexity, two random cuts each
+    assert len(written) == 2 * 3 * 2
+    assert set(written.row) == {"headline", "text"}
+    table = pd.read_csv(frozen.RESULTS / "tiny.csv")
+    assert set(table.seconds) == {1}
+    assert table.change.to_numpy() == pytest.approx(comparison.table.change.to_numpy(), rel=1e-5)
+
+
+def test_what_is_kept_is_computed_once(load, tmp_path):
+    frozen = load("frozen")
+    path = tmp_path / "folder" / "kept.pt"
+    assert frozen.kept(path, lambda: torch.ones(2)).tolist() == [1, 1]
+    assert frozen.kept(path, lambda: pytest.fail("computed again")).tolist() == [1, 1]
+    assert [file.name for file in path.parent.iterdir()] == ["kept.pt"]
+
+
+def test_quick_changes_are_those_of_compare(load, tiny, tokenizer, small):
+    frozen = load("frozen")
+    cut = fl.NeuronSelection({0: range(60), 1: range(60)}, (3, 96))
+    before = frozen.quick_reading(tiny, tokenizer, small)
+    with fl.ablate(tiny, cut):
+        after = frozen.quick_reading(tiny, tokenizer, small)
+    changes = frozen.quick_changes(small, before, after)
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, small, n_random=1, metric=False).table
+    by_row = table.set_index("row").change
+    expected = {"headline": "headline", "neutral": "neutral", "perplexity": "text"}
+    for name, row in expected.items():
+        assert changes[name] == pytest.approx(by_row[row], rel=1e-3, abs=1e-5), name
+        assert abs(changes[name]) > 1e-4, name
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Three tables that could be scores of the tiny model."""
+    generator = torch.Generator().manual_seed(0)
+    bias, importance, neutral = torch.rand(3, 3, 96, generator=generator)
+    return {"bias": bias, "importance": importance + 0.1, "neutral": neutral / 4}
+
+
+def test_the_guard_is_measured(load, tiny, tokenizer, small, scores):
+    guard = load("guard")
+    ranks = guard.rank_correlations(tiny, tokenizer, scores, small.text, count=12)
+    assert len(ranks) == 3
+    assert all(-1 <= value <= 1 for value in ranks.values())
+    assert len(guard.settings()) == 27
+    assert {"charge": 0.85, "protect": 0.03, "floor": 4.0} in guard.settings()
+    table = guard.search(tiny, tokenizer, scores, small, guard.settings()[:2])
+    assert list(table.neurons) == [9, 9]
+    assert torch.isfinite(torch.tensor(table.to_numpy(dtype=float))).all()
+    changes = guard.perplexity_changes(tiny, tokenizer, scores, small, count=6)
+    assert changes["fisher"] != changes["maw"]
+
+
+def test_the_slope_forecasts_a_single_small_removal(load, tiny, tokenizer, small, scores):
+    """In a model whose neurons write little, a removal is what its slope says."""
+    guard = load("guard")
+    model = tiny_model(intermediate_size=96, hidden_size=16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight *= 1e-2
+    ranks = guard.rank_correlations(model.double(), tokenizer, scores, small.text, count=16)
+    assert ranks["slope and the rise"] > 0.99
+
+
+def test_balanced_gates_keep_their_promise(load, scores):
+    balanced = load("balanced")
+    gap, neutral = scores["bias"] - 0.5, scores["neutral"]
+    setting = {"count": 20, "goal": 2.0, "charge": 0.5, "floor": 1.0}
+    gates = balanced.balanced_gates(gap, scores["importance"], neutral, **setting)
+    turned = 1 - gates
+    assert (gates != 1).sum() == 20
+    assert gates.min() >= 0 and gates.max() <= 2
+    assert (turned * gap).sum().item() == pytest.approx(2.0, rel=1e-4)
+    # within the bounds, every gate is turned in proportion to gain / damage
+    damage = scores["importance"].double() ** 2
+    damage += damage.mean()
+    inside = (gates != 1) & (turned.abs() < 1)
+    shares = (turned * damage / (gap - 0.5 * neutral))[inside]
+    assert len(shares) > 3
+    assert torch.allclose(shares, shares[0].expand_as(shares), rtol=1e-3)
+    with pytest.raises(ValueError, match="goal: expected at most"):
+        balanced.balanced_gates(gap, scores["importance"], neutral, **{**setting, "goal": 50})
+
+
+def test_the_search_covers_what_was_chosen(load, tiny, tokenizer, small, scores):
+    search, tries = load("gates_search"), load("tries")
+    grid = search.settings()
+    assert len(grid) == 72
+    assert all(setting in grid for setting in tries.SETTINGS)
+    slopes = scores["bias"] - 0.5, scores["importance"], scores["neutral"]
+    small_grid = [
+        {"count": 12, "goal": 1.0, "charge": 0.5, "floor": 1.0},
+        {"count": 12, "goal": 50.0, "charge": 0.5, "floor": 1.0},  # out of reach
+    ]
+    table = search.search(tiny, tokenizer, slopes, torch.zeros(3, 96), small, small_grid)
+    assert list(table.goal) == [1.0]
+    assert list(table.columns[4:]) == ["headline", "neutral", "perplexity"]
+
+
+def test_the_best_allowed_setting_is_chosen(load):
+    search = load("gates_search")
+    table = pd.DataFrame(
+        [
+            (92, -0.5, 0.0, 0.02),  # too dear
+            (92, -0.4, 0.3, 0.0),  # neutral pairs move too much
+            (92, -0.1, 0.0, 0.0),
+            (92, -0.2, 0.0, 0.009),
+            (276, -0.5, 0.0, 0.019),
+        ],
+        columns=["count", "headline", "neutral", "perplexity"],
+    )
+    chosen = search.choose(table, -0.1, 0.1)
+    assert chosen.headline.tolist() == [-0.2, -0.1, -0.5]
+
+
+def test_gates_are_dealt_to_random_neurons_in_order(load, tiny, tokenizer, small):
+    tries = load("tries")
+    values = torch.ones(3, 96)
+    values[1, [4, 9]] = torch.tensor([0.5, 1.5])
+    toward = torch.full((3, 96), 0.2)
+    gates = tries.Gates("some · 2", values, toward)
+    assert gates.selection.neurons == {1: (4, 9)}
+    other = torch.ones(3, 96)
+    other[1, [3, 80]] = torch.tensor([0.5, 1.5])
+    with fl.gate(tiny, other, toward):
+        expected = fl.next_token_divergence(tiny, tokenizer, small.pairs)
+    with gates.on(tiny, fl.NeuronSelection({1: [80, 3]}, (3, 96))):
+        assert torch.equal(fl.next_token_divergence(tiny, tokenizer, small.pairs), expected)
+
+
+def test_gates_are_read_once_and_kept(load, tiny, tokenizer, small, monkeypatch):
+    frozen, tries = load("frozen"), load("tries")
+    monkeypatch.setattr(frozen, "validation", lambda tokenizer: small)
+    values = torch.ones(3, 96)
+    values[1, [4, 9]] = 0.0
+    gates = tries.Gates("mean · 2", values, torch.zeros(3, 96))
+    comparison = tries.read(tiny, tokenizer, gates, "validation")
+    assert comparison.table.n_random.max() == 10
+    monkeypatch.setattr(fl, "compare", lambda *a, **k: pytest.fail("measured again"))
+    again = tries.read(tiny, tokenizer, gates, "validation")
+    pd.testing.assert_frame_equal(again.table, comparison.table)
