@@ -576,6 +576,20 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
     assert table.loc["headline", "p"] == pytest.approx(sign_flip_test(np.array(relative), labels))
 
 
+def test_the_same_words_in_two_categories_are_two_attribute_pairs():
+    case = case_without_a_model()
+    pairs = list(case.held_out.pairs)
+    first = pairs[0]
+    for place, pair in enumerate(pairs):
+        if (pair.attribute_a, pair.attribute_b) == ("old", "young"):
+            words = {"attribute_a": first.attribute_a, "attribute_b": first.attribute_b}
+            pairs[place] = replace(pair, **words)
+    held_out = fl.HeldOut(pairs, case.held_out.neutral, "A text.")
+    table, _ = rows.case_tables(replace(case, held_out=held_out))
+    headline = table[(table.measure == "gap") & (table.row == "headline")].iloc[0]
+    assert (headline.attributes, headline.attributes_resampled) == (5, 5)
+
+
 def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
     case = case_without_a_model()
     table, _ = rows.case_tables(case)

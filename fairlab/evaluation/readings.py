@@ -132,6 +132,7 @@ class KeptReadings:
 
     def __init__(self, folder: Path, read: Callable[[NeuronSelection], Reading]):
         self.folder, self.read = folder, read
+        folder.mkdir(parents=True, exist_ok=True)  # what can't be written is told before the work
 
     def __call__(self, cut: NeuronSelection) -> Reading:
         """Return the reading of a cut: from its file, or else measured now."""
@@ -146,7 +147,6 @@ class KeptReadings:
             return reading
 
     def _keep(self, path: Path, reading: Reading) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         arrays = {field.name: getattr(reading, field.name) for field in fields(reading)}
         with part.open("wb") as file:

@@ -186,14 +186,17 @@ def _test_and_counts(
     shares = [(after[group] - before[group]) / before[group].mean() for group in groups]
     templates = clusters["templates"][index]
     words, strata = clusters["words"][index], clusters["strata"][index]
-    distinct = set(zip(strata, words, strict=True))
-    moving = set(words[resampled(words, strata)])
+    # the same words in two categories are two attribute pairs
+    attributes = np.array(
+        [f"{stratum} {word}" for stratum, word in zip(strata, words, strict=True)]
+    )
+    moving = attributes[resampled(words, strata)]
     return {
         "p": sign_flip_test(np.concatenate(shares), templates),
         "pairs": len(index),
         "templates": len(set(templates)),
-        "attributes": len(distinct),
-        "attributes_resampled": len(moving),
+        "attributes": len(set(attributes)),
+        "attributes_resampled": len(set(moving)),
     }
 
 
