@@ -354,7 +354,7 @@ def valid_pairs(tokenizer, pairs, name):
 
 def is_causal(method):
     """Say whether a method asks what causes the gap: its scores are guarded, not hybrid."""
-    return method.partition("+")[0] in ("guarded", "attribution", "patching")
+    return method == "guarded" or method.partition("+")[0] in ("attribution", "patching")
 
 
 def score_tables(loaded, pairs, method, bias_weight):
@@ -369,7 +369,7 @@ def score_tables(loaded, pairs, method, bias_weight):
             pairs,
             neutral_pairs(loaded[1], None, split="train"),
             text=text,
-            method="attribution" if bias_method == "guarded" else bias_method,
+            method="attribution" if method == "guarded" else bias_method,
             importance=importance_method or "fisher",
         )
     bias = fl.bias_scores(*loaded, pairs, method=bias_method)

@@ -337,6 +337,7 @@ def test_a_file_with_splits_keeps_them(run, pairs_csv, monkeypatch):
         (["compare", "--pairs", "rase"], "category: expected one of age, appearance"),
         (["score", "--method", "magic"], "method: expected one of"),
         (["score", "--method", "article+magic"], "method: expected one of"),
+        (["score", "--method", "guarded+maw"], "method: expected one of"),
         (["prune", "--fraction", "0.001", "--out", "cut"], "is less than one neuron"),
         (["report", "--out", "page.txt"], "out: expected a name that ends in .html"),
         (["diagnose", "--pairs", "missing.csv"], "path: no such file: missing.csv"),

@@ -239,10 +239,14 @@ def _number(value: float | None) -> str:
 
 def _figure_by_category(comparison: Comparison) -> Axes:
     """Draw the change of the gap, one line a row of the table."""
+    gaps = comparison.table[comparison.table["measure"] == "gap"]
+    without_pronouns = gaps["row"] == "without pronouns"
     rows = _each_as_a_cut(comparison.table)
     draws = _each_as_a_cut(comparison.draws)
     ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(rows)), layout="constrained").subplots()
     plot_comparison(rows, draws=draws, ax=ax).set_title("")
+    labels = list(gaps["category"].mask(without_pronouns, gaps["category"] + " without pronouns"))
+    ax.set_yticks(range(len(labels)), labels, parse_math=False)
     # below, not at the right: the figure has to be readable on a telephone
     ax.get_legend().remove()
     legend = ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -254,9 +258,7 @@ def _figure_by_category(comparison: Comparison) -> Axes:
 def _each_as_a_cut(table: pd.DataFrame) -> pd.DataFrame:
     """Name the rows of the gap as if each were a cut of its own, so that one figure holds them."""
     rows = table[table["measure"] == "gap"]
-    without_pronouns = rows["row"] == "without pronouns"
-    names = rows["category"].mask(without_pronouns, rows["category"] + " without pronouns")
-    return rows.assign(selection=names, row="headline")
+    return rows.assign(selection=rows["row"] + " " + rows["category"], row="headline")
 
 
 def _data_address(ax: Axes) -> str:
