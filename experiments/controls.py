@@ -5,7 +5,8 @@
 Six ways to choose neurons, each at 1, 3 and 15 neurons a layer, all scored on pairs whose template
 and words are both in the train split (or on the article's own pair), are read on pairs whose
 template and words were both held out, each beside 20 random cuts of the same size. Writes
-`data/results/controls.csv`. A run that was stopped goes on from `build/controls/`.
+`controls.csv` and `controls_draws.csv` in `data/results/`. A run that was stopped goes on from
+`build/controls/`.
 """
 
 import frozen

@@ -6,7 +6,7 @@
 floors of the damage (`balanced.py`). All are scored on pairs whose template and words are both in
 the train split, and read on the validation pairs and the first part of the evaluation text. A
 setting whose goal so many neurons can't reach has no row. Writes `data/results/gates_search.csv`,
-and prints the settings that `choose` finds, which `tries.py` takes.
+and prints the settings that `choose` finds, to hold against `CHOSEN` of `tries.py`.
 """
 
 import itertools

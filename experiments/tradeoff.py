@@ -3,12 +3,12 @@ the best cut.
 
     python experiments/tradeoff.py
 
-Seven ways to choose, at 3 and 9 neurons a layer (0.2 and 0.6 %), scored on pairs whose template and
-words are both in the train split, read on pairs whose template and words were both held out, each
-beside 20 random cuts of the same size; the cut `BEST` also beside random cuts that are matched on
-damage. The options of `guarded_scores` were chosen on the validation templates. Writes
-`data/results/tradeoff.csv` and `data/results/selection_guarded.json`. A run that was stopped goes
-on from `build/tradeoff/`.
+Seven ways to choose, at 3 neurons a layer, four of them also at 9 (0.2 and 0.6 %), scored on pairs
+whose template and words are both in the train split, read on pairs whose template and words were
+both held out, each beside 20 random cuts of the same size; the cut `BEST` also beside random cuts
+that are matched on damage. The options of `guarded_scores` were chosen on the validation templates.
+Writes `tradeoff.csv`, `tradeoff_draws.csv` and `selection_guarded.json` in `data/results/`. A run
+that was stopped goes on from `build/tradeoff/`.
 """
 
 import random

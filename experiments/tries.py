@@ -11,12 +11,12 @@ template and words are both in the train split, and read on the validation pairs
 draws of as many neurons in each layer with the same gates: 20 for removals and balanced gates, 10
 for the others.
 
-The settings in `CHOSEN` come from `gates_search.py`. They alone are read on the held-out pairs,
-scored again on train and validation pairs together; the smaller one also as it was. The perplexity
-that chose was read on the first part of the evaluation text; the held-out rows have theirs from the
-second, which chose nothing.
+The settings in `CHOSEN` were found in a search such as `gates_search.py` repeats. They alone are
+read on the held-out pairs, scored again on train and validation pairs together; the smaller one
+also as it was. The perplexity that chose was read on the first part of the evaluation text; the
+held-out rows have theirs from the second, which chose nothing.
 
-Writes `data/results/tries.csv`, and the gates of the smaller size to
+Writes `tries.csv` and `tries_draws.csv` in `data/results/`, and the gates of the smaller size to
 `data/results/gates_balanced.csv`. A run that was stopped goes on from `build/tries/` and
 `build/tradeoff/`; delete these to start anew.
 """

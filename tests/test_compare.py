@@ -617,9 +617,7 @@ def test_the_frozen_controls_are_complete():
     headline = table[(table.row == "headline") & (table.measure == "gap")]
     assert len(headline) == 18
     told = headline[headline.specificity_high < 0]
-    assert [*zip(told.method, told["count"], strict=True)] == [
-        ("importance alone", 1)
-    ]  # the README says so
+    assert [*zip(told.method, told["count"], strict=True)] == [("importance alone", 1)]
     assert told.high.item() > 0
 
 

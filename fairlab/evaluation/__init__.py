@@ -2,5 +2,5 @@
 
 Contents: `readings` (what is measured under one cut), `chance` (random cuts of the same size),
 `flattening` (what a mere temperature does at the same price), `rows` (changes, intervals, tests and
-sentences), `compare` (all of it as one table).
+sentences), `compare` (all of it, as a `Comparison`).
 """

@@ -1,4 +1,4 @@
-"""Cuts beside their controls, as one table.
+"""Cuts beside their controls: the table, its random draws and the readings behind it.
 
 Contents: `compare`, `Comparison`.
 """
@@ -42,7 +42,7 @@ class Comparison:
     Parameters
     ----------
     table : DataFrame
-        One row a selection, measure and category; see `compare`.
+        One row a selection, measure, `row` and category; see `compare`.
     draws : DataFrame
         The change under every random cut, one row each: `selection`, `measure`, `row` and
         `category` as in the table; `kind` ("random", or the name of a matched table), `draw` (a
