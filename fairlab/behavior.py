@@ -41,7 +41,7 @@ def generate(
 ) -> list[str]:
     """Continue each prompt by beam search, with the article's settings.
 
-    Without sampling and without a chat template.
+    There is no sampling and no chat template.
 
     Parameters
     ----------

@@ -55,8 +55,8 @@ def bias_scores(
 ) -> Tensor:
     """Score every MLP neuron by how much it differs between the two prompts of a pair.
 
-    Or, with a causal method, by how much of the difference in behaviour it causes; averaged over
-    pairs.
+    With a causal method: by how much of the difference in behaviour it causes. Scores are averaged
+    over pairs.
 
     Parameters
     ----------

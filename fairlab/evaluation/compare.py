@@ -3,7 +3,7 @@
 Contents: `compare`, `Comparison`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -257,7 +257,9 @@ def _random_cuts(
     return controls
 
 
-def _read_each_once(read, cuts: list[NeuronSelection]) -> dict[str, Reading]:
+def _read_each_once(
+    read: Callable[[NeuronSelection], Reading], cuts: list[NeuronSelection]
+) -> dict[str, Reading]:
     """Read each different cut once; return the readings by the cut's JSON."""
     different = {cut.to_json(): cut for cut in cuts}
     readings = {}

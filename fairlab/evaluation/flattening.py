@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq, minimize_scalar
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
@@ -44,7 +45,7 @@ def flattened_gaps(
     scales = [lowest_scale(SCALES, losses, price) for price in prices]
     gaps = np.zeros((1 + len(scales), len(pairs)))
 
-    def see_next(batch: PairBatch, log_p) -> None:
+    def see_next(batch: PairBatch, log_p: Tensor) -> None:
         for number, scale in enumerate([1.0, *scales]):
             flat = (log_p * scale).log_softmax(-1)  # (prompts, vocabulary)
             gaps[number, batch.pairs] = divergence(flat, batch).cpu()

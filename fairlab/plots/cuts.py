@@ -182,7 +182,7 @@ def plot_dose_response(
 ) -> Axes:
     """Draw the change against the number of neurons cut.
 
-    A line a method with its intervals; the range of random cuts in grey.
+    Each method is a line with its intervals; the range of random cuts is grey.
 
     Parameters
     ----------

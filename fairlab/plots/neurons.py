@@ -71,8 +71,8 @@ def plot_score_plane(
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how many neurons each set shares with the others.
 
-    Against two lines: a strip for chance, and a band a set for what it shares with sets chosen on
-    neutral words (from the lowest to the highest, the mean as a tick).
+    Behind the counts stand a strip for chance and, for each set, a band for what it shares with
+    sets chosen on neutral words (from the lowest to the highest, with the mean as a tick).
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def _overlap_legend(ax: Axes) -> None:
 def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw what a cut chosen on one category (row) does to the gap of another (column).
 
-    In per cent.
+    The numbers are per cent.
 
     Cells hold the change and its interval, and are pale where the interval contains 0. A frame
     marks a cut read on its own category; neutral words stand apart; the last row is the range of

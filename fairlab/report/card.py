@@ -7,6 +7,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -94,5 +95,6 @@ def escaped(line: object) -> str:
     return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text)
 
 
-def escaped_lines(lines) -> list[str]:
+def escaped_lines(lines: Iterable[object]) -> list[str]:
+    """Return several texts, each as one line of Markdown in which nothing is markup."""
     return [escaped(line) for line in lines]

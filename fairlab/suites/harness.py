@@ -36,7 +36,7 @@ def run_lm_eval(
 ) -> pd.DataFrame:
     """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
 
-    No examples before the question, no chat template.
+    No examples stand before the question, and there is no chat template.
 
     The texts before and after which a probability is asked, and what counts as right, are the
     harness's own. What it puts before a text without context (CrowS-Pairs, WikiText) is
