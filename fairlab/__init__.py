@@ -1,8 +1,9 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
-→ `models` → `passes` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` → `surgery` →
-`recipes`, `planting`, `evaluation` → `suites` → `plots` → `widgets`, `report` → `cli`. The names
+→ `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` →
+`surgery` → `gating` → `recipes`, `planting`, `evaluation` → `suites` → `plots` → `widgets`,
+`report` → `cli`. The names
 that lessons use are here; nothing runs on import, and a room is opened when the first of its names
 is used.
 
@@ -19,18 +20,22 @@ from fairlab._version import __version__ as __version__
 _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
+    "decisions": ("decision_gap", "summarize_decisions"),
     "diagnosis": ("article_metric", "layer_differences", "project_pair"),
     "evaluation.chance": ("random_selections",),
     "evaluation.compare": ("Comparison", "compare"),
     "evaluation.readings": ("HeldOut",),
     "files": ("data_path", "load_text"),
     "gates": ("gate",),
+    "gating": ("NeuronGates", "balanced_gates", "fold_gates", "gated"),
     "models": ("decoder_layers", "describe_model", "load_model"),
     "pairs": (
         "ARTICLE_PAIR",
+        "Outcomes",
         "PromptPair",
         "build_pairs",
         "check_pairs",
+        "load_outcomes",
         "load_pairs",
         "read_pairs",
     ),

@@ -1,8 +1,8 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores` or `patching_scores`;
-`importance_scores`, which calls `weight_scores` or `fisher_scores`; `hybrid_scores` and
-`guarded_scores`, which combine the two kinds.
+Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores`, `decision_scores` or
+`patching_scores`; `importance_scores`, which calls `weight_scores` or `fisher_scores`;
+`hybrid_scores` and `guarded_scores`, which combine the two kinds.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a
 difference of activations: a neuron with a high one *reacts* to the word. Whether it *causes* a
@@ -10,7 +10,7 @@ difference of behaviour is another question, which attribution and patching ask.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import next_token_divergence
 from fairlab.capture import neuron_differences
+from fairlab.decisions import DecisionBatch, decision_batches, decision_gap, decisions
 from fairlab.gates import gate_slopes
 from fairlab.models import glu_blocks, glu_weights
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.pairs import Outcomes, PromptPair, as_pairs
 from fairlab.passes import (
     PairBatch,
     check_option,
@@ -51,6 +52,7 @@ def bias_scores(
     method: Literal["activation", "article", "optipfair", "attribution", "patching"] = "activation",
     signed: bool = False,
     relative: bool = False,
+    outcome: Literal["gap", "decision"] = "gap",
     batch_size: int = 32,
 ) -> Tensor:
     """Score every MLP neuron by how much it differs between the two prompts of a pair.
@@ -67,6 +69,9 @@ def bias_scores(
         Only with "activation": see `difference_scores`.
     relative : bool
         Only with "attribution" and "patching": see `attribution_scores`.
+    outcome : str
+        "gap": how different the two predictions are. "decision", only with "attribution": who is
+        treated worse, `decision_scores`.
 
     Returns
     -------
@@ -77,10 +82,18 @@ def bias_scores(
     Raises
     ------
     ValueError
-        An unknown method, `signed` or `relative` with a method that does not take it, or what the
-        functions above refuse.
+        An unknown method or outcome, `signed`, `relative` or `outcome` with a method that does not
+        take it, or what the functions above refuse.
     """
     check_option("method", method, (*DIFFERENCE_METHODS, *CAUSAL_METHODS))
+    check_option("outcome", outcome, ("gap", "decision"))
+    if outcome == "decision":
+        if method != "attribution" or relative or signed:
+            raise ValueError(
+                "outcome: expected gap, or decision with method='attribution' alone; got decision "
+                f"with method={method!r}, relative={relative!r}, signed={signed!r}"
+            )
+        return decision_scores(model, tokenizer, pairs, batch_size=batch_size)
     if method in DIFFERENCE_METHODS:
         if relative:
             raise ValueError(
@@ -170,6 +183,7 @@ def attribution_scores(
     pairs: Sequence[PromptPair],
     *,
     relative: bool = False,
+    toward: Tensor | None = None,
     batch_size: int = 32,
 ) -> Tensor:
     """Score every MLP neuron by how much the gap narrows if the neuron is removed, to first order.
@@ -179,8 +193,9 @@ def attribution_scores(
         ∂gap/∂m at m = 1
 
     with m * h in place of h, the input of `down_proj`: one m a neuron, for all tokens of both
-    prompts. The gap is that of `next_token_divergence`, averaged over pairs. One forward and one
-    backward pass a batch score all neurons.
+    prompts (`m · h + (1 − m) · toward` where that is given). The gap is that of
+    `next_token_divergence`, averaged over pairs. One forward and one backward pass a batch score
+    all neurons.
 
     Parameters
     ----------
@@ -188,6 +203,9 @@ def attribution_scores(
         Score the effect on the headline of `compare`: in each category the mean over pairs is
         divided by the mean gap of these pairs, then the mean over categories is taken. Without it
         the category with the largest gap decides: mostly gender, by he and she.
+    toward : Tensor, optional
+        Shape (layers, neurons), such as `fairlab.gating.mean_activations`: score a move toward it
+        in place of a removal.
 
     Returns
     -------
@@ -211,7 +229,70 @@ def attribution_scores(
     gap is nearly straight along the mask of a neuron with a small effect, and bends where the
     effect is large. For the few neurons that are to be cut, see `refine_scores`.
     """
-    return _effect_on_gap(_attribution_table, model, tokenizer, pairs, relative, batch_size)
+    table = partial(_attribution_table, toward=toward)
+    return _effect_on_gap(table, model, tokenizer, pairs, relative, batch_size)
+
+
+@full_precision()
+def decision_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    outcomes: Mapping[str, Outcomes] | None = None,
+    toward: Tensor | None = None,
+    batch_size: int = 32,
+) -> Tensor:
+    """Score every MLP neuron by how much nearer to 0 the decision gap comes if it is removed, to
+    first order.
+
+    ::
+
+        mean over categories of ∂ |mean decision gap| / ∂m at m = 1
+
+    with m as in `attribution_scores`, and `decision_gap` averaged over the pairs of a category
+    before the absolute value: a neuron gets credit for treating one group worse as a rule, not for
+    what cancels between sentences.
+
+    Parameters
+    ----------
+    outcomes : dict of str to Outcomes, optional
+        As in `decision_gap`.
+    toward : Tensor, optional
+        As in `attribution_scores`.
+
+    Returns
+    -------
+    Tensor
+        Float32 on the CPU, shape (layers, neurons), in nats; higher = cut first. Positive: the
+        removal brings the two groups nearer; 0: no effect to first order.
+
+    Raises
+    ------
+    ValueError
+        What `decision_gap` refuses, a model without GLU neurons, layers of unequal width, or
+        gradients that are not finite.
+    """
+    glu_blocks(model)  # refuses a model without GLU neurons
+    pairs = as_pairs(pairs)
+    gaps = decision_gap(model, tokenizer, pairs, outcomes=outcomes, batch_size=batch_size)
+    categories = [pair.category for pair in pairs]
+    different = list(dict.fromkeys(categories))
+    weights = torch.zeros(len(pairs))  # ± 1 / (pairs of the category · categories)
+    for category in different:
+        members = torch.tensor([other == category for other in categories])
+        sign = gaps[members].mean().sign().float()
+        weights[members] = sign / members.sum() / len(different)
+    slopes = 0  # then (layers, neurons)
+    for batch in decision_batches(model, tokenizer, pairs, outcomes, batch_size=batch_size):
+        measure = partial(_weighted_decisions, model, batch, weights[batch.pairs])
+        slopes = slopes + gate_slopes(model, measure, toward=toward)
+    return _score_table(slopes, "activations or gradients")
+
+
+def _weighted_decisions(model: PreTrainedModel, batch: DecisionBatch, weights: Tensor) -> Tensor:
+    gaps = decisions(model, batch)  # (pairs,)
+    return (gaps * weights.to(gaps)).sum()
 
 
 @full_precision()
@@ -270,9 +351,11 @@ def _attribution_table(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PromptPair],
     batch_size: int,
+    toward: Tensor | None,
 ) -> Tensor:
-    batches = pair_batches(model, tokenizer, pairs, batch_size=batch_size)
-    slopes = sum(gate_slopes(model, partial(_sum_of_gaps, model, batch)) for batch in batches)
+    slopes = 0  # then (layers, neurons)
+    for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
+        slopes = slopes + gate_slopes(model, partial(_sum_of_gaps, model, batch), toward=toward)
     return _score_table(slopes / len(pairs), "activations or gradients")
 
 
@@ -437,7 +520,13 @@ def _row_sizes(weight: Tensor, method: str) -> Tensor:
 
 
 @full_precision()
-def fisher_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
+def fisher_scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    toward: Tensor | None = None,
+) -> Tensor:
     """Score every MLP neuron by how sensitive the loss on a text is to it.
 
     ::
@@ -454,6 +543,8 @@ def fisher_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
         tokenised as a whole and cut into chunks of 256 tokens, or fewer where the model reads fewer
         (BOS stands before each, where the tokenizer adds one), which run one at a time. A remainder
         shorter than a chunk is dropped; a text shorter than a chunk is one chunk.
+    toward : Tensor, optional
+        As in `attribution_scores`.
 
     Returns
     -------
@@ -477,7 +568,7 @@ def fisher_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
     check_ready(model, longest=max(map(len, chunks)))
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
-        slopes = gate_slopes(model, partial(chunk_loss, model, chunk))
+        slopes = gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward)
         squares = squares + _score_table(slopes, "activations or gradients") ** 2
     return (squares / len(chunks)).sqrt()
 

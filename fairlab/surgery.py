@@ -131,7 +131,7 @@ class NeuronSelection:
             Not JSON; other keys than "shape", "how" and "neurons"; a layer named twice; layers or
             indices that are no whole numbers.
         """
-        data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+        data = json.loads(text, object_pairs_hook=refuse_repeated_keys)
         if not isinstance(data, dict) or set(data) != {"shape", "how", "neurons"}:
             got = ", ".join(data) if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"text: expected the keys shape, how and neurons; got {got}")
@@ -150,7 +150,7 @@ class NeuronSelection:
         return cls(by_layer, tuple(shape), str(data["how"]))
 
 
-def _refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
+def refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
     """Make the dict of a JSON object; plain `json.loads` keeps the last of equal keys."""
     keys = [key for key, _ in items]
     if len(set(keys)) < len(keys):
@@ -308,7 +308,7 @@ def refine_scores(
     if not 0 <= charge < math.inf:
         raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
     shortlist = select_neurons(scores, count=count, scope="model")
-    _matching_blocks(model, shortlist)
+    matching_blocks(model, shortlist)
     gain = _gap_decreases(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
     if neutral is not None:
         side_effect = _gap_decreases(model, tokenizer, as_pairs(neutral), shortlist, batch_size)
@@ -389,7 +389,7 @@ def ablate(
     """
     if not isinstance(scale, (int, float)) or not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
-    _matching_blocks(model, selection)
+    matching_blocks(model, selection)
     precise = torch.promote_types(model.dtype, torch.float32)
     gates = torch.ones(selection.shape, dtype=precise)  # (layers, neurons)
     for layer, indices in selection.neurons.items():
@@ -424,7 +424,7 @@ def prune(
         A selection for a model of another shape, a model without GLU neurons, or one inside
         `ablate` or `record`, whose hooks a copy would keep for ever.
     """
-    blocks = _matching_blocks(model, selection)
+    blocks = matching_blocks(model, selection)
     refuse_own_hooks(model)
     if inplace:
         _shrink_in_place(blocks, selection)
@@ -573,7 +573,7 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
 
 
-def _matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
+def matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
     """Return the MLPs of a model; refuse a selection for a model of another shape."""
     blocks = glu_blocks(model)
     widths = {mlp.down_proj.in_features for mlp in blocks}

@@ -23,7 +23,6 @@ SLOW = {
     "test_a_stopped_run_goes_on_from_its_cache",
     "test_an_address_elsewhere_is_refused",
     "test_an_empty_cut_changes_nothing",
-    "test_another_ablation_is_that_of_the_random_cuts_too",
     "test_batches_give_what_single_prompts_give",
     "test_bbq_with_one_pass_a_context_is_the_same",
     "test_binder_takes_the_repository",

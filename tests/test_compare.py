@@ -1,6 +1,5 @@
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,9 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab import passes
+from fairlab import gating, passes
 from fairlab.behavior import PRONOUNS
-from fairlab.evaluation import compare, flattening, readings, rows
+from fairlab.evaluation import chance, compare, flattening, readings, rows
 from fairlab.statistics import jackknife_interval, sign_flip_test
 from tiny_models import tiny_model
 
@@ -131,28 +130,77 @@ def test_random_cuts_are_those_of_the_seed(tiny, tokenizer, data, cut, measured)
     assert row.random_below == sum(change < row.change for change in changes)
 
 
-def test_another_ablation_is_that_of_the_random_cuts_too(tiny, tokenizer, data, cut):
-    doubled = partial(fl.ablate, scale=2.0)
-    held_out = fl.HeldOut(**data)
+def test_random_controls_of_gates_are_gates(tiny, tokenizer, data, cut):
+    means = gating.mean_activations(tiny, tokenizer, fl.load_text("calibration"))
+    rows = {0: {1: (0.5, means[0, 1].item()), 5: (2.0, 0.1)}, 2: {0: (0.0, -0.2)}}
+    gates = fl.NeuronGates(rows, (3, 24))
     measured = fl.compare(
-        tiny, tokenizer, {"cut": cut}, held_out, n_random=2, seed=1, ablation=doubled
+        tiny, tokenizer, {"gates": gates, "cut": cut}, fl.HeldOut(**data), n_random=2, seed=1
     )
     before, after = fl.perplexity(tiny, tokenizer, TEXT), []
-    for some in (cut, *fl.random_selections(cut, 2, seed=1)):
-        with doubled(tiny, some):
+    for some in (gates, *chance.random_gates(gates, 2, seed=1, means=means)):
+        with fl.gated(tiny, some):
             after.append(fl.perplexity(tiny, tokenizer, TEXT))
-    row = row_of(measured.table, "perplexity", "text")
+    of_gates = measured.table[measured.table.selection == "gates"]
+    row = row_of(of_gates, "perplexity", "text")
     assert (row.before, row.after) == pytest.approx((before, after[0]), rel=1e-5)
-    assert draws_of(measured, "perplexity", "text") == pytest.approx(
+    drawn = measured.draws[measured.draws.selection == "gates"]
+    assert drawn[drawn.measure == "perplexity"].change.tolist() == pytest.approx(
         [value / before - 1 for value in after[1:]], abs=2e-5
     )
 
 
-def test_an_ablation_that_is_none_is_refused(tiny, tokenizer, data, cut):
-    with pytest.raises(
-        TypeError, match="ablation: expected a context manager of a model and a selection; got 0.5"
-    ):
-        fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), ablation=0.5)
+def test_random_gates_keep_the_gates_and_take_their_own_means():
+    gates = fl.NeuronGates({0: {1: (0.5, 9.0), 5: (2.0, 9.0)}, 2: {0: (0.0, 9.0)}}, (3, 24))
+    means = torch.arange(72.0).view(3, 24)
+    drawn = chance.random_gates(gates, 8, seed=3, means=means)
+    places = set()
+    for some in drawn:
+        assert {layer: len(row) for layer, row in some.gates.items()} == {0: 2, 2: 1}
+        assert sorted(value for value, _ in some.gates[0].values()) == [0.5, 2.0]
+        for layer, row in some.gates.items():
+            for neuron, (_, toward) in row.items():
+                assert toward == means[layer, neuron]
+                places.add((layer, neuron))
+    assert len(places) > 8, "other neurons in each draw"
+    assert drawn == chance.random_gates(gates, 8, seed=3, means=means)
+    for some in chance.random_gates(gates, 2):
+        assert some.moves_toward_zero
+
+
+def test_decision_rows_are_the_means_of_the_decision_gaps(tiny, tokenizer, data, cut):
+    known = data["pairs"][0].template
+    lists = fl.Outcomes(harsher=("reject", "refuse"), kinder=("accept", "hire"))
+    others = [pair.template for pair in data["pairs"] if pair.template != known]
+    outcomes = {known: lists, others[0]: lists}
+    held_out = fl.HeldOut(**data, outcomes=outcomes)
+    measured = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, n_random=2, metric=False)
+    sizes = []
+    for category in ("race", "gender"):
+        pairs = [p for p in data["pairs"] if p.category == category and p.template in outcomes]
+        before = fl.decision_gap(tiny, tokenizer, pairs, outcomes=outcomes).mean().item()
+        with fl.ablate(tiny, cut):
+            after = fl.decision_gap(tiny, tokenizer, pairs, outcomes=outcomes).mean().item()
+        row = row_of(measured.table, "decision", category)
+        assert (row.before, row.after) == pytest.approx((before, after), abs=1e-5)
+        assert row.change == pytest.approx(abs(after) - abs(before), abs=1e-5)
+        assert row.low < row.change < row.high
+        assert (row.pairs, row.templates) == (len(pairs), 2)
+        assert "decision gap" in row.sentence and "nats" in row.sentence
+        sizes.append((abs(before), abs(after)))
+    headline = row_of(measured.table, "decision", "headline")
+    assert (headline.before, headline.after) == pytest.approx(np.mean(sizes, 0), abs=1e-5)
+    assert headline.change == pytest.approx(headline.after - headline.before, abs=1e-6)
+    neutral = row_of(measured.table, "decision", "neutral")
+    changes = []
+    some = [pair for pair in data["neutral"] if pair.template in outcomes]
+    for draw in fl.random_selections(cut, 2):
+        with fl.ablate(tiny, draw):
+            after = fl.decision_gap(tiny, tokenizer, some, outcomes=outcomes).mean().item()
+        changes.append(abs(after) - abs(neutral.before))
+    assert draws_of(measured, "decision", "neutral") == pytest.approx(changes, abs=1e-5)
+    bare = fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data, outcomes={}), n_random=1)
+    assert "decision" not in bare.table.measure.tolist()
 
 
 def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path):
@@ -439,10 +487,6 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
         ),
         ({"pairs": []}, "pairs: expected at least one"),
         ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b="A tired")]}, "same number of tokens"),
-        (
-            {"cache": "kept", "ablation": partial(fl.ablate, scale=2.0)},
-            "cache: expected None with an ablation",
-        ),
         ({"match": {"damage": torch.zeros(3, 25)}}, "match: expected a table of shape"),
         ({"n_random": 0}, "n: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),
@@ -517,7 +561,8 @@ def case_without_a_model():
         losses = np.repeat(draw.normal(3, 1, 10), 64)  # 10 blocks of 64 tokens that are all alike
         gaps = scale * draw.lognormal(0, 0.8, size) * factor
         losses = losses + draw.normal(0, 0.01, len(losses))
-        return readings.Reading(gaps, gaps, np.full(size, np.nan), losses, np.array(0.0))
+        nothing = np.full(size, np.nan)
+        return readings.Reading(gaps, gaps, nothing, nothing, losses, np.array(0.0))
 
     held_out = fl.HeldOut(race + age, neutral, "A text.")
     before, after = reading(1.0), reading(0.7)

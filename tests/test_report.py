@@ -228,7 +228,7 @@ def test_what_was_not_held_out_is_said():
         ({"model": tiny_model(intermediate_size=25)}, "model has 3 layers of 25"),
         ({"chosen_on": []}, "pairs: expected at least one"),
         ({"several": True}, "comparison: expected one selection; got cut, b"),
-        ({"removed": False}, "expected cuts tried by fairlab.ablate"),
+        ({"gates": True}, "expected a NeuronSelection; got NeuronGates"),
         ({"headline": False}, "expected one row of the gap, headline"),
     ],
 )
@@ -237,8 +237,9 @@ def test_bad_input_writes_nothing(tiny, measured, tmp_path, changes, message):
     comparison = options["comparison"]
     if options.pop("several", False):
         comparison = replace(comparison, selections={"cut": CUT, "b": CUT})
-    if not options.pop("removed", True):
-        comparison = replace(comparison, removed=False)
+    if options.pop("gates", False):
+        gates = fl.NeuronGates({0: {1: (0.5, 0)}}, CUT.shape)
+        comparison = replace(comparison, selections={"cut": gates})
     if not options.pop("headline", True):
         table = comparison.table
         comparison = replace(comparison, table=table[table.row != "headline"])

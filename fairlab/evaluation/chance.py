@@ -1,6 +1,6 @@
-"""Random cuts of the same size: what removing so many neurons does by itself.
+"""Random cuts and gates of the same size: what changing so many neurons does by itself.
 
-Contents: `random_selections`.
+Contents: `random_selections`, `random_gates`.
 """
 
 import random
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fairlab.gating import NeuronGates
 from fairlab.surgery import NeuronSelection
 
 NEIGHBOURS = 20  # a matched random cut takes one of so many neurons with a similar value
@@ -57,6 +58,47 @@ def random_selections(
             note += ", matched"
         cuts.append(NeuronSelection(neurons, selection.shape, note))
     return cuts
+
+
+def random_gates(
+    gates: NeuronGates,
+    n: int,
+    *,
+    seed: int = 0,
+    match: Tensor | None = None,
+    means: Tensor | None = None,
+) -> list[NeuronGates]:
+    """Give the same gates to random neurons, as many in each layer.
+
+    Parameters
+    ----------
+    gates : NeuronGates
+        What is to be imitated. In each layer its gates go, in their order, to neurons in random
+        order.
+    n, seed, match
+        As in `random_selections`.
+    means : Tensor of shape (layers, neurons), optional
+        Toward what each neuron moves, such as `mean_activations`; 0 by default. A neuron must move
+        toward its own mean, not toward that of the one it stands in for.
+
+    Raises
+    ------
+    ValueError
+        As `random_selections`.
+    """
+    means = torch.zeros(gates.shape) if means is None else means
+    copies = []
+    for cut in random_selections(gates.selection, n, seed=seed, match=match):
+        rows = {}
+        for layer, neurons in cut.neurons.items():
+            values = [gate for gate, _ in gates.gates[layer].values()]
+            order = random.Random(f"{cut.how} {layer}").sample(neurons, len(neurons))
+            rows[layer] = {
+                neuron: (value, means[layer, neuron].item())
+                for neuron, value in zip(order, values, strict=True)
+            }
+        copies.append(NeuronGates(rows, gates.shape, cut.how.replace("cut", "gates")))
+    return copies
 
 
 def _check_match(match: Tensor, selection: NeuronSelection) -> None:

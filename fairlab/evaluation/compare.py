@@ -12,10 +12,9 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.evaluation.chance import random_selections
+from fairlab.evaluation.chance import random_gates, random_selections
 from fairlab.evaluation.flattening import flattened_gaps
 from fairlab.evaluation.readings import (
-    Ablation,
     HeldOut,
     KeptReadings,
     Reading,
@@ -24,14 +23,17 @@ from fairlab.evaluation.readings import (
     read_cut,
 )
 from fairlab.evaluation.rows import Case, case_tables
+from fairlab.files import load_text
+from fairlab.gating import NeuronGates, applied, mean_activations
 from fairlab.pairs import encode_pair
 from fairlab.passes import progress
-from fairlab.surgery import NeuronSelection, ablate
+from fairlab.surgery import NeuronSelection
 
 MEASURES = {  # name in the readings → field of `Reading`
     "gap": "gap",
     "gap without pronouns": "gap_without_pronouns",
     "metric": "metric",
+    "decision": "decision",
 }
 
 
@@ -50,8 +52,8 @@ class Comparison:
     readings : DataFrame
         What was read of each pair: `selection`, `measure`, `kind` ("demographic" or "neutral"),
         `category`, `template`, the two attributes, `before` and `after`.
-    selections : dict of str to NeuronSelection
-        The cuts, by name.
+    selections : dict of str to NeuronSelection or NeuronGates
+        The cuts and gates, by name.
     held_out : HeldOut
         What they were judged on.
     weights_sha256 : str
@@ -60,8 +62,6 @@ class Comparison:
         The precision of the numbers, such as "float32".
     seed : int
         Of the random cuts.
-    removed : bool
-        Whether the neurons were switched off (`fairlab.ablate`), not acted on in another way.
     seconds : float
         What measuring took, whenever it was done.
     """
@@ -69,19 +69,18 @@ class Comparison:
     table: pd.DataFrame
     draws: pd.DataFrame
     readings: pd.DataFrame
-    selections: Mapping[str, NeuronSelection]
+    selections: Mapping[str, NeuronSelection | NeuronGates]
     held_out: HeldOut
     weights_sha256: str
     dtype: str
     seed: int
-    removed: bool
     seconds: float
 
 
 def compare(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    selections: Mapping[str, NeuronSelection],
+    selections: Mapping[str, NeuronSelection | NeuronGates],
     held_out: HeldOut,
     *,
     n_random: int = 20,
@@ -89,24 +88,23 @@ def compare(
     metric: bool = True,
     match: Mapping[str, Tensor] | None = None,
     cache: str | Path | None = None,
-    ablation: Ablation = ablate,
 ) -> Comparison:
-    """Measure what cuts do, each beside its controls.
+    """Measure what cuts and gates do, each beside its controls.
 
-    The controls are random cuts of the same size, neutral prompts, and a mere flattening of all
-    predictions at the same price.
-
-    Every cut is tried by `ablation`, so the model stays as it is.
+    The controls are random ones of the same kind and size, neutral prompts, and a mere flattening
+    of all predictions at the same price. Cuts are tried by `ablate` and gates by `gated`, so the
+    model stays as it is.
 
     Parameters
     ----------
-    selections : dict of str to NeuronSelection
-        The cuts, by name.
+    selections : dict of str to NeuronSelection or NeuronGates
+        The cuts and gates, by name.
     held_out : HeldOut
         Pairs, neutral pairs and a text that did not choose the neurons.
     n_random : int
         Random cuts with the same count in each layer, shared by all selections that have the same
-        counts.
+        counts. Of gates: the same gates on random neurons, which move toward their own means over
+        `load_text("calibration")` if the gates' neurons move toward something else than 0.
     seed : int
         Of the random cuts.
     metric : bool
@@ -119,23 +117,22 @@ def compare(
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
         was. A reading is used again only for the same cut, tokens and versions, and a model with
         the same weights, settings, precision and hooks.
-    ablation : callable
-        `ablation(model, selection)`: a context manager, such as `partial(fairlab.ablate,
-        scale=0.5)`, under which every cut is read, the random ones too. It must do nothing for an
-        empty selection. Not together with a cache, which could not tell one from another.
 
     Returns
     -------
     Comparison
         Its `table` has one row a selection, measure and category. `measure`: "gap" (next-token
-        divergence, nats), "metric" (the article's, activation units) or "perplexity". `row` says
+        divergence, nats), "decision" (`decision_gap`, nats, of pairs whose template has outcomes),
+        "metric" (the article's, activation units) or "perplexity". `row` says
         what a row is: "category", one of those in the pairs, named in `category`; "without
         pronouns", the gap of gender with pronouns left out; "headline", the mean over categories of
         the relative change; "neutral", the neutral pairs; "text", the perplexity. Columns:
 
         - `before`, `after`: means over pairs, of the headline over the categories' means; `change`:
           after / before − 1, 0 if nothing changed, of the headline the mean of the categories'
-          changes (so not of `before` and `after`);
+          changes (so not of `before` and `after`). Of decisions, which have a sign, `change` is
+          |after| − |before| in nats, below 0 where the two groups are treated more alike; of the
+          headline the three are means over categories, of absolute values;
         - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %
           (`jackknife_interval` over templates, and over attribute pairs within their category,
           where it has two or more; over blocks of 64 tokens for perplexity). NaN with one template;
@@ -164,16 +161,17 @@ def compare(
     Raises
     ------
     ValueError, TypeError
-        No selection, one for another model, bad pairs or text, `n_random` below 1, a bad table in
-        `match`, a cache together with an ablation; before anything is measured.
+        No selection, one for another model, bad pairs or text, `n_random` below 1 or a bad table in
+        `match`; before anything is measured.
     """
-    _check(model, tokenizer, selections, held_out, cache, ablation)
-    tables = {"random": None, **(match or {})}
-    controls = _random_cuts(selections, tables, n_random, seed)
-    read = partial(read_cut, model, tokenizer, held_out, ablation=ablation, metric=metric)
+    _check(model, tokenizer, selections, held_out)
+    read = partial(read_cut, model, tokenizer, held_out, metric=metric)
     if cache is not None:
         key = cache_key(model, tokenizer, held_out, metric=metric)
         read = KeptReadings(Path(cache) / key, read)
+    tables = {"random": None, **(match or {})}
+    means = _means_if_needed(model, tokenizer, selections)
+    controls = _random_cuts(selections, tables, n_random, seed, means)
 
     shape = next(iter(selections.values())).shape
     before = read(NeuronSelection({}, shape))
@@ -206,7 +204,6 @@ def compare(
         weights_sha256=bits_of(model),
         dtype=dtype,
         seed=seed,
-        removed=ablation is ablate,
         seconds=sum(float(reading.seconds) for reading in (before, *readings.values())),
     )
 
@@ -214,10 +211,8 @@ def compare(
 def _check(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    selections: Mapping[str, NeuronSelection],
+    selections: Mapping[str, NeuronSelection | NeuronGates],
     held_out: HeldOut,
-    cache: str | Path | None,
-    ablation: Ablation,
 ) -> None:
     """Refuse what can't be measured, before any time is spent."""
     if not selections:
@@ -227,38 +222,48 @@ def _check(
             "held_out: expected fairlab.HeldOut(pairs, neutral, text); got "
             f"{type(held_out).__name__}"
         )
-    if not callable(ablation):
-        raise TypeError(
-            f"ablation: expected a context manager of a model and a selection; got {ablation!r}"
-        )
-    if cache is not None and ablation is not ablate:
-        raise ValueError(
-            "cache: expected None with an ablation, which it can't tell from another; "
-            f"got {cache!r}"
-        )
-    for selection in selections.values():
-        with ablation(model, selection):  # refuses a cut for another model
+    for cut in selections.values():
+        with applied(model, cut):  # refuses a cut for another model
             pass
     for pair in held_out.everything:
         encode_pair(tokenizer, pair)
 
 
+def _means_if_needed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selections: Mapping[str, NeuronSelection | NeuronGates],
+) -> Tensor | None:
+    """Return toward what random neurons move, if any of the gates move toward something."""
+    for cut in selections.values():
+        if isinstance(cut, NeuronGates) and not cut.moves_toward_zero:
+            return mean_activations(model, tokenizer, load_text("calibration"))
+    return None
+
+
 def _random_cuts(
-    selections: Mapping[str, NeuronSelection],
+    selections: Mapping[str, NeuronSelection | NeuronGates],
     tables: Mapping[str, Tensor | None],
     n_random: int,
     seed: int,
-) -> dict[tuple[str, str], list[NeuronSelection]]:
-    """Draw the random cuts of every selection, of each kind."""
+    means: Tensor | None,
+) -> dict[tuple[str, str], list[NeuronSelection] | list[NeuronGates]]:
+    """Draw the random cuts or gates of every selection, of each kind."""
     controls = {}
     for name, cut in selections.items():
         for kind, match in tables.items():
-            controls[name, kind] = random_selections(cut, n_random, seed=seed, match=match)
+            if isinstance(cut, NeuronSelection):
+                drawn = random_selections(cut, n_random, seed=seed, match=match)
+            else:
+                toward = None if cut.moves_toward_zero else means
+                drawn = random_gates(cut, n_random, seed=seed, match=match, means=toward)
+            controls[name, kind] = drawn
     return controls
 
 
 def _read_each_once(
-    read: Callable[[NeuronSelection], Reading], cuts: list[NeuronSelection]
+    read: Callable[[NeuronSelection | NeuronGates], Reading],
+    cuts: list[NeuronSelection | NeuronGates],
 ) -> dict[str, Reading]:
     """Read each different cut once; return the readings by the cut's JSON."""
     different = {cut.to_json(): cut for cut in cuts}
@@ -289,4 +294,5 @@ def _readings_table(
             part.insert(0, "selection", name)
             parts.append(part)
     table = pd.concat(parts, ignore_index=True)
-    return table.dropna(subset="after", ignore_index=True)  # the metric, where it was not measured
+    # the metric where it was not measured, and decisions without outcomes
+    return table.dropna(subset="after", ignore_index=True)

@@ -8,8 +8,7 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,9 +22,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab._version import __version__
 from fairlab.behavior import PRONOUNS
 from fairlab.capture import run_pairs
+from fairlab.decisions import decision_gap
 from fairlab.diagnosis import article_points
+from fairlab.gating import NeuronGates, applied
 from fairlab.models import decoder_layers
-from fairlab.pairs import PromptPair, as_pairs, prompt_ids
+from fairlab.pairs import Outcomes, PromptPair, as_pairs, load_outcomes, prompt_ids
 from fairlab.passes import (
     PairBatch,
     divergence,
@@ -48,6 +49,9 @@ class HeldOut:
         attributes say what belongs together.
     text : str
         Plain prose for the perplexity; not the calibration text.
+    outcomes : dict of str to Outcomes, optional
+        Template → a harsher and a kinder list of continuations, for the decision gap;
+        `load_outcomes()` by default. Pairs whose template has none are left out of that measure.
 
     Raises
     ------
@@ -58,12 +62,15 @@ class HeldOut:
     pairs: Sequence[PromptPair]
     neutral: Sequence[PromptPair]
     text: str
+    outcomes: Mapping[str, Outcomes] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", as_pairs(self.pairs))
         object.__setattr__(self, "neutral", as_pairs(self.neutral))
         if not isinstance(self.text, str):
             raise TypeError(f"text: expected a string; got {type(self.text).__name__}")
+        if self.outcomes is None:
+            object.__setattr__(self, "outcomes", load_outcomes())
 
     @property
     def everything(self) -> list[PromptPair]:
@@ -78,6 +85,7 @@ class Reading:
     gap: NDArray  # (pairs,) in nats
     gap_without_pronouns: NDArray  # (pairs,) in nats
     metric: NDArray  # (pairs,) in units of activation; NaN where it was not measured
+    decision: NDArray  # (pairs,) in nats; NaN where the template has no outcomes
     losses: NDArray  # (tokens,) of the text, in nats
     seconds: NDArray  # how long it took, one number
 
@@ -87,19 +95,16 @@ class Reading:
         return float(self.losses.mean())
 
 
-Ablation = Callable[[PreTrainedModel, NeuronSelection], AbstractContextManager]
-
-
 def read_cut(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: HeldOut,
-    cut: NeuronSelection,
-    ablation: Ablation,
+    cut: NeuronSelection | NeuronGates,
     *,
     metric: bool,
 ) -> Reading:
-    """Measure gaps, the article's metric and the losses of the text while a cut is in place."""
+    """Measure gaps, the article's metric, decisions and the losses of the text while a cut, or
+    gates, are in place."""
     pairs = held_out.everything
     points = article_points(model) if metric else []
     places = len(points) * len(decoder_layers(model))
@@ -117,24 +122,39 @@ def read_cut(
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
         gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
 
-    with ablation(model, cut):
+    with applied(model, cut):
         run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, positions="all")
+        decision = _known_decisions(model, tokenizer, held_out)
         losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan
     seconds = np.array(time.perf_counter() - start)
-    arrays = (gap, gap_without_pronouns, distance, losses)
+    arrays = (gap, gap_without_pronouns, distance, decision, losses)
     return Reading(*(values.numpy() for values in arrays), seconds)
+
+
+def _known_decisions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut
+) -> Tensor:
+    """Return the decision gap of each pair, NaN where its template has no outcomes."""
+    pairs = held_out.everything
+    known = [index for index, pair in enumerate(pairs) if pair.template in held_out.outcomes]
+    table = torch.full((len(pairs),), torch.nan)
+    if known:
+        some = [pairs[index] for index in known]
+        gaps = decision_gap(model, tokenizer, some, outcomes=held_out.outcomes)
+        table[known] = gaps.float()
+    return table
 
 
 class KeptReadings:
     """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was."""
 
-    def __init__(self, folder: Path, read: Callable[[NeuronSelection], Reading]):
+    def __init__(self, folder: Path, read: Callable[[NeuronSelection | NeuronGates], Reading]):
         self.folder, self.read = folder, read
         folder.mkdir(parents=True, exist_ok=True)  # what can't be written is told before the work
 
-    def __call__(self, cut: NeuronSelection) -> Reading:
+    def __call__(self, cut: NeuronSelection | NeuronGates) -> Reading:
         """Return the reading of a cut: from its file, or else measured now."""
         name = hashlib.sha256(cut.to_json().encode()).hexdigest()[:24]
         path = self.folder / f"{name}.npz"
@@ -169,6 +189,10 @@ def cache_key(
     first = torch.tensor([tokens[0]], device=model.device)  # (1, tokens)
     with full_precision(), torch.no_grad():
         answer = model(input_ids=first, use_cache=False).logits
+    outcomes = [
+        [template, *map(list, (lists.harsher, lists.kinder))]
+        for template, lists in sorted(held_out.outcomes.items())
+    ]
     facts = {
         "weights": bits_of(model),
         "answer": _digest(answer),
@@ -176,6 +200,7 @@ def cache_key(
         "tokens": tokens,
         "text": tokenizer(held_out.text, verbose=False).input_ids,
         "pronouns": list(single_token_ids(tokenizer, PRONOUNS)),
+        "outcomes": outcomes,
         "metric": metric,
         "versions": [__version__, torch.__version__, transformers.__version__],
     }

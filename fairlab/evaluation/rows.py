@@ -40,7 +40,7 @@ class Case:
 class RowSpec:
     """Which pairs, and which of their readings, a row is made of."""
 
-    measure: str  # "gap" or "metric"
+    measure: str  # "gap", "metric" or "decision"
     row: str  # "category", "without pronouns", "headline" or "neutral"
     category: str
     reading: str  # the field of `Reading`
@@ -55,12 +55,19 @@ def case_tables(case: Case) -> tuple[pd.DataFrame, pd.DataFrame]:
         changes = _chance_changes(case, spec)
         rows.append(_pairs_row(case, spec, clusters, changes))
         draws += _draw_rows(rows[-1], changes)
+    for spec in _decision_specs(case):
+        drawn = {
+            kind: [_decision_change(case.before, reading, spec) for reading in readings]
+            for kind, readings in case.chance.items()
+        }
+        rows.append(_decision_row(case, spec, clusters, drawn))
+        draws += _draw_rows(rows[-1], drawn)
     rows.append(_text_row(case))
     draws += _draw_rows(rows[-1], _chance_prices(case))
 
     table = pd.DataFrame(rows)
     table["p_holm"] = np.nan
-    for measure in ("gap", "metric"):
+    for measure in ("gap", "metric", "decision"):
         tested = (table.measure == measure) & (table.row == "category")
         table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
     table["sentence"] = [sentence(row) for row in table.to_dict("records")]
@@ -103,6 +110,77 @@ def _row_specs(case: Case) -> list[RowSpec]:
         for row, members in (("headline", list(groups.values())), ("neutral", neutral)):
             specs.append(RowSpec(measure, row, SPECIAL_LABELS[row], measure, members))
     return specs
+
+
+def _decision_specs(case: Case) -> list[RowSpec]:
+    """List the rows about decisions: of the pairs that have outcomes, if there are any."""
+    known = ~np.isnan(case.before.decision)
+    specs = []
+    for spec in _row_specs(case):
+        groups = [group[known[group]] for group in spec.groups]
+        groups = [group for group in groups if len(group)]
+        if spec.measure == "gap" and spec.row != "without pronouns" and groups:
+            specs.append(RowSpec("decision", spec.row, spec.category, "decision", groups))
+    return specs
+
+
+def _decision_change(before: Reading, after: Reading, spec: RowSpec) -> float:
+    """Return by how much farther from 0 the mean decision gap of a group is, in nats; the mean over
+    groups."""
+    changes = []
+    for group in spec.groups:
+        changes.append(abs(after.decision[group].mean()) - abs(before.decision[group].mean()))
+    return float(np.mean(changes))
+
+
+def _decision_row(
+    case: Case, spec: RowSpec, clusters: dict[str, NDArray], drawn: dict[str, list[float]]
+) -> dict:
+    """Return a row about decisions: signed means in nats, of the headline mean absolute ones."""
+    before, after = case.before.decision, case.after.decision
+    means = np.array([[before[group].mean(), after[group].mean()] for group in spec.groups])
+    if spec.row == "headline":
+        means = abs(means)
+    row = {"selection": case.name, "measure": "decision", "row": spec.row}
+    row["category"] = spec.category
+    row["before"], row["after"] = means.mean(0)
+    row["change"] = _decision_change(case.before, case.after, spec)
+    row["low"], row["high"] = _decision_interval(before, after, spec.groups, clusters)
+    index = np.concatenate(spec.groups)
+    counts = _counts(index, clusters)
+    # flipping signs tests the signed change, which is what a single category has
+    signed = after[index] - before[index]
+    templates = clusters["templates"][index]
+    p = math.nan if spec.row == "headline" else sign_flip_test(signed, templates)
+    row.update(p=p, **counts)
+    for kind, changes in drawn.items():
+        row.update(_place_among(row["change"], changes, kind))
+    return row
+
+
+def _decision_interval(
+    before: NDArray, after: NDArray, groups: Sequence[NDArray], clusters: dict[str, NDArray]
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over groups of |mean after| − |mean before|."""
+    index = np.concatenate(groups)
+    # three columns a group, whose sums are: before, after, number of pairs
+    columns = np.zeros((len(index), 3 * len(groups)))
+    start = 0
+    for number, group in enumerate(groups):
+        rows = slice(start, start + len(group))
+        columns[rows, 3 * number] = before[group]
+        columns[rows, 3 * number + 1] = after[group]
+        columns[rows, 3 * number + 2] = 1
+        start += len(group)
+
+    def formula(sums: NDArray) -> NDArray:
+        change = np.abs(sums[:, 1::3]) - np.abs(sums[:, 0::3])  # (cases, groups)
+        return (change / sums[:, 2::3]).mean(1)
+
+    labels = [clusters["templates"][index], clusters["words"][index]]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        low, high = jackknife_interval(columns, formula, labels, strata=clusters["strata"][index])
+    return float(low), float(high)
 
 
 def _neutral(case: Case) -> NDArray:
@@ -184,7 +262,12 @@ def _test_and_counts(
     index = np.concatenate(groups)
     # each pair's change as a share of its group's mean, so that no group outweighs the others
     shares = [(after[group] - before[group]) / before[group].mean() for group in groups]
-    templates = clusters["templates"][index]
+    p = sign_flip_test(np.concatenate(shares), clusters["templates"][index])
+    return {"p": p, **_counts(index, clusters)}
+
+
+def _counts(index: NDArray, clusters: dict[str, NDArray]) -> dict[str, int]:
+    """Count the pairs and their clusters."""
     words, strata = clusters["words"][index], clusters["strata"][index]
     # the same words in two categories are two attribute pairs
     attributes = np.array(
@@ -192,9 +275,8 @@ def _test_and_counts(
     )
     moving = attributes[resampled(words, strata)]
     return {
-        "p": sign_flip_test(np.concatenate(shares), templates),
         "pairs": len(index),
-        "templates": len(set(templates)),
+        "templates": len(set(clusters["templates"][index])),
         "attributes": len(set(attributes)),
         "attributes_resampled": len(set(moving)),
     }
@@ -334,6 +416,7 @@ def _change_in_words(row: dict) -> str:
         "gap": "the gap",
         "metric": "the article's metric",
         "perplexity": "perplexity",
+        "decision": "the decision gap",
     }
     places = {
         "category": f" for {row['category']}",
@@ -342,10 +425,15 @@ def _change_in_words(row: dict) -> str:
         "neutral": " of neutral pairs",
         "text": "",
     }
-    words = f"{subjects[row['measure']]}{places[row['row']]} changes by {row['change']:+.1%}"
+    words = f"{subjects[row['measure']]}{places[row['row']]} "
+    if row["measure"] == "decision":
+        words += f"goes from {row['before']:+.3f} to {row['after']:+.3f} nats, its size changes by "
+    else:
+        words += "changes by "
+    words += _amount(row, "change")
     if math.isnan(row["low"]):
         return words
-    interval = f"interval {row['low']:+.1%} … {row['high']:+.1%}"
+    interval = f"interval {_amount(row, 'low')} … {_amount(row, 'high')}"
     if row["templates"]:
         interval += f", {row['templates']} templates"
         if row["attributes_resampled"]:
@@ -360,7 +448,13 @@ def _chance_in_words(row: dict) -> str:
     ties = row["n_random"] - row["random_above"] - row["random_below"]
     if ties:
         words += f", equal to {ties}"
-    return f"{words} ({row['random_low']:+.1%} … {row['random_high']:+.1%})"
+    return f"{words} ({_amount(row, 'random_low')} … {_amount(row, 'random_high')})"
+
+
+def _amount(row: dict, column: str) -> str:
+    """Write a change: in nats for decisions, else in per cent."""
+    form = "+.3f" if row["measure"] == "decision" else "+.1%"
+    return format(row[column], form)
 
 
 def _relation_to_neutral(row: dict) -> str:

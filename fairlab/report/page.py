@@ -81,8 +81,8 @@ def write_report(
     ------
     ValueError
         A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a
-        comparison of several selections, by another ablation, or with another model; an empty list
-        of pairs. Nothing is written then.
+        comparison of several selections, of gates, or with another model; an empty list of pairs.
+        Nothing is written then.
     """
     path = Path(path)
     if path.suffix != ".html":
@@ -112,9 +112,10 @@ def _only_selection(comparison: Comparison) -> NeuronSelection:
     selections = comparison.selections
     if len(selections) != 1:
         raise ValueError(f"comparison: expected one selection; got {', '.join(selections)}")
-    if not comparison.removed:  # the page says that the neurons were switched off
-        raise ValueError("comparison: expected cuts tried by fairlab.ablate; got another ablation")
-    return next(iter(selections.values()))
+    selection = next(iter(selections.values()))
+    if not isinstance(selection, NeuronSelection):  # the page says that neurons were switched off
+        raise ValueError(f"comparison: expected a NeuronSelection; got {selection!r}")
+    return selection
 
 
 def _check_model(

@@ -1,0 +1,281 @@
+"""Who is treated worse: how much likelier a harsh outcome is for one group than for the other.
+
+Contents: `decision_gap`; `summarize_decisions`, its means with intervals; `decision_batches` and
+`decisions`, which scores and comparisons use.
+
+The Jensen–Shannon gap says that two predictions differ, not in whose favour. Here each sentence has
+two short lists of continuations, a harsher and a kinder outcome for the person it is about.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
+from fairlab.passes import at_least_float32, check_ready, full_precision, is_half, progress
+from fairlab.statistics import jackknife_interval
+
+Tokens = tuple[int, ...]
+
+
+@full_precision()
+def decision_gap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    outcomes: Mapping[str, Outcomes] | None = None,
+    batch_size: int = 32,
+) -> Tensor:
+    """Compute for each pair how much likelier a harsh outcome is for prompt a than for prompt b.
+
+    ::
+
+        log-odds(prompt) = ln mean p(harsher | prompt) − ln mean p(kinder | prompt)
+        gap = log-odds(prompt a) − log-odds(prompt b)
+
+    The means are over the continuations of each list; p of a continuation is the product over its
+    tokens.
+
+    Parameters
+    ----------
+    outcomes : dict of str to Outcomes, optional
+        Template → its two lists, `load_outcomes()` by default.
+
+    Returns
+    -------
+    Tensor
+        Float32 on the CPU (float64 for a float64 model), shape (pairs,), in nats, of either sign.
+        Positive: the harsher outcome is likelier for the first word, the group that the stereotype
+        targets. 0: as likely for both. 0.1 is odds that are 10 % higher. It depends on the
+        continuations that were written, so read it beside neutral pairs.
+
+    Raises
+    ------
+    ValueError
+        No pairs, an invalid pair, a pair whose template has no outcomes, or a continuation that the
+        tokenizer merges with the end of the prompt.
+    """
+    pairs = as_pairs(pairs)
+    gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
+    for batch in decision_batches(model, tokenizer, pairs, outcomes, batch_size=batch_size):
+        with torch.no_grad():
+            gaps[batch.pairs] = decisions(model, batch).cpu().to(gaps.dtype)
+    return gaps
+
+
+def summarize_decisions(
+    pairs: Sequence[PromptPair], gaps: Tensor | Sequence[float]
+) -> pd.DataFrame:
+    """Average the decision gaps of each category, with intervals.
+
+    Parameters
+    ----------
+    gaps : Tensor or list of float
+        What `decision_gap` returned for these pairs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a category, in the order of the pairs: `category`, `gap` (mean, nats), `low`, `high`
+        (95 % interval, `jackknife_interval` over templates and over word pairs, where there are two
+        or more; NaN with one template), `pairs`, `templates`, `words`.
+
+    Raises
+    ------
+    ValueError
+        As many gaps as pairs are needed.
+    """
+    pairs = as_pairs(pairs)
+    values = np.asarray(gaps, dtype=float)
+    if values.shape != (len(pairs),):
+        raise ValueError(f"gaps: expected one of each of {len(pairs)} pairs; got {values.shape}")
+    facts = pd.DataFrame(
+        {
+            "category": [pair.category for pair in pairs],
+            "template": [pair.template for pair in pairs],
+            "words": [f"{pair.attribute_a} / {pair.attribute_b}" for pair in pairs],
+            "gap": values,
+        }
+    )
+    rows = []
+    for category, group in facts.groupby("category", sort=False):
+        columns = np.stack([group.gap, np.ones(len(group))], 1)
+        labels = [group.template.to_numpy(), group.words.to_numpy()]
+        low, high = jackknife_interval(columns, lambda sums: sums[:, 0] / sums[:, 1], labels)
+        rows.append(
+            {
+                "category": category,
+                "gap": group.gap.mean(),
+                "low": low,
+                "high": high,
+                "pairs": len(group),
+                "templates": group.template.nunique(),
+                "words": group.words.nunique(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class DecisionBatch:
+    """Prompts with the beginnings of their continuations, and where to read which token.
+
+    Attributes
+    ----------
+    input_ids, attention_mask : Tensors of shape (rows, tokens)
+        A prompt, or a prompt with all but the last token of a continuation; padded on the right.
+    rows, positions, targets : Tensors of shape (steps,)
+        Token `targets` is predicted at `positions` of `rows`.
+    continuation_of : Tensor of shape (steps,)
+        Which continuation this token belongs to.
+    list_of : Tensor of shape (continuations,)
+        Which list a continuation belongs to: 4 · pair + 2 · side + outcome.
+    shares : Tensor of shape (continuations,)
+        1 / the length of its list.
+    pairs : Tensor of shape (pairs,), on the CPU
+        Index of each pair in the caller's list.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    continuation_of: Tensor
+    list_of: Tensor
+    shares: Tensor
+    pairs: Tensor
+
+
+def decisions(model: PreTrainedModel, batch: DecisionBatch) -> Tensor:
+    """Compute the decision gaps of a batch, in nats, shape (pairs,), with gradients if these are
+    enabled."""
+    kept, column = batch.positions.unique(return_inverse=True)
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        use_cache=False,
+        logits_to_keep=kept,
+    ).logits  # (rows, kept, vocabulary)
+    log_p = at_least_float32(logits[batch.rows, column]).log_softmax(-1)  # (steps, vocabulary)
+    of_tokens = log_p.gather(1, batch.targets[:, None])[:, 0]  # (steps,)
+
+    # tokens → continuations → lists → log-odds of both prompts
+    zeros = of_tokens.new_zeros(len(batch.list_of))
+    of_continuations = zeros.index_add(0, batch.continuation_of, of_tokens)
+    weighted = of_continuations.exp() * batch.shares.to(of_tokens.dtype)
+    of_lists = weighted.new_zeros(4 * len(batch.pairs)).index_add(0, batch.list_of, weighted)
+    log_mean = of_lists.log().view(-1, 2, 2)  # (pairs, sides, outcomes)
+    log_odds = log_mean[:, :, 0] - log_mean[:, :, 1]  # harsher against kinder
+    return log_odds[:, 0] - log_odds[:, 1]
+
+
+def decision_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    outcomes: Mapping[str, Outcomes] | None = None,
+    *,
+    batch_size: int = 32,
+) -> Iterator[DecisionBatch]:
+    """Yield batches of at most `batch_size` rows, shortest prompts first (one pair at a time in
+    half precision, or where a pair needs more rows). All input is checked before the first."""
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ValueError(
+            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
+        )
+    outcomes = load_outcomes() if outcomes is None else outcomes
+    encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
+    rows = [_rows_of(lists) for lists in encoded]
+    check_ready(model, longest=max(len(row) for of_pair in rows for row in of_pair))
+    if is_half(model):
+        batches = [[index] for index in range(len(encoded))]
+    else:
+        batches = [[]]
+        for index in sorted(range(len(rows)), key=lambda index: max(map(len, rows[index]))):
+            if batches[-1] and sum(len(rows[i]) for i in [*batches[-1], index]) > batch_size:
+                batches.append([])
+            batches[-1].append(index)
+    padding = tokenizer.pad_token_id or 0
+    for indices in progress(batches, desc="decisions", unit="batch"):
+        yield _decision_batch(model, indices, encoded, padding)
+
+
+# of one list: each continuation as (tokens of the prompt, tokens of the continuation)
+List = list[tuple[Tokens, Tokens]]
+
+
+def _encoded_lists(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, outcomes: Mapping[str, Outcomes]
+) -> list[List]:
+    """Return the four lists of a pair: prompt a harsher, a kinder, b harsher, b kinder."""
+    if pair.template not in outcomes:
+        raise ValueError(
+            f"outcomes: expected a harsher and a kinder list for every template; "
+            f"none for {pair.template!r}"
+        )
+    encode_pair(tokenizer, pair)  # refuses an invalid pair
+    of_template = outcomes[pair.template]
+    lists = []
+    for prompt in (pair.prompt_a, pair.prompt_b):
+        start = tuple(prompt_ids(tokenizer, prompt))
+        for continuations in (of_template.harsher, of_template.kinder):
+            encoded = []
+            for continuation in continuations:
+                whole = tuple(prompt_ids(tokenizer, f"{prompt} {continuation}"))
+                if whole[: len(start)] != start or len(whole) == len(start):
+                    raise ValueError(
+                        f"outcomes: the tokenizer merges {continuation!r} with {prompt!r}"
+                    )
+                encoded.append((start, whole[len(start) :]))
+            lists.append(encoded)
+    return lists
+
+
+def _rows_of(lists: list[List]) -> list[Tokens]:
+    """Return the different rows that a pair needs: prompts with all but the last token."""
+    rows = {}
+    for encoded in lists:
+        for start, continuation in encoded:
+            rows[start + continuation[:-1]] = None
+    return list(rows)
+
+
+def _decision_batch(
+    model: PreTrainedModel, indices: list[int], encoded: list[list[List]], padding: int
+) -> DecisionBatch:
+    """Make one batch of the pairs with these indices."""
+    row_of: dict[Tokens, int] = {}
+    steps: list[tuple[int, int, int, int]] = []  # row, position, target, continuation
+    list_of, shares = [], []
+    for place, index in enumerate(indices):
+        for number, continuations in enumerate(encoded[index]):
+            for start, continuation in continuations:
+                row = row_of.setdefault(start + continuation[:-1], len(row_of))
+                for offset, token in enumerate(continuation):
+                    steps.append((row, len(start) - 1 + offset, token, len(list_of)))
+                list_of.append(4 * place + number)
+                shares.append(1 / len(continuations))
+    rows = [torch.tensor(row) for row in row_of]
+    lengths = torch.tensor([len(row) for row in row_of])  # (rows,)
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (rows, tokens)
+    device = next(model.parameters()).device
+    step_rows, positions, targets, continuation_of = torch.tensor(steps, device=device).unbind(1)
+    return DecisionBatch(
+        input_ids=input_ids.to(device),
+        attention_mask=mask.long().to(device),
+        rows=step_rows,
+        positions=positions,
+        targets=targets,
+        continuation_of=continuation_of,
+        list_of=torch.tensor(list_of, device=device),
+        shares=torch.tensor(shares, device=device),
+        pairs=torch.tensor(indices),
+    )
