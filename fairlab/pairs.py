@@ -22,6 +22,10 @@ from fairlab.files import DATA
 
 _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
 _SPLITS = ("train", "validation", "held_out")
+# these stand in files of their own, which only their name opens
+_SEPARATE_SPLITS = ("test",)
+# which words go with the templates of a split; with all others, those for training
+_WORDS_OF = {"held_out": "held_out", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,9 @@ class PromptPair:
     template : str
         The sentence with {} in the slot: the cluster for statistics.
     split : str
-        Of the template: "train", "validation" or "held_out".
+        Of the template: "train", "validation", "held_out" or "test".
     attribute_split : str
-        Of the attribute pair: "train" or "held_out".
+        Of the attribute pair: "train", "held_out" or "test".
     id : str
         A name for people.
     """
@@ -71,7 +75,7 @@ ARTICLE_PAIR = PromptPair(
 def load_pairs(
     category: str | None = None,
     *,
-    split: Literal["train", "validation", "held_out"] | None = None,
+    split: Literal["train", "validation", "held_out", "test"] | None = None,
     words: Literal["split", "any"] = "split",
     language: str = "en",
     kind: Literal["demographic", "neutral"] = "demographic",
@@ -79,15 +83,17 @@ def load_pairs(
     """Load the prompt pairs that come with fairlab.
 
     A sentence and its words are both known or both new: "train" and "validation" pairs have words
-    for training, "held_out" pairs have words that were kept out of training.
+    for training, "held_out" pairs have words that were kept out of training. "test" pairs are a
+    second held-out set, of other sentences and other words. Only `split="test"` opens them, and
+    each reading uses them up: fix what will be read, then read it once.
 
     Parameters
     ----------
     category : str, optional
         One category ("race", "gender", …); all of them by default.
     split : str, optional
-        "train", "validation" or "held_out"; all pairs by default. Pairs of one template are never
-        in two splits.
+        "train", "validation", "held_out" or "test" (English only); by default all pairs but those
+        of "test". Pairs of one template are never in two splits.
     words : str
         "split": only words that belong to the split. "any": all words in the templates of the
         split, so that known words stand in new sentences, and new words in known ones.
@@ -107,34 +113,47 @@ def load_pairs(
         raise ValueError(f"kind: expected one of {', '.join(_FILE_PREFIXES)}; got {kind!r}")
     if words not in ("split", "any"):
         raise ValueError(f"words: expected split or any; got {words!r}")
-    with _pairs_file(kind, language).open(encoding="utf-8", newline="") as file:
+    files = _pairs_files(kind, language)
+    with files.get(split, files[None]).open(encoding="utf-8", newline="") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]
     if category is not None:
         pairs = _pairs_with(pairs, "category", category)
     if split is not None:
-        pairs = _pairs_with(pairs, "split", split)
+        pairs = _pairs_with(pairs, "split", split, elsewhere=files)
         if words == "split":
             # validation pairs are new sentences with the words for training
-            attribute_split = "held_out" if split == "held_out" else "train"
+            attribute_split = _WORDS_OF.get(split, "train")
             pairs = [pair for pair in pairs if pair.attribute_split == attribute_split]
     return pairs
 
 
-def _pairs_file(kind: str, language: str) -> Path:
+def _pairs_files(kind: str, language: str) -> dict[str | None, Path]:
+    """Return the file of each split that has one of its own, and under None that of the others."""
     folder, prefix = DATA / "prompts", _FILE_PREFIXES[kind]
     path = folder / f"{prefix}_{language}.csv"
     if not path.is_file():
-        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_*.csv"))
+        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_??.csv"))
         raise ValueError(
             f"language: expected one of {', '.join(known)} for {kind} pairs; got {language!r}"
         )
-    return path
+    files = {None: path}
+    for split in _SEPARATE_SPLITS:
+        separate = folder / f"{prefix}_{split}_{language}.csv"
+        if separate.is_file():
+            files[split] = separate
+    return files
 
 
-def _pairs_with(pairs: list[PromptPair], label: str, value: str) -> list[PromptPair]:
-    """Keep the pairs whose category or split is the one asked for; refuse one that none has."""
-    known = sorted({getattr(pair, label) for pair in pairs})
+def _pairs_with(
+    pairs: list[PromptPair], label: str, value: str, *, elsewhere: Iterable[str | None] = ()
+) -> list[PromptPair]:
+    """Keep the pairs whose category or split is the one asked for; refuse one that none has.
+
+    `elsewhere` are values that pairs of other files have: the message lists them, too.
+    """
+    known = {getattr(pair, label) for pair in pairs}
     if value not in known:
+        known = sorted({*known, *elsewhere} - {None})
         raise ValueError(f"{label}: expected one of {', '.join(known)}; got {value!r}")
     return [pair for pair in pairs if getattr(pair, label) == value]
 

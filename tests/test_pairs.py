@@ -31,11 +31,13 @@ def _builder():
     return module
 
 
-@pytest.mark.parametrize("name", ["pairs_en", "neutral_en", "pairs_es"])
-def test_the_files_are_what_the_script_makes(name):
-    made = {"pairs_en": "english_pairs", "neutral_en": "neutral_pairs", "pairs_es": "spanish_pairs"}
-    with (ROOT / "data" / "prompts" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        assert list(csv.DictReader(file)) == getattr(_builder(), made[name])()
+def test_the_files_are_what_the_script_makes():
+    files = _builder().files()
+    folder = ROOT / "data" / "prompts"
+    assert set(files) == {f"prompts/{path.name}" for path in folder.glob("*.csv")}
+    for name, rows in files.items():
+        with (ROOT / "data" / name).open(encoding="utf-8", newline="") as file:
+            assert list(csv.DictReader(file)) == rows, name
 
 
 def test_english_pairs_have_the_breadth_that_the_data_card_states():
@@ -62,8 +64,56 @@ def test_neutral_pairs_stand_in_the_same_templates():
     }
 
 
+def _words(pairs):
+    return {word for pair in pairs for word in (pair.attribute_a, pair.attribute_b)}
+
+
+def _head_nouns(pairs):
+    return {pair.template.split("{} ")[1].split(" ")[0].rstrip("s") for pair in pairs}
+
+
+def test_the_test_split_has_the_breadth_that_the_data_card_states():
+    pairs, neutral = fl.load_pairs(split="test"), fl.load_pairs(split="test", kind="neutral")
+    assert (len(pairs), len(neutral)) == (284, 66)
+    for pair in pairs + neutral:
+        assert (pair.split, pair.attribute_split) == ("test", "test")
+    templates = {pair.template for pair in pairs}
+    assert len(templates) == 12
+    assert {pair.template for pair in neutral} == templates
+    assert {pair.category for pair in pairs} == CATEGORIES
+    for category in CATEGORIES:
+        assert len(_words(fl.load_pairs(category, split="test"))) == 6
+    for category in ("mood", "time"):
+        assert len(_words(fl.load_pairs(category, split="test", kind="neutral"))) == 6
+
+
+@pytest.mark.parametrize("kind", ["demographic", "neutral"])
+def test_only_its_name_opens_the_test_split(kind):
+    pairs, rest = fl.load_pairs(split="test", kind=kind), fl.load_pairs(kind=kind)
+    assert {pair.split for pair in rest} == {"train", "validation", "held_out"}
+    assert fl.load_pairs(split="test", words="any", kind=kind) == pairs
+    assert not {pair.id for pair in pairs} & {pair.id for pair in rest}
+
+
+def test_nothing_in_the_test_split_was_seen_before():
+    """New templates, new people in them, new words, neutral words included."""
+    new = fl.load_pairs(split="test") + fl.load_pairs(split="test", kind="neutral")
+    known = fl.load_pairs() + fl.load_pairs(kind="neutral")
+    assert not {pair.template for pair in new} & {pair.template for pair in known}
+    assert not _head_nouns(new) & _head_nouns(known)
+    assert not _words(new) & (_words(known) | _words([fl.ARTICLE_PAIR]))
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"]
+    "options",
+    [
+        {},
+        {"kind": "neutral"},
+        {"language": "es"},
+        {"split": "test"},
+        {"split": "test", "kind": "neutral"},
+    ],
+    ids=["en", "neutral", "es", "test", "test-neutral"],
 )
 def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     pairs = fl.load_pairs(**options)
@@ -78,9 +128,10 @@ def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     assert all(len(names) == 1 for names in (*splits.values(), *attribute_splits.values()))
 
 
+@pytest.mark.parametrize("split", [None, "test"])
 @pytest.mark.parametrize("kind", ["demographic", "neutral"])
-def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind):
-    pairs = fl.load_pairs(kind=kind)
+def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind, split):
+    pairs = fl.load_pairs(split=split, kind=kind)
     table = fl.check_pairs(tokenizer, pairs)
     assert table.valid.all(), table[~table.valid]
     for pair in pairs:
@@ -154,7 +205,11 @@ def test_load_pairs_filters_and_names_what_it_does_not_know():
     assert {pair.attribute_split for pair in race} == {"train", "held_out"}
     for options, message in (
         ({"category": "hair"}, "category: expected one of age, .*'hair'"),
-        ({"split": "test"}, "split: expected one of held_out, train, validation; got 'test'"),
+        ({"split": "exam"}, "split: expected one of held_out, test, train, .*; got 'exam'"),
+        (
+            {"split": "test", "language": "es"},
+            "split: expected one of held_out, train, validation; got 'test'",
+        ),
         ({"words": "new"}, "words: expected split or any; got 'new'"),
         ({"language": "xx"}, "language: expected one of en, es .*'xx'"),
         ({"language": "es", "kind": "neutral"}, "language: expected one of en for neutral"),
