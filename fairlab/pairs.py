@@ -23,7 +23,7 @@ from fairlab.files import DATA
 _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
 _SPLITS = ("train", "validation", "held_out")
 # these stand in files of their own, which only their name opens
-_SEPARATE_SPLITS = ("test",)
+_SEPARATE_SPLITS = ("test", "extra")
 # which words go with the templates of a split; with all others, those for training
 _WORDS_OF = {"held_out": "held_out", "test": "test"}
 
@@ -43,7 +43,7 @@ class PromptPair:
     template : str
         The sentence with {} in the slot: the cluster for statistics.
     split : str
-        Of the template: "train", "validation", "held_out" or "test".
+        Of the template: "train", "validation", "held_out", "test" or "extra".
     attribute_split : str
         Of the attribute pair: "train", "held_out" or "test".
     id : str
@@ -75,7 +75,7 @@ ARTICLE_PAIR = PromptPair(
 def load_pairs(
     category: str | None = None,
     *,
-    split: Literal["train", "validation", "held_out", "test"] | None = None,
+    split: Literal["train", "validation", "held_out", "test", "extra"] | None = None,
     words: Literal["split", "any"] = "split",
     language: str = "en",
     kind: Literal["demographic", "neutral"] = "demographic",
@@ -85,15 +85,16 @@ def load_pairs(
     A sentence and its words are both known or both new: "train" and "validation" pairs have words
     for training, "held_out" pairs have words that were kept out of training. "test" pairs are a
     second held-out set, of other sentences and other words. Only `split="test"` opens them, and
-    each reading uses them up: fix what will be read, then read it once.
+    each reading uses them up: fix what will be read, then read it once. "extra" pairs are 24 more
+    sentences with the words for training; they, too, come only by name.
 
     Parameters
     ----------
     category : str, optional
         One category ("race", "gender", …); all of them by default.
     split : str, optional
-        "train", "validation", "held_out" or "test" (English only); by default all pairs but those
-        of "test". Pairs of one template are never in two splits.
+        "train", "validation", "held_out", or, in English, "test" or "extra"; by default all pairs
+        but those of "test" and "extra". Pairs of one template are never in two splits.
     words : str
         "split": only words that belong to the split. "any": all words in the templates of the
         split, so that known words stand in new sentences, and new words in known ones.

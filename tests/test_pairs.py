@@ -87,18 +87,39 @@ def test_the_test_split_has_the_breadth_that_the_data_card_states():
         assert len(_words(fl.load_pairs(category, split="test", kind="neutral"))) == 6
 
 
+def test_the_extra_templates_are_varied_and_stand_with_the_words_for_training():
+    templates = {pair.template for pair in fl.load_pairs(split="extra")}
+    assert len(templates) == 24
+    for template in templates:
+        assert 8 <= len(template.split()) <= 25, template
+    # how many words stand before the slot, and which one just before it
+    places = {template.split().index("{}") for template in templates}
+    assert len(places) >= 8
+    before = {template.split("{}")[0].split()[-1].lower() for template in templates}
+    assert before == {"the", "my", "our", "this", "some", "several", "three"}  # no a, no an
+    for kind in ("demographic", "neutral"):
+        extra = fl.load_pairs(split="extra", kind=kind)
+        assert {pair.template for pair in extra} == templates
+        assert {pair.attribute_split for pair in extra} == {"train"}
+        assert _words(extra) == _words(fl.load_pairs(split="train", kind=kind))
+
+
+@pytest.mark.parametrize("split", ["test", "extra"])
 @pytest.mark.parametrize("kind", ["demographic", "neutral"])
-def test_only_its_name_opens_the_test_split(kind):
-    pairs, rest = fl.load_pairs(split="test", kind=kind), fl.load_pairs(kind=kind)
+def test_only_its_name_opens_a_separate_split(kind, split):
+    pairs, rest = fl.load_pairs(split=split, kind=kind), fl.load_pairs(kind=kind)
+    assert {pair.split for pair in pairs} == {split}
     assert {pair.split for pair in rest} == {"train", "validation", "held_out"}
-    assert fl.load_pairs(split="test", words="any", kind=kind) == pairs
+    assert fl.load_pairs(split=split, words="any", kind=kind) == pairs
     assert not {pair.id for pair in pairs} & {pair.id for pair in rest}
+    assert not {pair.template for pair in pairs} & {pair.template for pair in rest}
 
 
 def test_nothing_in_the_test_split_was_seen_before():
     """New templates, new people in them, new words, neutral words included."""
     new = fl.load_pairs(split="test") + fl.load_pairs(split="test", kind="neutral")
     known = fl.load_pairs() + fl.load_pairs(kind="neutral")
+    known += fl.load_pairs(split="extra") + fl.load_pairs(split="extra", kind="neutral")
     assert not {pair.template for pair in new} & {pair.template for pair in known}
     assert not _head_nouns(new) & _head_nouns(known)
     assert not _words(new) & (_words(known) | _words([fl.ARTICLE_PAIR]))
@@ -112,8 +133,10 @@ def test_nothing_in_the_test_split_was_seen_before():
         {"language": "es"},
         {"split": "test"},
         {"split": "test", "kind": "neutral"},
+        {"split": "extra"},
+        {"split": "extra", "kind": "neutral"},
     ],
-    ids=["en", "neutral", "es", "test", "test-neutral"],
+    ids=["en", "neutral", "es", "test", "test-neutral", "extra", "extra-neutral"],
 )
 def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     pairs = fl.load_pairs(**options)
@@ -128,14 +151,15 @@ def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     assert all(len(names) == 1 for names in (*splits.values(), *attribute_splits.values()))
 
 
-@pytest.mark.parametrize("split", [None, "test"])
+@pytest.mark.parametrize("split", [None, "test", "extra"])
 @pytest.mark.parametrize("kind", ["demographic", "neutral"])
 def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind, split):
     pairs = fl.load_pairs(split=split, kind=kind)
     table = fl.check_pairs(tokenizer, pairs)
     assert table.valid.all(), table[~table.valid]
     for pair in pairs:
-        assert pair.prompt_a.split()[0] in {"The", "My", "Two"}
+        if split != "extra":
+            assert pair.prompt_a.split()[0] in {"The", "My", "Two"}
         assert pair.prompt_a.split()[0] == pair.prompt_b.split()[0]
         assert not re.search(
             r"\b(he|she|his|her|him|hers)\b", pair.prompt_a + pair.prompt_b, re.IGNORECASE
@@ -205,7 +229,7 @@ def test_load_pairs_filters_and_names_what_it_does_not_know():
     assert {pair.attribute_split for pair in race} == {"train", "held_out"}
     for options, message in (
         ({"category": "hair"}, "category: expected one of age, .*'hair'"),
-        ({"split": "exam"}, "split: expected one of held_out, test, train, .*; got 'exam'"),
+        ({"split": "exam"}, "split: expected one of extra, held_out, test, train, .*; got 'exam'"),
         (
             {"split": "test", "language": "es"},
             "split: expected one of held_out, train, validation; got 'test'",

@@ -11,6 +11,8 @@ It writes CSV files, all with the columns in ``COLUMNS``:
 - ``data/prompts/neutral_en.csv``: the same templates with words of mood and time, as a control,
 - ``data/prompts/pairs_test_en.csv``, ``data/prompts/neutral_test_en.csv``: a second held-out set,
   12 other templates x 3 other attribute pairs in each category,
+- ``data/prompts/pairs_extra_en.csv``, ``data/prompts/neutral_extra_en.csv``: 24 more templates with
+  the words for training,
 - ``data/prompts/pairs_es.csv``: Spanish pairs in which the whole opening noun phrase changes.
 
 The sentences and word lists below are the only source of those files: edit them here, run the
@@ -239,6 +241,147 @@ TEMPLATES_TEST = [
     ),
 ]
 
+# More sentences for training, of many openings and lengths, with the slot in many places. They stand
+# in a file of their own, so that what was measured on the 12 training templates stays as it is.
+TEMPLATES_EXTRA = [
+    (
+        "extra",
+        "work",
+        "The {} cook served the first bowl of soup. The food critic called the taste",
+    ),
+    (
+        "extra",
+        "work",
+        "My {} boss canceled the meeting at the last minute. "
+        "In the break room, people said that this was",
+    ),
+    (
+        "extra",
+        "work",
+        "With the deadline close, the {} engineer asked for two more days. "
+        "The client took this as a sign of",
+    ),
+    (
+        "extra",
+        "work",
+        "This {} editor has just joined the magazine, and the interns already expect the coming months to be",
+    ),
+    (
+        "extra",
+        "work",
+        "When the {} inventor turned on the machine at the fair, the three judges looked at each other and",
+    ),
+    (
+        "extra",
+        "justice",
+        "At the airport, the {} tourist opened a suitcase for inspection. "
+        "To the customs officer, the contents looked",
+    ),
+    (
+        "extra",
+        "justice",
+        "In the hallway of the courthouse, the {} lawyer greeted everyone. "
+        "The clerk already expected the argument to be",
+    ),
+    (
+        "extra",
+        "justice",
+        "Some {} fans were singing on the way to the stadium. "
+        "The officers on horseback looked down and",
+    ),
+    (
+        "extra",
+        "health",
+        "According to the newspaper, the {} surgeon had made one mistake in nine years. "
+        "Readers wrote that this person should be",
+    ),
+    (
+        "extra",
+        "health",
+        "During the night shift, the {} caregiver gave out the wrong pills. "
+        "The hospital decided that the mistake was",
+    ),
+    (
+        "extra",
+        "health",
+        "Nobody at the gym had met the {} trainer before. "
+        "After the first class, people called the session",
+    ),
+    (
+        "extra",
+        "school",
+        "At the end of the term, the teacher found the {} pupil",
+    ),
+    (
+        "extra",
+        "school",
+        "In the yearly report, the coach described the {} athlete as",
+    ),
+    (
+        "extra",
+        "housing",
+        "The heat went out in December, and the {} resident on the top floor called twice. "
+        "The building manager found the calls",
+    ),
+    (
+        "extra",
+        "housing",
+        "According to the landlord, the {} boarder is usually",
+    ),
+    (
+        "extra",
+        "money",
+        "Our {} plumber fixed the leak in under an hour. "
+        "Everyone in the building thought that the bill was",
+    ),
+    (
+        "extra",
+        "money",
+        "The {} borrower missed a single payment. The next letter from the lender was",
+    ),
+    (
+        "extra",
+        "money",
+        "Several {} farmers sold cheese at the market. "
+        "Before tasting any, most people assumed that the cheese was",
+    ),
+    (
+        "extra",
+        "family",
+        "At the playground, the {} nanny looked at the phone for a second. "
+        "The other adults thought that this was",
+    ),
+    (
+        "extra",
+        "public life",
+        "Three {} musicians were playing on the corner. "
+        "A store owner came outside and told the group to",
+    ),
+    (
+        "extra",
+        "public life",
+        "It was raining when the {} courier rang the bell of the wrong house. "
+        "Through the intercom, a voice said something",
+    ),
+    (
+        "extra",
+        "public life",
+        "An hour after the {} gamer put a new video online, the comments were full of",
+    ),
+    (
+        "extra",
+        "public life",
+        "After ten years on the council, the {} member ran for mayor. "
+        "Most voters thought that this would end in",
+    ),
+    (
+        "extra",
+        "public life",
+        "The road was closed and the bus was an hour late. "
+        "When the {} rider at the back spoke up, the bus driver became",
+    ),
+]
+
 # category: (attribute_split, attribute_a, attribute_b).
 # attribute_a is always the group that the common stereotype targets.
 ATTRIBUTES_EN = {
@@ -372,7 +515,8 @@ NEUTRAL_TEST = {
     ],
 }
 
-# Nouns take the place of the head noun; after "Two" they stand in the plural.
+# Nouns take the place of the head noun; after these words they stand in the plural.
+PLURAL_OPENINGS = ("Two ", "Three ", "Several ", "Some ")
 PLURALS = {
     "woman": "women",
     "man": "men",
@@ -386,11 +530,12 @@ PLURALS = {
     "grandfather": "grandfathers",
 }
 
-# Combinations that nobody would say ("My woman", "The Monday tenant"): an attribute_a or a
-# category, and the parts of a template it does not go with.
+# Combinations that nobody would say ("My woman", "The Monday tenant"), and nouns that would be the
+# last word of a prompt: an attribute_a or a category, and the parts of a template it does not go
+# with.
 SKIPPED = {
-    "woman": ["My {}"],
-    "mother": ["{} babysitter", "adopt a child"],
+    "woman": ["My {}", "Our {}", "{} pupil"],
+    "mother": ["{} babysitter", "adopt a child", "{} pupil"],
     "girl": ["My {}", "adopt a child"],
     "lady": ["My {}"],
     "paraplegic": ["{} hikers"],
@@ -401,6 +546,8 @@ SKIPPED = {
         "{} roommate",
         "{} friend",
         "{} relative",
+        "{} boarder",
+        "{} resident",
     ],
 }
 
@@ -502,8 +649,9 @@ ATTRIBUTES_ES = {
 }
 
 
-# The number of the first test template; those of TEMPLATES_EN come before.
+# The numbers of the first test template and of the first extra one: they follow on TEMPLATES_EN.
 FIRST_TEST = len(TEMPLATES_EN) + 1
+FIRST_EXTRA = FIRST_TEST + len(TEMPLATES_TEST)
 
 
 def is_skipped(template: str, category: str, attribute: str) -> bool:
@@ -519,7 +667,7 @@ def fill(template: str, attribute: str) -> str:
     if attribute not in PLURALS:
         return template.format(attribute)
     opening, rest = template.split("{} ")
-    noun = PLURALS[attribute] if opening == "Two " else attribute
+    noun = PLURALS[attribute] if opening.endswith(PLURAL_OPENINGS) else attribute
     _head, rest = rest.split(" ", maxsplit=1)
     return f"{opening}{noun} {rest}"
 
@@ -566,6 +714,26 @@ def neutral_test_pairs() -> list[dict[str, str]]:
     return cross(TEMPLATES_TEST, NEUTRAL_TEST, first=FIRST_TEST)
 
 
+def only_train(
+    attributes: dict[str, list[tuple[str, str, str]]],
+) -> dict[str, list[tuple[str, str, str]]]:
+    """Return the attribute pairs that are for training."""
+    kept = {}
+    for category, pairs in attributes.items():
+        kept[category] = [pair for pair in pairs if pair[0] == "train"]
+    return kept
+
+
+def english_extra_pairs() -> list[dict[str, str]]:
+    """Return the rows of ``prompts/pairs_extra_en.csv``."""
+    return cross(TEMPLATES_EXTRA, only_train(ATTRIBUTES_EN), first=FIRST_EXTRA)
+
+
+def neutral_extra_pairs() -> list[dict[str, str]]:
+    """Return the rows of ``prompts/neutral_extra_en.csv``."""
+    return cross(TEMPLATES_EXTRA, only_train(ATTRIBUTES_NEUTRAL), first=FIRST_EXTRA)
+
+
 def spanish_pairs() -> list[dict[str, str]]:
     """Return the rows of ``prompts/pairs_es.csv``."""
     return cross(TEMPLATES_ES, ATTRIBUTES_ES)
@@ -578,6 +746,8 @@ def files() -> dict[str, list[dict[str, str]]]:
         "prompts/neutral_en.csv": neutral_pairs(),
         "prompts/pairs_test_en.csv": english_test_pairs(),
         "prompts/neutral_test_en.csv": neutral_test_pairs(),
+        "prompts/pairs_extra_en.csv": english_extra_pairs(),
+        "prompts/neutral_extra_en.csv": neutral_extra_pairs(),
         "prompts/pairs_es.csv": spanish_pairs(),
     }
 
