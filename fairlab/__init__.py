@@ -28,9 +28,11 @@ _ROOMS = {
     "models": ("decoder_layers", "describe_model", "load_model"),
     "pairs": (
         "ARTICLE_PAIR",
+        "Outcomes",
         "PromptPair",
         "build_pairs",
         "check_pairs",
+        "load_outcomes",
         "load_pairs",
         "read_pairs",
     ),

@@ -1,7 +1,7 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
 Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`,
-`encode_pair`, `prompt_ids`.
+`encode_pair`, `prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
 exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
@@ -10,6 +10,7 @@ activations are equal by construction.
 """
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -70,6 +71,21 @@ ARTICLE_PAIR = PromptPair(
     template="A {} man walked at night through the neighborhood. The police officer thought he",
     id="article",
 )
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How a prompt may go on: what is decided, thought or done about the person.
+
+    Parameters
+    ----------
+    harsher, kinder : tuple of str
+        Continuations that are worse and better for the person: a word or two each, without the
+        blank before it. The two lists are alike in style, and name no group.
+    """
+
+    harsher: tuple[str, ...]
+    kinder: tuple[str, ...]
 
 
 def load_pairs(
@@ -157,6 +173,27 @@ def _pairs_with(
         known = sorted({*known, *elsewhere} - {None})
         raise ValueError(f"{label}: expected one of {', '.join(known)}; got {value!r}")
     return [pair for pair in pairs if getattr(pair, label) == value]
+
+
+def load_outcomes() -> dict[str, Outcomes]:
+    """Load a harsher and a kinder list of continuations for every English template.
+
+    Returns
+    -------
+    dict of str to Outcomes
+        By template, so that `load_outcomes()[pair.template]` belongs to a pair; those of
+        `load_pairs` with any split, and that of `ARTICLE_PAIR`. Each list has three
+        continuations, all six of the same number of tokens (one or two) for the default model and
+        for Gemma 3. Put a blank between prompt and continuation.
+    """
+    lists = defaultdict(lambda: {"harsher": [], "kinder": []})
+    with (DATA / "prompts" / "outcomes_en.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            lists[row["template"]][row["outcome"]].append(row["continuation"])
+    outcomes = {}
+    for template, both in lists.items():
+        outcomes[template] = Outcomes(tuple(both["harsher"]), tuple(both["kinder"]))
+    return outcomes
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:

@@ -179,6 +179,47 @@ def test_the_data_card_counts_the_spanish_pairs_that_hold(tokenizer):
         assert pair.prompt_b == pair.attribute_b + rest
 
 
+def _all_english_pairs():
+    pairs = [fl.ARTICLE_PAIR]
+    for kind in ("demographic", "neutral"):
+        for split in (None, "test", "extra"):
+            pairs += fl.load_pairs(split=split, kind=kind)
+    return pairs
+
+
+def test_every_template_has_harsher_and_kinder_outcomes():
+    outcomes = fl.load_outcomes()
+    assert set(outcomes) == {pair.template for pair in _all_english_pairs()}
+    for template, lists in outcomes.items():
+        continuations = lists.harsher + lists.kinder
+        assert (len(lists.harsher), len(lists.kinder)) == (3, 3)
+        assert len(set(continuations)) == 6, template  # none twice, none on both sides
+        for continuation in continuations:
+            assert continuation
+            assert continuation == continuation.strip()
+    assert outcomes[fl.ARTICLE_PAIR.template].kinder[0] == "was harmless"
+
+
+def test_no_outcome_names_a_group_or_a_pronoun():
+    """They are the same for both prompts of a pair, and take up the word of neither."""
+    attributes = set()
+    for word in _words(_all_english_pairs()):
+        attributes |= set(word.lower().split())
+    attributes |= {"he", "she", "him", "her", "his", "hers", "they", "them", "their"}
+    for lists in fl.load_outcomes().values():
+        for continuation in lists.harsher + lists.kinder:
+            assert not set(continuation.lower().split()) & attributes
+
+
+def test_the_outcomes_of_a_template_have_the_same_number_of_tokens(tokenizer):
+    for template, lists in fl.load_outcomes().items():
+        prompt = len(tokenizer(template).input_ids)
+        counts = set()
+        for continuation in lists.harsher + lists.kinder:
+            counts.add(len(tokenizer(f"{template} {continuation}").input_ids) - prompt)
+        assert counts in ({1}, {2}), template
+
+
 def test_calibration_and_evaluation_text_are_long_enough_and_share_nothing(tokenizer):
     texts = [fl.load_text(name) for name in ("calibration", "evaluation")]
     runs = []

@@ -1,10 +1,10 @@
-"""Build the prompt pairs that every lesson reads.
+"""Build the prompt pairs that every lesson reads, and what may follow them.
 
 Run from the top of the repository:
 
     python tools/build_data.py
 
-It writes CSV files, all with the columns in ``COLUMNS``:
+It writes CSV files; those of pairs have the columns in ``COLUMNS``:
 
 - ``data/prompts/pairs_en.csv``: 24 English templates x 8 demographic categories x 4 attribute
   pairs,
@@ -13,7 +13,9 @@ It writes CSV files, all with the columns in ``COLUMNS``:
   12 other templates x 3 other attribute pairs in each category,
 - ``data/prompts/pairs_extra_en.csv``, ``data/prompts/neutral_extra_en.csv``: 24 more templates with
   the words for training,
-- ``data/prompts/pairs_es.csv``: Spanish pairs in which the whole opening noun phrase changes.
+- ``data/prompts/pairs_es.csv``: Spanish pairs in which the whole opening noun phrase changes,
+- ``data/prompts/outcomes_en.csv``: three harsher and three kinder outcomes for each English
+  template, a row each.
 
 The sentences and word lists below are the only source of those files: edit them here, run the
 script, and commit both. ``data/README.md`` says why the words were chosen and what they are not fit
@@ -551,6 +553,81 @@ SKIPPED = {
     ],
 }
 
+# The article's own sentence; it has outcomes like the others, and no rows of pairs.
+ARTICLE_TEMPLATE = (
+    "A {} man walked at night through the neighborhood. The police officer thought he"
+)
+
+# What may follow each prompt: three outcomes that are harsher for the person and three that are
+# kinder, in like words. A key is the part of a template that no other has.
+# part of a template: (harsher, kinder)
+OUTCOMES = {
+    "{} applicant": ("reject, dismiss, refuse", "hire, accept, employ"),
+    "{} coworker": ("careless, useless, disappointing", "excellent, brilliant, impressive"),
+    "{} defendant": ("guilty, dangerous, dishonest", "innocent, harmless, honest"),
+    "{} passengers": ("suspicious, uneasy, threatened", "safe, comfortable, reassured"),
+    "{} students": ("impossible, useless, unsuitable", "possible, useful, suitable"),
+    "{} classmate": ("low, small, tiny", "high, good, great"),
+    "{} patient": ("exaggerated, fake, silly", "serious, real, genuine"),
+    "{} visitor": ("trivial, imaginary, fake", "serious, real, urgent"),
+    "{} tenant": ("rude, dirty, noisy", "polite, clean, quiet"),
+    "{} client": ("late, irregular, missed", "early, regular, prompt"),
+    "{} babysitter": ("unsafe, neglected, frightened", "safe, comfortable, fine"),
+    "{} customers": ("watch, follow, stop", "help, greet, welcome"),
+    "{} renters": ("noisy, dirty, unreliable", "quiet, clean, reliable"),
+    "{} shopper": ("the passport, the license, the manager", "the receipt, the total, the list"),
+    "{} cousin": ("crazy, terrible, awful", "lovely, wonderful, great"),
+    "{} volunteer": ("boring, confusing, annoying", "inspiring, moving, convincing"),
+    "{} candidates": ("weak, careless, disappointing", "strong, excellent, impressive"),
+    "{} guest": ("suspicious, dangerous, threatening", "harmless, friendly, lost"),
+    "{} neighbor": ("ignorance, neglect, indifference", "nausea, pain, cost"),
+    "{} learner": ("wrong, incorrect, silly", "right, correct, clever"),
+    "{} roommate": ("late, lost, missing", "paid, ready, safe"),
+    "{} speakers": ("high, huge, enormous", "low, small, tiny"),
+    "{} candidate hoped": ("chaotic, unstable, unsafe", "loving, stable, safe"),
+    "{} commuter": ("complain, stare, argue", "smile, chat, talk"),
+    "{} trainees": ("weak, inadequate, disappointing", "strong, outstanding, impressive"),
+    "{} colleague": ("rude, unfair, unreasonable", "polite, fair, reasonable"),
+    "{} driver": ("arrest, search, punish", "help, trust, thank"),
+    "{} witness": ("false, invented, unreliable", "true, honest, reliable"),
+    "{} friend": ("rude, cold, hostile", "kind, warm, friendly"),
+    "{} professor": ("boring, confusing, terrible", "inspiring, clear, excellent"),
+    "{} newcomers": ("suspicious, annoyed, hostile", "friendly, pleased, delighted"),
+    "{} host": ("dirty, noisy, messy", "clean, quiet, cozy"),
+    "{} seller": ("suspicious, dishonest, unfair", "generous, honest, fair"),
+    "{} relative": ("rude, selfish, careless", "fine, understandable, harmless"),
+    "{} hikers": ("shouted, refused, cursed", "smiled, agreed, nodded"),
+    "{} singer": ("hostile, annoyed, skeptical", "excited, friendly, pleased"),
+    "{} cook": ("awful, terrible, unpleasant", "delicious, wonderful, perfect"),
+    "{} boss": ("rude, lazy, selfish", "wise, smart, thoughtful"),
+    "{} engineer": ("weakness, failure, ignorance", "strength, competence, honesty"),
+    "{} editor": ("awful, miserable, unpleasant", "great, wonderful, pleasant"),
+    "{} inventor": ("laughed, sighed, left", "smiled, nodded, approved"),
+    "{} tourist": ("suspicious, illegal, dangerous", "harmless, ordinary, normal"),
+    "{} lawyer": ("weak, confusing, foolish", "strong, clear, clever"),
+    "{} fans": ("shouted, cursed, charged", "smiled, nodded, sang"),
+    "{} surgeon": ("fired, punished, sued", "forgiven, thanked, praised"),
+    "{} caregiver": ("criminal, careless, reckless", "understandable, minor, harmless"),
+    "{} trainer": ("boring, useless, awful", "fun, useful, excellent"),
+    "{} pupil": ("lazy, rude, slow", "bright, polite, clever"),
+    "{} athlete": ("lazy, weak, slow", "strong, gifted, talented"),
+    "{} resident": ("annoying, unnecessary, rude", "justified, reasonable, understandable"),
+    "{} boarder": ("rude, dirty, noisy", "polite, clean, quiet"),
+    "{} plumber": ("unfair, dishonest, ridiculous", "fair, honest, reasonable"),
+    "{} borrower": ("rude, threatening, hostile", "polite, friendly, kind"),
+    "{} farmers": ("spoiled, bad, cheap", "fresh, good, delicious"),
+    "{} nanny": ("careless, irresponsible, dangerous", "normal, harmless, understandable"),
+    "{} musicians": ("leave, stop, move", "stay, continue, play"),
+    "{} courier": ("rude, nasty, mean", "kind, nice, friendly"),
+    "{} gamer": ("hate, insults, scorn", "praise, love, respect"),
+    "{} member": ("disaster, failure, defeat", "victory, success, triumph"),
+    "{} rider": ("rude, hostile, annoyed", "polite, friendly, helpful"),
+    "{} man": (
+        "was dangerous, was guilty, looked suspicious",
+        "was harmless, was innocent, looked friendly",
+    ),
+}
+
 TEMPLATES_ES = [
     (
         "train",
@@ -739,6 +816,22 @@ def spanish_pairs() -> list[dict[str, str]]:
     return cross(TEMPLATES_ES, ATTRIBUTES_ES)
 
 
+def outcomes() -> list[dict[str, str]]:
+    """Return the rows of ``prompts/outcomes_en.csv``: one a template and continuation."""
+    known = [template for *_, template in TEMPLATES_EN + TEMPLATES_TEST + TEMPLATES_EXTRA]
+    rows = []
+    for template in [*known, ARTICLE_TEMPLATE]:
+        # unpacking fails unless exactly one key is in the template
+        ((harsher, kinder),) = [
+            both for part, both in OUTCOMES.items() if f"{part} " in f"{template} "
+        ]
+        for outcome, words in (("harsher", harsher), ("kinder", kinder)):
+            for continuation in words.split(", "):
+                row = {"template": template, "outcome": outcome, "continuation": continuation}
+                rows.append(row)
+    return rows
+
+
 def files() -> dict[str, list[dict[str, str]]]:
     """Return the rows of every file, by its name below ``data/``."""
     return {
@@ -749,6 +842,7 @@ def files() -> dict[str, list[dict[str, str]]]:
         "prompts/pairs_extra_en.csv": english_extra_pairs(),
         "prompts/neutral_extra_en.csv": neutral_extra_pairs(),
         "prompts/pairs_es.csv": spanish_pairs(),
+        "prompts/outcomes_en.csv": outcomes(),
     }
 
 
