@@ -1,7 +1,7 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
 Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`,
-`encode_pair`, `prompt_ids`.
+`encode_pair`, `prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
 exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
@@ -10,6 +10,7 @@ activations are equal by construction.
 """
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +23,10 @@ from fairlab.files import DATA
 
 _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
 _SPLITS = ("train", "validation", "held_out")
+# these stand in files of their own, which only their name opens
+_SEPARATE_SPLITS = ("test", "extra")
+# which words go with the templates of a split; with all others, those for training
+_WORDS_OF = {"held_out": "held_out", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,9 @@ class PromptPair:
     template : str
         The sentence with {} in the slot: the cluster for statistics.
     split : str
-        Of the template: "train", "validation" or "held_out".
+        Of the template: "train", "validation", "held_out", "test" or "extra".
     attribute_split : str
-        Of the attribute pair: "train" or "held_out".
+        Of the attribute pair: "train", "held_out" or "test".
     id : str
         A name for people.
     """
@@ -68,10 +73,25 @@ ARTICLE_PAIR = PromptPair(
 )
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """How a prompt may go on: what is decided, thought or done about the person.
+
+    Parameters
+    ----------
+    harsher, kinder : tuple of str
+        Continuations that are worse and better for the person: a word or two each, without the
+        blank before it. The two lists are alike in style, and name no group.
+    """
+
+    harsher: tuple[str, ...]
+    kinder: tuple[str, ...]
+
+
 def load_pairs(
     category: str | None = None,
     *,
-    split: Literal["train", "validation", "held_out"] | None = None,
+    split: Literal["train", "validation", "held_out", "test", "extra"] | None = None,
     words: Literal["split", "any"] = "split",
     language: str = "en",
     kind: Literal["demographic", "neutral"] = "demographic",
@@ -79,15 +99,18 @@ def load_pairs(
     """Load the prompt pairs that come with fairlab.
 
     A sentence and its words are both known or both new: "train" and "validation" pairs have words
-    for training, "held_out" pairs have words that were kept out of training.
+    for training, "held_out" pairs have words that were kept out of training. "test" pairs are a
+    second held-out set, of other sentences and other words. Only `split="test"` opens them, and
+    each reading uses them up: fix what will be read, then read it once. "extra" pairs are 24 more
+    sentences with the words for training; they, too, come only by name.
 
     Parameters
     ----------
     category : str, optional
         One category ("race", "gender", …); all of them by default.
     split : str, optional
-        "train", "validation" or "held_out"; all pairs by default. Pairs of one template are never
-        in two splits.
+        "train", "validation", "held_out", or, in English, "test" or "extra"; by default all pairs
+        but those of "test" and "extra". Pairs of one template are never in two splits.
     words : str
         "split": only words that belong to the split. "any": all words in the templates of the
         split, so that known words stand in new sentences, and new words in known ones.
@@ -107,36 +130,70 @@ def load_pairs(
         raise ValueError(f"kind: expected one of {', '.join(_FILE_PREFIXES)}; got {kind!r}")
     if words not in ("split", "any"):
         raise ValueError(f"words: expected split or any; got {words!r}")
-    with _pairs_file(kind, language).open(encoding="utf-8", newline="") as file:
+    files = _pairs_files(kind, language)
+    with files.get(split, files[None]).open(encoding="utf-8", newline="") as file:
         pairs = [PromptPair(**row) for row in csv.DictReader(file)]
     if category is not None:
         pairs = _pairs_with(pairs, "category", category)
     if split is not None:
-        pairs = _pairs_with(pairs, "split", split)
+        pairs = _pairs_with(pairs, "split", split, elsewhere=files)
         if words == "split":
             # validation pairs are new sentences with the words for training
-            attribute_split = "held_out" if split == "held_out" else "train"
+            attribute_split = _WORDS_OF.get(split, "train")
             pairs = [pair for pair in pairs if pair.attribute_split == attribute_split]
     return pairs
 
 
-def _pairs_file(kind: str, language: str) -> Path:
+def _pairs_files(kind: str, language: str) -> dict[str | None, Path]:
+    """Return the file of each split that has one of its own, and under None that of the others."""
     folder, prefix = DATA / "prompts", _FILE_PREFIXES[kind]
     path = folder / f"{prefix}_{language}.csv"
     if not path.is_file():
-        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_*.csv"))
+        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_??.csv"))
         raise ValueError(
             f"language: expected one of {', '.join(known)} for {kind} pairs; got {language!r}"
         )
-    return path
+    files = {None: path}
+    for split in _SEPARATE_SPLITS:
+        separate = folder / f"{prefix}_{split}_{language}.csv"
+        if separate.is_file():
+            files[split] = separate
+    return files
 
 
-def _pairs_with(pairs: list[PromptPair], label: str, value: str) -> list[PromptPair]:
-    """Keep the pairs whose category or split is the one asked for; refuse one that none has."""
-    known = sorted({getattr(pair, label) for pair in pairs})
+def _pairs_with(
+    pairs: list[PromptPair], label: str, value: str, *, elsewhere: Iterable[str | None] = ()
+) -> list[PromptPair]:
+    """Keep the pairs whose category or split is the one asked for; refuse one that none has.
+
+    `elsewhere` are values that pairs of other files have: the message lists them, too.
+    """
+    known = {getattr(pair, label) for pair in pairs}
     if value not in known:
+        known = sorted({*known, *elsewhere} - {None})
         raise ValueError(f"{label}: expected one of {', '.join(known)}; got {value!r}")
     return [pair for pair in pairs if getattr(pair, label) == value]
+
+
+def load_outcomes() -> dict[str, Outcomes]:
+    """Load a harsher and a kinder list of continuations for every English template.
+
+    Returns
+    -------
+    dict of str to Outcomes
+        By template, so that `load_outcomes()[pair.template]` belongs to a pair; those of
+        `load_pairs` with any split, and that of `ARTICLE_PAIR`. Each list has three
+        continuations, all six of the same number of tokens (one or two) for the default model and
+        for Gemma 3. Put a blank between prompt and continuation.
+    """
+    lists = defaultdict(lambda: {"harsher": [], "kinder": []})
+    with (DATA / "prompts" / "outcomes_en.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            lists[row["template"]][row["outcome"]].append(row["continuation"])
+    outcomes = {}
+    for template, both in lists.items():
+        outcomes[template] = Outcomes(tuple(both["harsher"]), tuple(both["kinder"]))
+    return outcomes
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:

@@ -31,11 +31,13 @@ def _builder():
     return module
 
 
-@pytest.mark.parametrize("name", ["pairs_en", "neutral_en", "pairs_es"])
-def test_the_files_are_what_the_script_makes(name):
-    made = {"pairs_en": "english_pairs", "neutral_en": "neutral_pairs", "pairs_es": "spanish_pairs"}
-    with (ROOT / "data" / "prompts" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-        assert list(csv.DictReader(file)) == getattr(_builder(), made[name])()
+def test_the_files_are_what_the_script_makes():
+    files = _builder().files()
+    folder = ROOT / "data" / "prompts"
+    assert set(files) == {f"prompts/{path.name}" for path in folder.glob("*.csv")}
+    for name, rows in files.items():
+        with (ROOT / "data" / name).open(encoding="utf-8", newline="") as file:
+            assert list(csv.DictReader(file)) == rows, name
 
 
 def test_english_pairs_have_the_breadth_that_the_data_card_states():
@@ -62,8 +64,79 @@ def test_neutral_pairs_stand_in_the_same_templates():
     }
 
 
+def _words(pairs):
+    return {word for pair in pairs for word in (pair.attribute_a, pair.attribute_b)}
+
+
+def _head_nouns(pairs):
+    return {pair.template.split("{} ")[1].split(" ")[0].rstrip("s") for pair in pairs}
+
+
+def test_the_test_split_has_the_breadth_that_the_data_card_states():
+    pairs, neutral = fl.load_pairs(split="test"), fl.load_pairs(split="test", kind="neutral")
+    assert (len(pairs), len(neutral)) == (284, 66)
+    for pair in pairs + neutral:
+        assert (pair.split, pair.attribute_split) == ("test", "test")
+    templates = {pair.template for pair in pairs}
+    assert len(templates) == 12
+    assert {pair.template for pair in neutral} == templates
+    assert {pair.category for pair in pairs} == CATEGORIES
+    for category in CATEGORIES:
+        assert len(_words(fl.load_pairs(category, split="test"))) == 6
+    for category in ("mood", "time"):
+        assert len(_words(fl.load_pairs(category, split="test", kind="neutral"))) == 6
+
+
+def test_the_extra_templates_are_varied_and_stand_with_the_words_for_training():
+    templates = {pair.template for pair in fl.load_pairs(split="extra")}
+    assert len(templates) == 24
+    for template in templates:
+        assert 8 <= len(template.split()) <= 25, template
+    # how many words stand before the slot, and which one just before it
+    places = {template.split().index("{}") for template in templates}
+    assert len(places) >= 8
+    before = {template.split("{}")[0].split()[-1].lower() for template in templates}
+    assert before == {"the", "my", "our", "this", "some", "several", "three"}  # no a, no an
+    for kind in ("demographic", "neutral"):
+        extra = fl.load_pairs(split="extra", kind=kind)
+        assert {pair.template for pair in extra} == templates
+        assert {pair.attribute_split for pair in extra} == {"train"}
+        assert _words(extra) == _words(fl.load_pairs(split="train", kind=kind))
+
+
+@pytest.mark.parametrize("split", ["test", "extra"])
+@pytest.mark.parametrize("kind", ["demographic", "neutral"])
+def test_only_its_name_opens_a_separate_split(kind, split):
+    pairs, rest = fl.load_pairs(split=split, kind=kind), fl.load_pairs(kind=kind)
+    assert {pair.split for pair in pairs} == {split}
+    assert {pair.split for pair in rest} == {"train", "validation", "held_out"}
+    assert fl.load_pairs(split=split, words="any", kind=kind) == pairs
+    assert not {pair.id for pair in pairs} & {pair.id for pair in rest}
+    assert not {pair.template for pair in pairs} & {pair.template for pair in rest}
+
+
+def test_nothing_in_the_test_split_was_seen_before():
+    """New templates, new people in them, new words, neutral words included."""
+    new = fl.load_pairs(split="test") + fl.load_pairs(split="test", kind="neutral")
+    known = fl.load_pairs() + fl.load_pairs(kind="neutral")
+    known += fl.load_pairs(split="extra") + fl.load_pairs(split="extra", kind="neutral")
+    assert not {pair.template for pair in new} & {pair.template for pair in known}
+    assert not _head_nouns(new) & _head_nouns(known)
+    assert not _words(new) & (_words(known) | _words([fl.ARTICLE_PAIR]))
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"kind": "neutral"}, {"language": "es"}], ids=["en", "neutral", "es"]
+    "options",
+    [
+        {},
+        {"kind": "neutral"},
+        {"language": "es"},
+        {"split": "test"},
+        {"split": "test", "kind": "neutral"},
+        {"split": "extra"},
+        {"split": "extra", "kind": "neutral"},
+    ],
+    ids=["en", "neutral", "es", "test", "test-neutral", "extra", "extra-neutral"],
 )
 def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     pairs = fl.load_pairs(**options)
@@ -78,13 +151,15 @@ def test_a_template_is_in_one_split_and_a_word_in_one_attribute_split(options):
     assert all(len(names) == 1 for names in (*splits.values(), *attribute_splits.values()))
 
 
+@pytest.mark.parametrize("split", [None, "test", "extra"])
 @pytest.mark.parametrize("kind", ["demographic", "neutral"])
-def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind):
-    pairs = fl.load_pairs(kind=kind)
+def test_every_english_pair_is_valid_for_the_default_tokenizer(tokenizer, kind, split):
+    pairs = fl.load_pairs(split=split, kind=kind)
     table = fl.check_pairs(tokenizer, pairs)
     assert table.valid.all(), table[~table.valid]
     for pair in pairs:
-        assert pair.prompt_a.split()[0] in {"The", "My", "Two"}
+        if split != "extra":
+            assert pair.prompt_a.split()[0] in {"The", "My", "Two"}
         assert pair.prompt_a.split()[0] == pair.prompt_b.split()[0]
         assert not re.search(
             r"\b(he|she|his|her|him|hers)\b", pair.prompt_a + pair.prompt_b, re.IGNORECASE
@@ -102,6 +177,47 @@ def test_the_data_card_counts_the_spanish_pairs_that_hold(tokenizer):
         rest = pair.template.removeprefix("{}")
         assert pair.prompt_a == pair.attribute_a + rest
         assert pair.prompt_b == pair.attribute_b + rest
+
+
+def _all_english_pairs():
+    pairs = [fl.ARTICLE_PAIR]
+    for kind in ("demographic", "neutral"):
+        for split in (None, "test", "extra"):
+            pairs += fl.load_pairs(split=split, kind=kind)
+    return pairs
+
+
+def test_every_template_has_harsher_and_kinder_outcomes():
+    outcomes = fl.load_outcomes()
+    assert set(outcomes) == {pair.template for pair in _all_english_pairs()}
+    for template, lists in outcomes.items():
+        continuations = lists.harsher + lists.kinder
+        assert (len(lists.harsher), len(lists.kinder)) == (3, 3)
+        assert len(set(continuations)) == 6, template  # none twice, none on both sides
+        for continuation in continuations:
+            assert continuation
+            assert continuation == continuation.strip()
+    assert outcomes[fl.ARTICLE_PAIR.template].kinder[0] == "was harmless"
+
+
+def test_no_outcome_names_a_group_or_a_pronoun():
+    """They are the same for both prompts of a pair, and take up the word of neither."""
+    attributes = set()
+    for word in _words(_all_english_pairs()):
+        attributes |= set(word.lower().split())
+    attributes |= {"he", "she", "him", "her", "his", "hers", "they", "them", "their"}
+    for lists in fl.load_outcomes().values():
+        for continuation in lists.harsher + lists.kinder:
+            assert not set(continuation.lower().split()) & attributes
+
+
+def test_the_outcomes_of_a_template_have_the_same_number_of_tokens(tokenizer):
+    for template, lists in fl.load_outcomes().items():
+        prompt = len(tokenizer(template).input_ids)
+        counts = set()
+        for continuation in lists.harsher + lists.kinder:
+            counts.add(len(tokenizer(f"{template} {continuation}").input_ids) - prompt)
+        assert counts in ({1}, {2}), template
 
 
 def test_calibration_and_evaluation_text_are_long_enough_and_share_nothing(tokenizer):
@@ -154,7 +270,11 @@ def test_load_pairs_filters_and_names_what_it_does_not_know():
     assert {pair.attribute_split for pair in race} == {"train", "held_out"}
     for options, message in (
         ({"category": "hair"}, "category: expected one of age, .*'hair'"),
-        ({"split": "test"}, "split: expected one of held_out, train, validation; got 'test'"),
+        ({"split": "exam"}, "split: expected one of extra, held_out, test, train, .*; got 'exam'"),
+        (
+            {"split": "test", "language": "es"},
+            "split: expected one of held_out, train, validation; got 'test'",
+        ),
         ({"words": "new"}, "words: expected split or any; got 'new'"),
         ({"language": "xx"}, "language: expected one of en, es .*'xx'"),
         ({"language": "es", "kind": "neutral"}, "language: expected one of en for neutral"),
