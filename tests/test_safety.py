@@ -146,7 +146,7 @@ def test_a_swap_that_fails_brings_the_old_model_back(tokenizer, tmp_path, monkey
     before, rename = snapshot(tmp_path), os.rename
 
     def fail(source, target):
-        if Path(source).name.startswith(".model-"):
+        if Path(source).parent.name.startswith(".model-"):
             raise OSError("in use")
         rename(source, target)
 
