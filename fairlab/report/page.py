@@ -52,8 +52,7 @@ def write_report(
     Parameters
     ----------
     path : path
-        The page, ending in ".html"; the numbers go to the same name ending in ".json". Folders are
-        made.
+        The page, ending in ".html"; the numbers go to the same name ending in ".json".
     comparison : Comparison
         From `compare`, of one selection.
     model : PreTrainedModel
@@ -87,9 +86,8 @@ def write_report(
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r}")
-    selection = _only_selection(comparison)
     chosen_on = as_pairs(chosen_on)
-    _check_model(model, selection, comparison)
+    selection = _checked_selection(model, comparison)
     outputs = [path, path.with_suffix(".json")]
     outputs = [check_output("path", output, force=force) for output in outputs]
 
@@ -108,23 +106,19 @@ def write_report(
     return " ".join(facts["verdict"])
 
 
-def _only_selection(comparison: Comparison) -> NeuronSelection:
+def _checked_selection(model: PreTrainedModel, comparison: Comparison) -> NeuronSelection:
+    """Return the only selection, or refuse what the page would describe wrongly."""
     selections = comparison.selections
     if len(selections) != 1:
         raise ValueError(f"comparison: expected one selection; got {', '.join(selections)}")
     if not comparison.removed:  # the page says that the neurons were switched off
         raise ValueError("comparison: expected cuts tried by fairlab.ablate; got another ablation")
-    return next(iter(selections.values()))
-
-
-def _check_model(
-    model: PreTrainedModel, selection: NeuronSelection, comparison: Comparison
-) -> None:
-    """Refuse another model than the one that was measured: the page would name the wrong one."""
+    (selection,) = selections.values()
     with ablate(model, selection):  # refuses a cut for a model of another shape
         pass
     if bits_of(model) != comparison.weights_sha256:
         raise ValueError("model: expected the one that the comparison was measured with")
+    return selection
 
 
 def _what_was_found(
@@ -208,19 +202,16 @@ def _environment() -> dict[str, str]:
 
 
 def plain(value: object) -> object:
-    """Return a value as strict JSON can hold it: NaN and infinity become None, NumPy's numbers
-    Python's."""
+    """Return a value as strict JSON can hold it, with None in place of NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (float, int, str, type(None))) else str(value)
 
 
 def _rendered(facts: dict, figure: Axes) -> str:

@@ -23,8 +23,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     """Upload a folder that `save_model` and `model_card(...).save` filled to the Hugging Face Hub.
 
     Only the files named in `UPLOADED` and the shards of the weights go up, from the top level of
-    the folder; their names are printed before. Whatever else lies there stays here, and so do links
-    to other places. You need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
+    the folder, and no links; their names are printed before. You need to be logged in
+    (`huggingface_hub.login()` or HF_TOKEN).
 
     Parameters
     ----------
