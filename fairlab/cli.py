@@ -93,9 +93,10 @@ def diagnose(
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = valid_pairs(loaded[1], load_pool(pairs), pairs)
     readings = pair_readings(loaded, demographic, neutral_pairs(loaded[1], neutral))
-    rows = gap_rows(readings)
-    facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": rows}
-    emit(facts, as_json, f"{table_text(rows)}\n{precision_note(loaded[0])}", readings, out)
+    gaps = gap_table(readings)
+    text = f"{gaps.to_string(index=False)}\n{precision_note(loaded[0])}"
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": gaps.to_dict("records")}
+    emit(facts, as_json, text, readings, out)
 
 
 @app.command()
@@ -136,9 +137,10 @@ def score(
     columns = {name: values.flatten() for name, values in tables.items()}
     ranking = pd.DataFrame(columns, index).reset_index()
     ranking = ranking.sort_values("score", ascending=False, kind="stable")
-    top = ranking.head(20).to_dict("records")
-    facts = {"model": model, "dtype": dtype_of(loaded[0]), "top": top}
-    emit(facts, as_json, f"{table_text(top)}\n{precision_note(loaded[0])}", ranking, out)
+    top = ranking.head(20)
+    text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "top": top.to_dict("records")}
+    emit(facts, as_json, text, ranking, out)
 
 
 @app.command()
@@ -417,9 +419,10 @@ def pair_readings(loaded, demographic, neutral):
     return readings
 
 
-def gap_rows(readings):
+def gap_table(readings):
     """Return the mean gap of each category with its interval over templates and words."""
     import numpy as np
+    import pandas as pd
 
     from fairlab.statistics import jackknife_interval
 
@@ -430,7 +433,8 @@ def gap_rows(readings):
     for (kind, category), part in readings.groupby(["kind", "category"], sort=False):
         gaps = part["gap"].to_numpy()
         words = part["attribute_a"] + "/" + part["attribute_b"]
-        columns = np.stack([gaps, np.ones(len(gaps))], 1)
+        # a mean is a ratio of sums, from which a template or a word can be left out
+        columns = np.stack([gaps, np.ones(len(gaps))], 1)  # (pairs, 2)
         low, high = jackknife_interval(columns, mean, [list(part["template"]), list(words)])
         row = {
             "kind": kind,
@@ -443,7 +447,7 @@ def gap_rows(readings):
             "metric": part["metric"].mean(),
         }
         rows.append(row)
-    return rows
+    return pd.DataFrame(rows)
 
 
 def texts_before_and_after(loaded, selection, pairs):
@@ -482,13 +486,6 @@ def check_output_file(out, force, *inputs):
 
     if out:
         check_output("out", out, force=force, inputs=inputs)
-
-
-def table_text(rows):
-    """Return rows as a table for people."""
-    import pandas as pd
-
-    return pd.DataFrame(rows).to_string(index=False)
 
 
 def emit(facts, as_json, text, table=None, out=None):

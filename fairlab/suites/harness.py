@@ -8,7 +8,7 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +16,14 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.passes import check_option, check_ready, context_length, full_precision, progress
+from fairlab.passes import (
+    attribute_set_to,
+    check_option,
+    check_ready,
+    context_length,
+    full_precision,
+    progress,
+)
 from fairlab.suites.bbq import bbq_item, check_bbq_length
 from fairlab.suites.likelihoods import log_likelihoods
 from fairlab.suites.summaries import summarize_items
@@ -145,27 +152,21 @@ def quiet_harness() -> Iterator[None]:
     def bar(*args: object, disable: bool = False, **options: object) -> object:
         return progress(*args, **options)
 
-    names = ("api.model", "api.task", "models.huggingface")
-    modules = [import_module(f"lm_eval.{name}") for name in names]
-    bars = [module.tqdm for module in modules]
-    logger = logging.getLogger("lm_eval")
-    level, state = logger.level, random.getstate()
-    had_bars = datasets.is_progress_bar_enabled()
-    try:
+    with ExitStack() as undo:
+        for name in ("api.model", "api.task", "models.huggingface"):
+            module = import_module(f"lm_eval.{name}")
+            # the harness's own bars show always
+            undo.enter_context(attribute_set_to(module, "tqdm", bar))
+        if datasets.is_progress_bar_enabled():
+            undo.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        logger = logging.getLogger("lm_eval")
+        undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
-        datasets.disable_progress_bars()
-        for module in modules:
-            module.tqdm = bar  # the harness's own bars show always
+        undo.callback(random.setstate, random.getstate())
         # it takes the mean of nothing where a category of BBQ has no item
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            yield
-    finally:
-        for module, before in zip(modules, bars, strict=True):
-            module.tqdm = before
-        if had_bars:
-            datasets.enable_progress_bars()
-        random.setstate(state)
-        logger.setLevel(level)
+        undo.enter_context(warnings.catch_warnings(action="ignore", category=RuntimeWarning))
+        yield
 
 
 def frugal_model(
