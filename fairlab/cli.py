@@ -1,8 +1,7 @@
 """The surgery from a terminal: `fairlab diagnose`, `score`, `prune`, `compare`, `report`.
 
 What a command prints is for people; with `--json` standard output is one strict JSON document and
-nothing else. Progress bars and notices go to standard error. Exit codes: 0 done; 2 the input was
-refused, with one line that says what was allowed and what came; 1 anything else, with a traceback.
+nothing else. Progress bars and notices go to standard error. `_about` lists the exit codes.
 """
 
 import json
@@ -166,6 +165,7 @@ def prune(
     """
     from fairlab.files import check_output_folder, write_text
 
+    # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
     loaded = fl.load_model(model, device=device, dtype=dtype)
@@ -246,7 +246,8 @@ def report(
     \b
     Example: fairlab report --pairs gender --out gender.html
     """
-    if out.suffix != ".html":  # before any time is spent
+    # write_report would refuse the same names, but after the minutes that compare takes
+    if out.suffix != ".html":
         raise ValueError(f"out: expected a name that ends in .html; got {str(out)!r}")
     numbers = out.with_suffix(".json")
     for output in (out, numbers):
@@ -256,7 +257,7 @@ def report(
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
     measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
     choice = {"pairs": pairs, "score": method, "fraction": fraction}
-    if not is_causal(method):
+    if not is_causal(method):  # guarded scores have no weights
         choice["bias weight"] = bias_weight
     verdict = fl.write_report(
         out,
@@ -301,7 +302,7 @@ def part_of(pool, split):
 def choosing_and_held_out(tokenizer, name):
     """Return the pairs that choose the neurons, and pairs whose template and words do not."""
     pool = load_pool(name)
-    if name == "article":
+    if name == "article":  # a single pair: nothing of it can be held out
         choosing, held_out = pool, fl.load_pairs(split="held_out")
     else:
         choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
@@ -321,6 +322,7 @@ def choosing_and_judging(tokenizer, pairs, neutral):
             f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it "
             "looks good by construction; add sentences, or a column split with train and held_out"
         )
+    # the start of the text, since every random cut reads it again
     ids = tokenizer(fl.load_text("evaluation"), verbose=False).input_ids[:2048]
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return choosing, fl.HeldOut(held_out, neutral_pairs(tokenizer, neutral), text)
@@ -390,7 +392,8 @@ def choose_neurons(loaded, pairs, method, bias_weight, fraction):
         return fl.guarded_cut(*loaded, pairs, neutral, text=text, fraction=fraction)
     if method == "article":
         return fl.article_cut(*loaded, pairs, fraction=fraction, bias_weight=bias_weight)
-    scores = score_tables(loaded, pairs, method, bias_weight)["score"]
+    scores = score_tables(loaded, pairs, method, bias_weight)["score"]  # (layers, neurons)
+    # hybrid scores are scaled within each layer, so only causal ones compare across layers
     if is_causal(method):
         how, scope = f"{method}, guarded, {len(pairs)} pairs", "model"
     else:
@@ -456,6 +459,7 @@ def texts_before_and_after(loaded, selection, pairs):
     prompts = []
     for pair in pairs:
         prompts += [pair.prompt_a, pair.prompt_b]
+    # room for 35 new tokens behind the longest prompt
     length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
     before = fl.generate(model, tokenizer, prompts, max_length=length)
     with fl.ablate(model, selection):

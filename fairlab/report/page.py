@@ -99,6 +99,7 @@ def write_report(
             "environment": _environment(),
         }
     )
+    # both are made before either is written
     page = _rendered(facts, _figure_by_category(comparison))
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
     for output, content in zip(outputs, (page, numbers), strict=True):
@@ -207,7 +208,7 @@ def plain(value: object) -> object:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # a number of NumPy's
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -215,6 +216,7 @@ def plain(value: object) -> object:
 
 
 def _rendered(facts: dict, figure: Axes) -> str:
+    # names, prompts and texts come from outside, and none of them may become markup
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -237,6 +239,7 @@ def _figure_by_category(comparison: Comparison) -> Axes:
     ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(rows)), layout="constrained").subplots()
     plot_comparison(rows, draws=draws, ax=ax).set_title("")
     labels = list(gaps["category"].mask(without_pronouns, gaps["category"] + " without pronouns"))
+    # a category may hold a dollar sign, which would begin a formula
     ax.set_yticks(range(len(labels)), labels, parse_math=False)
     # below, not at the right: the figure has to be readable on a telephone
     ax.get_legend().remove()

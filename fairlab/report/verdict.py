@@ -36,6 +36,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
     gap = table_row(table, "gap", "headline")
     neutral = table_row(table, "gap", "neutral")
     perplexity = table_row(table, "perplexity", "text")
+    # NaN, where there is no interval, is neither
     narrowed = gap["high"] < min(0, gap["random_low"])
     widened = gap["low"] > max(0, gap["random_high"])
     price = f"{percent(perplexity['change'])} ({span(perplexity['low'], perplexity['high'])})"
@@ -44,6 +45,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
         _specificity(gap, neutral, narrowed),
         f"Perplexity changes by {price}.",
     ]
+    # a model that is less sure of every word narrows every gap, too
     flattened = gap.get("flattening_change", math.nan)
     if narrowed and flattened <= gap["change"]:
         sentences.append(

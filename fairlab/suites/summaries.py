@@ -137,11 +137,13 @@ def _sorted(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
 
 def _change(before: Metric, after: Metric, clusters: pd.Series) -> dict:
     """Return a metric's change, its interval, its test and what so many items can show."""
-    old, new = before.columns[before.counted], after.columns[before.counted]
+    old = before.columns[before.counted]  # (items, columns)
+    new = after.columns[before.counted]
     width = old.shape[1]
 
     def difference(sums: np.ndarray) -> np.ndarray:
-        old_value, new_value = before.formula(sums[:, :width]), before.formula(sums[:, width:])
+        old_value = before.formula(sums[:, :width])
+        new_value = before.formula(sums[:, width:])
         if before.is_perplexity:
             return np.log(new_value / old_value)
         return new_value - old_value
