@@ -91,9 +91,15 @@ def write_report(
     outputs = [path, path.with_suffix(".json")]
     outputs = [check_output("path", output, force=force) for output in outputs]
 
+    notes = warnings(chosen_on, comparison.held_out.pairs)
+    if is_half(model):
+        notes.append(HALF_PRECISION_COSTS)
     facts = plain(
         {
-            **_what_was_found(comparison, chosen_on, is_half(model)),
+            "verdict": verdict(comparison.table),
+            "warnings": notes,
+            "limits": limits(table_row(comparison.table, "gap", "headline")),
+            "results": comparison.table.to_dict("records"),
             **_what_was_cut(model, model_name, selection, comparison, method),
             **_what_was_measured(comparison, chosen_on, texts),
             "environment": _environment(),
@@ -120,20 +126,6 @@ def _checked_selection(model: PreTrainedModel, comparison: Comparison) -> Neuron
     if bits_of(model) != comparison.weights_sha256:
         raise ValueError("model: expected the one that the comparison was measured with")
     return selection
-
-
-def _what_was_found(
-    comparison: Comparison, chosen_on: Sequence[PromptPair], half: bool
-) -> dict[str, object]:
-    notes = warnings(chosen_on, comparison.held_out.pairs)
-    if half:
-        notes.append(HALF_PRECISION_COSTS)
-    return {
-        "verdict": verdict(comparison.table),
-        "warnings": notes,
-        "limits": limits(table_row(comparison.table, "gap", "headline")),
-        "results": comparison.table.to_dict("records"),
-    }
 
 
 def _what_was_cut(

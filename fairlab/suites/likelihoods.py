@@ -57,7 +57,7 @@ def log_likelihoods(
     """
     requests = [(tuple(context), tuple(continuation)) for context, continuation in requests]
     unique = list(dict.fromkeys(requests))
-    rows = _shared_rows(unique) if side_by_side else _plain_rows(unique, max_length)
+    rows = _rows_of(unique, max_length, side_by_side)
     # long rows first: a lack of memory shows at once
     rows.sort(key=lambda row: len(row.tokens), reverse=True)
     results = {}
@@ -66,33 +66,25 @@ def log_likelihoods(
     return [results[request] for request in requests]
 
 
-def _plain_rows(requests: Sequence[Request], max_length: int) -> list[Row]:
-    """Make one row a request; requests that differ in their last token alone share a row."""
+def _rows_of(requests: Sequence[Request], max_length: int, side_by_side: bool) -> list[Row]:
+    """Make one row for all requests that begin with the same tokens."""
     rows: dict[tuple[int, ...], Row] = {}
     for context, continuation in requests:
         # the last token is predicted, but predicts nothing that is asked
-        tokens = (context + continuation)[-max_length - 1 : -1]
-        length = len(tokens)
-        row = Row(list(tokens), positions=list(range(length)), branches=[0] * length)
-        row = rows.setdefault(tokens, row)
-        columns = list(range(length - len(continuation), length))
+        start, branch = (context + continuation[:-1])[-max_length:], ()
+        if side_by_side:
+            start, branch = context, continuation[:-1]
+        end = len(start)
+        if start not in rows:
+            rows[start] = Row(list(start), positions=list(range(end)), branches=[0] * end)
+        row = rows[start]
+        # what predicts the continuation: the last tokens of the start, then those of the branch
+        columns = list(range(end - len(continuation) + len(branch), end))
+        columns += range(len(row.tokens), len(row.tokens) + len(branch))
         row.spans.append(((context, continuation), columns))
-    return list(rows.values())
-
-
-def _shared_rows(requests: Sequence[Request]) -> list[Row]:
-    """Make one row a context, with its continuations side by side behind it."""
-    rows: dict[tuple[int, ...], Row] = {}
-    for context, continuation in requests:
-        end = len(context)
-        row = Row(list(context), positions=list(range(end)), branches=[0] * end)
-        row = rows.setdefault(context, row)
-        # the context's last token predicts the first one; the last one predicts nothing asked
-        start, length = len(row.tokens), len(continuation) - 1
-        row.spans.append(((context, continuation), [end - 1, *range(start, start + length)]))
-        row.tokens += continuation[:-1]
-        row.positions += range(end, end + length)  # as if it stood there alone
-        row.branches += [len(row.spans)] * length
+        row.tokens += branch
+        row.positions += range(end, end + len(branch))  # as if it stood there alone
+        row.branches += [len(row.spans)] * len(branch)
     return list(rows.values())
 
 
