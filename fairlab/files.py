@@ -87,8 +87,7 @@ def check_output(
     ValueError
         The path is an input, exists, is a folder, or lies where nothing can be written.
     """
-    path = Path(path).expanduser().resolve()
-    _refuse_inputs(argument, path, inputs)  # even with `force`
+    path = _checked_path(argument, path, inputs)
     if path.is_dir():
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
@@ -96,7 +95,6 @@ def check_output(
             f"{argument}: {path} exists; choose another name, "
             "or replace it with force=True (--force)"
         )
-    _refuse_unwritable(argument, path)
     return path
 
 
@@ -141,8 +139,7 @@ def check_output_folder(
     ValueError
         As `check_output`; also where the folder is the current one, which can't be exchanged.
     """
-    folder = Path(folder).expanduser().resolve()
-    _refuse_inputs(argument, folder, inputs)
+    folder = _checked_path(argument, folder, inputs)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{argument}: expected a folder to write to; got the file {folder}")
     if folder == Path.cwd() or folder.parent == folder:
@@ -157,7 +154,6 @@ def check_output_folder(
             f"{argument}: {folder} holds {shown}; choose a new folder, "
             "or replace the model in it with force=True (--force)"
         )
-    _refuse_unwritable(argument, folder)
     return folder
 
 
@@ -217,20 +213,19 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _refuse_inputs(argument: str, path: Path, inputs: Sequence[str | Path | None]) -> None:
-    for source in inputs:
-        if source is None:
-            continue
+def _checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None]) -> Path:
+    """Return the absolute path of an output, which is no input and can be written."""
+    path = Path(path).expanduser().resolve()
+    for source in filter(None, inputs):
         source = Path(source).expanduser()
         if source.exists() and source.resolve() == path:
             raise ValueError(
                 f"{argument}: {path} is an input, which is never overwritten; choose another name"
             )
-
-
-def _refuse_unwritable(argument: str, path: Path) -> None:
-    parent = next(parent for parent in path.parents if parent.exists())
+    # the first folder above it that is there; "/" has none
+    parent = next((parent for parent in path.parents if parent.exists()), path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(
             f"{argument}: {path} can't be written: no folder can be made or changed in {parent}"
         )
+    return path
