@@ -335,8 +335,7 @@ def neutral_pairs(tokenizer, path, split="held_out"):
 
 
 def valid_pairs(tokenizer, pairs, name):
-    """Refuse a file with pairs that are not valid for the tokenizer; leave those of fairlab's own
-    out, and say so."""
+    """Return the pairs that are valid for the tokenizer; a file must hold no others."""
     if not pairs:
         return []
     table = fl.check_pairs(tokenizer, pairs)
@@ -347,7 +346,7 @@ def valid_pairs(tokenizer, pairs, name):
             f"pairs: {len(invalid)} of {len(pairs)} of {name} are not valid for this tokenizer: "
             + "; ".join(reasons)
         )
-    if len(invalid):
+    if len(invalid):  # only fairlab's own come this far
         notice = f"{len(invalid)} of {len(pairs)} pairs left out, not valid for this tokenizer"
         print(f"fairlab: {notice}", file=sys.stderr)
     return [pair for pair, valid in zip(pairs, table["valid"], strict=True) if valid]
