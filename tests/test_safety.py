@@ -156,6 +156,14 @@ def test_a_swap_that_fails_brings_the_old_model_back(tokenizer, tmp_path, monkey
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no permission bits")
+def test_a_saved_folder_is_as_readable_as_any_new_one(tokenizer, tmp_path):
+    (tmp_path / "new").mkdir()
+    fl.save_model(tiny_model(), tokenizer, tmp_path / "model")
+    modes = [(tmp_path / name).stat().st_mode for name in ("new", "model")]
+    assert modes[0] == modes[1]
+
+
 KILLED = """
 import os, signal, sys, shutil, fairlab as fl
 from fairlab import files
