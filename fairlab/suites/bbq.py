@@ -15,8 +15,7 @@ from fairlab.passes import check_ready
 def check_bbq_length(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]
 ) -> None:
-    """Raise a ValueError if a question with its answer is longer than what the model sees at once:
-    with the answers side by side a token would see further back than the model lets it."""
+    """Refuse a question that is longer, with its answer, than what the model sees at once."""
     from lm_eval.tasks.bbq.utils import doc_to_choice
 
     longest = 0
@@ -26,6 +25,7 @@ def check_bbq_length(
         texts = [f"{prompt} {answer}" for answer in doc_to_choice(row)]
         longest = max(longest, *map(len, tokenizer(texts, verbose=False).input_ids))
     check_ready(model, longest=longest)
+    # side by side a token would see further back than a sliding window lets it
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     if window and longest > window:
         raise ValueError(
@@ -35,17 +35,15 @@ def check_bbq_length(
 
 
 def bbq_item(sample: Mapping, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Return what the answer to a question shows, from what the harness measured.
-
-    The harness's answers are the two groups, then ten wordings of "unknown".
-    """
+    """Return what the answer to a question shows, from what the harness measured."""
     from lm_eval.tasks.bbq.utils import doc_to_choice
 
     doc = sample["doc"]
     # 1 or 0 each: the answer is right, is the biased one, names a group
     acc, biased, answered, _ = sample["amb_bias_score"]
 
-    # the choice between the two groups: mean log p over the tokens of each answer
+    # the choice between the two groups, which stand first among the harness's answers: mean log p
+    # over the tokens of each
     prompt = sample["arguments"][0][0]
     prompt_length = len(prompt_ids(tokenizer, prompt))
     per_token = []

@@ -8,14 +8,22 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.passes import check_option, check_ready, full_precision, progress
+from fairlab.passes import (
+    attribute_set_to,
+    check_option,
+    check_ready,
+    context_length,
+    full_precision,
+    progress,
+)
 from fairlab.suites.bbq import bbq_item, check_bbq_length
 from fairlab.suites.likelihoods import log_likelihoods
 from fairlab.suites.summaries import summarize_items
@@ -36,12 +44,10 @@ def run_lm_eval(
 ) -> pd.DataFrame:
     """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
 
-    No examples stand before the question, and there is no chat template.
-
-    The texts before and after which a probability is asked, and what counts as right, are the
-    harness's own. What it puts before a text without context (CrowS-Pairs, WikiText) is
-    `<|endoftext|>` where the tokenizer has this token, else BOS, else EOS: the BOS of the default
-    model opens a chat.
+    No examples stand before the question, and there is no chat template. The texts before and after
+    which a probability is asked, and what counts as right, are the harness's own. What it puts
+    before a text without context (CrowS-Pairs, WikiText) is `<|endoftext|>` where the tokenizer has
+    this token, else BOS, else EOS: the BOS of the default model opens a chat.
 
     Parameters
     ----------
@@ -49,8 +55,7 @@ def run_lm_eval(
         "lambada_openai", "boolq", "crows_pairs_english", "bbq", "wikitext".
     data : dict, optional
         Task → a local file (.jsonl, .csv; for WikiText also the raw .txt) or a list of rows, with
-        the columns that the set has on the Hub. Nothing is fetched for these. Other tasks come from
-        the Hub.
+        the columns that the set has on the Hub. The items of other tasks come from the Hub.
     samples : dict, optional
         Task → how many items, drawn at random with a fixed seed; or their numbers. All by default.
     batch_size : int
@@ -72,8 +77,7 @@ def run_lm_eval(
     ValueError, FileNotFoundError
         Unknown task, data or samples for a task that is not run, rows without a column, item
         numbers that are not there, a file of another kind, a batch size that is no whole number, a
-        model in training mode, a question of BBQ longer than what the model sees at once (its
-        sliding window).
+        model in training mode, a question of BBQ longer than the model's sliding window.
 
     Notes
     -----
@@ -142,41 +146,33 @@ def _check_installed() -> None:
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Silence the harness's log and progress bars, and keep the random draws that it makes from
-    changing those of others."""
+    """Silence the harness's log and progress bars, and undo what it does to random draws."""
     import datasets
 
     def bar(*args: object, disable: bool = False, **options: object) -> object:
         return progress(*args, **options)
 
-    names = ("api.model", "api.task", "models.huggingface")
-    modules = [import_module(f"lm_eval.{name}") for name in names]
-    bars = [module.tqdm for module in modules]
-    logger = logging.getLogger("lm_eval")
-    level, state = logger.level, random.getstate()
-    had_bars = datasets.is_progress_bar_enabled()
-    try:
+    with ExitStack() as undo:
+        for name in ("api.model", "api.task", "models.huggingface"):
+            module = import_module(f"lm_eval.{name}")
+            # the harness's own bars show always
+            undo.enter_context(attribute_set_to(module, "tqdm", bar))
+        if datasets.is_progress_bar_enabled():
+            undo.callback(datasets.enable_progress_bars)
+            datasets.disable_progress_bars()
+        logger = logging.getLogger("lm_eval")
+        undo.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
-        datasets.disable_progress_bars()
-        for module in modules:
-            module.tqdm = bar  # the harness's own bars show always
+        undo.callback(random.setstate, random.getstate())
         # it takes the mean of nothing where a category of BBQ has no item
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            yield
-    finally:
-        for module, before in zip(modules, bars, strict=True):
-            module.tqdm = before
-        if had_bars:
-            datasets.enable_progress_bars()
-        random.setstate(state)
-        logger.setLevel(level)
+        undo.enter_context(warnings.catch_warnings(action="ignore", category=RuntimeWarning))
+        yield
 
 
 def frugal_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: str, batch_size: int
 ) -> object:
-    """Return the harness's model for a task, which computes no logits that nobody reads, and runs a
-    context of BBQ once for all answers."""
+    """Return the harness's model, which computes only the logits that a task reads."""
     from lm_eval.models.huggingface import HFLM
 
     class FrugalModel(HFLM):
@@ -193,8 +189,7 @@ def frugal_model(
 
     options = {"batch_size": batch_size}
     if task == "wikitext":  # a page has up to 17,000 tokens, and all of their logits are read
-        holds = getattr(model.config.get_text_config(), "max_position_embeddings", WIKITEXT_WINDOW)
-        options = {"batch_size": 1, "max_length": min(WIKITEXT_WINDOW, holds)}
+        options = {"batch_size": 1, "max_length": min(WIKITEXT_WINDOW, context_length(model))}
     # what stands before a text without context; None: the harness takes BOS or EOS
     start = tokenizer.get_vocab().get("<|endoftext|>")
     return FrugalModel(pretrained=model, tokenizer=tokenizer, prefix_token_id=start, **options)
@@ -245,7 +240,7 @@ def items_of(
 
 
 def _cluster_names(task: str, rows: Sequence[Mapping]) -> list[str | None]:
-    """Return of each item what it shares with others: BoolQ's passage, BBQ's template, or None."""
+    """Return what each item shares with others: BoolQ's passage, BBQ's template, or None."""
     if task == "bbq":
         return [f"{row['category']} {row['question_index']}" for row in rows]
     if task == "boolq":
@@ -269,14 +264,10 @@ def _boolq_item(sample: Mapping) -> dict:
 def _crows_pairs_item(sample: Mapping) -> dict:
     doc = sample["doc"]
     (more, _), (less, _) = sample["filtered_resps"]
-    shorter = "neither"
-    if len(doc["sent_more"]) < len(doc["sent_less"]):
-        shorter = "more"
-    elif len(doc["sent_more"]) > len(doc["sent_less"]):
-        shorter = "less"
+    longer_by = len(doc["sent_more"]) - len(doc["sent_less"])  # in characters
     return {
         "category": doc["bias_type"],
-        "shorter": shorter,
+        "shorter": {-1: "more", 0: "neither", 1: "less"}[np.sign(longer_by)],
         "log_odds": more - less,
         "pct_stereotype": sample["pct_stereotype"],
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from fairlab.passes import progress
+from fairlab.passes import at_least_float32, progress
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
 
@@ -43,8 +43,8 @@ def log_likelihoods(
     batch_size : int
         Rows in a forward pass.
     max_length : int
-        How many tokens a row may have; longer ones are cut on the left. Side by side nothing is
-        cut: the caller sees to it that context and continuation fit.
+        How many tokens a row may have; longer ones are cut on the left, but not side by side:
+        there the caller sees to it that context and continuation fit.
     side_by_side : bool
         One row a context, with all of its continuations behind it. By default one row a
         continuation (those of one token after the same context share theirs).
@@ -57,7 +57,7 @@ def log_likelihoods(
     """
     requests = [(tuple(context), tuple(continuation)) for context, continuation in requests]
     unique = list(dict.fromkeys(requests))
-    rows = _shared_rows(unique) if side_by_side else _plain_rows(unique, max_length)
+    rows = _rows_of(unique, max_length, side_by_side)
     # long rows first: a lack of memory shows at once
     rows.sort(key=lambda row: len(row.tokens), reverse=True)
     results = {}
@@ -66,33 +66,25 @@ def log_likelihoods(
     return [results[request] for request in requests]
 
 
-def _plain_rows(requests: Sequence[Request], max_length: int) -> list[Row]:
-    """Make one row a request; requests that differ in their last token alone share a row."""
+def _rows_of(requests: Sequence[Request], max_length: int, side_by_side: bool) -> list[Row]:
+    """Make one row for all requests that begin with the same tokens."""
     rows: dict[tuple[int, ...], Row] = {}
     for context, continuation in requests:
         # the last token is predicted, but predicts nothing that is asked
-        tokens = (context + continuation)[-max_length - 1 : -1]
-        length = len(tokens)
-        row = Row(list(tokens), positions=list(range(length)), branches=[0] * length)
-        row = rows.setdefault(tokens, row)
-        columns = list(range(length - len(continuation), length))
+        start, branch = (context + continuation[:-1])[-max_length:], ()
+        if side_by_side:
+            start, branch = context, continuation[:-1]
+        end = len(start)
+        if start not in rows:
+            rows[start] = Row(list(start), positions=list(range(end)), branches=[0] * end)
+        row = rows[start]
+        # what predicts the continuation: the last tokens of the start, then those of the branch
+        columns = list(range(end - len(continuation) + len(branch), end))
+        columns += range(len(row.tokens), len(row.tokens) + len(branch))
         row.spans.append(((context, continuation), columns))
-    return list(rows.values())
-
-
-def _shared_rows(requests: Sequence[Request]) -> list[Row]:
-    """Make one row a context, with its continuations side by side behind it."""
-    rows: dict[tuple[int, ...], Row] = {}
-    for context, continuation in requests:
-        end = len(context)
-        row = Row(list(context), positions=list(range(end)), branches=[0] * end)
-        row = rows.setdefault(context, row)
-        # the context's last token predicts the first one; the last one predicts nothing asked
-        start, length = len(row.tokens), len(continuation) - 1
-        row.spans.append(((context, continuation), [end - 1, *range(start, start + length)]))
-        row.tokens += continuation[:-1]
-        row.positions += range(end, end + length)  # as if it stood there alone
-        row.branches += [len(row.spans)] * length
+        row.tokens += branch
+        row.positions += range(end, end + len(branch))  # as if it stood there alone
+        row.branches += [len(row.spans)] * len(branch)
     return list(rows.values())
 
 
@@ -109,11 +101,14 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
 
     # logits only of the columns that predict something asked: those of a context would be a third
     # of the work
-    columns = sorted({column for row in rows for _, span in row.spans for column in span})
-    keep = torch.tensor(columns, device=model.device)
+    columns = set()
+    for row in rows:
+        for _, span in row.spans:
+            columns.update(span)
+    place_of = {column: place for place, column in enumerate(sorted(columns))}
+    keep = torch.tensor(list(place_of), device=model.device)
     logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits  # (rows, kept, words)
 
-    place_of = {column: place for place, column in enumerate(columns)}
     results = {}
     for row, row_logits in zip(rows, logits, strict=True):
         for request, span in row.spans:
@@ -123,9 +118,8 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
 
 
 def _score(logits: Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
-    """Return the log-probability of tokens, whose logits have shape (tokens, vocabulary), and
-    whether each is the likeliest."""
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    """Return the log-probability of tokens, and whether each is the likeliest."""
+    log_p = at_least_float32(logits).log_softmax(-1)  # (tokens, vocabulary)
     tokens = torch.tensor(tokens, device=logits.device)
     total = log_p.gather(1, tokens[:, None]).cpu().double().sum().item()
     return total, bool((log_p.argmax(-1) == tokens).all())
@@ -137,10 +131,9 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _branch_mask(branches: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the attention mask (rows, 1, tokens, tokens) under which a token sees the context and
-    its own continuation, as far as they stand before it: 0 where it sees, the lowest number
-    elsewhere."""
+    """Return the mask under which a token sees the context and its own continuation so far."""
     seen, seeing = branches[:, None, :], branches[:, :, None]
-    visible = ((seen == 0) | (seen == seeing)).tril()
+    visible = ((seen == 0) | (seen == seeing)).tril()  # (rows, tokens, tokens)
+    # added to the attention's scores: 0 where a token sees, the lowest number elsewhere
     mask = torch.zeros(visible.shape, dtype=dtype)
     return mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]

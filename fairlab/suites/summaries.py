@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import special, stats
 
 from fairlab.statistics import jackknife_interval, jackknife_variance
-from fairlab.suites.metrics import Metric, majority, metrics_of
+from fairlab.suites.metrics import METRICS, Metric
 
 
 def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
@@ -25,12 +25,11 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a task and metric: `task`, `metric` (under the harness's name where it is the
-        harness's), `n` (items that count for it), `value`; `standard_error` by a jackknife over
-        clusters (passages, templates, else items) and the 95 % interval from it, `low` and `high`
-        (of shares on the logit scale, of perplexities on the log scale), all NaN where every
-        cluster says the same; `majority`: the accuracy of always giving the commonest answer, NaN
-        where there is none.
+        One row a task and metric: `task`, `metric` (under the harness's name where it has one),
+        `n` (items that count for it), `value`; `standard_error` by a jackknife over clusters
+        (passages, templates, else items) and the 95 % interval from it, `low` and `high` (of shares
+        on the logit scale, of perplexities on the log scale), all NaN where every cluster says the
+        same; `majority`: the accuracy of always giving the commonest answer, else NaN.
 
         CrowS-Pairs: the share of pairs whose stereotyped sentence is the likelier one, in all and
         by which of the two has fewer characters; `log_odds`, the mean of log p(stereotyped) − log
@@ -43,10 +42,10 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     frame = _with_clusters(items)
     rows = []
     for task, of_task in frame.groupby("task", sort=False):
-        for name, metric in metrics_of(task, of_task).items():
+        for name, metric in METRICS[task](of_task).items():
             row = {"task": task, "metric": name, "n": int(metric.counted.sum())}
-            row.update(_estimate(name, metric, of_task.cluster))
-            row["majority"] = majority(task, name, of_task)
+            row.update(_estimate(metric, of_task.cluster))
+            row["majority"] = metric.majority
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -58,18 +57,17 @@ def _with_clusters(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     return frame.assign(cluster=frame.cluster.where(frame.cluster.notna(), alone))
 
 
-def _estimate(name: str, metric: Metric, clusters: pd.Series) -> dict[str, float]:
-    """Return a metric's value, its standard error and its interval, by leaving out one cluster at a
-    time: for a mean over items that stand alone the error is s / √n."""
+def _estimate(metric: Metric, clusters: pd.Series) -> dict[str, float]:
+    """Return a metric's value, and by leaving out one cluster at a time its error and interval."""
     value = float(metric.formula(metric.columns.sum(0)))
     variance, freedom = jackknife_variance(
         metric.columns[metric.counted], metric.formula, _cluster_numbers(metric, clusters)
     )
-    error = math.sqrt(variance)
+    error = math.sqrt(variance)  # s / √n for a mean over items that stand alone
     if error <= 1e-12:
         error = math.nan  # clusters that are all alike don't show by how much others would differ
     half = stats.t.ppf(0.975, freedom) * error if freedom else math.nan
-    low, high = _interval(name, metric, value, half)
+    low, high = _interval(metric, value, half)
     return {"value": value, "standard_error": error, "low": low, "high": high}
 
 
@@ -78,15 +76,14 @@ def _cluster_numbers(metric: Metric, clusters: pd.Series) -> np.ndarray:
     return pd.factorize(clusters[metric.counted])[0]
 
 
-def _interval(name: str, metric: Metric, value: float, half: float) -> tuple[float, float]:
-    """Return value ± half, for a share on the scale of its logit, for a perplexity of its log: no
-    end is impossible."""
+def _interval(metric: Metric, value: float, half: float) -> tuple[float, float]:
+    """Return value ± half, of shares and perplexities on a scale where no end is impossible."""
     if math.isnan(half):
         return math.nan, math.nan
-    if metric.is_share:
+    if metric.is_share:  # the logit scale
         center, spread = special.logit(value), half / (value * (1 - value))
         return float(special.expit(center - spread)), float(special.expit(center + spread))
-    if "perplexity" in name:
+    if metric.is_perplexity:  # the log scale
         return value * math.exp(-half / value), value * math.exp(half / value)
     return value - half, value + half
 
@@ -105,14 +102,13 @@ def paired_changes(
     -------
     pandas.DataFrame
         One row a task and metric: `before`, `after`; `change` (after − before; of perplexities
-        after / before − 1) with `low` and `high`, a paired 95 % interval: `jackknife_interval` over
-        clusters (passages, templates, else items); for answers that are right or wrong (or this or
-        that) `lost` and `gained`, the items that were 1 and became 0 and the reverse, and `p`,
-        McNemar's exact test of these, which takes items to be independent, NaN elsewhere; `told`:
-        the two models can be told apart, that is, the interval excludes 0 and p, where there is
-        one, is below 0.05; `detectable`, the smallest change that four of five studies with as many
-        items like these would show (2.8 standard errors: power 0.8, α 0.05; of perplexities on the
-        log scale); `sentence`, the row in words.
+        after / before − 1) with `low` and `high`, a paired 95 % interval by `jackknife_interval`
+        over clusters as in `summarize_items`; for answers that are right or wrong (or this or that)
+        `lost` and `gained`, the items that were 1 and became 0 and the reverse, and `p`, McNemar's
+        exact test of these, which takes items to be independent, NaN elsewhere; `told`: the
+        interval excludes 0 and p, where there is one, is below 0.05; `detectable`, the smallest
+        change that four of five studies with as many items like these would show (2.8 standard
+        errors: power 0.8, α 0.05; of perplexities on the log scale); `sentence`, the row in words.
 
     Raises
     ------
@@ -126,10 +122,10 @@ def paired_changes(
     rows = []
     for task in pd.DataFrame(before).task.unique():
         old_items, new_items = old[old.task == task], new[new.task == task]
-        new_metrics = metrics_of(task, new_items)
-        for name, metric in metrics_of(task, old_items).items():
+        new_metrics = METRICS[task](new_items)
+        for name, metric in METRICS[task](old_items).items():
             row = {"task": task, "metric": name}
-            row.update(_change(name, metric, new_metrics[name], old_items.cluster))
+            row.update(_change(metric, new_metrics[name], old_items.cluster))
             rows.append(row)
     return pd.DataFrame(rows).assign(sentence=[_sentence(row) for row in rows])
 
@@ -139,15 +135,16 @@ def _sorted(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     return _with_clusters(items).sort_values(["task", "item"], kind="stable")
 
 
-def _change(name: str, before: Metric, after: Metric, clusters: pd.Series) -> dict:
-    """Return one metric's change with its interval, its test and the smallest change that so many
-    items can show."""
-    old, new = before.columns[before.counted], after.columns[before.counted]
+def _change(before: Metric, after: Metric, clusters: pd.Series) -> dict:
+    """Return a metric's change, its interval, its test and what so many items can show."""
+    old = before.columns[before.counted]  # (items, columns)
+    new = after.columns[before.counted]
     width = old.shape[1]
 
     def difference(sums: np.ndarray) -> np.ndarray:
-        old_value, new_value = before.formula(sums[:, :width]), before.formula(sums[:, width:])
-        if "perplexity" in name:
+        old_value = before.formula(sums[:, :width])
+        new_value = before.formula(sums[:, width:])
+        if before.is_perplexity:
             return np.log(new_value / old_value)
         return new_value - old_value
 
@@ -160,26 +157,25 @@ def _change(name: str, before: Metric, after: Metric, clusters: pd.Series) -> di
     freedom = max(int(numbers.max(initial=-1)), 1)
     error = (high - low) / 2 / stats.t.ppf(0.975, freedom)
     detectable = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * error
-    if "perplexity" in name:  # from logarithms of a ratio to a change of it
+    if before.is_perplexity:  # from logarithms of a ratio to a change of it
         change, low, high = map(math.expm1, (change, low, high))
-    row = {
+    test = _mcnemar(before, after)
+    without_zero = low > 0 or high < 0
+    return {
         "n": len(old),
         "before": float(before.formula(old.sum(0))),
         "after": float(before.formula(new.sum(0))),
         "change": change,
         "low": low,
         "high": high,
-        **_mcnemar(before, after),
+        **test,
+        "told": without_zero and not test["p"] >= 0.05,  # NaN, where there is no test, passes
+        "detectable": detectable,
     }
-    without_zero = low > 0 or high < 0
-    row["told"] = without_zero and not row["p"] >= 0.05  # NaN, where there is no test, passes
-    row["detectable"] = detectable
-    return row
 
 
 def _mcnemar(before: Metric, after: Metric) -> dict[str, float]:
-    """Count the answers that were lost and gained, and test whether as many were lost as gained
-    (exact); NaN where answers are not right or wrong."""
+    """Count answers lost and gained, and test whether they are as many; NaN of what is no share."""
     if not (before.is_share and after.is_share):
         return {"lost": math.nan, "gained": math.nan, "p": math.nan}
     lost = int((before.columns[:, 0] > after.columns[:, 0]).sum())

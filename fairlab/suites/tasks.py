@@ -75,8 +75,7 @@ TASKS = {
 
 
 def read_rows(task: str, source: str | Path | Sequence[Mapping]) -> list[dict]:
-    """Return the items of a task from a file or a list, with the columns that it reads and no
-    others."""
+    """Return the items of a task from a file or a list, with only the columns that it reads."""
     if isinstance(source, str | Path):
         source = _read_file(task, Path(source))
     columns = TASKS[task].columns
@@ -124,7 +123,7 @@ def _pages(text: str) -> Iterator[str]:
 
 
 def fetch_rows(task: str) -> list[dict]:
-    """Return the items of a task from the Hub, with the columns that it reads and no others."""
+    """Return the items of a task from the Hub, with only the columns that it reads."""
     import datasets
 
     place = TASKS[task]
