@@ -29,7 +29,7 @@ def test_the_parts_of_make_test_are_there():
     parts = {part for words in named for part in words.split(" --")[0].split()}
     assert parts == {*run_tests.PARTS, "times"}
     assert re.search(
-        r"^test: setup\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE
+        r"^test: setup-all\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE
     )
 
 
