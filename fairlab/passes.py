@@ -7,12 +7,10 @@ conditions under which everything is measured.
 """
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,15 +18,12 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
+from fairlab.weights import progress
 
 Prompt = tuple[int, ...]  # token ids
-
-# Appears only when the work takes over 2 s. In notebooks tqdm ignores its own environment variable.
-progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
 
 
 @contextmanager

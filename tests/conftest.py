@@ -70,11 +70,15 @@ def pytest_collection_modifyitems(items):
     """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs
     them.
 
-    Tests that share something expensive (a fixture of their module) go to one worker.
+    Tests that share something expensive (a fixture of their module, the second model) go to one
+    worker.
     """
     for item in items:
-        if "default" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "default" in fixtures or "gemma" in fixtures:
             item.add_marker("real")
+        if "gemma" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("gemma"))
         if getattr(item, "originalname", "") in SLOW:
             item.add_marker("slow")
         if item.path.stem in SHARING:
@@ -93,6 +97,18 @@ def default():
 @pytest.fixture(scope="session")
 def model(default):
     return default[0]
+
+
+@pytest.fixture(scope="session")
+def gemma():
+    """Load the second model once, or skip; tests must leave it as it is."""
+    try:
+        model, tokenizer = fl.load_model("gemma-3-270m")
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    before = bits_of(model)
+    yield model, tokenizer
+    assert bits_of(model) == before, "a test changed the weights of the shared model"
 
 
 @pytest.fixture(scope="session")

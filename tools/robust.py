@@ -64,13 +64,20 @@ numpy.savez(sys.argv[1], logits=logits, metric=fl.article_metric(model, tokenize
 
 def noisy_cache(seed: int) -> Path:
     """Make a cache folder in which the default weights are multiplied by 1 + NOISE · noise; return
-    its path."""
+    its path.
+
+    Other models that are unpacked already are there as they are.
+    """
     source, _ = weights.find_weights(fl.DEFAULT_MODEL)
     cache = FOLDER / f"noise-{seed}"
     target = cache / Path(source).relative_to(user_cache_path())
     if (target / "sha256.json").is_file():
         return cache
     shutil.copytree(source, target, dirs_exist_ok=True)
+    for other in Path(source).parent.glob("*-transformers-*"):
+        link = target.parent / other.name
+        if not link.exists() and not other.name.startswith("."):
+            link.symlink_to(other, target_is_directory=True)
     generator = torch.Generator().manual_seed(seed)
     state = load_file(target / "model.safetensors")
     for tensor in state.values():

@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from fairlab.report.page import TEMPLATES
-from fairlab.weights import DEFAULT_MODEL
+from fairlab.weights import DEFAULT_MODEL, GEMMA
 
 
 def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
@@ -76,6 +76,8 @@ def _base_model(name: str) -> dict[str, str]:
     """Return what a cut model takes over from its base: its id and, if known, its licence."""
     if name == DEFAULT_MODEL:
         return {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+    if name == GEMMA:
+        return {"base_model": "google/gemma-3-270m", "license": "gemma"}
     if "/" not in name:  # a local folder
         return {}
     base = {"base_model": name}
