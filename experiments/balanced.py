@@ -1,23 +1,19 @@
-"""Gates in closed form that are balanced against neutral pairs: what `tries.py` and
-`gates_search.py` share. No script by itself.
+"""Gates that are balanced against neutral pairs, and learned ones: what `tries.py`,
+`gates_search.py` and `models.py` share. No script by itself.
 
-A neuron's activation h becomes `gate * h + (1 - gate) * toward`, where `toward` is its mean over
-plain text.
-
-Contents: `mean_activations`, `slopes_around_mean`, `balanced_gates`.
+Contents: `kept_tables`; `learned_gates`, `Sampler`.
 """
 
+import random
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import astuple, dataclass
 
 import frozen
-import pandas as pd
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 import fairlab as fl
-from fairlab.gates import gate_slopes
+from fairlab.gating import GateTables, gate_tables
 from fairlab.passes import (
     PairBatch,
     chunk_loss,
@@ -28,56 +24,38 @@ from fairlab.passes import (
     text_chunks,
 )
 
-CACHE = frozen.BUILD / "tradeoff"
+
+def kept_tables(model, tokenizer, pairs, neutral, name: str) -> GateTables:
+    """Return what `solve_gates` needs, kept by name in `build/tradeoff/`."""
+
+    def compute() -> tuple[Tensor, ...]:
+        return astuple(gate_tables(model, tokenizer, pairs, neutral))
+
+    return GateTables(*frozen.kept(frozen.BUILD / "tradeoff" / f"gates-{name}.pt", compute))
 
 
-def mean_activations(model, tokenizer) -> Tensor:
-    """Return the mean activation of every neuron over the calibration text, (layers, neurons)."""
-    chunks = text_chunks(tokenizer, fl.load_text("calibration"))
+@dataclass(frozen=True)
+class Sampler:
+    """Groups of pairs, with their gaps in the unchanged model."""
 
-    def compute() -> Tensor:
-        total = 0
-        for chunk in chunks:
-            with fl.record(model, ["down_proj_input"]) as activations, torch.no_grad():
-                model(input_ids=torch.tensor([chunk]), use_cache=False)
-            total += torch.stack([h[0].mean(0) for _, h in sorted(activations.items())])
-        return total / len(chunks)
+    groups: dict[str, list[fl.PromptPair]]
+    gaps: dict[str, Tensor]
+    size: int  # pairs that are drawn of each group
 
-    return frozen.kept(CACHE / "mean.pt", compute)
-
-
-def slopes_around_mean(
-    model, tokenizer, mean: Tensor, pairs, neutral, name: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the slope of the headline, Fisher's importance and the slope of the neutral gap, all
-    of gates that lead toward the mean; kept by name.
-
-    With 0 in place of the mean the first two are `bias_scores(method="attribution", relative=True)`
-    and `importance_scores(method="fisher")`. The last one takes all neutral pairs together, as
-    `compare` does.
-    """
-
-    def compute() -> tuple[Tensor, Tensor, Tensor]:
-        categories = [pair.category for pair in pairs]
-        one_category = ["neutral"] * len(neutral)
-        return (
-            gap_slope(model, tokenizer, pairs, categories, mean),
-            fisher_importance(model, tokenizer, mean),
-            gap_slope(model, tokenizer, neutral, one_category, mean),
-        )
-
-    return frozen.kept(CACHE / f"mean-{name}.pt", compute)
-
-
-def gap_slope(model, tokenizer, pairs, categories: Sequence[str], toward: Tensor) -> Tensor:
-    """Return the slope of the mean over categories of the gap's relative change."""
-    gaps = pd.Series(fl.next_token_divergence(model, tokenizer, pairs).numpy())
-    sums = gaps.groupby(categories).sum()
-    shares = torch.tensor([1 / (sums[category] * len(sums)) for category in categories])
-    total = torch.zeros_like(toward)
-    for batch in pair_batches(model, tokenizer, pairs, batch_size=32):
-        total += gate_slopes(model, partial(weighted_gap, model, batch, shares), toward=toward)
-    return total
+    def change(self, model, tokenizer, draw: random.Random) -> Tensor:
+        """Draw pairs and return the mean relative change of their gaps, with gradients."""
+        pairs, before, weights = [], [], []
+        for name, group in self.groups.items():
+            for index in draw.sample(range(len(group)), self.size):
+                pairs.append(group[index])
+                before.append(self.gaps[name][index])
+                weights.append(1 / self.gaps[name].mean())
+        before = torch.stack(before).float()
+        weights = torch.stack(weights).float() / len(pairs)
+        after = 0
+        for batch in pair_batches(model, tokenizer, pairs):
+            after = after + weighted_gap(model, batch, weights)
+        return after - (before @ weights).to(model.device)
 
 
 def weighted_gap(model, batch: PairBatch, weights: Tensor) -> Tensor:
@@ -85,56 +63,49 @@ def weighted_gap(model, batch: PairBatch, weights: Tensor) -> Tensor:
 
     `weights` has one number for each pair of all batches.
     """
-    return (divergence(next_log_p(model, batch), batch) * weights[batch.pairs]).sum()
+    gaps = divergence(next_log_p(model, batch), batch)  # (pairs,)
+    return (gaps * weights[batch.pairs].to(gaps.device)).sum()
 
 
-def fisher_importance(model, tokenizer, toward: Tensor) -> Tensor:
-    """Return Fisher's importance of gates that lead toward the mean."""
+def samplers(model, tokenizer) -> tuple[Sampler, Sampler]:
+    """Return what demographic and what neutral training pairs are drawn from."""
+    by_category = {}
+    for pair in sorted(frozen.train_pairs(), key=lambda pair: pair.category):
+        by_category.setdefault(pair.category, []).append(pair)
+    neutral = {"neutral": frozen.train_pairs("neutral")}
+    both = []
+    for groups, size in ((by_category, 3), (neutral, 16)):
+        gaps = {}
+        for name, group in groups.items():
+            gaps[name] = fl.next_token_divergence(model, tokenizer, group)
+        both.append(Sampler(groups, gaps, size))
+    return both[0], both[1]
+
+
+def learned_gates(model, tokenizer, start: Tensor, toward: Tensor, steps: int = 60) -> Tensor:
+    """Train the gates that are not 1 by Adam: down with the headline, while neutral pairs and the
+    loss stay."""
+    draw = random.Random(frozen.SEED)
+    demographic, neutral = samplers(model, tokenizer)
     chunks = text_chunks(tokenizer, fl.load_text("calibration"))
-    squares = torch.zeros_like(toward)
-    for chunk in progress(chunks, desc="calibration text", unit="chunk"):
-        squares += gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward) ** 2
-    return (squares / len(chunks)).sqrt()
+    with torch.no_grad():
+        losses = [chunk_loss(model, chunk).item() for chunk in chunks]
+    places = (start != 1).nonzero(as_tuple=True)
+    values = start[places].clone().requires_grad_()
+    adam = torch.optim.Adam([values], lr=0.02)
+    for step in progress(range(steps), desc="learning", unit="step"):
+        adam.zero_grad()
+        gates = torch.ones_like(start).index_put(places, values)
+        number = step % len(chunks)
+        with fl.gate(model, gates, toward):
+            headline = demographic.change(model, tokenizer, draw)
+            neutral_change = neutral.change(model, tokenizer, draw)
+            loss_change = chunk_loss(model, chunks[number]) - losses[number]
+            (headline + neutral_change.abs() + 5 * loss_change.abs()).backward()
+        adam.step()
+    return torch.ones_like(start).index_put(places, values.detach())
 
 
-def balanced_gates(
-    gap: Tensor,
-    importance: Tensor,
-    neutral: Tensor,
-    *,
-    count: int,
-    goal: float,
-    charge: float,
-    floor: float,
-) -> Tensor:
-    """Compute the cheapest gates of `count` neurons that promise, to first order, a headline lower
-    by `goal`.
-
-    With d = 1 - gate and the damage D = F² + floor · mean F², the sum of D d² is least for d = t
-    (gap - charge · neutral) / D. Unlike in `guarded_scores` the neutral slope keeps its sign: what
-    one neuron takes from neutral words another gives back. No d goes beyond 1, so a gate lies
-    between 0, removed, and 2, doubled.
-
-    Raises
-    ------
-    ValueError
-        So many neurons can't reach the goal.
-    """
-    damage = importance.double() ** 2
-    damage += floor * damage.mean()
-    gain = gap.double() - charge * neutral.double()
-    # what a neuron brings for its price decides which are turned
-    worth = gain**2 / damage
-    least = worth.flatten().topk(count).values[-1]
-    direction = torch.where(worth >= least, gain / damage, 0)
-
-    def surplus(t: float) -> float:
-        """Return by how much the promise of d = t · direction lies above the goal."""
-        return ((direction * t).clamp(-1, 1) * gap).sum().item() - goal
-
-    largest = 1e3 / direction.abs().max().item()
-    if surplus(largest) < 0:
-        best = surplus(largest) + goal
-        raise ValueError(f"goal: expected at most {best:.2f} of {count} neurons; got {goal}")
-    t = brentq(surplus, 0, largest)
-    return 1 - (direction * t).clamp(-1, 1).float()
+def categories_of(pairs: Sequence[fl.PromptPair]) -> list[str]:
+    """Return the different categories of pairs, in order."""
+    return list(dict.fromkeys(pair.category for pair in pairs))

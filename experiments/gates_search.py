@@ -3,20 +3,22 @@
     python experiments/gates_search.py
 
 72 settings: 92 and 276 neurons, each with four goals, three charges for neutral pairs and three
-floors of the damage (`balanced.py`). All are scored on pairs whose template and words are both in
-the train split, and read on the validation pairs and the first part of the evaluation text. A
-setting whose goal so many neurons can't reach has no row. Writes `data/results/gates_search.csv`,
-and prints the settings that `choose` finds, to hold against `CHOSEN` of `tries.py`.
+floors of the damage (`fairlab.gating.solve_gates`). All are scored on pairs whose template and
+words are both in the train split, and read on the validation pairs and the first part of the
+evaluation text. A setting whose goal so many neurons can't reach has no row. Writes
+`data/results/gates_search.csv`, and prints the settings that `choose` finds, to hold against
+`CHOSEN` of `tries.py`.
 """
 
 import itertools
 
 import frozen
 import pandas as pd
-from balanced import balanced_gates, mean_activations, slopes_around_mean
+from balanced import kept_tables
 from tqdm import tqdm
 
 import fairlab as fl
+from fairlab.gating import GateTables, solve_gates
 
 GOALS = {92: (0.8, 0.95, 1.1, 1.25), 276: (1.5, 1.8, 2.1, 2.4)}
 CHARGES = (0.6, 0.7, 0.78)
@@ -34,18 +36,18 @@ def settings() -> list[dict[str, float]]:
 
 
 def search(
-    model, tokenizer, slopes, mean, held_out: fl.HeldOut, grid: list[dict[str, float]]
+    model, tokenizer, tables: GateTables, held_out: fl.HeldOut, grid: list[dict[str, float]]
 ) -> pd.DataFrame:
     """Read each setting of the grid; return a row for each."""
     before = frozen.quick_reading(model, tokenizer, held_out)
     rows = []
     for setting in tqdm(grid, unit="setting"):
         try:
-            gates = balanced_gates(*slopes, **setting)
+            gates = solve_gates(tables, **setting)
         except ValueError as error:  # so many neurons can't reach the goal
             print(error)
             continue
-        with fl.gate(model, gates, mean):
+        with fl.gate(model, gates, tables.mean):
             after = frozen.quick_reading(model, tokenizer, held_out)
         rows.append({**setting, **frozen.quick_changes(held_out, before, after)})
     return pd.DataFrame(rows)
@@ -70,10 +72,9 @@ def main() -> None:
     """Measure every setting, write the table and say which are chosen."""
     model, tokenizer = fl.load_model()
     model.requires_grad_(False)
-    mean = mean_activations(model, tokenizer)
     pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
-    slopes = slopes_around_mean(model, tokenizer, mean, pairs, neutral, "train_pairs")
-    table = search(model, tokenizer, slopes, mean, frozen.validation(tokenizer), settings())
+    tables = kept_tables(model, tokenizer, pairs, neutral, "train_pairs")
+    table = search(model, tokenizer, tables, frozen.validation(tokenizer), settings())
     table = table.assign(**frozen.provenance(model))
     frozen.write_csv(table, "gates_search.csv")
     print(choose(table, *neutral_range()).iloc[:, :7].round(4).to_string(index=False))

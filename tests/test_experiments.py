@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fairlab as fl
+from fairlab.gating import GateTables
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -114,8 +115,8 @@ def test_a_comparison_is_frozen_in_the_form_of_controls(load, tiny, tokenizer, s
         assert list(written.columns) == list(columns)
         assert b"\r" not in path.read_bytes()
         assert list(written.groupby(["method", "count"]).size().index) == [("some", 1), ("some", 2)]
-    # two cuts, headline of gap and metric, perplexity, two random cuts each
-    assert len(written) == 2 * 3 * 2
+    # two cuts, headline of gap, metric and decisions, perplexity, two random cuts each
+    assert len(written) == 2 * 4 * 2
     assert set(written.row) == {"headline", "text"}
     table = pd.read_csv(frozen.RESULTS / "tiny.csv")
     assert set(table.seconds) == {1}
@@ -138,7 +139,7 @@ def test_quick_changes_are_those_of_compare(load, tiny, tokenizer, small):
         after = frozen.quick_reading(tiny, tokenizer, small)
     changes = frozen.quick_changes(small, before, after)
     table = fl.compare(tiny, tokenizer, {"cut": cut}, small, n_random=1, metric=False).table
-    by_row = table.set_index("row").change
+    by_row = table[table.measure != "decision"].set_index("row").change
     expected = {"headline": "headline", "neutral": "neutral", "perplexity": "text"}
     for name, row in expected.items():
         assert changes[name] == pytest.approx(by_row[row], rel=1e-3, abs=1e-5), name
@@ -178,37 +179,18 @@ def test_the_slope_forecasts_a_single_small_removal(load, tiny, tokenizer, small
     assert ranks["slope and the rise"] > 0.99
 
 
-def test_balanced_gates_keep_their_promise(load, scores):
-    balanced = load("balanced")
-    gap, neutral = scores["bias"] - 0.5, scores["neutral"]
-    setting = {"count": 20, "goal": 2.0, "charge": 0.5, "floor": 1.0}
-    gates = balanced.balanced_gates(gap, scores["importance"], neutral, **setting)
-    turned = 1 - gates
-    assert (gates != 1).sum() == 20
-    assert gates.min() >= 0 and gates.max() <= 2
-    assert (turned * gap).sum().item() == pytest.approx(2.0, rel=1e-4)
-    # within the bounds, every gate is turned in proportion to gain / damage
-    damage = scores["importance"].double() ** 2
-    damage += damage.mean()
-    inside = (gates != 1) & (turned.abs() < 1)
-    shares = (turned * damage / (gap - 0.5 * neutral))[inside]
-    assert len(shares) > 3
-    assert torch.allclose(shares, shares[0].expand_as(shares), rtol=1e-3)
-    with pytest.raises(ValueError, match="goal: expected at most"):
-        balanced.balanced_gates(gap, scores["importance"], neutral, **{**setting, "goal": 50})
-
-
 def test_the_search_covers_what_was_chosen(load, tiny, tokenizer, small, scores):
     search, tries = load("gates_search"), load("tries")
     grid = search.settings()
     assert len(grid) == 72
     assert all(setting in grid for setting in tries.SETTINGS)
-    slopes = scores["bias"] - 0.5, scores["importance"], scores["neutral"]
+    mean = torch.zeros(3, 96)
+    tables = GateTables(scores["bias"] - 0.5, scores["neutral"], scores["importance"], mean)
     small_grid = [
         {"count": 12, "goal": 1.0, "charge": 0.5, "floor": 1.0},
         {"count": 12, "goal": 50.0, "charge": 0.5, "floor": 1.0},  # out of reach
     ]
-    table = search.search(tiny, tokenizer, slopes, torch.zeros(3, 96), small, small_grid)
+    table = search.search(tiny, tokenizer, tables, small, small_grid)
     assert list(table.goal) == [1.0]
     assert list(table.columns[4:]) == ["headline", "neutral", "perplexity"]
 
@@ -229,29 +211,70 @@ def test_the_best_allowed_setting_is_chosen(load):
     assert chosen.headline.tolist() == [-0.2, -0.1, -0.5]
 
 
-def test_gates_are_dealt_to_random_neurons_in_order(load, tiny, tokenizer, small):
-    tries = load("tries")
-    values = torch.ones(3, 96)
-    values[1, [4, 9]] = torch.tensor([0.5, 1.5])
-    toward = torch.full((3, 96), 0.2)
-    gates = tries.Gates("some · 2", values, toward)
-    assert gates.selection.neurons == {1: (4, 9)}
-    other = torch.ones(3, 96)
-    other[1, [3, 80]] = torch.tensor([0.5, 1.5])
-    with fl.gate(tiny, other, toward):
-        expected = fl.next_token_divergence(tiny, tokenizer, small.pairs)
-    with gates.on(tiny, fl.NeuronSelection({1: [80, 3]}, (3, 96))):
-        assert torch.equal(fl.next_token_divergence(tiny, tokenizer, small.pairs), expected)
-
-
 def test_gates_are_read_once_and_kept(load, tiny, tokenizer, small, monkeypatch):
     frozen, tries = load("frozen"), load("tries")
     monkeypatch.setattr(frozen, "validation", lambda tokenizer: small)
     values = torch.ones(3, 96)
     values[1, [4, 9]] = 0.0
-    gates = tries.Gates("mean · 2", values, torch.zeros(3, 96))
-    comparison = tries.read(tiny, tokenizer, gates, "validation")
+    gates = fl.NeuronGates.from_tables(values)
+    comparison = tries.read(tiny, tokenizer, "mean · 2", gates, "validation")
     assert comparison.table.n_random.max() == 10
     monkeypatch.setattr(fl, "compare", lambda *a, **k: pytest.fail("measured again"))
-    again = tries.read(tiny, tokenizer, gates, "validation")
+    again = tries.read(tiny, tokenizer, "mean · 2", gates, "validation")
     pd.testing.assert_frame_equal(again.table, comparison.table)
+
+
+def test_the_rule_takes_the_lowest_headline_that_is_allowed(load):
+    models = load("models")
+    rows = pd.DataFrame(
+        [(-0.5, 0.0, 0.02), (-0.4, 0.3, 0.0), (-0.1, 0.0, 0.0), (-0.2, -0.1, 0.009)],
+        columns=["headline", "neutral", "perplexity"],
+    )
+    assert models.best(rows, dearest=0.01).headline == -0.2
+    assert models.best(rows[:2], dearest=0.01) is None
+
+
+def test_erasure_leaves_nothing_that_is_correlated_with_the_concept(load):
+    models = load("models")
+    draw = torch.Generator().manual_seed(0)
+    mixed = torch.randn(6, 6, generator=draw, dtype=torch.float64)
+    states = torch.randn(4000, 6, generator=draw, dtype=torch.float64) @ mixed
+    labels = (torch.rand(4000, generator=draw) < 0.5).double()
+    states += 3 * labels[:, None] * torch.randn(6, generator=draw, dtype=torch.float64)
+    direction = states[labels == 1].mean(0) - states[labels == 0].mean(0)
+    left, right, mean = models.eraser(direction[:, None], states)
+    erased = states - (states - mean) @ right.T @ left.T
+    difference = erased[labels == 1].mean(0) - erased[labels == 0].mean(0)
+    assert difference.abs().max() < 1e-2 * direction.abs().max()
+    # and moves less than the plain projection does, in units of the states' covariance
+    plain_left, plain_right, _ = models.eraser(direction[:, None], None)
+    projected = states - states @ plain_right.T @ plain_left.T
+    inverse = torch.linalg.inv(torch.cov(states.T))
+
+    def moved(changed):
+        step = changed - states
+        return ((step @ inverse) * step).sum(1).mean()
+
+    assert moved(erased) < moved(projected - (projected - states).mean(0))
+
+
+def test_states_are_taken_at_the_last_token(load, tiny, tokenizer, small):
+    models = load("models")
+    prompts = [small.pairs[0].prompt_a, small.pairs[-1].prompt_b]
+    states = models.last_states(tiny, tokenizer, prompts)
+    assert states.shape == (4, 2, 16)
+    for row, prompt in enumerate(prompts):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        with torch.no_grad():
+            hidden = tiny(ids, output_hidden_states=True).hidden_states
+        for layer, wanted in enumerate(hidden):
+            assert torch.allclose(states[layer, row], wanted[0, -1], atol=1e-4)
+
+
+def test_rows_of_the_other_model_stay(load, tiny):
+    models, frozen = load("models"), load("frozen")
+    table = pd.DataFrame({"change": [0.1]})
+    for name, value in (("one", 0.1), ("two", 0.2), ("one", 0.3)):
+        models.keep_rows(tiny, name, table.assign(change=value), "some.csv")
+    written = pd.read_csv(frozen.RESULTS / "some.csv")
+    assert dict(zip(written.model, written.change, strict=True)) == {"one": 0.3, "two": 0.2}

@@ -1,0 +1,516 @@
+"""Choose cuts, gates and baselines on training and validation pairs, for one model or the other,
+and read them once on the test pairs.
+
+    python experiments/models.py [gemma-3-270m]
+
+Everything that is read is fixed before: by the recipes of the package, or by a rule that looks at
+validation pairs and the first part of the evaluation text alone. The test pairs have sentences and
+words that nothing else in the project has; perplexity is read on the second part of the text.
+
+1. `search`: gates by eight ways to score (`TABLES`), with goals, charges and numbers of neurons,
+   read on validation pairs. For each number the setting with the lowest headline is taken, among
+   those that cost at most `DEAREST` of perplexity and move neutral pairs by at most `NEUTRAL`.
+   Their scores are then computed again with the validation pairs among the training pairs.
+2. Baselines that touch no neuron, at one layer: concept erasure (LEACE, Belrose et al. 2023) and
+   the projection of lesson 07, with layer and strength found on validation pairs by the same rule.
+3. All, with the article's cut, the guarded one, balanced and learned gates, on the test pairs,
+   beside as many random ones of the same kind.
+4. What else changes: gaps of the seven other categories under a guarded cut for one, and whether
+   the group can still be read from the last layer.
+
+Writes `models_search.csv`, `models.csv`, `models_draws.csv` and `models_else.csv` in
+`data/results/`; rows of the other model stay. Two hours on two cores, minutes on a GPU.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+
+import frozen
+import numpy as np
+import pandas as pd
+import torch
+from balanced import categories_of, learned_gates
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import fairlab as fl
+from fairlab.evaluation.chance import random_gates
+from fairlab.evaluation.flattening import flattened_gaps
+from fairlab.evaluation.readings import Reading, read_cut
+from fairlab.evaluation.rows import Case, case_tables
+from fairlab.gating import GateTables, applied, mean_activations, solve_gates
+from fairlab.models import glu_blocks
+from fairlab.pairs import prompt_ids
+from fairlab.passes import text_chunks
+from fairlab.scores import attribution_scores, decision_scores, fisher_scores
+
+FRACTIONS = (0.002, 0.006)
+GOALS = {0.002: (0.7, 0.9, 1.1), 0.006: (1.2, 1.6, 2.0)}
+CHARGES = (0.6, 0.9)
+DEAREST = {0.002: 0.01, 0.006: 0.02}  # the highest rise of perplexity that is allowed
+NEUTRAL = 0.15  # the largest change of the neutral gap that is allowed, either way
+OPENINGS = ("Yesterday: ", "It is known that this happened. ")  # small changes of a prompt
+STRENGTHS = (0.25, 0.5, 1.0)  # of the baselines: 1 takes all of it out
+N_RANDOM = 10
+
+
+# ---- ways to score
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Attribution toward the mean, one table of shape (layers, neurons) for each category."""
+
+    by_category: Tensor  # (categories, layers, neurons)
+    neutral: Tensor
+
+
+def slopes(model, tokenizer, mean: Tensor, pairs, neutral) -> Slopes:
+    """Score every category by itself, and all neutral pairs together."""
+    options = {"relative": True, "toward": mean, "batch_size": batch_size(model)}
+    score = partial(attribution_scores, model, tokenizer, **options)
+    tables = []
+    for category in categories_of(pairs):
+        tables.append(score([pair for pair in pairs if pair.category == category]))
+    together = [replace(pair, category="neutral") for pair in neutral]
+    return Slopes(torch.stack(tables), score(together))
+
+
+def batch_size(model) -> int:
+    """Return how many prompts run together: as many as memory allows."""
+    return 32 if model.device.type == "cpu" else 128
+
+
+def opened(pairs: list[fl.PromptPair], opening: str) -> list[fl.PromptPair]:
+    """Put words before both prompts."""
+    return [
+        replace(pair, prompt_a=opening + pair.prompt_a, prompt_b=opening + pair.prompt_b)
+        for pair in pairs
+    ]
+
+
+def decision_share(model, tokenizer, mean: Tensor, pairs) -> Tensor:
+    """Return the decision scores as a share of the mean size of the decision gap."""
+    scores = decision_scores(model, tokenizer, pairs, toward=mean)
+    table = fl.summarize_decisions(pairs, fl.decision_gap(model, tokenizer, pairs))
+    return scores / table.gap.abs().mean()
+
+
+def score_tables(model, tokenizer, pairs, neutral, more, more_neutral) -> dict[str, GateTables]:
+    """Return the tables of eight ways to score.
+
+    `more` and `more_neutral` are the extra sentences.
+    """
+    text = fl.load_text("calibration")
+    mean = mean_activations(model, tokenizer, text)
+    importance = fisher_scores(model, tokenizer, text, toward=mean)
+    few = slopes(model, tokenizer, mean, pairs, neutral)
+    many = slopes(model, tokenizer, mean, [*pairs, *more], [*neutral, *more_neutral])
+    varied = [
+        slopes(model, tokenizer, mean, opened(pairs, o), opened(neutral, o)) for o in OPENINGS
+    ]
+    decision = decision_share(model, tokenizer, mean, [*pairs, *more])
+    average = many.by_category.mean(0)
+    gaps = {
+        "mean": (few.by_category.mean(0), few.neutral),
+        "more neutral words": (few.by_category.mean(0), many.neutral),
+        "more sentences": (average, many.neutral),
+        "more sentences, median": (many.by_category.median(0).values, many.neutral),
+        "more sentences, worst quarter": (many.by_category.quantile(0.25, 0), many.neutral),
+        "more sentences, decision": (decision, many.neutral),
+        "more sentences, gap and decision": ((average + decision) / 2, many.neutral),
+        "three openings": (
+            torch.stack([some.by_category.mean(0) for some in varied]).mean(0),
+            torch.stack([some.neutral for some in varied]).mean(0),
+        ),
+    }
+    tables = {}
+    for name, (gap, side_effect) in gaps.items():
+        tables[name] = GateTables(gap, side_effect, importance, mean)
+    return tables
+
+
+# ---- 1 search on validation pairs
+
+
+def quick(model, tokenizer, held_out: fl.HeldOut, action: AbstractContextManager) -> dict:
+    """Read gaps, neutral gaps, decisions and perplexity under an action."""
+    with action:
+        reading = frozen.quick_reading(model, tokenizer, held_out)
+        gaps = fl.decision_gap(model, tokenizer, held_out.pairs)
+    reading["decision"] = fl.summarize_decisions(held_out.pairs, gaps).gap.abs().mean()
+    return reading
+
+
+def changes(held_out: fl.HeldOut, before: dict, after: dict) -> dict[str, float]:
+    """Return what a reading changed; of decisions the change of the mean size, in nats."""
+    row = frozen.quick_changes(held_out, before, after)
+    return {**row, "decision": after["decision"] - before["decision"]}
+
+
+def search(model, tokenizer, tables: dict[str, GateTables], held_out) -> pd.DataFrame:
+    """Read every setting; return a row each. One whose goal can't be reached has none."""
+    before = quick(model, tokenizer, held_out, nullcontext())
+    rows = []
+    settings = [(f, g, c) for f in FRACTIONS for g in GOALS[f] for c in CHARGES]
+    for name, table in tables.items():
+        for fraction, goal, charge in tqdm(settings, desc=name, unit="setting"):
+            count = int(fraction * table.gap.numel())
+            setting = {"count": count, "goal": goal, "charge": charge}
+            try:
+                gates = solve_gates(table, **setting)
+            except ValueError as error:  # so many neurons can't reach the goal
+                print(error)
+                continue
+            action = fl.gate(model, gates, table.mean)
+            after = quick(model, tokenizer, held_out, action)
+            row = {"scores": name, "fraction": fraction, **setting}
+            rows.append({**row, **changes(held_out, before, after)})
+    return pd.DataFrame(rows)
+
+
+def best(rows: pd.DataFrame, dearest: float) -> pd.Series | None:
+    """Return the row that narrows most of those that the rule allows, if it allows any."""
+    allowed = rows[(rows.perplexity <= dearest) & (rows.neutral.abs() <= NEUTRAL)]
+    return None if allowed.empty else allowed.loc[allowed.headline.idxmin()]
+
+
+# ---- 2 baselines that touch no neuron
+
+
+def last_states(model, tokenizer, prompts: list[str]) -> Tensor:
+    """Return what enters each layer, and what leaves the last one, at the last token of each
+    prompt: (layers + 1, prompts, hidden), float32."""
+    states = []
+    for start in range(0, len(prompts), 64):
+        ids = [torch.tensor(prompt_ids(tokenizer, p)) for p in prompts[start : start + 64]]
+        last = torch.tensor([len(row) - 1 for row in ids])
+        rows = nn.utils.rnn.pad_sequence(ids, batch_first=True)  # (prompts, tokens)
+        mask = torch.arange(rows.shape[1]) <= last[:, None]
+        rows, mask = rows.to(model.device), mask.long().to(model.device)
+        with torch.no_grad():
+            hidden = model(rows, attention_mask=mask, output_hidden_states=True).hidden_states
+        picked = [layer[torch.arange(len(ids)), last].float() for layer in hidden]
+        states.append(torch.stack(picked))
+    return torch.cat(states, 1)
+
+
+def text_states(model, tokenizer, chunks: int = 12) -> Tensor:
+    """Return the same at the tokens of plain text, (layers + 1, tokens, hidden)."""
+    states = []
+    for chunk in text_chunks(tokenizer, fl.load_text("calibration"))[:chunks]:
+        ids = torch.tensor([chunk], device=model.device)
+        with torch.no_grad():
+            hidden = model(ids, output_hidden_states=True).hidden_states
+        # without the first token, an outlier
+        states.append(torch.stack([layer[0, 1:].float() for layer in hidden]))
+    return torch.cat(states, 1)
+
+
+@dataclass(frozen=True)
+class States:
+    """What the baselines are made of, at every layer."""
+
+    directions: Tensor  # (layers + 1, hidden, categories): mean difference of the two prompts
+    text: Tensor  # (layers + 1, tokens, hidden)
+
+    def parts(self, kind: str, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the parts of an eraser: "erasure" (LEACE) or "projection"."""
+        return self.parts_of(self.directions[layer], kind, layer)
+
+    def parts_of(self, directions: Tensor, kind: str, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the parts for other directions."""
+        return eraser(directions.double(), self.text[layer].double() if kind == "erasure" else None)
+
+
+def states_of(model, tokenizer, pairs) -> States:
+    """Read all states once."""
+    a = last_states(model, tokenizer, [pair.prompt_a for pair in pairs])
+    b = last_states(model, tokenizer, [pair.prompt_b for pair in pairs])
+    columns = []
+    for category in categories_of(pairs):
+        members = [k for k, pair in enumerate(pairs) if pair.category == category]
+        columns.append((a[:, members] - b[:, members]).mean(1))  # (layers + 1, hidden)
+    return States(torch.stack(columns, -1), text_states(model, tokenizer))
+
+
+def eraser(directions: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (left, right, mean) of `x − left · right · (x − mean)`, which takes directions out.
+
+    With states S of covariance Σ this is LEACE in closed form: left = D, right = (Dᵀ Σ⁻¹ D)⁻¹ Dᵀ
+    Σ⁻¹, so that what is left is uncorrelated with the concept and x moves as little as it can.
+    Without states Σ is the identity: the plain projection.
+    """
+    if states is None:
+        inverse = torch.eye(len(directions)).to(directions)
+        mean = torch.zeros(len(directions)).to(directions)
+    else:
+        mean = states.mean(0)
+        covariance = torch.cov(states.T)
+        # a little of the mean variance keeps the inverse stable
+        ridge = 1e-3 * covariance.diagonal().mean() * torch.eye(len(mean)).to(covariance)
+        inverse = torch.linalg.inv(covariance + ridge)
+    weighted = directions.T @ inverse  # (categories, hidden)
+    right = torch.linalg.pinv(weighted @ directions) @ weighted
+    return directions, right, mean
+
+
+@contextmanager
+def erased(model, layer: int, parts: tuple[Tensor, Tensor, Tensor], strength: float) -> Iterator:
+    """Take directions out of what enters a layer, at every token, inside the block."""
+    left, right, mean = (part.to(model.dtype) for part in parts)
+
+    def hook(module, inputs):
+        states = inputs[0]  # (rows, tokens, hidden)
+        concept = (states - mean) @ right.T  # (rows, tokens, categories)
+        return (states - strength * concept @ left.T, *inputs[1:])
+
+    handle = fl.decoder_layers(model)[layer].register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def search_baselines(model, tokenizer, states: States, held_out) -> pd.DataFrame:
+    """Read both baselines at every third layer and each strength, on validation pairs."""
+    before = quick(model, tokenizer, held_out, nullcontext())
+    rows = []
+    for layer in tqdm(range(1, len(fl.decoder_layers(model)), 3), desc="baselines", unit="layer"):
+        for kind in ("erasure", "projection"):
+            parts = states.parts(kind, layer)
+            for strength in STRENGTHS:
+                after = quick(model, tokenizer, held_out, erased(model, layer, parts, strength))
+                row = {"scores": kind, "layer": layer, "strength": strength}
+                rows.append({**row, **changes(held_out, before, after)})
+    return pd.DataFrame(rows)
+
+
+# ---- 3 one reading on the test pairs
+
+
+@dataclass(frozen=True)
+class Method:
+    """Something to read, and random ones of the same kind: each makes a context manager."""
+
+    name: str  # "method · number of neurons"
+    action: Callable[[], AbstractContextManager]
+    random: list[Callable[[], AbstractContextManager]]
+
+
+def of_neurons(model, name: str, cut, mean: Tensor) -> Method:
+    """Return a cut or gates, beside random neurons."""
+    if isinstance(cut, fl.NeuronGates):
+        toward = None if cut.moves_toward_zero else mean
+        drawn = random_gates(cut, N_RANDOM, seed=frozen.SEED, means=toward)
+    else:
+        drawn = fl.random_selections(cut, N_RANDOM, seed=frozen.SEED)
+    actions = [partial(applied, model, other) for other in drawn]
+    return Method(f"{name} · {len(cut)}", partial(applied, model, cut), actions)
+
+
+def of_directions(model, states: States, row: pd.Series) -> Method:
+    """Return a baseline, beside random directions of the same number, layer and strength."""
+    kind, layer, strength = row.scores, int(row.layer), float(row.strength)
+    draw = torch.Generator().manual_seed(frozen.SEED)
+    actions = []
+    for _ in range(N_RANDOM):
+        directions = torch.randn(states.directions[layer].shape, generator=draw)
+        parts = states.parts_of(directions.to(model.device), kind, layer)
+        actions.append(partial(erased, model, layer, parts, strength))
+    name = f"{kind}, layer {layer}, strength {strength:g} · 0"
+    own = partial(erased, model, layer, states.parts(kind, layer), strength)
+    return Method(name, own, actions)
+
+
+def read_test(model, tokenizer, methods: list[Method]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read every method once on the test pairs; return the tables of `compare`."""
+    text = frozen.evaluation_text(tokenizer, part=1)
+    pairs = fl.load_pairs(split="test")
+    held_out = fl.HeldOut(pairs, fl.load_pairs(split="test", kind="neutral"), text)
+    nothing = fl.NeuronSelection({}, table_shape(model))
+    read = partial(read_cut, model, tokenizer, held_out, nothing, metric=False)
+
+    def under(action: Callable[[], AbstractContextManager]) -> Reading:
+        with action():
+            return read()
+
+    before = read()
+    tables, draws = [], []
+    for method in tqdm(methods, desc="test", unit="method"):
+        after = under(method.action)
+        chance = {"random": [under(action) for action in method.random]}
+        price = after.mean_loss - before.mean_loss
+        (flattening,) = flattened_gaps(model, tokenizer, pairs, text, [price])
+        case = Case(method.name, held_out, before, after, chance, flattening)
+        table, drawn = case_tables(case)
+        tables.append(table)
+        draws.append(drawn)
+        print(f"{method.name}: {table[table.row == 'headline'].sentence.iloc[0]}", flush=True)
+    return pd.concat(tables, ignore_index=True), pd.concat(draws, ignore_index=True)
+
+
+def table_shape(model) -> tuple[int, int]:
+    """Return the number of layers, and of neurons in each."""
+    blocks = glu_blocks(model)
+    return len(blocks), blocks[0].down_proj.in_features
+
+
+# ---- 4 what else changes
+
+
+def spill_over(model, tokenizer, pairs, neutral, held_out) -> pd.DataFrame:
+    """Choose a guarded cut on each category alone; read the gaps of all, on validation pairs."""
+    score = partial(attribution_scores, model, tokenizer, relative=True)
+    damage = fisher_scores(model, tokenizer, fl.load_text("calibration"))
+    side_effect = score(neutral, batch_size=batch_size(model))
+    before = fl.next_token_divergence(model, tokenizer, held_out.pairs)
+    categories = categories_of(held_out.pairs)
+    rows = []
+    for chosen_on in tqdm(categories, desc="spill-over", unit="category"):
+        some = [pair for pair in pairs if pair.category == chosen_on]
+        effect = score(some, batch_size=batch_size(model))
+        scores = fl.guarded_scores(effect, damage, neutral=side_effect)
+        with fl.ablate(model, fl.select_neurons(scores, fraction=FRACTIONS[0])):
+            after = fl.next_token_divergence(model, tokenizer, held_out.pairs)
+        for category in categories:
+            members = [k for k, pair in enumerate(held_out.pairs) if pair.category == category]
+            change = (after[members].mean() / before[members].mean() - 1).item()
+            rows.append({"what": "spill-over", "method": chosen_on, "category": category})
+            rows[-1]["value"] = change
+    return pd.DataFrame(rows)
+
+
+def recognition(model, tokenizer, pairs, held_out, methods: list[Method]) -> pd.DataFrame:
+    """Train a probe that reads from the last layer which of the two groups a prompt names, with
+    nothing changed and under each method; return its accuracy on validation pairs."""
+    rows = []
+    plain = Method("original · 0", nullcontext, [])
+    for method in tqdm([plain, *methods], desc="recognition", unit="method"):
+        halves = []  # of the pairs that train the probe, and of those that test it
+        for some in (pairs, held_out.pairs):
+            prompts = [pair.prompt_a for pair in some] + [pair.prompt_b for pair in some]
+            with method.action():
+                states = last_states(model, tokenizer, prompts)[-1].cpu().numpy()
+            labels = np.repeat([1, 0], len(some))
+            categories = np.array([pair.category for pair in some] * 2)
+            halves.append((states, labels, categories))
+        (seen, known, groups), (unseen, truth, other_groups) = halves
+        for category in categories_of(pairs):
+            mine, others = groups == category, other_groups == category
+            scale = seen[mine].std(0) + 1e-6
+            probe = LogisticRegression(C=0.1, max_iter=2000)
+            probe.fit(seen[mine] / scale, known[mine])
+            accuracy = probe.score(unseen[others] / scale, truth[others])
+            rows.append({"what": "recognition", "method": method.name, "category": category})
+            rows[-1]["value"] = accuracy
+    return pd.DataFrame(rows)
+
+
+# ---- all together
+
+
+def chosen_gates(model, tokenizer, rows: pd.DataFrame, name: str) -> dict[str, fl.NeuronGates]:
+    """Apply the rule to each number of neurons, and score again with the validation pairs."""
+    pairs = frozen.train_pairs() + fl.load_pairs(split="validation")
+    neutral = frozen.train_pairs("neutral") + fl.load_pairs(split="validation", kind="neutral")
+    extra = fl.load_pairs(split="extra"), fl.load_pairs(split="extra", kind="neutral")
+    tables = score_tables(model, tokenizer, pairs, neutral, *extra)
+    chosen = {}
+    for fraction in FRACTIONS:
+        row = best(rows[rows.fraction == fraction], DEAREST[fraction])
+        if row is None:
+            print(f"{name}: the rule allows no setting of {fraction:.1%}")
+            continue
+        table = tables[row.scores]
+        solved = solve_gates(table, count=int(row["count"]), goal=row.goal, charge=row.charge)
+        how = f"{row.scores}, goal {row.goal:g}, charge {row.charge:g}"
+        gates = fl.NeuronGates.from_tables(solved, table.mean, how=how)
+        chosen[f"searched gates, {fraction:.1%}"] = gates
+        print(f"{name}: {fraction:.1%} → {how}")
+    return chosen
+
+
+def all_methods(
+    model, tokenizer, name: str, rows: pd.DataFrame, baselines: pd.DataFrame, states: States
+) -> list[Method]:
+    """Return everything that is read on the test pairs."""
+    pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
+    mean = mean_activations(model, tokenizer, fl.load_text("calibration"))
+    cuts = {
+        "article": fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR]),
+        "guarded": fl.guarded_cut(model, tokenizer, pairs, neutral),
+        "balanced gates": fl.balanced_gates(
+            model,
+            tokenizer,
+            pairs + fl.load_pairs(split="validation"),
+            neutral + fl.load_pairs(split="validation", kind="neutral"),
+        ),
+    }
+    cuts.update(chosen_gates(model, tokenizer, rows, name))
+    start, toward = (table.float() for table in cuts["balanced gates"].tables())
+    # a neuron's own mean, for those that learning starts from
+    learned = learned_gates(model, tokenizer, start, toward)
+    cuts["learned gates"] = fl.NeuronGates.from_tables(learned, toward, how="learned")
+    methods = [of_neurons(model, title, cut, mean) for title, cut in cuts.items()]
+    for kind in ("erasure", "projection"):
+        row = best(baselines[baselines.scores == kind], DEAREST[FRACTIONS[0]])
+        if row is None:
+            print(f"{name}: the rule allows no {kind}")
+        else:
+            methods.append(of_directions(model, states, row))
+    return methods
+
+
+def keep_rows(model, name: str, table: pd.DataFrame, file: str, **facts: object) -> None:
+    """Write the rows of this model beside those of the other that the file holds."""
+    origin = {**frozen.provenance(model), "model": name, **facts}
+    path = frozen.RESULTS / file
+    table = table.assign(**origin)
+    if path.is_file():
+        others = pd.read_csv(path)
+        table = pd.concat([others[others.model != name], table], ignore_index=True)
+    table = table.sort_values("model", kind="stable", ascending=False)
+    frozen.write_csv(table, file)
+
+
+def main() -> None:
+    """Search, choose, and read the test pairs once."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", default=fl.DEFAULT_MODEL)
+    name = parser.parse_args().name
+    start = time.perf_counter()
+    model, tokenizer = fl.load_model(name)
+    model.requires_grad_(False)
+    pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
+    extra = fl.load_pairs(split="extra"), fl.load_pairs(split="extra", kind="neutral")
+    held_out = frozen.validation(tokenizer)
+    tables = score_tables(model, tokenizer, pairs, neutral, *extra)
+    rows = search(model, tokenizer, tables, held_out)
+    keep_rows(model, name, rows, "models_search.csv")
+    states = states_of(model, tokenizer, pairs)
+    baselines = search_baselines(model, tokenizer, states, held_out)
+    keep_rows(model, name, pd.concat([rows, baselines]), "models_search.csv")
+
+    methods = all_methods(model, tokenizer, name, rows, baselines, states)
+    table, draws = read_test(model, tokenizer, methods)
+    seconds = round(time.perf_counter() - start)
+    table = frozen.split_names(table)
+    keep_rows(model, name, table, "models.csv", seed=frozen.SEED, seconds=seconds)
+    shown = draws.row.isin(["headline", "neutral", "text"])
+    keep_rows(model, name, frozen.split_names(draws[shown]), "models_draws.csv")
+
+    parts = [spill_over(model, tokenizer, pairs, neutral, held_out)]
+    parts.append(recognition(model, tokenizer, pairs, held_out, methods))
+    keep_rows(model, name, pd.concat(parts, ignore_index=True), "models_else.csv")
+
+
+if __name__ == "__main__":
+    main()
