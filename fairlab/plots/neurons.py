@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairlab.plots.style import COLORS, as_written
+from fairlab.plots.style import COLORS, as_written, finished
 from fairlab.surgery import NeuronSelection
 
 WITH_INTERVALS = 38  # points that a cell must be wide to hold an interval
@@ -43,9 +43,8 @@ def plot_score_plane(
     ValueError
         Tables of unequal shape, a selection for another shape, or a layer that is not there.
     """
-    shapes = [tuple(bias.shape), tuple(importance.shape)]
-    if selection:
-        shapes.append(tuple(selection.shape))
+    tables = [bias, importance, selection] if selection else [bias, importance]
+    shapes = [tuple(table.shape) for table in tables]
     if len(set(shapes)) > 1:
         raise ValueError(
             f"bias, importance, selection: expected one shape; got {', '.join(map(str, shapes))}"
@@ -64,8 +63,7 @@ def plot_score_plane(
             place = (x[neuron].item(), y[neuron].item())
             ax.annotate(str(neuron), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
     ax.set(xlabel="importance score", ylabel="bias score", title=f"Neurons of layer {layer}")
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -93,8 +91,9 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     names = people + _set_names(neutral)
     place_of = {name: place for place, name in enumerate(names)}
     ax = ax or plt.subplots(figsize=(7, 1.3 + 0.3 * len(names)), layout="constrained")[1]
-    low, high = table.chance_low.min(), table.chance_high.max()
-    ax.axvspan(low, high, color=COLORS[1], alpha=0.35, linewidth=0, label=BACKGROUND[0], zorder=0)
+    strip = table.chance_low.min(), table.chance_high.max()
+    style = {"color": COLORS[1], "alpha": 0.35, "linewidth": 0, "zorder": 0}
+    ax.axvspan(*strip, label=BACKGROUND[0], **style)
     mixed = _by_set(table, "mixed")
     _draw_bands(ax, mixed[mixed.set_name.isin(people)], place_of)
     _draw_shared(ax, demographic, neutral, place_of)
@@ -105,8 +104,7 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     size = f" of {table.neurons.iloc[0]:.0f}" if "neurons" in table else ""
     ax.set(xlabel="neurons in both sets", title=f"Neurons that two sets{size} share")
     _overlap_legend(ax)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def _check_overlaps(table: pd.DataFrame) -> None:
