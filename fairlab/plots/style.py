@@ -36,9 +36,9 @@ def line_style(number: int) -> dict[str, object]:
     }
 
 
-def finished(ax: Axes) -> Axes:
-    """Leave a figure without a frame, and with its words as they are written."""
-    sns.despine(ax=ax)
+def finished(ax: Axes, **removed: bool) -> Axes:
+    """Leave a figure without upper and right line, and with its words as they are written."""
+    sns.despine(ax=ax, **removed)
     return as_written(ax)
 
 
@@ -58,9 +58,9 @@ def as_written(ax: Axes) -> Axes:
     return ax
 
 
-def legend_beside(ax: Axes) -> None:
+def legend_beside(ax: Axes, **options: object) -> None:
     """Put the legend to the right of the Axes."""
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), **options)
 
 
 def set_limits(ax: Axes, points: np.ndarray, margin: float) -> None:
