@@ -495,14 +495,14 @@ def _picture_of_labels(ax: Axes) -> FigureImage:
     """Replace the labels of the y axis by a picture: drawing them takes a fifth of a frame."""
     figure = ax.figure
     neighbours = [ax.xaxis, *(other for other in figure.axes if other is not ax)]
-    # the labels alone
+    # draw the labels alone
     for artist in neighbours:
         artist.set_visible(False)
     ax.yaxis.set_visible(True)
     figure.canvas.draw()
     left, right = int(ax.yaxis.get_tightbbox().x0), int(ax.get_window_extent().x0)
     pixels = np.array(figure.canvas.buffer_rgba())[:, left:right]  # (height, width, RGBA)
-    # everything but the labels
+    # from now on, draw everything but the labels
     ax.yaxis.set_visible(False)
     for artist in neighbours:
         artist.set_visible(True)

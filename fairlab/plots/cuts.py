@@ -197,6 +197,7 @@ def plot_dose_response(
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     _draw_method_lines(ax, rows)
     _stretch_if_wide(ax, "y", rows)
+    # ticks at the counts themselves, not at powers of ten
     counts = sorted(rows["count"].unique())
     ax.set_xscale("log")
     ax.set_xticks(counts, counts)

@@ -35,7 +35,7 @@ def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.hlines(places, a, b, color="0.75", linewidth=2, zorder=0)
     ax.plot(a, places, "o", color=COLORS[0], label="after prompt a")
     ax.plot(b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
-    ax.set_yticks(places, [repr(token) for token in table.token], parse_math=False)
+    ax.set_yticks(places, [repr(token) for token in table.token])
     ax.invert_yaxis()
     ax.set_xlim(left=0)
     ax.set(xlabel="probability of the next token", title="The next tokens that shift most")

@@ -89,6 +89,7 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     _check_overlaps(table)
     demographic, neutral = _by_set(table, "demographic"), _by_set(table, "neutral")
+    # the sets of people's words on top
     people = _set_names(demographic)
     names = people + _set_names(neutral)
     place_of = {name: place for place, name in enumerate(names)}
@@ -212,6 +213,7 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     width /= len(left_of) + 0.3  # of a cell
     with_intervals = width > WITH_INTERVALS
     font_size = min(9, width / 6) if with_intervals else min(7, width / 2.4)
+    # white in the middle, and the darkest colours at −100 % and +100 % at most
     limit = 100 * min(table.change.abs().max(), 1)
     colors = ScalarMappable(Normalize(-limit, limit), "vlag")
     for cell in table.to_dict("records"):

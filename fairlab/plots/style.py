@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.category import StrCategoryFormatter
-from matplotlib.ticker import FixedFormatter, FuncFormatter
+from matplotlib.ticker import FuncFormatter
 
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vP"
@@ -48,9 +47,8 @@ def as_written(ax: Axes) -> Axes:
     if ax.get_legend():
         texts += ax.get_legend().get_texts()
     for axis in (ax.xaxis, ax.yaxis):
-        # tick labels that are words, not numbers: powers of ten stay formulas
-        words = FixedFormatter | FuncFormatter | StrCategoryFormatter
-        if isinstance(axis.get_major_formatter(), words):
+        # only tick labels that a figure has named: powers of ten stay formulas
+        if isinstance(axis.get_major_formatter(), FuncFormatter):
             for tick in axis.get_major_ticks():
                 texts += [tick.label1, tick.label2]
     for text in texts:
@@ -109,15 +107,15 @@ def rows_of(
             f"got {measure!r}, {row!r}, {category!r}"
         )
     rows = table[is_shown].reset_index(drop=True)
-    shares = [column for column in SHARES if column in rows]
-    return rows.assign(**100 * rows[shares])
+    rows[rows.columns.intersection(SHARES)] *= 100
+    return rows
 
 
 def _known_rows(table: pd.DataFrame) -> str:
     """List the rows of each measure, such as "gap: category race, headline; perplexity: text"."""
-    names = table["row"].copy()
+    names = table["row"]
     of_a_category = names.isin(["category", "without pronouns"])
-    names[of_a_category] += " " + table["category"]
+    names = names.mask(of_a_category, names + " " + table["category"])
     listed = names.groupby(table["measure"], sort=False).unique()
     return "; ".join(f"{measure}: {', '.join(rows)}" for measure, rows in listed.items())
 
