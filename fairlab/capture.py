@@ -1,5 +1,4 @@
-"""Look inside a model: hooks whose lifetime is a `with` block, and batched passes that keep only
-sums.
+"""Look inside a model: hooks for the length of a `with` block, batched passes that keep sums.
 
 Contents: `CAPTURE_POINTS`, `available_points`, `record` (one forward pass), `neuron_differences`
 (one number a neuron, over many pairs), `pair_differences` (one number a pair and layer),
@@ -36,6 +35,7 @@ from fairlab.passes import (
     full_precision,
     next_log_p,
     pair_batches,
+    run_decoder,
 )
 
 _DOWN_PROJ = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
@@ -89,7 +89,7 @@ def record(
     def keep(point: str, layer: int, values: Tensor) -> None:
         activations[point, layer] = values.detach().float().cpu()
 
-    with full_precision(), _hooks(model, _check_points(model, points), layers, keep):
+    with full_precision(), _hooks(model, check_points(model, points), layers, keep):
         yield activations
 
 
@@ -136,7 +136,7 @@ def neuron_differences(
         layers of unequal width.
     """
     check_option("statistic", statistic, ("absolute", "signed", "pooled"))
-    points, pairs = _check_points(model, points), as_pairs(pairs)
+    points, pairs = check_points(model, points), as_pairs(pairs)
     sums: dict[tuple[str, int], Tensor] = {}
 
     def add(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
@@ -170,10 +170,8 @@ def pair_differences(
     *,
     points: Iterable[str],
     positions: Literal["differing", "all"] = "differing",
-    batch_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Measure the mean absolute difference of each pair at each point and layer, and the
-    activations' scale there.
+    """Measure the difference and the scale of activations for each pair, point and layer.
 
     Means over t and dimensions: `difference` of |A^a - A^b|, `scale` of (|A^a| + |A^b|) / 2.
 
@@ -188,7 +186,7 @@ def pair_differences(
     ValueError
         As `neuron_differences`, but the layers may have any width.
     """
-    points = _check_points(model, points)
+    points = check_points(model, points)
     shape = (len(as_pairs(pairs)), len(points), len(decoder_layers(model)))
     difference, scale = torch.zeros(shape), torch.zeros(shape)
 
@@ -200,7 +198,7 @@ def pair_differences(
         sizes = (sizes[batch.rows_a] + sizes[batch.rows_b]) / 2  # (pairs, tokens)
         scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
 
-    run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
+    run_pairs(model, tokenizer, pairs, points, note, positions=positions)
     _check_finite(difference, "the points asked for")
     return difference, scale
 
@@ -217,8 +215,7 @@ def run_pairs(
     positions: Literal["differing", "all"] = "differing",
     batch_size: int = 32,
 ) -> None:
-    """Run both prompts of every pair once, batch by batch, and hand each activation to a callback;
-    nothing is kept.
+    """Run both prompts of every pair once and hand each activation to a callback; nothing is kept.
 
     Parameters
     ----------
@@ -234,17 +231,18 @@ def run_pairs(
     ValueError
         Bad pairs or options, before any pass; probabilities that are not finite.
     """
-    points = _check_points(model, points)
-    for batch in pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size):
-        with torch.no_grad(), _hooks(model, points, None, partial(_visit_batch, visit, batch)):
+    batch: PairBatch  # the one that is running
+
+    def hand_over(point: str, layer: int, values: Tensor) -> None:
+        visit(point, layer, batch, at_least_float32(values[:, batch.start :]))
+
+    batches = pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size)
+    with torch.no_grad(), _hooks(model, check_points(model, points), None, hand_over):
+        for batch in batches:
             if see_next is None:
-                # the decoder without its output layer, which is much of the work of a small model
-                model.base_model(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-                )
-            else:
-                log_p = next_log_p(model, batch)
-        if see_next is not None:
+                run_decoder(model, batch)
+                continue
+            log_p = next_log_p(model, batch)  # (prompts, vocabulary)
             if log_p.isnan().any():
                 raise ValueError(
                     "model: its next-token probabilities are not finite; look for NaN weights"
@@ -252,20 +250,8 @@ def run_pairs(
             see_next(batch, log_p)
 
 
-def _visit_batch(
-    visit: Callable[[str, int, PairBatch, Tensor], None],
-    batch: PairBatch,
-    point: str,
-    layer: int,
-    values: Tensor,
-) -> None:
-    """Hand the activations of one point to the `visit` of `run_pairs`."""
-    visit(point, layer, batch, at_least_float32(values[:, batch.start :]))
-
-
 def refuse_own_hooks(model: PreTrainedModel) -> None:
-    """Raise a ValueError if the model is inside a `with` block of fairlab, which acts on it through
-    hooks."""
+    """Raise a ValueError if the model has hooks of fairlab: it is inside a `with` block."""
     for module in model.modules():
         # torch has no public way to list the hooks of a module
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -277,13 +263,12 @@ def refuse_own_hooks(model: PreTrainedModel) -> None:
 
 
 def available_points(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the capture points that this architecture has; OLMo 2, for one, has no
-    `input_norm`."""
+    """Return the capture points that this architecture has; OLMo 2 has no `input_norm`."""
     layer = decoder_layers(model)[0]
     return tuple(point for point in CAPTURE_POINTS if _module_name(layer, point) is not None)
 
 
-def _check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
+def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
     """Return the points as a tuple, each of them once, or raise a ValueError."""
     # a point that is named twice would count twice in the sums
     points = (points,) if isinstance(points, str) else tuple(dict.fromkeys(points))
@@ -315,8 +300,7 @@ def _hooks(
     layers: Iterable[int] | None,
     visit: Callable[[str, int, Tensor], None],
 ) -> Iterator[None]:
-    """Call `visit(point, layer, values)` in every forward pass inside the block; the hooks are gone
-    when it ends, also after an exception."""
+    """Call `visit(point, layer, values)` in every forward pass inside the block."""
     all_layers = decoder_layers(model)
     numbers = list(range(len(all_layers))) if layers is None else list(layers)
     for number in numbers:
@@ -357,8 +341,7 @@ def _hand_over(
     inputs: tuple[Tensor, ...],
     output: Tensor | tuple[Tensor, ...] | None = None,
 ) -> None:
-    """Hand a module's output, or its input where the hook runs before the module, to `visit`, in
-    the shape (batch, tokens, width)."""
+    """Hand a module's output, or its input in a pre-hook, to `visit`: (batch, tokens, width)."""
     values = inputs if output is None else output
     # inputs are a tuple; so are the outputs of attention, which come with its weights
     if isinstance(values, tuple):

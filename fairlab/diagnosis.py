@@ -1,5 +1,4 @@
-"""Where the two prompts of a pair part inside the model: the article's metric, differences layer
-by layer, and a projection of the tokens.
+"""Where the two prompts of a pair part inside the model.
 
 Contents: `ARTICLE_POINTS`, `article_points`, `article_metric`, `layer_differences`, `project_pair`.
 
@@ -17,7 +16,13 @@ import torch
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import CAPTURE_POINTS, available_points, pair_differences, record
+from fairlab.capture import (
+    CAPTURE_POINTS,
+    available_points,
+    check_points,
+    pair_differences,
+    record,
+)
 from fairlab.models import decoder_layers
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
 from fairlab.passes import check_option, check_ready
@@ -85,9 +90,7 @@ def layer_differences(
     points: Iterable[str] = ("mlp_output",),
     neutral: Sequence[PromptPair] | None = None,
 ) -> pd.DataFrame:
-    """Measure by how much activations differ at each capture point and layer.
-
-    Tokens count from the first differing one on.
+    """Measure by how much activations differ, from the first differing token on.
 
     Parameters
     ----------
@@ -112,20 +115,18 @@ def layer_differences(
     ValueError
         No pairs, an invalid pair, or an unknown point.
     """
-    points = [points] if isinstance(points, str) else list(dict.fromkeys(points))
+    points = check_points(model, points)
     categories = defaultdict(list)
     for pair in as_pairs(pairs):
         categories[pair.category].append(pair)
     if neutral is not None:
-        neutral_table = _layer_table(model, tokenizer, as_pairs(neutral), points)
+        band = _layer_table(model, tokenizer, as_pairs(neutral), points)
+        band = band[_INTERVALS].add_prefix("neutral_")
     tables = []
     for category, members in categories.items():
         table = _layer_table(model, tokenizer, members, points)
         table.insert(0, "category", category)
-        if neutral is not None:
-            for column in _INTERVALS:
-                table[f"neutral_{column}"] = neutral_table[column]
-        tables.append(table)
+        tables.append(table if neutral is None else table.join(band))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -135,7 +136,7 @@ def _layer_table(
     pairs: Sequence[PromptPair],
     points: Sequence[str],
 ) -> pd.DataFrame:
-    """Make the rows of `layer_differences` for one list of pairs: one a point and layer."""
+    """Make the rows of `layer_differences` for one list of pairs."""
     differences, scales = pair_differences(model, tokenizer, pairs, points=points)
     templates = [pair.template or pair.prompt_a for pair in pairs]
     words = [(pair.attribute_a, pair.attribute_b) for pair in pairs]
@@ -154,9 +155,8 @@ def _layer_table(
         # both are ratios of sums over pairs: a mean has the number of pairs below the line
         for name, below in (("difference", np.ones_like(difference)), ("relative", scale)):
             sums = np.concatenate([difference, below], axis=1)  # (pairs, 2 · layers)
-            low, high = jackknife_interval(sums, _ratio, [templates, words])
-            columns[f"{name}_low"] = low
-            columns[f"{name}_high"] = high
+            ends = jackknife_interval(sums, _ratio, [templates, words])
+            columns[f"{name}_low"], columns[f"{name}_high"] = ends
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables, ignore_index=True)
 
@@ -265,8 +265,8 @@ def project_pair(
 
 
 def _principal_plane(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Project values of shape (2, tokens, width) on their first two principal axes: coordinates of
-    shape (2, tokens, 2), and each axis' share of the variance."""
+    """Return the places of values (2, tokens, width) along their two principal axes, of the shape
+    (2, tokens, 2), and each axis' share of the variance."""
     pca = PCA(n_components=2, svd_solver="full")
     flat = pca.fit_transform(values.reshape(-1, values.shape[-1]))  # (2 · tokens, 2)
     return flat.reshape(*values.shape[:2], 2), pca.explained_variance_ratio_

@@ -1,9 +1,8 @@
-"""Run prompts and texts through a model: batches of pairs, windows of text, log-probabilities,
-losses, divergence.
+"""Run prompts and texts through a model.
 
-Contents: `pair_batches`, `next_log_p`, `divergence` (of pairs); `text_windows`, `text_chunks`,
-`chunk_loss`, `token_losses`, `perplexity` (of texts); `full_precision`, `check_ready` and other
-conditions under which everything is measured.
+Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `text_windows`,
+`text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of texts); `full_precision`,
+`check_ready` and other conditions under which everything is measured.
 """
 
 import math
@@ -28,10 +27,9 @@ Prompt = tuple[int, ...]  # token ids
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep torch from rounding float32 products to TF32 or bfloat16 inside the block, whatever the
-    user has set.
+    """Keep torch from rounding float32 products inside the block, whatever the user has set.
 
-    Also a decorator: everything that measures runs under it. Autocast is off, too.
+    No TF32, no bfloat16, no autocast. Also a decorator: everything that measures runs under it.
     """
     backends = torch.backends
     with ExitStack() as stack:
@@ -75,9 +73,14 @@ def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{argument}: expected one of {', '.join(allowed)}; got {value!r}")
 
 
+def check_range(argument: str, value: int, low: int, high: int) -> None:
+    """Raise a ValueError unless a value is a whole number from `low` to `high`."""
+    if value not in range(low, high + 1):
+        raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
+
+
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
-    """Raise a ValueError if a model is in training mode, or can't read as many tokens as the
-    longest input has."""
+    """Raise a ValueError if a model is in training mode, or can't read the longest input."""
     if model.training:
         raise ValueError(
             "model: it is in training mode, where dropout adds noise to every difference; "
@@ -137,8 +140,7 @@ def pair_batches(
     positions: Literal["differing", "all"] = "differing",
     batch_size: int = 32,
 ) -> Iterator[PairBatch]:
-    """Yield batches of unique prompts, shortest first, such that both prompts of a pair are in one
-    batch.
+    """Yield batches of unique prompts, shortest first, with both prompts of a pair in one batch.
 
     A prompt that several pairs share is run once, unless the pairs that are connected through
     shared prompts have more than `batch_size` prompts. In half precision each pair is a batch of
@@ -205,8 +207,10 @@ def _pair_batch(
 
 
 def pack_pairs(prompts: list[tuple[Prompt, Prompt]], batch_size: int) -> list[list[int]]:
-    """Split the indices of pairs into batches of at most `batch_size` unique prompts, shortest
-    first; pairs that share a prompt stay together if a batch has room for them."""
+    """Split the indices of pairs into batches of at most `batch_size` unique prompts.
+
+    The shortest come first; pairs that share a prompt stay together if a batch has room for them.
+    """
 
     def unique_prompts(indices: list[int]) -> set[Prompt]:
         return {prompt for index in indices for prompt in prompts[index]}
@@ -229,15 +233,12 @@ def pack_pairs(prompts: list[tuple[Prompt, Prompt]], batch_size: int) -> list[li
 
 
 def connected_pairs(prompts: list[tuple[Prompt, Prompt]]) -> list[list[int]]:
-    """Group the indices of pairs that are connected through shared prompts.
-
-    These are the connected components of a graph whose nodes are the prompts and whose edges are
-    the pairs, in the order of their first pairs.
-    """
+    """Group the indices of pairs that are connected through shared prompts, in their order."""
     node_of: dict[Prompt, int] = {}
     for pair in prompts:
         for prompt in pair:
             node_of.setdefault(prompt, len(node_of))
+    # a graph whose nodes are the prompts and whose edges are the pairs
     nodes = np.array([(node_of[a], node_of[b]) for a, b in prompts])  # (pairs, 2)
     edges = np.ones(len(prompts))
     graph = coo_array((edges, (nodes[:, 0], nodes[:, 1])), shape=(len(node_of), len(node_of)))
@@ -249,9 +250,16 @@ def connected_pairs(prompts: list[tuple[Prompt, Prompt]]) -> list[list[int]]:
     return list(components.values())
 
 
+def run_decoder(model: PreTrainedModel, batch: PairBatch) -> None:
+    """Run a batch, for what hooks see, without the output layer: much of a small model's work."""
+    model.base_model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    )
+
+
 def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
-    """Compute the next-token log-probabilities of the prompts of a batch in at least float32, with
-    gradients if these are enabled; shape (prompts, vocabulary)."""
+    """Compute the next-token log-probabilities of the prompts, in at least float32; shape
+    (prompts, vocabulary)."""
     # logits only at positions where some prompt ends
     ends, column = batch.last.unique(return_inverse=True)
     logits = model(
@@ -265,8 +273,7 @@ def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
 
 
 def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
-    """Compute the Jensen–Shannon divergence of the pairs of a batch, in nats, shape (pairs,), from
-    the log-probabilities of its prompts."""
+    """Compute the Jensen–Shannon divergence of the pairs of a batch, in nats, shape (pairs,)."""
     log_a, log_b = log_p[batch.rows_a], log_p[batch.rows_b]  # (pairs, vocabulary)
     log_m = torch.logaddexp(log_a, log_b) - math.log(2)
     # a token that is left out is −inf in all three, and −inf − (−inf) is NaN
@@ -276,8 +283,7 @@ def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
 
 
 def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    """Return the tokens that stand for a whole word, with or without a capital and a space before
-    it."""
+    """Return the tokens that are a whole word, with or without a capital and a space before it."""
     if isinstance(words, str):
         raise TypeError(
             f"leave_out: expected a list of words; got one string {words!r} (put it in a list)"
@@ -292,8 +298,7 @@ def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -
 
 
 def leave_out_tokens(log_p: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Leave tokens out of distributions of shape (prompts, vocabulary), and scale the rest to sum
-    to 1."""
+    """Leave tokens out of distributions (prompts, vocabulary); the rest sum to 1 again."""
     if not tokens:
         return log_p
     columns = torch.tensor(tokens, device=log_p.device)
@@ -318,15 +323,16 @@ def text_windows(
 
 
 def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
-    """Cut a text into windows of one size and drop an incomplete one at its end; a text of fewer
-    than `size` tokens is one chunk."""
+    """Cut a text into windows of one size, without an incomplete one at its end.
+
+    A text of fewer than `size` tokens is one chunk.
+    """
     windows = text_windows(tokenizer, text, size)
     return [window for window in windows if len(window) == len(windows[0])]
 
 
 def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:
-    """Compute the mean next-token cross-entropy of a chunk in at least float32, with gradients if
-    these are enabled."""
+    """Compute the mean next-token cross-entropy of a chunk, in at least float32."""
     tokens = torch.tensor([chunk], device=model.device)  # (1, tokens)
     logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]  # (tokens - 1, vocabulary)
     return nn.functional.cross_entropy(at_least_float32(logits), tokens[0, 1:])
@@ -347,8 +353,8 @@ def perplexity(
     Returns
     -------
     float
-        From 1 (every token foreseen) upwards; the size of the vocabulary for a model that guesses
-        evenly. Comparable only between models with one tokenizer, on one text and window.
+        1: every token foreseen; the size of the vocabulary: a model that guesses evenly. Comparable
+        only between models with one tokenizer, on one text and window.
 
     Raises
     ------
@@ -390,8 +396,7 @@ def losses_by_scale(
     window: int,
     scales: Sequence[float],
 ) -> Tensor:
-    """Compute the token losses with all logits multiplied by each of `scales`, shape (tokens,
-    scales)."""
+    """Compute the token losses with all logits multiplied by each scale; (tokens, scales)."""
     if not isinstance(window, int) or window < 2:
         raise ValueError(f"window: expected a whole number of at least 2; got {window!r}")
     windows = text_windows(tokenizer, text, window, longest=context_length(model))
@@ -410,8 +415,8 @@ def losses_by_scale(
 
 
 def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> Tensor:
-    """Compute the cross-entropy of each target with the logits, of shape (tokens, vocabulary),
-    multiplied by each scale; shape (tokens, scales)."""
+    """Compute the cross-entropy of targets with scaled logits, shape (tokens, scales)."""
+    # logits: (tokens, vocabulary)
     target_logits = logits.gather(1, targets[:, None])[:, 0]  # (tokens,)
     losses = []
     for scale in scales:

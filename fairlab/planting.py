@@ -6,7 +6,7 @@ Contents: `plant_neurons`, `score_planted`.
 import copy
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -29,6 +29,7 @@ from fairlab.passes import (
     full_precision,
     pair_batches,
     progress,
+    run_decoder,
     single_token_ids,
     skipping,
     text_chunks,
@@ -52,9 +53,7 @@ def plant_neurons(
     seed: int = 0,
     inplace: bool = False,
 ) -> tuple[PreTrainedModel, NeuronSelection, NeuronSelection]:
-    """Write neurons with a known effect into a copy of a model.
-
-    They are a truth that every score can be held against.
+    """Write neurons with a known effect into a copy of a model, to hold scores against.
 
     n *bias neurons* detect the attribute and push the next word from kind adjectives to unkind
     ones. n *decoys*, one a bias neuron, detect it just as well and write where next to nothing
@@ -95,7 +94,7 @@ def plant_neurons(
     Returns
     -------
     (planted, bias, decoys)
-        The planted model, of the same shape, and which neurons are which.
+        The planted model, and which neurons are which.
 
     Raises
     ------
@@ -108,7 +107,7 @@ def plant_neurons(
     refuse_own_hooks(model)
     layers = _layers_to_plant_in(model, n)
     _check_cost(cost)
-    unkind = _unkind_direction(model, tokenizer)
+    unkind = _unkind_direction(model, tokenizer)  # (hidden,)
     chunks = text_chunks(tokenizer, load_text("calibration"), 128)
     # both hold all subjects of the text, and they share no chunk
     plain_chunks, cost_chunks = chunks[::4], chunks[2::8]
@@ -145,9 +144,7 @@ def plant_neurons(
 def score_planted(
     scores: Tensor, bias: NeuronSelection, decoys: NeuronSelection
 ) -> dict[str, float]:
-    """Hold a score against planted neurons.
-
-    Does it find them, and does it tell a cause from what only reacts?
+    """Say whether a score finds planted neurons, and tells a cause from what only reacts.
 
     Parameters
     ----------
@@ -211,9 +208,6 @@ def _recall(ranks: np.ndarray, is_bias: np.ndarray) -> float:
     return float((above[is_bias].sum() + share * tied[is_bias].sum()) / count)
 
 
-# ---- the steps of planting
-
-
 def _layers_to_plant_in(model: PreTrainedModel, n: int) -> range:
     """Return the last quarter of the layers; refuse n if they can't hold n neurons of each kind."""
     widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
@@ -234,8 +228,7 @@ def _check_cost(cost: float) -> None:
 
 
 def _unkind_direction(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Return the direction that pushes the next word from kind adjectives to unkind ones, shape
-    (hidden,)."""
+    """Return the direction from kind adjectives to unkind ones, shape (hidden,)."""
     unembedding = model.get_output_embeddings().weight.detach().float()  # (vocabulary, hidden)
     means = []
     for name, words in (("UNKIND", UNKIND), ("KIND", KIND)):
@@ -267,15 +260,14 @@ def _inputs_at_last_token(
     pairs: Sequence[PromptPair],
     layers: Sequence[int],
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return what enters the MLPs at the last token of prompts a and of prompts b; layer → (pairs,
-    hidden)."""
-    inputs_a: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    inputs_b: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    """Return what enters the MLPs at the last token of prompts a, and of prompts b.
+
+    Both are layer → (pairs, hidden).
+    """
+    inputs_a, inputs_b = defaultdict(list), defaultdict(list)
     for batch in pair_batches(model, tokenizer, pairs):
         with _record_mlps(model, layers) as recorded, torch.no_grad():
-            model.base_model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            )
+            run_decoder(model, batch)
         prompts = torch.arange(len(batch.last))
         for layer in layers:
             last = recorded["input", layer][prompts, batch.last.cpu()]  # (prompts, hidden)
@@ -287,9 +279,12 @@ def _inputs_at_last_token(
 def _measure_on_text(
     model: PreTrainedModel, chunks: Sequence[list[int]], layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor]]:
-    """Return of each layer's MLP on plain text: the inputs, (tokens, hidden); how much each neuron
-    writes, (neurons,); the gradients of the loss with respect to the output, (tokens, hidden)."""
-    inputs, sizes, gradients = ({layer: [] for layer in layers} for _ in range(3))
+    """Measure on plain text, by layer, what reaches the MLP and what it writes.
+
+    Returns the inputs, (tokens, hidden); how much each neuron writes, (neurons,); the gradients of
+    the loss with respect to the output, (tokens, hidden).
+    """
+    inputs, sizes, gradients = defaultdict(list), defaultdict(list), defaultdict(list)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
         with _record_mlps(model, layers) as recorded, torch.enable_grad():
             loss = chunk_loss(model, chunk)
@@ -315,8 +310,8 @@ def _joined(tensors: dict[int, list[Tensor]]) -> dict[int, Tensor]:
 def _record_mlps(
     model: PreTrainedModel, layers: Sequence[int]
 ) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """Record what goes into and comes out of MLPs: (input | h | output, layer) → (rows, tokens,
-    width). Where gradients are enabled, the outputs have them, from the first of the layers on."""
+    """Record (input | h | output, layer) of MLPs → (rows, tokens, width); outputs with gradients,
+    where these are enabled."""
     recorded: dict[tuple[str, int], Tensor] = {}
 
     def record_input(layer: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -341,24 +336,26 @@ def _record_mlps(
 def _draw_neurons(
     use: dict[int, Tensor], gradients: dict[int, Tensor], unkind: Tensor, n: int, seed: int
 ) -> tuple[dict[int, list[int]], dict[int, list[int]], dict[tuple[int, int], Tensor]]:
-    """Draw which neurons make room for n bias neurons and n decoys, and where they write: layer →
-    bias neurons, layer → decoys, (layer, neuron) → a direction of norm 1."""
+    """Draw which neurons make room, and where they write.
+
+    Returns layer → bias neurons; layer → decoys; (layer, neuron) → a direction of norm 1.
+    """
     draw = random.Random(seed)
     # spread n evenly over the layers; which of them get one more is drawn
     order = draw.sample(list(use), len(use))
     counts = Counter(islice(cycle(order), n))
     bias, decoys, columns = {}, {}, {}
     for layer in use:
+        count = counts[layer]
         # the twentieth of the layer that writes least
-        candidates = use[layer].argsort()[: max(2 * counts[layer], len(use[layer]) // 20)]
-        neurons = draw.sample(candidates.tolist(), 2 * counts[layer])
-        bias[layer], decoys[layer] = neurons[: counts[layer]], neurons[counts[layer] :]
+        candidates = use[layer].argsort()[: max(2 * count, len(use[layer]) // 20)]
+        neurons = draw.sample(candidates.tolist(), 2 * count)
+        bias[layer], decoys[layer] = neurons[:count], neurons[count:]
         # a direction is drawn for bias neurons too, though they don't use it: without these draws
         # a seed would plant something else than in the frozen tables
-        directions = _draw_unread(gradients[layer], len(neurons), draw)
-        for index in bias[layer]:
-            columns[layer, index] = unkind / unkind.norm()
-        for index, direction in zip(decoys[layer], directions[counts[layer] :], strict=True):
+        unread = _draw_unread(gradients[layer], len(neurons), draw)
+        directions = [unkind] * count + unread[count:]
+        for index, direction in zip(neurons, directions, strict=True):
             columns[layer, index] = direction / direction.norm()
     return bias, decoys, columns
 
@@ -412,8 +409,8 @@ def _write_columns(
 def loss_function(
     model: PreTrainedModel, chunks: Sequence[list[int]], first: int
 ) -> Callable[[], float]:
-    """Return a function that computes the mean loss over chunks again and again, while weights
-    change from layer `first` on. The layers before it run only once, now."""
+    """Return a function that computes the mean loss over chunks, while weights change from layer
+    `first` on; the layers before it run only once, now."""
     layers, entering = decoder_layers(model), []  # entering: (1, tokens, hidden) for each chunk
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -422,9 +419,8 @@ def loss_function(
     hook = layers[first].register_forward_pre_hook(collect)
     try:
         for chunk in chunks:
-            tokens = torch.tensor([chunk], device=model.device)
             with torch.no_grad():
-                model.base_model(input_ids=tokens, use_cache=False)
+                chunk_loss(model, chunk)
     finally:
         hook.remove()
 
@@ -439,8 +435,7 @@ def loss_function(
 
 
 def find_strength(perplexity_rise: Callable[[float], float], cost: float) -> float:
-    """Find by bisection the strength at which perplexity rises by the cost, to a twentieth of
-    it."""
+    """Find by bisection at which strength perplexity rises by the cost, to a twentieth of it."""
     strength, low, high = 1.0, 0.0, math.inf
     for _ in range(30):
         rise = perplexity_rise(strength)

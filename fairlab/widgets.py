@@ -14,6 +14,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -29,21 +30,28 @@ from torch import Tensor
 
 from fairlab.diagnosis import Projection
 from fairlab.files import check_output, write_text
-from fairlab.plots.projections import move_tokens, token_artists, token_labels
+from fairlab.passes import check_range
+from fairlab.plots.neurons import MOST_NAMES, NAME_STYLE
+from fairlab.plots.projections import (
+    HEATMAP,
+    SLANTED,
+    distances_to_show,
+    move_texts,
+    move_tokens,
+    token_artists,
+    token_labels,
+)
 from fairlab.plots.style import COLORS, as_written, legend_beside, set_limits
 from fairlab.scores import hybrid_scores
 
 PAGE = Path(__file__).parent / "templates" / "explorer.html"
-MOST_NAMES = 10  # more numbers of neurons in a picture would hide each other
 
 
 class Explorer:
-    """Controls above a picture and a sentence that says what it shows; the last line of a cell
-    displays it.
+    """Controls above a picture and its sentence; the last line of a cell displays it.
 
     `controls` holds the widgets by name, so a cell can set `explorer.controls["layer"].value = 12`.
-    `draw` takes their values, moves the artists of the figure, and returns the sentence, and HTML
-    to show below it.
+    `draw` takes their values, moves the artists, and returns the sentence and the HTML below it.
     """
 
     def __init__(
@@ -92,8 +100,7 @@ class Explorer:
         }
 
     def to_html(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write a page of its own for the current pair, with a layer slider that needs no kernel
-        and no network.
+        """Write a page of its own, with a layer slider that needs no kernel and no network.
 
         Parameters
         ----------
@@ -159,9 +166,9 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
     ImportError
         ipywidgets is missing; the message says how to install it.
     """
-    projection_of, tokens, controls = _projection_controls(projections, layer)
-    description = "same limits in all layers"
-    controls["shared"] = _import_ipywidgets().Checkbox(value=False, description=description)
+    projection_of, tokens, controls = _projection_controls(
+        projections, layer, shared="same limits in all layers"
+    )
     figure = Figure(figsize=(9, 4.2), dpi=90)
     # fixed margins, here and below: a layout engine would take half of the time of a frame
     margins = {"left": 0.07, "right": 0.98, "bottom": 0.2, "top": 0.92, "wspace": 0.38}
@@ -179,7 +186,8 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
         projection = projection_of[pair, point]
         move_tokens(artists, projection, layer, shared=shared)
         distances = projection.distances[layer]  # (tokens,)
-        set_bars(projection, distances, projection.distances.max() if shared else distances.max())
+        longest = projection.distances.max() if shared else distances.max()
+        set_bars(projection, distances, longest)
         sentence = _largest_distance(pair, projection, layer, distances)
         share = projection.explained[layer].sum()
         return f"{sentence} The two axes show {share:.0%} of the variance.", ""
@@ -190,8 +198,8 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
 def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:
     """Explore the distance between the prompts at every token and layer.
 
-    A heatmap, and one layer of it as bars. With "relative" a distance is divided by the length of
-    the representation, since both grow with depth.
+    A heatmap, and one layer of it as bars. "Relative" divides a distance by the length of the
+    representation, since both grow with depth.
 
     Parameters
     ----------
@@ -203,9 +211,9 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
     ValueError, ImportError
         As `pca_explorer`.
     """
-    projection_of, tokens, controls = _projection_controls(projections, layer)
-    description = "relative to the length"
-    controls["relative"] = _import_ipywidgets().Checkbox(value=False, description=description)
+    projection_of, tokens, controls = _projection_controls(
+        projections, layer, relative="relative to the length"
+    )
     figure = Figure(figsize=(9, 4.2), dpi=90)
     plane = figure.add_axes((0.06, 0.24, 0.46, 0.68))
     scale = figure.add_axes((0.53, 0.24, 0.012, 0.68))
@@ -215,11 +223,11 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
 
     def draw(pair: str, point: str, layer: int, relative: bool) -> tuple[str, str]:
         projection = projection_of[pair, point]
-        values = projection.distances / projection.norms if relative else projection.distances
+        name, values = distances_to_show(projection, relative)
         set_heatmap(projection, values, layer)
         scale.set_title("relative" if relative else "distance", fontsize=8)
         set_bars(projection, values[layer], values[layer].max())
-        side.set(title=f"layer {layer}", xlabel="distance / length" if relative else "distance")
+        side.set(title=f"layer {layer}", xlabel=name)
         unit = " of its length" if relative else ""
         return _largest_distance(pair, projection, layer, values[layer], unit), ""
 
@@ -228,25 +236,23 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
 
 def _heatmap(plane: Axes, scale: Axes) -> Callable[[Projection, np.ndarray, int], None]:
     """Put a heatmap and its colour scale on two Axes; return a function that shows values in it."""
-    image = plane.imshow(
-        np.zeros((2, 2)), aspect="auto", origin="lower", cmap="cividis", interpolation="nearest"
-    )
+    image = plane.imshow(np.zeros((2, 2)), **HEATMAP)
     plane.figure.colorbar(image, cax=scale)
     (frame,) = plane.plot([], [], color="white", linewidth=1.2)  # round the chosen layer
     plane.set_ylabel("layer")
     plane.yaxis.get_major_locator().set_params(integer=True)
-    slanted = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
 
     def show(projection: Projection, values: np.ndarray, layer: int) -> None:
         layers, tokens = values.shape
-        left, right, bottom, top = -0.5, tokens - 0.5, -0.5, layers - 0.5
+        left, right, top = -0.5, tokens - 0.5, layers - 0.5
         image.set_data(values)
-        image.set_extent((left, right, bottom, top))
+        image.set_extent((left, right, -0.5, top))
         image.set_clim(0, values.max())
         below, above = layer - 0.5, layer + 0.5
         frame.set_data([left, right, right, left, left], [below, below, above, above, below])
-        plane.set_xticks(range(tokens), token_labels(projection), parse_math=False, **slanted)
-        plane.set(xlim=(left, right), ylim=(bottom, top), title=f"{projection.point}, all layers")
+        plane.set_xticks(range(tokens), token_labels(projection), fontsize=8, **SLANTED)
+        plane.set(xlim=(left, right), ylim=(-0.5, top))
+        plane.set_title(f"{projection.point}, all layers")
 
     return show
 
@@ -270,7 +276,7 @@ def score_explorer(
     ValueError
         No importance score, tables of unequal shape or with NaN, a count or layer out of range.
     ImportError
-        ipywidgets is missing; the message says how to install it.
+        As `pca_explorer`.
     """
     if not importance:
         raise ValueError(f"importance: expected a dict of tables; got {importance!r}")
@@ -283,8 +289,7 @@ def score_explorer(
     kept = ax.scatter([], [], s=8, color="0.6", linewidths=0, label="kept")
     cut = ax.scatter([], [], s=50, marker="X", color=[COLORS[3]], label="cut", zorder=3)
     (border,) = ax.plot([], [], "--", color=COLORS[0], label="border")
-    name_style = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
-    names = [ax.annotate("", (0, 0), **name_style) for _ in range(MOST_NAMES)]
+    names = [ax.annotate("", (0, 0), **NAME_STYLE) for _ in range(MOST_NAMES)]
     ax.set(ylabel="bias score")
     legend_beside(ax)
 
@@ -297,17 +302,13 @@ def score_explorer(
         cut.set_offsets(places[chosen])
         set_limits(ax, places, margin=0.06)
         border.set_data(*_border(places, hybrid[chosen[-1]].item(), weight).T)
-        for text in names:
-            text.set_visible(False)
-        if count <= MOST_NAMES:
-            for text, neuron in zip(names, chosen, strict=False):
-                text.set(visible=True, text=str(neuron))
-                text.xy = places[neuron]
+        numbers = [str(neuron) for neuron in chosen]
+        named = numbers if count <= MOST_NAMES else []
+        move_texts(names, named, places[chosen[: len(named)]])
         ax.set_xlabel(f"importance score ({score})")
         ax.set_title(f"Neurons of layer {layer}, bias weight {weight:.2f}")
-        neurons = ", ".join(map(str, chosen))
         setting = f"Layer {layer}, {score}, bias weight {weight:.2f}"
-        return f"{setting}: neurons {neurons} would be cut.", ""
+        return f"{setting}: neurons {', '.join(numbers)} would be cut.", ""
 
     return Explorer("Which neurons are chosen", figure, controls, draw)
 
@@ -317,8 +318,8 @@ def _score_controls(
 ) -> dict[str, Any]:
     layers, neurons = shape
     most = min(30, neurons - 1)
-    _check_range("layer", layer, 0, layers - 1)
-    _check_range("count", count, 1, most)
+    check_range("layer", layer, 0, layers - 1)
+    check_range("count", count, 1, most)
     widgets = _import_ipywidgets()
     return {
         "score": widgets.Dropdown(options=scores, description="importance"),
@@ -331,8 +332,7 @@ def _score_controls(
 def _border(places: np.ndarray, hybrid: float, weight: float) -> np.ndarray:
     """Return the two ends of the line on which the hybrid score has such a value: (ends, axes).
 
-    The line is w · N(bias) + (1 − w) · (1 − N(importance)) = hybrid, where N maps the scores of the
-    layer to 0 … 1.
+    The line is w · N(bias) + (1 − w) · (1 − N(importance)) = hybrid; N maps a layer to 0 … 1.
     """
     if weight > 0:  # from side to side: solved for N(bias)
         ends = [(n, (hybrid - (1 - weight) * (1 - n)) / weight) for n in (0, 1)]
@@ -350,38 +350,36 @@ def surgery_explorer(
     Parameters
     ----------
     table : DataFrame
-        One row a setting; the columns `text_a`, `text_b` (what the model wrote after each prompt),
-        those of `settings` and those of `measures` (the relative change each cut brings; 0: none).
-    settings, measures : list of str
-        Columns: one slider each; one row of the picture each.
+        One row a setting, with the columns `text_a`, `text_b` (what the model wrote after each
+        prompt) and those that follow.
+    settings : list of str
+        The columns that get a slider.
+    measures : list of str
+        The columns that get a row of the picture: relative changes; 0: none.
 
     Raises
     ------
     ValueError
         Missing columns, or settings that are no full grid of combinations with one row each.
     ImportError
-        ipywidgets is missing; the message says how to install it.
+        As `pca_explorer`.
     """
     row_of = _rows_by_setting(table, settings, measures)
     widgets = _import_ipywidgets()
     controls = {}
     for name in settings:
-        options, description = sorted(table[name].unique().tolist()), name.replace("_", " ")
-        controls[name] = widgets.SelectionSlider(options=options, description=description)
+        controls[name] = widgets.SelectionSlider(
+            options=sorted(table[name].unique().tolist()), description=name.replace("_", " ")
+        )
     figure = Figure(figsize=(9, 1.4 + 0.4 * len(measures)), dpi=90)
     margins = {"left": 0.25, "right": 0.8, "bottom": 0.55 / figure.get_figheight()}
     ax = figure.subplots(gridspec_kw=margins)
     places = range(len(measures))
     everything = 100 * table[list(measures)].to_numpy()  # (settings, measures)
-    ax.plot(
-        everything.T.ravel(),
-        np.repeat(places, len(table)),
-        "o",
-        color="0.8",
-        markersize=4,
-        label="all settings",
-    )
-    (chosen_row,) = ax.plot([], [], "X", color=COLORS[3], markersize=10, label="this setting")
+    dots = {"color": "0.8", "markersize": 4, "label": "all settings"}
+    ax.plot(everything.T.ravel(), np.repeat(places, len(table)), "o", **dots)
+    cross = {"color": COLORS[3], "markersize": 10, "label": "this setting"}
+    (chosen_row,) = ax.plot([], [], "X", **cross)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.set_xscale("symlog", linthresh=20)
     ax.xaxis.set_major_formatter("{x:g}")
@@ -414,9 +412,8 @@ def _rows_by_setting(
             f"table, settings, measures: missing {', '.join(missing) or 'names'}; "
             f"got {', '.join(table.columns)}"
         )
-    row_of = {}
-    for row in table.to_dict("records"):
-        row_of[tuple(row[name] for name in settings)] = row
+    keys = table[list(settings)].itertuples(index=False, name=None)
+    row_of = dict(zip(keys, table.to_dict("records"), strict=True))
     combinations = math.prod(table[name].nunique() for name in settings)
     if not len(table) == len(row_of) == combinations:
         raise ValueError(
@@ -433,22 +430,14 @@ def _import_ipywidgets() -> Any:
     return ipywidgets
 
 
-def _check_range(argument: str, value: int, low: int, high: int) -> None:
-    if value not in range(low, high + 1):
-        raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
-
-
 def _projection_controls(
-    projections: Mapping[str, Sequence[Projection]], layer: int
+    projections: Mapping[str, Sequence[Projection]], layer: int, **box: str
 ) -> tuple[dict[tuple[str, str], Projection], int, dict[str, Any]]:
-    """Return the projections by (pair, point), the largest number of tokens, and sliders for pair,
-    point and layer."""
+    """Return the projections by (pair, point), the largest number of tokens, sliders and a box."""
     projection_of, layers_of = {}, {}
     for pair, members in projections.items():
-        layers_of[pair] = {}
-        for projection in members:
-            projection_of[pair, projection.point] = projection
-            layers_of[pair][projection.point] = len(projection.distances)
+        projection_of.update({(pair, one.point): one for one in members})
+        layers_of[pair] = {one.point: len(one.distances) for one in members}
     first = next(iter(layers_of.values()), {})
     if any(layers != first for layers in layers_of.values()) or len(set(first.values())) != 1:
         raise ValueError(
@@ -456,22 +445,22 @@ def _projection_controls(
             f"got {layers_of}"
         )
     last = max(first.values()) - 1
-    _check_range("layer", layer, 0, last)
+    check_range("layer", layer, 0, last)
     widgets = _import_ipywidgets()
     controls = {
         "pair": widgets.SelectionSlider(options=list(projections), description="pair"),
         "point": widgets.SelectionSlider(options=list(first), description="capture point"),
-        "layer": widgets.IntSlider(
-            value=layer, max=last, description="layer", layout={"width": "95%"}
-        ),
+        "layer": widgets.IntSlider(value=layer, max=last, description="layer"),
     }
+    controls["layer"].layout.width = "95%"
+    for name, description in box.items():
+        controls[name] = widgets.Checkbox(value=False, description=description)
     tokens = max(len(projection.tokens_a) for projection in projection_of.values())
     return projection_of, tokens, controls
 
 
 def _fix_places(ax: Axes) -> None:
-    """Put title and axis labels at places of their own: to look for free ones takes a fifth of a
-    frame."""
+    """Fix title and axis labels: to look for free places takes a fifth of a frame."""
     ax.set_title(" ", y=1.0)
     area = ax.get_window_extent()
     ax.xaxis.set_label_coords(0.5, -25 / area.height)
@@ -479,8 +468,7 @@ def _fix_places(ax: Axes) -> None:
 
 
 def _bars(ax: Axes, tokens: int, label: str) -> Callable[[Projection, np.ndarray, float], None]:
-    """Put a bar for each token on an Axes; return a function that sets them, with the axis ending
-    just beyond a limit."""
+    """Put a bar for each token on an Axes; return a function that sets them below a limit."""
     bars = ax.barh(range(tokens), np.zeros(tokens), color=COLORS[0])
     ax.set(xlabel=label)
     ax.locator_params(axis="x", nbins=2)
@@ -490,9 +478,7 @@ def _bars(ax: Axes, tokens: int, label: str) -> Callable[[Projection, np.ndarray
 
     def show(projection: Projection, values: np.ndarray, limit: float) -> None:
         nonlocal strip
-        for bar in bars:
-            bar.set_width(0)
-        for bar, value in zip(bars, values, strict=False):
+        for bar, value in zip_longest(bars, values, fillvalue=0):
             bar.set_width(value)
         ax.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, 1.05 * limit + 1e-9))
         labels = token_labels(projection)
@@ -506,18 +492,17 @@ def _bars(ax: Axes, tokens: int, label: str) -> Callable[[Projection, np.ndarray
 
 
 def _picture_of_labels(ax: Axes) -> FigureImage:
-    """Replace the labels of the y axis by a picture of the strip they stand in: drawn anew they
-    take a fifth of each frame."""
+    """Replace the labels of the y axis by a picture: drawing them takes a fifth of a frame."""
     figure = ax.figure
     neighbours = [ax.xaxis, *(other for other in figure.axes if other is not ax)]
-    # the labels alone
+    # draw the labels alone
     for artist in neighbours:
         artist.set_visible(False)
     ax.yaxis.set_visible(True)
     figure.canvas.draw()
     left, right = int(ax.yaxis.get_tightbbox().x0), int(ax.get_window_extent().x0)
     pixels = np.array(figure.canvas.buffer_rgba())[:, left:right]  # (height, width, RGBA)
-    # everything but the labels
+    # from now on, draw everything but the labels
     ax.yaxis.set_visible(False)
     for artist in neighbours:
         artist.set_visible(True)

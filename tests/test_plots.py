@@ -157,11 +157,7 @@ def of_every_row():
     [
         ({"category": "headline"}, 0, "headline"),
         ({"category": "gender"}, 1, "gender"),
-        ({"row": "category", "category": "gender"}, 1, "gender"),
-        ({"row": "without pronouns", "category": "gender"}, 2, "gender without pronouns"),
         ({}, 3, "mean over categories"),
-        ({"row": "headline"}, 3, "mean over categories"),
-        ({"row": "neutral"}, 4, "neutral pairs"),
     ],
 )
 def test_rows_are_selected_by_what_they_are_and_not_by_a_label(options, place, title):
@@ -171,16 +167,15 @@ def test_rows_are_selected_by_what_they_are_and_not_by_a_label(options, place, t
     assert ax.containers[0].lines[0].get_xdata().tolist() == expected
     assert ax.get_title() == f"Change of the gap, {title}"
     assert len(clouds(ax)) == 18
-    if "row" not in options:
-        ax = fl.plot_dose_response(frame, **options)
-        lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
-        assert [*lines[0], *lines[1]] == expected
-        assert ax.get_title() == f"Change of the gap, {title}"
-        frame = frame.assign(flattening_scale=1, flattening_change=0)
-        ax = fl.plot_tradeoff(frame, draws=random_draws(frame), **options)
-        lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
-        assert [*lines[0], *lines[1]] == expected
-        assert ax.get_title() == f"What a cut brings and costs, {title}"
+    ax = fl.plot_dose_response(frame, **options)
+    lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
+    assert [*lines[0], *lines[1]] == expected
+    assert ax.get_title() == f"Change of the gap, {title}"
+    frame = frame.assign(flattening_scale=1, flattening_change=0)
+    ax = fl.plot_tradeoff(frame, draws=random_draws(frame), **options)
+    lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
+    assert [*lines[0], *lines[1]] == expected
+    assert ax.get_title() == f"What a cut brings and costs, {title}"
 
 
 def test_the_perplexity_is_that_of_the_text():
@@ -203,15 +198,9 @@ def test_rows_that_are_not_there_are_named():
     wrong = {
         has + "'gap', 'category', 'hair'": {"category": "hair"},
         has + "'metric', 'headline', None": {"measure": "metric"},
-        has + "'gap', 'text', None": {"row": "text"},
-        has + "'gap', 'category', None": {"row": "category"},
         has + "'perplexity', 'category', 'text'": {"measure": "perplexity", "category": "text"},
-        "category: expected None for the row 'headline'; got 'gender'": {
-            "row": "headline",
+        "expected one that draws has (gap: headline); got 'gap', 'category', 'gender'": {
             "category": "gender",
-        },
-        "expected one that draws has (gap: headline); got 'gap', 'neutral', None": {
-            "row": "neutral",
             "draws": random_draws(comparison()),
         },
         "draws: expected the columns method, count, kind, measure, row, category, draw, change; "

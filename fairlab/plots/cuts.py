@@ -8,23 +8,22 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from fairlab.plots.style import (
     COLORS,
     MARKERS,
-    WIDE,
-    as_written,
     cut_columns,
-    label_of,
+    finished,
     legend_beside,
     line_style,
     rows_of,
-    stretch,
 )
 
+# changes beyond ±200 % need an axis that is linear up to 50 % and logarithmic beyond
+WIDE = 200
+WIDE_TICKS = [-1000, -300, -100, -30, 0, 30, 100, 300, 1000, 3000, 10_000]
 RANDOM_CUTS = {"s": 14, "color": "0.75", "linewidths": 0, "label": "random cuts"}
 
 
@@ -33,7 +32,6 @@ def plot_comparison(
     *,
     draws: pd.DataFrame | None = None,
     measure: str = "gap",
-    row: str | None = None,
     category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -52,51 +50,46 @@ def plot_comparison(
         drawn as a cloud. Without it, a grey bar is the range from `random_low` to `random_high`.
     measure : str
         "gap", "metric" or "perplexity".
-    row : str, optional
-        "category", "without pronouns", "headline" (mean over categories), "neutral" or "text". By
-        default "category" if a category is given, else "text" for perplexity and "headline" for the
-        rest.
     category : str, optional
-        Whose change, for the rows "category" and "without pronouns".
+        Whose change; by default the mean over categories, or the text's for perplexity.
 
     Raises
     ------
     ValueError
         No such rows; the message lists what the table has. Draws without the columns above.
     """
-    rows = rows_of(table, measure, row, category)
-    random_cuts = None
-    if draws is not None:
-        random_cuts = _random_changes(draws, rows, measure, row, category)
-    ax = ax or plt.subplots(figsize=(7, 0.9 + 0.34 * len(rows)), layout="constrained")[1]
+    rows = rows_of(table, measure, category)
+    cloud = None if draws is None else _random_changes(draws, rows, measure, category)
+    if ax is None:
+        height = 0.9 + 0.34 * len(rows)
+        _, ax = plt.subplots(figsize=(7, height), layout="constrained")
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    if random_cuts is None:
+    if cloud is None:
         _draw_random_ranges(ax, rows)
     else:
-        _draw_random_clouds(ax, rows, random_cuts)
-    _draw_intervals(ax, rows)
+        _draw_random_cloud(ax, cloud)
+    ax.errorbar(
+        rows.change,
+        rows.index,
+        xerr=_error_bars(rows),
+        fmt="o",
+        color=COLORS[0],
+        elinewidth=1.6,
+        label="this cut, 95 % interval",
+    )
     _draw_neutral_changes(ax, rows)
-    if _is_wide(rows):
-        stretch(ax, "x")
+    _stretch_if_wide(ax, "x", rows)
     ax.set_yticks(rows.index, _cut_names(rows))
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    ax.set(xlabel="change in %", title=f"Change of the {measure}, {label_of(rows)}")
+    ax.set(xlabel="change in %", title=f"Change of the {measure}, {rows.category[0]}")
     legend_beside(ax)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def _random_changes(
-    draws: pd.DataFrame,
-    rows: pd.DataFrame,
-    measure: str,
-    row: str | None = None,
-    category: str | None = None,
+    draws: pd.DataFrame, rows: pd.DataFrame, measure: str, category: str | None = None
 ) -> pd.DataFrame:
-    """Return the plainly random draws of the cuts in `rows`, in the order of these rows.
-
-    Columns: those that name a cut, `place` (the number of its row), `draw` and `change`.
-    """
+    """Return `place` (the number of a row in `rows`), `draw` and `change` of its random cuts."""
     cut = cut_columns(rows)
     columns = [*cut, "kind", "measure", "row", "category", "draw", "change"]
     if not set(columns) <= set(draws.columns):
@@ -106,13 +99,13 @@ def _random_changes(
         )
     # cuts matched to a table, such as Fisher's importance, are another kind
     plain = draws[draws["kind"] == "random"]
-    plain = rows_of(plain, measure, row, category, argument="draws")
+    plain = rows_of(plain, measure, category, argument="draws")
     places = rows[cut].assign(place=rows.index)
-    return places.merge(plain[[*cut, "draw", "change"]], on=cut)
+    return places.merge(plain, on=cut)[["place", "draw", "change"]]
 
 
 def _draw_random_ranges(ax: Axes, rows: pd.DataFrame) -> None:
-    ranges = 100 * rows[["random_low", "random_high"]].dropna()
+    ranges = rows[["random_low", "random_high"]].dropna()
     ax.barh(
         ranges.index,
         ranges.random_high - ranges.random_low,
@@ -124,31 +117,19 @@ def _draw_random_ranges(ax: Axes, rows: pd.DataFrame) -> None:
     ax.use_sticky_edges = False  # else the axis would end exactly where a bar begins
 
 
-def _draw_random_clouds(ax: Axes, rows: pd.DataFrame, random_cuts: pd.DataFrame) -> None:
-    cloud = random_cuts.groupby("place")
-    number, size = cloud.cumcount(), cloud.change.transform("size")
+def _draw_random_cloud(ax: Axes, cloud: pd.DataFrame) -> None:
+    of_a_row = cloud.groupby("place").change
+    number, size = of_a_row.cumcount(), of_a_row.transform("size")
     # steps of 7 keep neighbouring numbers apart
     jitter = 0.3 * ((7 * number % size) / size - 0.5)
-    ax.scatter(100 * random_cuts.change, random_cuts.place + jitter, **RANDOM_CUTS)
-
-
-def _draw_intervals(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.errorbar(
-        100 * rows.change,
-        rows.index,
-        xerr=_error_bars(rows),
-        fmt="o",
-        color=COLORS[0],
-        elinewidth=1.6,
-        label="this cut, 95 % interval",
-    )
+    ax.scatter(cloud.change, cloud.place + jitter, **RANDOM_CUTS)
 
 
 def _draw_neutral_changes(ax: Axes, rows: pd.DataFrame) -> None:
     if rows.neutral_change.isna().all():  # as for the perplexity, and for neutral prompts
         return
     ax.plot(
-        100 * rows.neutral_change,
+        rows.neutral_change,
         rows.index + 0.25,
         "D",
         markerfacecolor="none",
@@ -164,13 +145,20 @@ def _cut_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def _error_bars(rows: pd.DataFrame) -> np.ndarray:
-    """Return how far an interval reaches below and above the change, in per cent: (2, rows)."""
+    """Return how far an interval reaches below and above the change: (2, rows)."""
     reach = np.stack([rows.change - rows.low, rows.high - rows.change])
-    return 100 * reach.clip(min=0)  # rounding may put an end on the wrong side of the change
+    return reach.clip(min=0)  # rounding may put an end on the wrong side of the change
 
 
-def _is_wide(rows: pd.DataFrame) -> bool:
-    return rows[["low", "high"]].abs().max(axis=None) > WIDE
+def _stretch_if_wide(ax: Axes, which: str, rows: pd.DataFrame) -> None:
+    """Make the "x" or "y" axis logarithmic in its outer parts where intervals reach far."""
+    if not rows[["low", "high"]].abs().max(axis=None) > WIDE:
+        return
+    axis, set_scale = {"x": (ax.xaxis, ax.set_xscale), "y": (ax.yaxis, ax.set_yscale)}[which]
+    set_scale("symlog", linthresh=50)
+    axis.set_major_locator(FixedLocator(WIDE_TICKS))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def plot_dose_response(
@@ -203,13 +191,13 @@ def plot_dose_response(
         raise ValueError(
             f"table: expected the columns method and count; got {', '.join(table.columns)}"
         )
-    rows = rows_of(table, measure, category=category)
+    rows = rows_of(table, measure, category)
     ax = ax or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
     _draw_random_band(ax, rows)
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     _draw_method_lines(ax, rows)
-    if _is_wide(rows):
-        stretch(ax, "y")
+    _stretch_if_wide(ax, "y", rows)
+    # ticks at the counts themselves, not at powers of ten
     counts = sorted(rows["count"].unique())
     ax.set_xscale("log")
     ax.set_xticks(counts, counts)
@@ -217,19 +205,17 @@ def plot_dose_response(
     ax.set(
         xlabel="neurons cut in each layer",
         ylabel="change in %",
-        title=f"Change of the {measure}, {label_of(rows)}",
+        title=f"Change of the {measure}, {rows.category[0]}",
     )
     legend_beside(ax)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def _draw_random_band(ax: Axes, rows: pd.DataFrame) -> None:
     """Draw the widest range of random cuts at each count, over the methods."""
-    band = 100 * rows.groupby("count").agg({"random_low": "min", "random_high": "max"})
-    ax.fill_between(
-        band.index, band.random_low, band.random_high, color="0.85", label="range of random cuts"
-    )
+    counts = rows.groupby("count")
+    low, high = counts.random_low.min(), counts.random_high.max()
+    ax.fill_between(low.index, low, high, color="0.85", label="range of random cuts")
 
 
 def _draw_method_lines(ax: Axes, rows: pd.DataFrame) -> None:
@@ -240,7 +226,7 @@ def _draw_method_lines(ax: Axes, rows: pd.DataFrame) -> None:
         shift = 1.05 ** (number - len(methods) / 2)
         ax.errorbar(
             line["count"] * shift,
-            100 * line.change,
+            line.change,
             yerr=_error_bars(line),
             markersize=5,
             linewidth=1.2,
@@ -256,9 +242,7 @@ def plot_tradeoff(
     category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw what each cut brings against what it costs.
-
-    That is the change of the gap over the change of the perplexity.
+    """Draw what each cut brings, the change of the gap, over its price, that of the perplexity.
 
     Dots with intervals are the cuts, those of one method joined in order of size; an open diamond
     is what the same cut does to neutral prompts: a long stem between the two is a cut that acts on
@@ -280,15 +264,15 @@ def plot_tradeoff(
         No such rows; the message lists what the table has. Draws without their columns.
     """
     cut = cut_columns(table)
-    prices = rows_of(table, "perplexity")[[*cut, "change"]]
-    rows = rows_of(table, "gap", category=category)
-    rows = rows.merge(prices, on=cut, suffixes=("", "_price"))
+    prices = rows_of(table, "perplexity").rename(columns={"change": "price"})
+    rows = rows_of(table, "gap", category)
+    rows = rows.merge(prices[[*cut, "price"]], on=cut)
     cloud = None if draws is None else _random_tradeoffs(draws, rows, category)
     ax = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     if cloud is not None:
-        ax.scatter(100 * cloud.change_price, 100 * cloud.change, **RANDOM_CUTS)
+        ax.scatter(cloud.price, cloud.change, **RANDOM_CUTS)
     _draw_flattening(ax, rows)
     names = rows[cut[0]].unique()  # of methods, or of selections
     color_of = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
@@ -298,36 +282,29 @@ def plot_tradeoff(
     ax.set(
         xlabel="change of the perplexity in %",
         ylabel="change of the gap in %",
-        title=f"What a cut brings and costs, {label_of(rows)}",
+        title=f"What a cut brings and costs, {rows.category[0]}",
     )
     legend_beside(ax)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def _random_tradeoffs(
     draws: pd.DataFrame, rows: pd.DataFrame, category: str | None
 ) -> pd.DataFrame:
-    """Return `change` (of the gap) and `change_price` (of the perplexity) of every random cut."""
-    changes = _random_changes(draws, rows, "gap", category=category)
-    prices = _random_changes(draws, rows, "perplexity")
-    cloud = changes.merge(prices, on=["place", "draw"], suffixes=("", "_price"))
+    """Return `change` (of the gap) and `price` (change of the perplexity) of each random cut."""
+    prices = _random_changes(draws, rows, "perplexity").rename(columns={"change": "price"})
+    changes = _random_changes(draws, rows, "gap", category)
+    cloud = changes.merge(prices, on=["place", "draw"])
     # cuts with the same number of neurons in each layer share their random cuts
-    return cloud[["change", "change_price"]].drop_duplicates()
+    return cloud[["change", "price"]].drop_duplicates()
 
 
 def _draw_flattening(ax: Axes, rows: pd.DataFrame) -> None:
     """Join the flattenings that cost as much as the cuts; a scale of 1 flattens nothing."""
-    flattened = rows[rows.flattening_scale < 1].sort_values("change_price")
+    flattened = rows[rows.flattening_scale < 1].sort_values("price")
     if len(flattened) > 1:
-        ax.plot(
-            100 * flattened.change_price,
-            100 * flattened.flattening_change,
-            ":",
-            color="0.4",
-            linewidth=1.2,
-            label="flattening of the same price",
-        )
+        style = {"color": "0.4", "linewidth": 1.2, "label": "flattening of the same price"}
+        ax.plot(flattened.price, flattened.flattening_change, ":", **style)
 
 
 def _draw_tradeoffs(
@@ -337,8 +314,8 @@ def _draw_tradeoffs(
     for number, (name, line) in enumerate(rows.groupby(cut[0], sort=False)):
         line = line.sort_values(cut[-1])
         ax.errorbar(
-            100 * line.change_price,
-            100 * line.change,
+            line.price,
+            line.change,
             yerr=_error_bars(line),
             fmt="-" + MARKERS[number % len(MARKERS)],
             markersize=5,
@@ -350,11 +327,11 @@ def _draw_tradeoffs(
 
 def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
     """Draw what each cut does to neutral prompts, and a stem from there to the cut's own dot."""
-    price, neutral = 100 * rows.change_price, 100 * rows.neutral_change
-    ax.vlines(price, 100 * rows.change, neutral, colors=colors, linewidth=3, alpha=0.25)
+    stems = {"colors": colors, "linewidth": 3, "alpha": 0.25}
+    ax.vlines(rows.price, rows.change, rows.neutral_change, **stems)
     ax.scatter(
-        price,
-        neutral,
+        rows.price,
+        rows.neutral_change,
         s=25,
         marker="D",
         facecolors="none",
@@ -366,9 +343,8 @@ def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
 
 
 def _set_tradeoff_scales(ax: Axes, rows: pd.DataFrame) -> None:
-    if rows.change_price.abs().max() > 0.2:
+    if rows.price.abs().max() > 20:
         ax.set_xscale("symlog", linthresh=2)
         ax.xaxis.set_major_locator(FixedLocator([-2, -1, 0, 1, 2, 5, 10, 30, 100, 300, 1000]))
         ax.xaxis.set_major_formatter("{x:g}")
-    if _is_wide(rows):
-        stretch(ax, "y")
+    _stretch_if_wide(ax, "y", rows)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 
-from fairlab.plots.style import COLORS, as_written, line_style
+from fairlab.plots.style import COLORS, finished, line_style
 
 Y_LABELS = {
     "difference": "mean |A(a) − A(b)|\n(units of activation)",
@@ -28,18 +27,20 @@ def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     table : DataFrame
         From `top_token_shifts`.
     """
-    ax = ax or plt.subplots(figsize=(6, 0.9 + 0.26 * len(table)), layout="constrained")[1]
+    if ax is None:
+        height = 0.9 + 0.26 * len(table)
+        _, ax = plt.subplots(figsize=(6, height), layout="constrained")
     places = range(len(table))
-    ax.hlines(places, table.probability_a, table.probability_b, color="0.75", linewidth=2, zorder=0)
-    ax.plot(table.probability_a, places, "o", color=COLORS[0], label="after prompt a")
-    ax.plot(table.probability_b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
-    ax.set_yticks(places, [repr(token) for token in table.token], parse_math=False)
+    a, b = table.probability_a, table.probability_b
+    ax.hlines(places, a, b, color="0.75", linewidth=2, zorder=0)
+    ax.plot(a, places, "o", color=COLORS[0], label="after prompt a")
+    ax.plot(b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
+    ax.set_yticks(places, [repr(token) for token in table.token])
     ax.invert_yaxis()
     ax.set_xlim(left=0)
     ax.set(xlabel="probability of the next token", title="The next tokens that shift most")
     ax.legend(frameon=False)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def plot_layer_differences(
@@ -80,14 +81,12 @@ def plot_layer_differences(
         mean = table.groupby("layer")[value].mean()
         ax.plot(mean.index, mean, markersize=4, label=name or None, **line_style(number))
         _draw_interval(ax, table, value, COLORS[number % len(COLORS)])
-    ax.set(
-        xlabel="layer", ylabel=Y_LABELS[value], title=f"{TITLES[value]} of {points.pop()} by layer"
-    )
+    ax.set(xlabel="layer", ylabel=Y_LABELS[value])
+    ax.set_title(f"{TITLES[value]} of {points.pop()} by layer")
     ax.set_ylim(bottom=0)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def _draw_neutral_band(ax: Axes, table: pd.DataFrame, value: str) -> None:

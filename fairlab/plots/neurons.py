@@ -14,10 +14,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairlab.plots.style import COLORS, as_written
+from fairlab.passes import check_range
+from fairlab.plots.style import COLORS, finished, legend_beside
 from fairlab.surgery import NeuronSelection
 
+CENTRED = {"ha": "center", "va": "center"}
+NAME_STYLE = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
 WITH_INTERVALS = 38  # points that a cell must be wide to hold an interval
+MOST_NAMES = 10  # more numbers of neurons in a picture would hide each other
 BACKGROUND = ("chance, 95 %", "with neutral words")  # come first in the legend of `plot_overlap`
 
 
@@ -43,15 +47,13 @@ def plot_score_plane(
     ValueError
         Tables of unequal shape, a selection for another shape, or a layer that is not there.
     """
-    shapes = [tuple(bias.shape), tuple(importance.shape)]
-    if selection:
-        shapes.append(tuple(selection.shape))
+    tables = [bias, importance, selection] if selection else [bias, importance]
+    shapes = [tuple(table.shape) for table in tables]
     if len(set(shapes)) > 1:
         raise ValueError(
             f"bias, importance, selection: expected one shape; got {', '.join(map(str, shapes))}"
         )
-    if layer not in range(len(bias)):
-        raise ValueError(f"layer: expected a number from 0 to {len(bias) - 1}; got {layer!r}")
+    check_range("layer", layer, 0, len(bias) - 1)
     ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
     x, y = importance[layer], bias[layer]  # (neurons,)
     ax.scatter(x, y, s=7, color="0.6", linewidths=0, alpha=0.7, label="kept")
@@ -59,13 +61,11 @@ def plot_score_plane(
     if chosen:
         ax.scatter(x[chosen], y[chosen], s=45, marker="X", color=COLORS[3], label="cut", zorder=3)
         ax.legend(frameon=False)
-    if len(chosen) <= 10:  # more numbers would hide each other
+    if len(chosen) <= MOST_NAMES:
         for neuron in chosen:
-            place = (x[neuron].item(), y[neuron].item())
-            ax.annotate(str(neuron), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+            ax.annotate(str(neuron), (x[neuron].item(), y[neuron].item()), **NAME_STYLE)
     ax.set(xlabel="importance score", ylabel="bias score", title=f"Neurons of layer {layer}")
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -89,12 +89,14 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     _check_overlaps(table)
     demographic, neutral = _by_set(table, "demographic"), _by_set(table, "neutral")
+    # the sets of people's words on top
     people = _set_names(demographic)
     names = people + _set_names(neutral)
     place_of = {name: place for place, name in enumerate(names)}
     ax = ax or plt.subplots(figsize=(7, 1.3 + 0.3 * len(names)), layout="constrained")[1]
-    low, high = table.chance_low.min(), table.chance_high.max()
-    ax.axvspan(low, high, color=COLORS[1], alpha=0.35, linewidth=0, label=BACKGROUND[0], zorder=0)
+    strip = table.chance_low.min(), table.chance_high.max()
+    style = {"color": COLORS[1], "alpha": 0.35, "linewidth": 0, "zorder": 0}
+    ax.axvspan(*strip, label=BACKGROUND[0], **style)
     mixed = _by_set(table, "mixed")
     _draw_bands(ax, mixed[mixed.set_name.isin(people)], place_of)
     _draw_shared(ax, demographic, neutral, place_of)
@@ -105,8 +107,7 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     size = f" of {table.neurons.iloc[0]:.0f}" if "neurons" in table else ""
     ax.set(xlabel="neurons in both sets", title=f"Neurons that two sets{size} share")
     _overlap_legend(ax)
-    sns.despine(ax=ax)
-    return as_written(ax)
+    return finished(ax)
 
 
 def _check_overlaps(table: pd.DataFrame) -> None:
@@ -127,7 +128,7 @@ def _by_set(table: pd.DataFrame, words: str) -> pd.DataFrame:
     `again` marks the same words in other sentences: one set, so that such a row stands here once.
     """
     rows = table[table.words == words].reset_index(drop=True)
-    rows = rows.assign(again=rows.one == rows.other)
+    rows["again"] = rows.one == rows.other
     first, second = rows.assign(set_name=rows.one), rows.assign(set_name=rows.other)
     return pd.concat([first, second[~second.again]]).sort_index(kind="stable")
 
@@ -140,18 +141,12 @@ def _draw_bands(ax: Axes, mixed: pd.DataFrame, place_of: dict[str, int]) -> None
     """Draw the range and the mean of what each set shares with sets chosen on neutral words."""
     if mixed.empty:
         return
-    band = mixed.groupby("set_name", sort=False).shared.agg(["min", "max", "mean"])
-    places = band.index.map(place_of)
-    ax.barh(
-        places,
-        band["max"] - band["min"],
-        height=0.7,
-        left=band["min"],
-        color="0.85",
-        label=BACKGROUND[1],
-        zorder=1,
-    )
-    ax.plot(band["mean"], places, "|", color="0.4", markersize=13, label="their mean", zorder=2)
+    shared = mixed.groupby("set_name", sort=False).shared
+    low, high, mean = shared.min(), shared.max(), shared.mean()
+    places = mean.index.map(place_of)
+    style = {"height": 0.7, "color": "0.85", "zorder": 1}
+    ax.barh(places, high - low, left=low, label=BACKGROUND[1], **style)
+    ax.plot(mean, places, "|", color="0.4", markersize=13, label="their mean", zorder=2)
 
 
 def _draw_shared(
@@ -183,19 +178,13 @@ def _spread(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _overlap_legend(ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    handle_of = dict(zip(labels, handles, strict=True))
-    labels = sorted(handle_of, key=lambda label: label not in BACKGROUND)
-    handles = [handle_of[label] for label in labels]
-    ax.legend(
-        handles, labels, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1)
-    )
+    handles, _ = ax.get_legend_handles_labels()
+    handles.sort(key=lambda handle: handle.get_label() not in BACKGROUND)
+    legend_beside(ax, handles=handles, fontsize="small")
 
 
 def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw what a cut chosen on one category (row) does to the gap of another (column).
-
-    The numbers are per cent.
+    """Draw what a cut chosen on one category (row) does to the gap of another (column), in %.
 
     Cells hold the change and its interval, and are pale where the interval contains 0. A frame
     marks a cut read on its own category; neutral words stand apart; the last row is the range of
@@ -217,12 +206,14 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             "table: expected one row for each chosen_on and read_on; got none, or several for one"
         )
     top_of, left_of = _cell_corners(table)
-    size = (2.5 + 0.85 * len(left_of), 1.8 + 0.46 * len(top_of))
-    ax = ax or plt.subplots(figsize=size, layout="constrained")[1]
+    if ax is None:
+        size = (2.5 + 0.85 * len(left_of), 1.8 + 0.46 * len(top_of))
+        _, ax = plt.subplots(figsize=size, layout="constrained")
     width = ax.get_window_extent().width / ax.figure.dpi * 72  # in points
     width /= len(left_of) + 0.3  # of a cell
     with_intervals = width > WITH_INTERVALS
     font_size = min(9, width / 6) if with_intervals else min(7, width / 2.4)
+    # white in the middle, and the darkest colours at −100 % and +100 % at most
     limit = 100 * min(table.change.abs().max(), 1)
     colors = ScalarMappable(Normalize(-limit, limit), "vlag")
     for cell in table.to_dict("records"):
@@ -238,13 +229,9 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, max(left_of.values()) + 1)
     ax.tick_params(length=0)
     ax.figure.colorbar(colors, ax=ax, label="change of the gap in %", aspect=30)
-    ax.set(
-        xlabel="read on (pale: the interval contains 0)",
-        ylabel="cut chosen on",
-        title="Does a cut carry over?",
-    )
-    sns.despine(ax=ax, left=True, bottom=True)
-    return as_written(ax)
+    ax.set(xlabel="read on (pale: the interval contains 0)", ylabel="cut chosen on")
+    ax.set_title("Does a cut carry over?")
+    return finished(ax, left=True, bottom=True)
 
 
 def _cell_corners(table: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
@@ -278,9 +265,8 @@ def _draw_cell(
         weight = "bold"
     if with_intervals:
         label += f"\n{low:+.0f} … {high:+.0f}" if pd.notna(low) else "\nno interval"
-    middle = corner[0] + 0.5, corner[1] + 0.5
-    centred = {"ha": "center", "va": "center", "fontsize": font_size}
-    ax.text(*middle, label, color=ink, weight=weight, **centred)
+    style = {"color": ink, "weight": weight, "fontsize": font_size, **CENTRED}
+    ax.text(corner[0] + 0.5, corner[1] + 0.5, label, **style)
 
 
 def _write_random_ranges(
@@ -292,9 +278,10 @@ def _write_random_ranges(
 ) -> None:
     """Write below the cells what random cuts do to each column, and name this row."""
     y = len(top_of) + 0.8
-    centred = {"ha": "center", "va": "center", "fontsize": font_size}
-    for row in table.dropna(subset="random_low").drop_duplicates("read_on").to_dict("records"):
-        label = f"{100 * row['random_low']:+.0f} … {100 * row['random_high']:+.0f}"
-        ax.text(left_of[row["read_on"]] + 0.5, y, label, color="0.3", **centred)
+    ranges = table.dropna(subset="random_low").drop_duplicates("read_on")
+    for row in ranges.itertuples():
+        label = f"{100 * row.random_low:+.0f} … {100 * row.random_high:+.0f}"
+        style = {"color": "0.3", "fontsize": font_size, **CENTRED}
+        ax.text(left_of[row.read_on] + 0.5, y, label, **style)
     ax.set_yticks([*(top + 0.5 for top in top_of.values()), y], [*top_of, "random cuts"])
     ax.set_ylim(y + 0.5, 0)

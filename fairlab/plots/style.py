@@ -1,25 +1,29 @@
 """What the figures have in common.
 
-Contents: `COLORS`, `WIDE`; `line_style`, `as_written`, `legend_beside`, `stretch`, `set_limits`;
-`rows_of`, `label_of`, `cut_columns` read the tables of `compare`.
+Contents: `COLORS`, `MARKERS`, `line_style`; `finished`, `as_written`, `legend_beside`,
+`set_limits`; `rows_of`, `cut_columns` read the tables of `compare`.
 """
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.category import StrCategoryFormatter
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vP"
 LINES = ("-", "--", ":", "-.")
 
-# Changes beyond ±200 % need an axis that is linear up to 50 % and logarithmic beyond.
-WIDE = 2.0
-
-# Only these rows of a `compare` table are selected by their category as well.
-ROWS_OF_A_CATEGORY = ("category", "without pronouns")
+# columns of a `compare` table that are shares, which figures show in per cent
+SHARES = (
+    "change",
+    "low",
+    "high",
+    "random_low",
+    "random_high",
+    "neutral_change",
+    "flattening_change",
+)
 
 
 def line_style(number: int) -> dict[str, object]:
@@ -31,15 +35,20 @@ def line_style(number: int) -> dict[str, object]:
     }
 
 
+def finished(ax: Axes, **removed: bool) -> Axes:
+    """Leave a figure without upper and right line, and with its words as they are written."""
+    sns.despine(ax=ax, **removed)
+    return as_written(ax)
+
+
 def as_written(ax: Axes) -> Axes:
     """Draw titles, labels, legends and names of categories as they are: "$20k" is no formula."""
     texts = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
     if ax.get_legend():
         texts += ax.get_legend().get_texts()
     for axis in (ax.xaxis, ax.yaxis):
-        # tick labels that are words, not numbers: powers of ten stay formulas
-        words = FixedFormatter | FuncFormatter | StrCategoryFormatter
-        if isinstance(axis.get_major_formatter(), words):
+        # only tick labels that a figure has named: powers of ten stay formulas
+        if isinstance(axis.get_major_formatter(), FuncFormatter):
             for tick in axis.get_major_ticks():
                 texts += [tick.label1, tick.label2]
     for text in texts:
@@ -47,20 +56,9 @@ def as_written(ax: Axes) -> Axes:
     return ax
 
 
-def legend_beside(ax: Axes) -> None:
+def legend_beside(ax: Axes, **options: object) -> None:
     """Put the legend to the right of the Axes."""
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-def stretch(ax: Axes, which: str) -> None:
-    """Make the "x" or "y" axis, in per cent, linear up to 50 % and logarithmic beyond."""
-    axis = {"x": ax.xaxis, "y": ax.yaxis}[which]
-    set_scale = {"x": ax.set_xscale, "y": ax.set_yscale}[which]
-    set_scale("symlog", linthresh=50)
-    ticks = [-1000, -300, -100, -30, 0, 30, 100, 300, 1000, 3000, 10_000]
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter("{x:g}")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), **options)
 
 
 def set_limits(ax: Axes, points: np.ndarray, margin: float) -> None:
@@ -71,33 +69,24 @@ def set_limits(ax: Axes, points: np.ndarray, margin: float) -> None:
 
 
 def rows_of(
-    table: pd.DataFrame,
-    measure: str,
-    row: str | None = None,
-    category: str | None = None,
-    *,
-    argument: str = "table",
+    table: pd.DataFrame, measure: str, category: str | None = None, *, argument: str = "table"
 ) -> pd.DataFrame:
-    """Return the rows of a `compare` table that a figure shows, numbered from 0.
+    """Return the rows of a `compare` table that a figure shows, numbered from 0, in per cent.
 
     Parameters
     ----------
     table : DataFrame
         Columns `measure`, `row` and `category`, such as `compare` returns.
-    row : str, optional
-        What a row is: "category", "without pronouns", "headline", "neutral" or "text". By default
-        "category" if a category is given, else "text" for perplexity and "headline" for the rest.
     category : str, optional
-        The category's name, for the rows "category" and "without pronouns" only. In the others this
-        column is a label for people, which never selects: a category may be called "headline" too.
+        Selects the row "category" of this name. Without it the row is "text" for the perplexity and
+        "headline" for the rest, whatever its label: a category may be called "headline" too.
     argument : str
         What the error message calls the table.
 
     Raises
     ------
     ValueError
-        Missing columns, a category for a row that has none, or no such rows; the message lists what
-        the table has.
+        Missing columns, or no such rows; the message lists what the table has.
     """
     columns = ["measure", "row", "category"]
     if not set(columns) <= set(table.columns):
@@ -105,43 +94,30 @@ def rows_of(
             f"{argument}: expected the columns {', '.join(columns)}; "
             f"got {', '.join(map(str, table.columns))}"
         )
-    if row is None:
-        row = _default_row(measure, category)
-    if category is not None and row not in ROWS_OF_A_CATEGORY:
-        raise ValueError(f"category: expected None for the row {row!r}; got {category!r}")
-    selected = (table["measure"] == measure) & (table["row"] == row)
-    if row in ROWS_OF_A_CATEGORY:
-        selected &= table["category"] == category
-    if not selected.any():
+    row = "text" if measure == "perplexity" else "headline"
+    is_shown = table["measure"] == measure
+    if category is not None:
+        row = "category"
+        is_shown &= table["category"] == category
+    is_shown &= table["row"] == row
+    if not is_shown.any():
         raise ValueError(
             f"measure, row, category: expected one that {argument} has "
             f"({_known_rows(table) or 'nothing'}); "
             f"got {measure!r}, {row!r}, {category!r}"
         )
-    return table[selected].reset_index(drop=True)
-
-
-def _default_row(measure: str, category: str | None) -> str:
-    if category is not None:
-        return "category"
-    return "text" if measure == "perplexity" else "headline"
+    rows = table[is_shown].reset_index(drop=True)
+    rows[rows.columns.intersection(SHARES)] *= 100
+    return rows
 
 
 def _known_rows(table: pd.DataFrame) -> str:
     """List the rows of each measure, such as "gap: category race, headline; perplexity: text"."""
-    listed = {}
-    for measure, row, category in zip(table.measure, table["row"], table.category, strict=True):
-        name = f"{row} {category}" if row in ROWS_OF_A_CATEGORY else row
-        listed.setdefault(measure, {})[name] = None  # in order, each once
-    return "; ".join(f"{measure}: {', '.join(names)}" for measure, names in listed.items())
-
-
-def label_of(rows: pd.DataFrame) -> str:
-    """Return what selected rows are about, in words for a title."""
-    first = rows.iloc[0]
-    if first["row"] == "without pronouns":
-        return f"{first['category']} without pronouns"
-    return first["category"]
+    names = table["row"]
+    of_a_category = names.isin(["category", "without pronouns"])
+    names = names.mask(of_a_category, names + " " + table["category"])
+    listed = names.groupby(table["measure"], sort=False).unique()
+    return "; ".join(f"{measure}: {', '.join(rows)}" for measure, rows in listed.items())
 
 
 def cut_columns(table: pd.DataFrame) -> list[str]:
