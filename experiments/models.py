@@ -7,7 +7,7 @@ Everything that is read is fixed before: by the recipes of the package, or by a 
 validation pairs and the first part of the evaluation text alone. The test pairs have sentences and
 words that nothing else in the project has; perplexity is read on the second part of the text.
 
-1. `search`: gates by eight ways to score (`TABLES`), with goals, charges and numbers of neurons,
+1. `search`: gates by eight ways to score (`WAYS`), with goals, charges and numbers of neurons,
    read on validation pairs. For each number the setting with the lowest headline is taken, among
    those that cost at most `DEAREST` of perplexity and move neutral pairs by at most `NEUTRAL`.
    Their scores are then computed again with the validation pairs among the training pairs.
@@ -19,15 +19,16 @@ words that nothing else in the project has; perplexity is read on the second par
    the group can still be read from the last layer.
 
 Writes `models_search.csv`, `models.csv`, `models_draws.csv` and `models_else.csv` in
-`data/results/`; rows of the other model stay. Two hours on two cores, minutes on a GPU.
+`data/results/`; rows of the other model stay. A search that `models_search.csv` holds is taken
+from there. Hours on two cores, ten minutes on a GPU.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import frozen
 import numpy as np
@@ -101,38 +102,89 @@ def decision_share(model, tokenizer, mean: Tensor, pairs) -> Tensor:
     return scores / table.gap.abs().mean()
 
 
-def score_tables(model, tokenizer, pairs, neutral, more, more_neutral) -> dict[str, GateTables]:
-    """Return the tables of eight ways to score.
+WAYS = (
+    "mean",
+    "more neutral words",
+    "more sentences",
+    "more sentences, median",
+    "more sentences, worst quarter",
+    "more sentences, decision",
+    "more sentences, gap and decision",
+    "three openings",
+)
 
-    `more` and `more_neutral` are the extra sentences.
-    """
-    text = fl.load_text("calibration")
-    mean = mean_activations(model, tokenizer, text)
-    importance = fisher_scores(model, tokenizer, text, toward=mean)
-    few = slopes(model, tokenizer, mean, pairs, neutral)
-    many = slopes(model, tokenizer, mean, [*pairs, *more], [*neutral, *more_neutral])
-    varied = [
-        slopes(model, tokenizer, mean, opened(pairs, o), opened(neutral, o)) for o in OPENINGS
-    ]
-    decision = decision_share(model, tokenizer, mean, [*pairs, *more])
-    average = many.by_category.mean(0)
-    gaps = {
-        "mean": (few.by_category.mean(0), few.neutral),
-        "more neutral words": (few.by_category.mean(0), many.neutral),
-        "more sentences": (average, many.neutral),
-        "more sentences, median": (many.by_category.median(0).values, many.neutral),
-        "more sentences, worst quarter": (many.by_category.quantile(0.25, 0), many.neutral),
-        "more sentences, decision": (decision, many.neutral),
-        "more sentences, gap and decision": ((average + decision) / 2, many.neutral),
-        "three openings": (
-            torch.stack([some.by_category.mean(0) for some in varied]).mean(0),
-            torch.stack([some.neutral for some in varied]).mean(0),
-        ),
-    }
-    tables = {}
-    for name, (gap, side_effect) in gaps.items():
-        tables[name] = GateTables(gap, side_effect, importance, mean)
-    return tables
+
+class Scores:
+    """Eight ways to score, each table computed when it is first asked for."""
+
+    def __init__(self, model, tokenizer, pairs, neutral):
+        self.model, self.tokenizer = model, tokenizer
+        self.pairs, self.neutral = pairs, neutral
+        # the extra sentences
+        self.more_pairs = [*pairs, *fl.load_pairs(split="extra")]
+        self.more_neutral = [*neutral, *fl.load_pairs(split="extra", kind="neutral")]
+
+    def slopes(self, pairs, neutral) -> Slopes:
+        """Return the slopes of some pairs."""
+        return slopes(self.model, self.tokenizer, self.mean, pairs, neutral)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Toward what the gates lead."""
+        return mean_activations(self.model, self.tokenizer, fl.load_text("calibration"))
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """Fisher's importance of gates toward the mean."""
+        text = fl.load_text("calibration")
+        return fisher_scores(self.model, self.tokenizer, text, toward=self.mean)
+
+    @cached_property
+    def few(self) -> Slopes:
+        """Slopes of the pairs themselves."""
+        return self.slopes(self.pairs, self.neutral)
+
+    @cached_property
+    def many(self) -> Slopes:
+        """Slopes with the extra sentences."""
+        return self.slopes(self.more_pairs, self.more_neutral)
+
+    @cached_property
+    def varied(self) -> list[Slopes]:
+        """Slopes with other openings, the prompts as they are among them."""
+        varied = [self.few]
+        for opening in OPENINGS:
+            varied.append(self.slopes(opened(self.pairs, opening), opened(self.neutral, opening)))
+        return varied
+
+    @cached_property
+    def decision(self) -> Tensor:
+        """Decision scores of the pairs with the extra sentences."""
+        return decision_share(self.model, self.tokenizer, self.mean, self.more_pairs)
+
+    def table(self, way: str) -> GateTables:
+        """Return what `solve_gates` needs."""
+        if way == "mean":
+            gap, neutral = self.few.by_category.mean(0), self.few.neutral
+        elif way == "more neutral words":
+            gap, neutral = self.few.by_category.mean(0), self.many.neutral
+        elif way == "three openings":
+            gap = torch.stack([some.by_category.mean(0) for some in self.varied]).mean(0)
+            neutral = torch.stack([some.neutral for some in self.varied]).mean(0)
+        else:
+            gap, neutral = self.of_many(way.removeprefix("more sentences")), self.many.neutral
+        return GateTables(gap, neutral, self.importance, self.mean)
+
+    def of_many(self, way: str) -> Tensor:
+        """Return one table from those of the categories, with the extra sentences."""
+        if way == ", median":
+            return self.many.by_category.median(0).values
+        if way == ", worst quarter":
+            return self.many.by_category.quantile(0.25, 0)
+        if way == ", decision":
+            return self.decision
+        average = self.many.by_category.mean(0)
+        return (average + self.decision) / 2 if way == ", gap and decision" else average
 
 
 # ---- 1 search on validation pairs
@@ -153,12 +205,13 @@ def changes(held_out: fl.HeldOut, before: dict, after: dict) -> dict[str, float]
     return {**row, "decision": after["decision"] - before["decision"]}
 
 
-def search(model, tokenizer, tables: dict[str, GateTables], held_out) -> pd.DataFrame:
+def search(model, tokenizer, scores: Scores, held_out) -> pd.DataFrame:
     """Read every setting; return a row each. One whose goal can't be reached has none."""
     before = quick(model, tokenizer, held_out, nullcontext())
     rows = []
     settings = [(f, g, c) for f in FRACTIONS for g in GOALS[f] for c in CHARGES]
-    for name, table in tables.items():
+    for name in WAYS:
+        table = scores.table(name)
         for fraction, goal, charge in tqdm(settings, desc=name, unit="setting"):
             count = int(fraction * table.gap.numel())
             setting = {"count": count, "goal": goal, "charge": charge}
@@ -328,8 +381,10 @@ def of_directions(model, states: States, row: pd.Series) -> Method:
     return Method(name, own, actions)
 
 
-def read_test(model, tokenizer, methods: list[Method]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read every method once on the test pairs; return the tables of `compare`."""
+def read_test(
+    model, tokenizer, methods: Iterable[Method]
+) -> Iterator[tuple[Method, pd.DataFrame, pd.DataFrame]]:
+    """Read every method once on the test pairs; yield the tables of `compare`."""
     text = frozen.evaluation_text(tokenizer, part=1)
     pairs = fl.load_pairs(split="test")
     held_out = fl.HeldOut(pairs, fl.load_pairs(split="test", kind="neutral"), text)
@@ -341,18 +396,15 @@ def read_test(model, tokenizer, methods: list[Method]) -> tuple[pd.DataFrame, pd
             return read()
 
     before = read()
-    tables, draws = [], []
-    for method in tqdm(methods, desc="test", unit="method"):
+    for method in methods:
         after = under(method.action)
         chance = {"random": [under(action) for action in method.random]}
         price = after.mean_loss - before.mean_loss
         (flattening,) = flattened_gaps(model, tokenizer, pairs, text, [price])
         case = Case(method.name, held_out, before, after, chance, flattening)
         table, drawn = case_tables(case)
-        tables.append(table)
-        draws.append(drawn)
-        print(f"{method.name}: {table[table.row == 'headline'].sentence.iloc[0]}", flush=True)
-    return pd.concat(tables, ignore_index=True), pd.concat(draws, ignore_index=True)
+        print(table[table.row == "headline"].sentence.iloc[0], flush=True)
+        yield method, table, drawn
 
 
 def table_shape(model) -> tuple[int, int]:
@@ -419,15 +471,14 @@ def chosen_gates(model, tokenizer, rows: pd.DataFrame, name: str) -> dict[str, f
     """Apply the rule to each number of neurons, and score again with the validation pairs."""
     pairs = frozen.train_pairs() + fl.load_pairs(split="validation")
     neutral = frozen.train_pairs("neutral") + fl.load_pairs(split="validation", kind="neutral")
-    extra = fl.load_pairs(split="extra"), fl.load_pairs(split="extra", kind="neutral")
-    tables = score_tables(model, tokenizer, pairs, neutral, *extra)
+    scores = Scores(model, tokenizer, pairs, neutral)
     chosen = {}
     for fraction in FRACTIONS:
         row = best(rows[rows.fraction == fraction], DEAREST[fraction])
         if row is None:
             print(f"{name}: the rule allows no setting of {fraction:.1%}")
             continue
-        table = tables[row.scores]
+        table = scores.table(row.scores)
         solved = solve_gates(table, count=int(row["count"]), goal=row.goal, charge=row.charge)
         how = f"{row.scores}, goal {row.goal:g}, charge {row.charge:g}"
         gates = fl.NeuronGates.from_tables(solved, table.mean, how=how)
@@ -437,34 +488,36 @@ def chosen_gates(model, tokenizer, rows: pd.DataFrame, name: str) -> dict[str, f
 
 
 def all_methods(
-    model, tokenizer, name: str, rows: pd.DataFrame, baselines: pd.DataFrame, states: States
-) -> list[Method]:
-    """Return everything that is read on the test pairs."""
+    model, tokenizer, name: str, rows: pd.DataFrame, states: States
+) -> Iterator[Method]:
+    """Make what is read on the test pairs, one after the other."""
     pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
+    more = pairs + fl.load_pairs(split="validation")
+    more_neutral = neutral + fl.load_pairs(split="validation", kind="neutral")
     mean = mean_activations(model, tokenizer, fl.load_text("calibration"))
-    cuts = {
-        "article": fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR]),
-        "guarded": fl.guarded_cut(model, tokenizer, pairs, neutral),
-        "balanced gates": fl.balanced_gates(
-            model,
-            tokenizer,
-            pairs + fl.load_pairs(split="validation"),
-            neutral + fl.load_pairs(split="validation", kind="neutral"),
-        ),
-    }
-    cuts.update(chosen_gates(model, tokenizer, rows, name))
-    start, toward = (table.float() for table in cuts["balanced gates"].tables())
-    # a neuron's own mean, for those that learning starts from
-    learned = learned_gates(model, tokenizer, start, toward)
-    cuts["learned gates"] = fl.NeuronGates.from_tables(learned, toward, how="learned")
-    methods = [of_neurons(model, title, cut, mean) for title, cut in cuts.items()]
+    article = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR])
+    yield of_neurons(model, "article", article, mean)
+    yield of_neurons(model, "guarded", fl.guarded_cut(model, tokenizer, pairs, neutral), mean)
     for kind in ("erasure", "projection"):
-        row = best(baselines[baselines.scores == kind], DEAREST[FRACTIONS[0]])
+        row = best(rows[rows.scores == kind], DEAREST[FRACTIONS[0]])
         if row is None:
             print(f"{name}: the rule allows no {kind}")
         else:
-            methods.append(of_directions(model, states, row))
-    return methods
+            yield of_directions(model, states, row)
+    chosen = chosen_gates(model, tokenizer, rows, name)
+    for title, gates in chosen.items():
+        yield of_neurons(model, title, gates, mean)
+    start = next(iter(chosen.values()), None)
+    try:
+        start = fl.balanced_gates(model, tokenizer, more, more_neutral)
+        yield of_neurons(model, "balanced gates", start, mean)
+    except ValueError as error:  # so many neurons can't reach the goal of the recipe
+        print(f"{name}: no balanced gates: {error}")
+    if start is not None:
+        values, toward = (table.float() for table in start.tables())
+        learned = learned_gates(model, tokenizer, values, toward)
+        learned = fl.NeuronGates.from_tables(learned, toward, how="learned")
+        yield of_neurons(model, "learned gates", learned, mean)
 
 
 def keep_rows(model, name: str, table: pd.DataFrame, file: str, **facts: object) -> None:
@@ -479,6 +532,15 @@ def keep_rows(model, name: str, table: pd.DataFrame, file: str, **facts: object)
     frozen.write_csv(table, file)
 
 
+def kept_search(name: str) -> pd.DataFrame:
+    """Return the rows of the search that the frozen table has of this model."""
+    path = frozen.RESULTS / "models_search.csv"
+    if not path.is_file():
+        return pd.DataFrame()
+    table = pd.read_csv(path)
+    return table[table.model == name]
+
+
 def main() -> None:
     """Search, choose, and read the test pairs once."""
     parser = argparse.ArgumentParser(
@@ -490,26 +552,33 @@ def main() -> None:
     model, tokenizer = fl.load_model(name)
     model.requires_grad_(False)
     pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
-    extra = fl.load_pairs(split="extra"), fl.load_pairs(split="extra", kind="neutral")
     held_out = frozen.validation(tokenizer)
-    tables = score_tables(model, tokenizer, pairs, neutral, *extra)
-    rows = search(model, tokenizer, tables, held_out)
-    keep_rows(model, name, rows, "models_search.csv")
     states = states_of(model, tokenizer, pairs)
-    baselines = search_baselines(model, tokenizer, states, held_out)
-    keep_rows(model, name, pd.concat([rows, baselines]), "models_search.csv")
+    rows = kept_search(name)
+    if rows.empty:
+        scores = Scores(model, tokenizer, pairs, neutral)
+        parts = [search(model, tokenizer, scores, held_out)]
+        parts.append(search_baselines(model, tokenizer, states, held_out))
+        rows = pd.concat(parts, ignore_index=True)
+        keep_rows(model, name, rows, "models_search.csv")
 
-    methods = all_methods(model, tokenizer, name, rows, baselines, states)
-    table, draws = read_test(model, tokenizer, methods)
-    seconds = round(time.perf_counter() - start)
-    table = frozen.split_names(table)
-    keep_rows(model, name, table, "models.csv", seed=frozen.SEED, seconds=seconds)
-    shown = draws.row.isin(["headline", "neutral", "text"])
-    keep_rows(model, name, frozen.split_names(draws[shown]), "models_draws.csv")
+    methods, parts, draws = [], [], []
+    for method, table, drawn in read_test(
+        model, tokenizer, all_methods(model, tokenizer, name, rows, states)
+    ):
+        methods.append(method)
+        parts.append(frozen.split_names(table))
+        shown = drawn.row.isin(["headline", "neutral", "text"])
+        draws.append(frozen.split_names(drawn[shown]))
+        # kept after each method, since the next one may take long
+        seconds = round(time.perf_counter() - start)
+        facts = {"seed": frozen.SEED, "seconds": seconds}
+        keep_rows(model, name, pd.concat(parts), "models.csv", **facts)
+        keep_rows(model, name, pd.concat(draws), "models_draws.csv")
 
-    parts = [spill_over(model, tokenizer, pairs, neutral, held_out)]
-    parts.append(recognition(model, tokenizer, pairs, held_out, methods))
-    keep_rows(model, name, pd.concat(parts, ignore_index=True), "models_else.csv")
+    others = [spill_over(model, tokenizer, pairs, neutral, held_out)]
+    others.append(recognition(model, tokenizer, pairs, held_out, methods))
+    keep_rows(model, name, pd.concat(others), "models_else.csv")
 
 
 if __name__ == "__main__":

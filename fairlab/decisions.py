@@ -7,6 +7,7 @@ The Jensen–Shannon gap says that two predictions differ, not in whose favour. 
 two short lists of continuations, a harsher and a kinder outcome for the person it is about.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -120,6 +121,37 @@ def summarize_decisions(
             }
         )
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The first and only tokens of a pair's continuations: how both prompts may go on."""
+
+    harsher: list[int]
+    kinder: list[int]
+
+    def gap(self, log_p_a: Tensor, log_p_b: Tensor) -> Tensor:
+        """Compute the decision gap from the two next-token log-probabilities, (vocabulary,)."""
+
+        def log_odds(log_p: Tensor) -> Tensor:
+            harsher = log_p[self.harsher].logsumexp(0) - math.log(len(self.harsher))
+            return harsher - log_p[self.kinder].logsumexp(0) + math.log(len(self.kinder))
+
+        return log_odds(log_p_a) - log_odds(log_p_b)
+
+
+def next_tokens(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, outcomes: Mapping[str, Outcomes]
+) -> NextTokens | None:
+    """Return the continuations of a pair as single tokens, None if one of them is longer: then the
+    next token does not settle the decision gap."""
+    lists = []
+    for encoded in _encoded_lists(tokenizer, pair, outcomes):
+        lists.append([continuation for _, continuation in encoded])
+    if any(len(continuation) > 1 for some in lists for continuation in some):
+        return None
+    harsher, kinder = ([token for (token,) in some] for some in lists[:2])
+    return NextTokens(harsher, kinder)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path)
     short = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, **options, metric=False)
     rest = table[table.measure != "metric"].reset_index(drop=True)
     pd.testing.assert_frame_equal(short.table, rest)
-    assert set(short.readings.measure) == {"gap", "gap without pronouns"}
+    assert set(short.readings.measure) == {"gap", "gap without pronouns", "decision"}
 
 
 def test_intervals_hold_the_change_and_p_values_are_adjusted(table):
@@ -345,7 +345,7 @@ def test_the_readings_make_the_rows(measured, data):
     means = gender.before.mean(), gender.after.mean()
     assert means == pytest.approx((row.before, row.after), rel=1e-4)
     assert means[1] / means[0] - 1 == pytest.approx(row.change, abs=1e-4)
-    assert set(found.measure) == {"gap", "gap without pronouns", "metric"}
+    assert set(found.measure) == {"gap", "gap without pronouns", "metric", "decision"}
     neutral = found[(found.measure == "metric") & (found.kind == "neutral")]
     assert set(neutral.category) == {"mood"}
     assert neutral.after.mean() / neutral.before.mean() - 1 == pytest.approx(
@@ -359,7 +359,7 @@ def test_a_category_may_have_any_name(tiny, tokenizer, data, cut, table):
     pairs = [replace(pair, category=names[pair.category]) for pair in data["pairs"]]
     held_out = fl.HeldOut(**data | {"pairs": pairs})
     renamed = fl.compare(tiny, tokenizer, {"cut": cut}, held_out, n_random=4, seed=1).table
-    assert renamed[renamed.row == "category"].category.tolist() == ["neutral", "headline"] * 2
+    assert renamed[renamed.row == "category"].category.tolist() == ["neutral", "headline"] * 3
     numbers = ["change", "low", "high", "specificity_low", "p"]
     for row in ("category", "headline", "neutral", "text"):
         pd.testing.assert_frame_equal(

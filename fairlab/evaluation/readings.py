@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab._version import __version__
 from fairlab.behavior import PRONOUNS
 from fairlab.capture import run_pairs
-from fairlab.decisions import decision_gap
+from fairlab.decisions import NextTokens, decision_gap, next_tokens
 from fairlab.diagnosis import article_points
 from fairlab.gating import NeuronGates, applied
 from fairlab.models import decoder_layers
@@ -110,6 +110,8 @@ def read_cut(
     places = len(points) * len(decoder_layers(model))
     pronouns = single_token_ids(tokenizer, PRONOUNS)
     gap, gap_without_pronouns, distance = torch.zeros(3, len(pairs))
+    decision = torch.full((len(pairs),), torch.nan)
+    single, longer = _known_outcomes(tokenizer, held_out)
     start = time.perf_counter()
 
     def visit(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
@@ -121,10 +123,17 @@ def read_cut(
         rest = leave_out_tokens(log_p, pronouns)
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
         gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
+        rows = zip(batch.pairs.tolist(), batch.rows_a, batch.rows_b, strict=True)
+        for number, row_a, row_b in rows:
+            if number in single:
+                decision[number] = single[number].gap(log_p[row_a], log_p[row_b]).float()
 
     with applied(model, cut):
         run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, positions="all")
-        decision = _known_decisions(model, tokenizer, held_out)
+        if longer:
+            some = [pairs[number] for number in longer]
+            gaps = decision_gap(model, tokenizer, some, outcomes=held_out.outcomes)
+            decision[longer] = gaps.float()
         losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan
@@ -133,18 +142,20 @@ def read_cut(
     return Reading(*(values.numpy() for values in arrays), seconds)
 
 
-def _known_decisions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut
-) -> Tensor:
-    """Return the decision gap of each pair, NaN where its template has no outcomes."""
-    pairs = held_out.everything
-    known = [index for index, pair in enumerate(pairs) if pair.template in held_out.outcomes]
-    table = torch.full((len(pairs),), torch.nan)
-    if known:
-        some = [pairs[index] for index in known]
-        gaps = decision_gap(model, tokenizer, some, outcomes=held_out.outcomes)
-        table[known] = gaps.float()
-    return table
+def _known_outcomes(
+    tokenizer: PreTrainedTokenizerBase, held_out: HeldOut
+) -> tuple[dict[int, NextTokens], list[int]]:
+    """Return the pairs whose template has outcomes, by number: those that the next token settles,
+    and those with longer continuations, which need runs of their own."""
+    single, longer = {}, []
+    for number, pair in enumerate(held_out.everything):
+        if pair.template in held_out.outcomes:
+            tokens = next_tokens(tokenizer, pair, held_out.outcomes)
+            if tokens is None:
+                longer.append(number)
+            else:
+                single[number] = tokens
+    return single, longer
 
 
 class KeptReadings:
