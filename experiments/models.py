@@ -22,8 +22,8 @@ With `--validation` only the article's cut, the guarded one and the erasure are 
 pairs: what two models can be compared by before the test pairs are opened.
 
 Writes `models_search.csv`, `models.csv` (or `models_validation.csv`), `models_draws.csv` and
-`models_else.csv` in `data/results/`; rows of the other model stay. A search that `models_search.csv` holds is taken
-from there. Hours on two cores, ten minutes on a GPU.
+`models_else.csv` in `data/results/`; rows of the other model stay. A search that
+`models_search.csv` holds is taken from there. Hours on two cores, ten minutes on a GPU.
 """
 
 import argparse
