@@ -251,7 +251,8 @@ def last_states(model, tokenizer, prompts: list[str]) -> Tensor:
         mask = torch.arange(rows.shape[1]) <= last[:, None]
         rows, mask = rows.to(model.device), mask.long().to(model.device)
         with torch.no_grad():
-            hidden = model(rows, attention_mask=mask, output_hidden_states=True).hidden_states
+            outputs = model(rows, attention_mask=mask, logits_to_keep=1, output_hidden_states=True)
+        hidden = outputs.hidden_states
         picked = [layer[torch.arange(len(ids)), last].float() for layer in hidden]
         states.append(torch.stack(picked))
     return torch.cat(states, 1)
@@ -263,7 +264,8 @@ def text_states(model, tokenizer, chunks: int = 12) -> Tensor:
     for chunk in text_chunks(tokenizer, fl.load_text("calibration"))[:chunks]:
         ids = torch.tensor([chunk], device=model.device)
         with torch.no_grad():
-            hidden = model(ids, output_hidden_states=True).hidden_states
+            outputs = model(ids, logits_to_keep=1, output_hidden_states=True)
+        hidden = outputs.hidden_states
         # without the first token, an outlier
         states.append(torch.stack([layer[0, 1:].float() for layer in hidden]))
     return torch.cat(states, 1)
