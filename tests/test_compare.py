@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -865,3 +866,14 @@ def test_every_reading_of_the_test_pairs_is_in_the_ledger():
     assert set(ledger.table) == {"results/models.csv"}
     commits = set(frozen("results/models.csv").commit)
     assert commits == set(ledger.commit), "a reading and its line in the ledger name one commit"
+
+
+def test_the_data_card_counts_the_rows_of_the_frozen_tables():
+    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    counted = re.findall(r"^\| `(results/\w+\.csv)` \| (.*) \| ([\d +]+) \|$", card, re.MULTILINE)
+    assert len(counted) == 16
+    for name, what, count in counted:
+        table = frozen(name)
+        if what.endswith("rows of the default model"):
+            table = of_the_default_model(name)
+        assert len(table) == sum(map(int, count.split("+"))), name
