@@ -1,14 +1,16 @@
 """What the scripts of this folder share: pairs and texts, results that are kept, and the form of a
 frozen table.
 
-Contents: `train_pairs`, `held_out`, `validation`, `evaluation_text`; `kept`, `guard_tables`;
-`quick_reading`, `quick_changes`, `headline_change`; `provenance`, `write`, `write_csv`.
+Contents: `train_pairs`, `held_out`, `validation`, `evaluation_text`; `kept`, `guard_tables`,
+`gate_tables`; `categories_of`; `quick_reading`, `quick_changes`, `headline_change`; `provenance`,
+`write`, `write_csv`.
 """
 
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +19,9 @@ import transformers
 from torch import Tensor
 
 import fairlab as fl
+from fairlab import gating
 from fairlab.evaluation.readings import bits_of
+from fairlab.gating import GateTables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"
@@ -89,6 +93,20 @@ def guard_tables(model, tokenizer, method: str = "attribution") -> dict[str, Ten
         "importance": kept(folder / "fisher.pt", fisher),
         "neutral": kept(folder / f"{method}-neutral.pt", lambda: score("neutral")),
     }
+
+
+def gate_tables(model, tokenizer, pairs, neutral, name: str) -> GateTables:
+    """Return what `solve_gates` needs, kept by name in `build/tradeoff/`."""
+
+    def compute() -> tuple[Tensor, ...]:
+        return astuple(gating.gate_tables(model, tokenizer, pairs, neutral))
+
+    return GateTables(*kept(BUILD / "tradeoff" / f"gates-{name}.pt", compute))
+
+
+def categories_of(pairs: Sequence[fl.PromptPair]) -> list[str]:
+    """Return the different categories of pairs, in order."""
+    return list(dict.fromkeys(pair.category for pair in pairs))
 
 
 def quick_reading(model, tokenizer, held_out: fl.HeldOut) -> dict[str, Tensor | float]:

@@ -14,7 +14,6 @@ import itertools
 
 import frozen
 import pandas as pd
-from balanced import kept_tables
 from tqdm import tqdm
 
 import fairlab as fl
@@ -73,7 +72,7 @@ def main() -> None:
     model, tokenizer = fl.load_model()
     model.requires_grad_(False)
     pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
-    tables = kept_tables(model, tokenizer, pairs, neutral, "train_pairs")
+    tables = frozen.gate_tables(model, tokenizer, pairs, neutral, "train_pairs")
     table = search(model, tokenizer, tables, frozen.validation(tokenizer), settings())
     table = table.assign(**frozen.provenance(model))
     frozen.write_csv(table, "gates_search.csv")

@@ -1,5 +1,4 @@
-"""Measure what the guard of `guarded_scores` is good for: the numbers of its docstring, and a grid
-of its options.
+"""Measure what the guard of `guarded_scores` is good for, and a grid of its options.
 
     python experiments/guard.py
 
@@ -10,7 +9,9 @@ of its options.
 2. The change of the perplexity when 92 neurons are chosen with Fisher's importance, and with "maw"
    in its place.
 3. Charge, protect and floor: 27 settings, the defaults among them, with 3 neurons in each layer.
-   Writes `data/results/guard.csv`.
+   Writes `data/results/guard.csv`, which the docstring of `guarded_scores` quotes.
+
+The numbers of 1 and 2 are printed and kept in no file.
 
 Neurons are scored on pairs whose template and words are both in the train split, and read on the
 validation pairs and the first 2,048 tokens of the evaluation text.

@@ -1,7 +1,7 @@
 """Choose cuts, gates and baselines on training and validation pairs, for one model or the other,
 and read them once on the test pairs.
 
-    python experiments/models.py [gemma-3-270m]
+    python experiments/models.py [gemma-3-270m] [--validation]
 
 Everything that is read is fixed before: by the recipes of the package, or by a rule that looks at
 validation pairs and the first part of the evaluation text alone. The test pairs have sentences and
@@ -18,12 +18,16 @@ words that nothing else in the project has; perplexity is read on the second par
 4. What else changes: gaps of the seven other categories under a guarded cut for one, and whether
    the group can still be read from the last layer.
 
-Writes `models_search.csv`, `models.csv`, `models_draws.csv` and `models_else.csv` in
-`data/results/`; rows of the other model stay. A search that `models_search.csv` holds is taken
-from there. Hours on two cores, ten minutes on a GPU.
+With `--validation` only the article's cut, the guarded one and the erasure are read, on validation
+pairs: what two models can be compared by before the test pairs are opened.
+
+Writes `models_search.csv`, `models.csv` (or `models_validation.csv`), `models_draws.csv` and
+`models_else.csv` in `data/results/`; rows of the other model stay. A search that
+`models_search.csv` holds is taken from there. Hours on two cores, ten minutes on a GPU.
 """
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,7 +38,7 @@ import frozen
 import numpy as np
 import pandas as pd
 import torch
-from balanced import categories_of, learned_gates
+from frozen import categories_of
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -247,7 +251,8 @@ def last_states(model, tokenizer, prompts: list[str]) -> Tensor:
         mask = torch.arange(rows.shape[1]) <= last[:, None]
         rows, mask = rows.to(model.device), mask.long().to(model.device)
         with torch.no_grad():
-            hidden = model(rows, attention_mask=mask, output_hidden_states=True).hidden_states
+            outputs = model(rows, attention_mask=mask, logits_to_keep=1, output_hidden_states=True)
+        hidden = outputs.hidden_states
         picked = [layer[torch.arange(len(ids)), last].float() for layer in hidden]
         states.append(torch.stack(picked))
     return torch.cat(states, 1)
@@ -259,7 +264,8 @@ def text_states(model, tokenizer, chunks: int = 12) -> Tensor:
     for chunk in text_chunks(tokenizer, fl.load_text("calibration"))[:chunks]:
         ids = torch.tensor([chunk], device=model.device)
         with torch.no_grad():
-            hidden = model(ids, output_hidden_states=True).hidden_states
+            outputs = model(ids, logits_to_keep=1, output_hidden_states=True)
+        hidden = outputs.hidden_states
         # without the first token, an outlier
         states.append(torch.stack([layer[0, 1:].float() for layer in hidden]))
     return torch.cat(states, 1)
@@ -344,7 +350,7 @@ def search_baselines(model, tokenizer, states: States, held_out) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-# ---- 3 one reading on the test pairs
+# ---- 3 one reading on pairs that chose nothing
 
 
 @dataclass(frozen=True)
@@ -381,13 +387,13 @@ def of_directions(model, states: States, row: pd.Series) -> Method:
     return Method(name, own, actions)
 
 
-def read_test(
-    model, tokenizer, methods: Iterable[Method]
+def read_all(
+    model, tokenizer, methods: Iterable[Method], split: str
 ) -> Iterator[tuple[Method, pd.DataFrame, pd.DataFrame]]:
-    """Read every method once on the test pairs; yield the tables of `compare`."""
+    """Read every method once on the pairs of a split; yield the tables of `compare`."""
     text = frozen.evaluation_text(tokenizer, part=1)
-    pairs = fl.load_pairs(split="test")
-    held_out = fl.HeldOut(pairs, fl.load_pairs(split="test", kind="neutral"), text)
+    pairs = fl.load_pairs(split=split)
+    held_out = fl.HeldOut(pairs, fl.load_pairs(split=split, kind="neutral"), text)
     nothing = fl.NeuronSelection({}, table_shape(model))
     read = partial(read_cut, model, tokenizer, held_out, nothing, metric=False)
 
@@ -487,14 +493,12 @@ def chosen_gates(model, tokenizer, rows: pd.DataFrame, name: str) -> dict[str, f
     return chosen
 
 
-def all_methods(
+def first_methods(
     model, tokenizer, name: str, rows: pd.DataFrame, states: States
 ) -> Iterator[Method]:
-    """Make what is read on the test pairs, one after the other."""
+    """Make the two cuts and the baselines, one after the other."""
     pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
-    more = pairs + fl.load_pairs(split="validation")
-    more_neutral = neutral + fl.load_pairs(split="validation", kind="neutral")
-    mean = mean_activations(model, tokenizer, fl.load_text("calibration"))
+    mean = torch.zeros(table_shape(model))  # cuts move toward 0
     article = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR])
     yield of_neurons(model, "article", article, mean)
     yield of_neurons(model, "guarded", fl.guarded_cut(model, tokenizer, pairs, neutral), mean)
@@ -504,6 +508,14 @@ def all_methods(
             print(f"{name}: the rule allows no {kind}")
         else:
             yield of_directions(model, states, row)
+
+
+def gate_methods(model, tokenizer, name: str, rows: pd.DataFrame) -> Iterator[Method]:
+    """Make the gates, one after the other; training and validation pairs choose them."""
+    pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
+    more = pairs + fl.load_pairs(split="validation")
+    more_neutral = neutral + fl.load_pairs(split="validation", kind="neutral")
+    mean = mean_activations(model, tokenizer, fl.load_text("calibration"))
     chosen = chosen_gates(model, tokenizer, rows, name)
     for title, gates in chosen.items():
         yield of_neurons(model, title, gates, mean)
@@ -514,9 +526,7 @@ def all_methods(
     except ValueError as error:  # so many neurons can't reach the goal of the recipe
         print(f"{name}: no balanced gates: {error}")
     if start is not None:
-        values, toward = (table.float() for table in start.tables())
-        learned = learned_gates(model, tokenizer, values, toward)
-        learned = fl.NeuronGates.from_tables(learned, toward, how="learned")
+        learned = fl.learned_gates(model, tokenizer, pairs, neutral, start)
         yield of_neurons(model, "learned gates", learned, mean)
 
 
@@ -547,7 +557,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="?", default=fl.DEFAULT_MODEL)
-    name = parser.parse_args().name
+    parser.add_argument("--validation", action="store_true", help="do not open the test pairs")
+    options = parser.parse_args()
+    name = options.name
     start = time.perf_counter()
     model, tokenizer = fl.load_model(name)
     model.requires_grad_(False)
@@ -562,10 +574,13 @@ def main() -> None:
         rows = pd.concat(parts, ignore_index=True)
         keep_rows(model, name, rows, "models_search.csv")
 
+    made = first_methods(model, tokenizer, name, rows, states)
+    file, split = "models_validation", "validation"
+    if not options.validation:
+        made = itertools.chain(made, gate_methods(model, tokenizer, name, rows))
+        file, split = "models", "test"
     methods, parts, draws = [], [], []
-    for method, table, drawn in read_test(
-        model, tokenizer, all_methods(model, tokenizer, name, rows, states)
-    ):
+    for method, table, drawn in read_all(model, tokenizer, made, split):
         methods.append(method)
         parts.append(frozen.split_names(table))
         shown = drawn.row.isin(["headline", "neutral", "text"])
@@ -573,8 +588,11 @@ def main() -> None:
         # kept after each method, since the next one may take long
         seconds = round(time.perf_counter() - start)
         facts = {"seed": frozen.SEED, "seconds": seconds}
-        keep_rows(model, name, pd.concat(parts), "models.csv", **facts)
-        keep_rows(model, name, pd.concat(draws), "models_draws.csv")
+        keep_rows(model, name, pd.concat(parts), f"{file}.csv", **facts)
+        if not options.validation:
+            keep_rows(model, name, pd.concat(draws), "models_draws.csv")
+    if options.validation:
+        return
 
     others = [spill_over(model, tokenizer, pairs, neutral, held_out)]
     others.append(recognition(model, tokenizer, pairs, held_out, methods))

@@ -28,7 +28,6 @@ import frozen
 import numpy as np
 import pandas as pd
 import torch
-from balanced import kept_tables, learned_gates
 from torch import Tensor
 
 import fairlab as fl
@@ -157,10 +156,15 @@ def tries(model, tokenizer, tables: GateTables) -> dict[str, fl.NeuronGates]:
     """Return all that is read on validation pairs."""
     attempts = removals(tables)
     attempts.update(balanced(tables, setting) for setting in SETTINGS)
-    start = solve_gates(tables, **CHOSEN[0])
-    path = frozen.BUILD / "tradeoff" / "learned.pt"
-    learned = frozen.kept(path, lambda: learned_gates(model, tokenizer, start, tables.mean))
-    attempts["learned · 92"] = fl.NeuronGates.from_tables(learned, tables.mean, how="learned")
+    _, start = balanced(tables, CHOSEN[0])
+    pairs, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
+    path = frozen.BUILD / "tradeoff" / "learned.json"
+    if not path.is_file():
+        learned = fl.learned_gates(model, tokenizer, pairs, neutral, start)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(learned.to_json(), encoding="utf-8")
+    learned = fl.NeuronGates.from_json(path.read_text(encoding="utf-8"))
+    attempts["learned · 92"] = learned
     return attempts
 
 
@@ -169,11 +173,11 @@ def main() -> None:
     model, tokenizer = fl.load_model()
     model.requires_grad_(False)
     train, neutral = frozen.train_pairs(), frozen.train_pairs("neutral")
-    tables = kept_tables(model, tokenizer, train, neutral, "train_pairs")
+    tables = frozen.gate_tables(model, tokenizer, train, neutral, "train_pairs")
     # once the settings are chosen, the validation pairs may choose neurons, too
     train += fl.load_pairs(split="validation")
     neutral += fl.load_pairs(split="validation", kind="neutral")
-    all_tables = kept_tables(model, tokenizer, train, neutral, "all_but_held_out")
+    all_tables = frozen.gate_tables(model, tokenizer, train, neutral, "all_but_held_out")
 
     attempts = tries(model, tokenizer, tables)
     small, large = (balanced(all_tables, setting, ", all pairs") for setting in CHOSEN)

@@ -2,8 +2,8 @@
 
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
 → `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` →
-`surgery` → `gating` → `recipes`, `planting`, `evaluation` → `suites` → `plots` → `widgets`,
-`report` → `cli`. The names
+`surgery` → `gating` → `recipes`, `learning`, `planting`, `evaluation` → `suites` → `plots` →
+`widgets`, `report` → `cli`. The names
 that lessons use are here; nothing runs on import, and a room is opened when the first of its names
 is used.
 
@@ -28,6 +28,7 @@ _ROOMS = {
     "files": ("data_path", "load_text"),
     "gates": ("gate",),
     "gating": ("NeuronGates", "balanced_gates", "fold_gates", "gated"),
+    "learning": ("learned_gates",),
     "models": ("decoder_layers", "describe_model", "load_model"),
     "pairs": (
         "ARTICLE_PAIR",

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -666,55 +667,183 @@ def test_the_frozen_controls_are_complete():
     assert told.high.item() > 0
 
 
-def test_the_readme_says_what_the_frozen_tables_say():
-    tries = frozen("results/tries.csv", count=92, read_on="held_out")
-    rows = {
-        ("the article's cut", 90): frozen(
-            "results/controls.csv", method="article, own pair", count=3
-        ),
-        ("a cut by `guarded_scores`", 90): frozen(
-            "results/tradeoff.csv", method="guarded", count=3
-        ),
-        ("balanced gates", 92): tries[tries.method.str.endswith("all pairs")],
+README_ROWS = {  # in the README's table → in models.csv
+    "the article's cut": "article",
+    "the guarded cut": "guarded",
+    "balanced gates": "balanced gates",
+    "learned gates": "learned gates",
+}
+
+
+def of_the_default_model(name="results/models.csv", **values):
+    """Return the rows of the default model: the table has those of another one, too."""
+    return frozen(name, model="SmolLM2-135M-Instruct", **values)
+
+
+def with_interval(row, form=".1%"):
+    """Write a change and its interval as the README does."""
+    change, low, high = (format(row[column], f"+{form}") for column in ("change", "low", "high"))
+    return f"{change} [{low}, {high}]"
+
+
+def in_points(row):
+    """Write the difference to the neutral pairs, in points."""
+    columns = ["specificity", "specificity_low", "specificity_high"]
+    points, low, high = 100 * row[columns]
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def readings_on_the_test_pairs(method):
+    """Return the rows of one method that the README quotes, by measure and row."""
+    table = of_the_default_model(method=method).set_index(["measure", "row"])
+    named = {
+        "gap": ("gap", "headline"),
+        "neutral": ("gap", "neutral"),
+        "price": ("perplexity", "text"),
+        "decision": ("decision", "headline"),
     }
-    on_wikitext = frozen("results/tries.csv", read_on="WikiText-2").set_index("count")
-    article = frozen("results/benchmarks.csv", method="article, own pair", task="wikitext").iloc[0]
-    prices = [
-        (article.change, article.change_low, article.change_high),
-        *(tuple(on_wikitext.loc[count, ["change", "low", "high"]]) for count in (90, 92)),
-    ]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return {name: table.loc[[place]].iloc[0] for name, place in named.items()}
 
-    def shown(change, low, high):
-        return f"{change:+.1%} [{low:+.1%}, {high:+.1%}]"
 
-    for ((name, count), table), price in zip(rows.items(), prices, strict=True):
-        gap = table[(table.measure == "gap") & (table.row == "headline")].iloc[0]
-        neutral = table[(table.measure == "gap") & (table.row == "neutral")].iloc[0]
-        cells = [name, count, *(shown(*row[["change", "low", "high"]]) for row in (gap, neutral))]
-        cells += [
-            f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
-            shown(*price),
+@pytest.fixture(scope="module")
+def readme():
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_says_what_the_frozen_tables_say(readme):
+    for name, method in README_ROWS.items():
+        read = readings_on_the_test_pairs(method)
+        cells = [
+            name,
+            str(read["gap"]["count"]),
+            with_interval(read["gap"]),
+            with_interval(read["neutral"]),
+            in_points(read["gap"]),
+            with_interval(read["price"]),
+            with_interval(read["decision"], ".3f"),
         ]
-        line = "| " + " | ".join(map(str, cells)) + " |"
+        line = "| " + " | ".join(cells) + " |"
         assert line in readme, f"put this into the README:\n{line}"
-    everything = frozen(
-        "results/tries.csv", read_on="held_out_all_neutral", measure="gap"
-    ).set_index("row")
-    gap, neutral = everything.loc["headline"], everything.loc["neutral"]
-    for text in (
-        f"{neutral.change:+.1%} [{neutral.low:+.1%}, {neutral.high:+.1%}]",
-        f"{100 * gap.specificity:+.1f} points "
-        f"[{100 * gap.specificity_low:+.1f}, {100 * gap.specificity_high:+.1f}]",
+    everything = of_the_default_model(measure="gap")
+    sizes = everything[everything.row.isin(["headline", "neutral"])]
+    assert set(sizes.pairs) == {len(fl.load_pairs(split="test")), 66}
+    assert set(sizes.templates) == {12}
+    assert set(sizes.attributes) == set(sizes.attributes_resampled) == {24, 6}
+    assert "284 pairs about people, with 24 new pairs of words, and 66 neutral ones" in readme
+    assert set(everything.n_random) == {10}
+
+
+def test_the_readme_names_the_catch_of_each_method(readme):
+    """What its sentences say beside the table."""
+    article, guarded, balanced, learned = map(readings_on_the_test_pairs, README_ROWS.values())
+    gap = article["gap"]
+    assert gap.random_low < gap.change < gap.random_high
+    assert learned["gap"].change < balanced["gap"].change < guarded["gap"].change
+    for method in (guarded, balanced, learned):
+        assert method["price"].change < article["price"].change
+        gap = method["gap"]
+        assert gap.high < gap.random_low
+        assert gap.high < gap.flattening_low
+    categories = of_the_default_model(measure="gap", row="category").set_index("method")
+    assert len(categories.loc["guarded"]) == 8
+    assert (categories.loc["guarded"].change < 0).all()
+    assert (categories.loc["guarded"].p_holm < 0.004).all()
+    assert guarded["neutral"].high < 0
+    assert not guarded["gap"].neutral_in_range
+    assert balanced["neutral"].change > balanced["neutral"].random_high
+    assert balanced["neutral"].low < 0 < balanced["neutral"].high
+    assert balanced["decision"].low < 0 < balanced["decision"].high
+    assert guarded["decision"].high < 0
+    assert learned["decision"].high < 0
+    assert learned["gap"].neutral_in_range
+    assert learned["neutral"].random_below == 1
+    random_ends = {
+        "of the cut down to {:+.1%}": guarded["gap"].random_low,
+        "under random cuts (down to {:+.1%})": guarded["neutral"].random_low,
+        "same gates on other neurons (up to {:+.1%})": balanced["neutral"].random_high,
+        "9 of 10 draws (down to {:+.1%})": learned["neutral"].random_low,
+    }
+    for text, end in random_ends.items():
+        assert text.format(end) in readme, f"the README lacks: {text.format(end)}"
+    before = guarded["decision"].before
+    assert f"on average {before:.3f} nats from 0" in readme
+
+
+def test_the_readme_says_what_else_was_tried(readme):
+    headlines = of_the_default_model(row="headline").set_index(["method", "measure"])
+    gaps = headlines.xs("gap", level="measure").change
+    assert {*gaps.nsmallest(2).index} == {"learned gates", "balanced gates"}
+    erasure = gaps["erasure, layer 28, strength 1"]
+    projection = gaps["projection, layer 28, strength 0.5"]
+    assert f"the gap by {-erasure:.1%} and {-projection:.1%}" in readme
+    few = headlines.loc[("searched gates, 0.2%", "gap")]
+    many = headlines.loc[("searched gates, 0.6%", "gap")]
+    assert f"{few['count']} by {-few.change:.1%}" in readme
+    assert f"{many['count']} widen it by {many.change:.1%}" in readme
+    decisions = headlines.xs("decision", level="measure").change
+    assert decisions.idxmin() == "searched gates, 0.6%"
+    assert f"lower the decision gap most ({decisions.min():+.3f} nats)" in readme
+    wikitext = frozen("results/tries.csv", read_on="WikiText-2").set_index("count")
+    for count in (90, 92):
+        assert with_interval(wikitext.loc[count]) in readme
+
+
+def test_the_cuts_of_the_readme_cost_what_earlier_tables_say():
+    """The same cuts and gates, read again: the perplexity agrees to the digits that are kept."""
+    tries = frozen("results/tries.csv", read_on="held_out", count=92, measure="perplexity")
+    earlier = {
+        "article": frozen("results/tradeoff.csv", method="article, own pair", count=3),
+        "guarded": frozen("results/tradeoff.csv", method="guarded", count=3),
+        "balanced gates": tries[tries.method.str.endswith("all pairs")],
+    }
+    for method, table in earlier.items():
+        (before,) = table[table.row == "text"].after
+        assert readings_on_the_test_pairs(method)["price"].after == pytest.approx(before, rel=2e-6)
+
+
+def test_the_readme_says_what_came_before(readme):
+    tries = frozen("results/tries.csv", count=92, read_on="held_out", row="headline")
+    older = {
+        "guarded_cut": frozen("results/tradeoff.csv", method="guarded", count=3, row="headline"),
+        "balanced_gates": tries[tries.method.str.endswith("all pairs")],
+    }
+    shown = [with_interval(table[table.measure == "gap"].iloc[0]) for table in older.values()]
+    assert " and ".join(shown) in readme
+    ledger = frozen("results/held_out_ledger.csv")
+    assert f"opened {(ledger.split == 'held_out').sum()} times" in readme
+
+
+def test_docstrings_say_what_the_frozen_tables_say():
+    for function, method in ((fl.guarded_cut, "guarded"), (fl.balanced_gates, "balanced gates")):
+        read = readings_on_the_test_pairs(method)
+        text = " ".join(function.__doc__.split())
+        for name in ("gap", "neutral"):
+            assert f"by {100 * abs(read[name].change):.1f} %" in text, (method, name)
+    guard = frozen("results/guard.csv")
+    (default,) = guard.query("charge == 0.85 and protect == 0.03 and floor == 4").itertuples()
+    text = " ".join(fl.guarded_scores.__doc__.split())
+    for phrase in (
+        f"{default.neurons} neurons narrow the gap by {-100 * default.headline:.1f} %",
+        f"neutral pairs by {-100 * default.neutral:.1f} %",
+        f"at {100 * default.perplexity:.1f} % of perplexity",
+        f"has {len(guard) - 1} other settings",
     ):
-        assert text in readme, f"the README lacks: {text}"
-    opened = len(frozen("results/held_out_ledger.csv"))
-    assert f"opened {opened} times" in readme
+        assert phrase in text
+    for option, others in (("charge", ["protect", "floor"]), ("protect", ["charge", "floor"])):
+        for _, group in guard.sort_values(option).groupby(others):
+            assert group.headline.is_monotonic_increasing  # all are negative: narrower by less
+            assert group.neutral.is_monotonic_increasing
+            if option == "protect":
+                assert group.perplexity.is_monotonic_decreasing
+    assert guard[["headline", "neutral"]].max().max() < 0
+    assert guard.groupby("floor").perplexity.mean().is_monotonic_increasing
 
 
 def test_every_table_of_held_out_pairs_is_in_the_ledger():
     ledger = frozen("results/held_out_ledger.csv")
-    assert list(ledger.columns) == ["date", "commit", "table", "read", "chosen before"]
+    columns = ["date", "commit", "split", "table", "read", "chosen before"]
+    assert list(ledger.columns) == columns
+    assert set(ledger.split) == {"held_out", "test"}
     assert not ledger.isna().any(axis=None)
     assert list(ledger.date) == sorted(ledger.date)
     listed = " ".join(ledger.table)
@@ -722,9 +851,29 @@ def test_every_table_of_held_out_pairs_is_in_the_ledger():
     for path in [path for path in tables if not path.stem.endswith("_draws")]:
         table = pd.read_csv(path, low_memory=False)
         where = table.get("read_on", table.get("split"))
-        if path.name in ("controls.csv", "tradeoff.csv") or (
-            where is not None and where.astype(str).str.startswith("held_out").any()
-        ):
+        if path.name in ("controls.csv", "tradeoff.csv", "held_out_ledger.csv"):
+            continue
+        if where is not None and where.astype(str).str.startswith("held_out").any():
             assert path.name in listed, (
                 f"{path.name} was read on held-out pairs: say so in results/held_out_ledger.csv"
             )
+    assert "controls.csv" in listed
+    assert "tradeoff.csv" in listed
+
+
+def test_every_reading_of_the_test_pairs_is_in_the_ledger():
+    ledger = frozen("results/held_out_ledger.csv", split="test")
+    assert set(ledger.table) == {"results/models.csv"}
+    commits = set(frozen("results/models.csv").commit)
+    assert commits == set(ledger.commit), "a reading and its line in the ledger name one commit"
+
+
+def test_the_data_card_counts_the_rows_of_the_frozen_tables():
+    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    counted = re.findall(r"^\| `(results/\w+\.csv)` \| (.*) \| ([\d +]+) \|$", card, re.MULTILINE)
+    assert len(counted) == 16
+    for name, what, count in counted:
+        table = frozen(name)
+        if what.endswith("rows of the default model"):
+            table = of_the_default_model(name)
+        assert len(table) == sum(map(int, count.split("+"))), name

@@ -17,7 +17,7 @@ from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "experiments"
-HELPERS = ("frozen", "balanced")
+HELPERS = ("frozen",)
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
 
 

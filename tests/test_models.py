@@ -35,6 +35,15 @@ def test_a_tokenizer_that_adds_a_token_is_refused(monkeypatch, bos_tokenizer):
         fl.load_model()
 
 
+def test_each_packaged_model_names_the_release_that_reads_its_tokenizer(bos_tokenizer):
+    assert models.PROMPT_IDS.keys() == models.READS_RIGHTLY.keys() == weights.PACKAGED.keys()
+    for name, release in {fl.DEFAULT_MODEL: "5.6", "gemma-3-270m": "5.23"}.items():
+        message = rf"reads the tokenizer of {name} wrongly .*transformers>={re.escape(release)}\"$"
+        with pytest.raises(ValueError, match=message):
+            models._refuse_misread_prompts(bos_tokenizer, name)
+    models._refuse_misread_prompts(bos_tokenizer, "a folder")  # not one of ours
+
+
 def test_describe_model_says_where_the_neurons_are(model, capsys):
     fl.describe_model(model)
     text = capsys.readouterr().out

@@ -221,6 +221,19 @@ def test_what_was_not_held_out_is_said():
     assert verdict.warnings([pair], [fresh]) == []
 
 
+def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
+    path = tmp_path / "page.html"
+    fl.write_report(path, model=tiny, model_name="x", **measured)
+    text = " ".join(Page(path).text.split())
+    table = measured["comparison"].table
+    row = table[(table.measure == "decision") & (table.row == "headline")].iloc[0]
+    told = text.split("Who is treated worse")[1]
+    assert f"decision gap, mean over categories {row.before:.4g}" in told
+    assert f"{row.change:+.3f} {row.low:+.3f} … {row.high:+.3f}" in told
+    numbers = text.split("The numbers")[1].split("Who is treated worse")[0]
+    assert "decision gap," not in numbers
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

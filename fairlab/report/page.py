@@ -214,12 +214,20 @@ def _rendered(facts: dict, figure: Axes) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["number"] = _number
+    environment.filters["amount"] = _amount
     template = environment.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     return template.render(**facts, picture=_data_address(figure))
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+def _amount(value: float | None, measure: str) -> str:
+    """Write a change: of decisions in nats, of all else in per cent."""
+    if measure == "decision":
+        return "–" if value is None else f"{value:+.3f}"
+    return percent(value)
 
 
 def _figure_by_category(comparison: Comparison) -> Axes:
