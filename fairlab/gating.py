@@ -159,11 +159,13 @@ class NeuronGates:
         try:
             for layer, row in data["gates"].items():
                 rows[int(layer)] = {int(neuron): tuple(values) for neuron, values in row.items()}
-            return cls(rows, tuple(data["shape"]), str(data["how"]))
-        except (AttributeError, TypeError) as error:
+            shape = tuple(data["shape"])
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                "text: expected layer → neuron → [gate, toward], and two numbers as shape"
+                "text: expected layer → neuron → [gate, toward], and two numbers as shape; "
+                f"got {error}"
             ) from error
+        return cls(rows, shape, str(data["how"]))
 
 
 @contextmanager

@@ -58,10 +58,11 @@ def test_bad_gates_are_refused(gates, message):
         '{"shape": [3, 24], "how": "", "gates": {"0": {"1": 0}}}',
         '{"shape": [3, 24], "how": "", "gates": {"0": {"1": [0, 0], "1": [1, 0]}}}',
         '{"shape": 3, "how": "", "gates": {}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {"1.5": [0, 0]}}}',
     ],
 )
 def test_bad_json_is_refused(text):
-    with pytest.raises(ValueError, match=r"text|invalid literal"):
+    with pytest.raises(ValueError, match="text: "):
         fl.NeuronGates.from_json(text)
 
 
