@@ -1,18 +1,18 @@
-"""Measure what cuts do to LAMBADA, BoolQ, CrowS-Pairs and WikiText, and freeze the table.
+"""Measure what cuts and gates do to LAMBADA, BoolQ, CrowS-Pairs, WikiText and our small BBQ, and
+freeze the table.
 
     FAIRLAB_DATASETS=folder python experiments/benchmarks.py [--only NAME ... | --write]
 
 The original, the article's cut scored on its own pair and on all train pairs, the guarded one of
-`tradeoff.py`, and five random cuts of the article's size, through the lm-evaluation-harness. Every
-item is kept in `build/benchmarks/`, so a run that was stopped goes on, and processes with different
-`--only` share the models. Without it what is missing is measured and `data/results/benchmarks.csv`
-is written; with `--write`, from what there is. About ten minutes a model on one CPU core: the
-layers run in bfloat16, nearly twice as fast as float32; the head stays in float32, where
-log-probabilities keep their digits.
+`tradeoff.py`, the balanced and the learned gates that `models.py` reads, and as controls five
+random cuts of the article's size and five random gates like the learned ones; all of them through
+the lm-evaluation-harness, in float32. Every item is kept in `build/benchmarks/`, so a run that was
+stopped goes on, and processes with different `--only` share the models. Without it what is missing
+is measured and `data/results/benchmarks.csv` is written; with `--write`, from what there is. Half a
+minute a model on a GPU, about a quarter of an hour on one CPU core.
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -22,9 +22,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from frozen import ROOT, provenance
+import torch
+from frozen import ROOT, kept, provenance, train_pairs
 
 import fairlab as fl
+from fairlab.evaluation.chance import random_gates
+from fairlab.gating import applied, mean_activations
 from fairlab.suites.tasks import read_rows
 
 SEED = 0
@@ -35,9 +38,11 @@ FILES = {
     "crows_pairs_english": "crows_pairs/crows_pairs_anonymized.csv",
     "wikitext": "wikitext2/wikitext-2-raw-v1_test.txt",
 }
+N_RANDOM = 5  # of each kind
+Cut = fl.NeuronSelection | fl.NeuronGates
 
 
-def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
+def choose(model, tokenizer) -> dict[str, Cut]:
     """Return the models by name: the empty cut is the original."""
     train = fl.load_pairs(split="train")
     importance = fl.importance_scores(model, method="maw")
@@ -49,10 +54,38 @@ def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
         cuts[name] = fl.select_neurons(scores, count=3, how=name)
     guarded = fl.data_path("results/selection_guarded.json").read_text(encoding="utf-8")
     cuts["guarded"] = fl.NeuronSelection.from_json(guarded)
-    draws = fl.random_selections(cuts["article, own pair"], 5, seed=SEED)
+    draws = fl.random_selections(cuts["article, own pair"], N_RANDOM, seed=SEED)
     for number, draw in enumerate(draws, start=1):
         cuts[f"random {number}"] = draw
+
+    balanced, learned, mean = gates(model, tokenizer)
+    cuts |= {"balanced gates": balanced, "learned gates": learned}
+    toward = None if learned.moves_toward_zero else mean
+    draws = random_gates(learned, N_RANDOM, seed=SEED, means=toward)
+    for number, draw in enumerate(draws, start=1):
+        cuts[f"random gates {number}"] = draw
     return cuts
+
+
+def gates(model, tokenizer) -> tuple[fl.NeuronGates, fl.NeuronGates, torch.Tensor]:
+    """Return the balanced and the learned gates that `models.py` reads, and the mean activations.
+
+    They are kept in `build/benchmarks/`.
+    """
+    mean = mean_activations(model, tokenizer, fl.load_text("calibration"))
+    pairs, neutral = train_pairs(), train_pairs("neutral")
+
+    def balance() -> str:
+        more = pairs + fl.load_pairs(split="validation")
+        more_neutral = neutral + fl.load_pairs(split="validation", kind="neutral")
+        return fl.balanced_gates(model, tokenizer, more, more_neutral).to_json()
+
+    def learn() -> str:
+        return fl.learned_gates(model, tokenizer, pairs, neutral, balanced).to_json()
+
+    balanced = fl.NeuronGates.from_json(kept(CACHE / "balanced.pt", balance))
+    learned = fl.NeuronGates.from_json(kept(CACHE / "learned.pt", learn))
+    return balanced, learned, mean
 
 
 def samples(tokenizer, files: dict[str, Path]) -> dict[str, int | list[int]]:
@@ -74,30 +107,23 @@ def samples(tokenizer, files: dict[str, Path]) -> dict[str, int | list[int]]:
         "boolq": 1000,
         "crows_pairs_english": 1508,
         "wikitext": sorted(chosen),
+        "bbq": len(read_rows("bbq", files["bbq"])),
     }
 
 
-def halve(model) -> None:
-    """Put all but the head into bfloat16."""
-    model.config.tie_word_embeddings = False  # or the harness ties them again
-    model.lm_head = copy.deepcopy(model.lm_head)
-    model.model.bfloat16()
-    model.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0].float(),))
-
-
-def cache_file(task: str, chosen: object, cut: fl.NeuronSelection, origin: dict) -> Path:
+def cache_file(task: str, chosen: object, cut: Cut, origin: dict) -> Path:
     """Return where the items of one model and task are kept."""
-    neurons = {layer: list(indices) for layer, indices in cut.neurons.items()}
-    key = json.dumps([origin["weights_sha256"], origin["device"], neurons, task, chosen])
+    key = json.dumps([origin["weights_sha256"], origin["device"], cut.to_json(), task, chosen])
     return CACHE / f"{task}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def measure(model, tokenizer, cut, task: str, file: Path, chosen: object) -> dict:
     """Return the items of one model and task, and the seconds that they took."""
     start = time.perf_counter()
-    with fl.ablate(model, cut):
+    size = 4 if model.device.type == "cpu" else 64
+    with applied(model, cut):
         table = fl.run_lm_eval(
-            model, tokenizer, task, data={task: file}, samples={task: chosen}, batch_size=4
+            model, tokenizer, task, data={task: file}, samples={task: chosen}, batch_size=size
         )
     items, seconds = table.attrs["items"], round(time.perf_counter() - start)
     print(f"{task}: {len(items)} items in {seconds} s", flush=True)
@@ -114,9 +140,11 @@ def keep(path: Path, result: dict) -> None:
 
 def rows_of(name: str, task: str, results: dict[tuple[str, str], dict]) -> pd.DataFrame:
     """Return the metrics of one model and task, and their changes from the original beside those of
-    random cuts."""
+    random cuts, or of random gates where it is gates."""
     result = results[name, task]
     table = fl.summarize_items(result["items"])
+    if task == "bbq":  # a category has too few questions
+        table = table[~table.metric.str.contains(r"_[A-Z]")]
     table = table.assign(method=name, **result["origin"], seconds=result["seconds"])
     if name == "original":
         return table
@@ -125,9 +153,12 @@ def rows_of(name: str, task: str, results: dict[tuple[str, str], dict]) -> pd.Da
     changes = changes.rename(columns={"low": "change_low", "high": "change_high"})
     changes = changes.drop(columns=["task", "n", "before", "after"])
 
-    drawn = []  # the changes that each of the other random cuts brings
+    drawn = []  # the changes that each of the other random ones brings
+    controls = [f"random {number}" for number in range(1, N_RANDOM + 1)]
+    if "gates" in name:
+        controls = [f"random gates {number}" for number in range(1, N_RANDOM + 1)]
     for (other, other_task), drawn_result in results.items():
-        if other.startswith("random") and other_task == task and other != name:
+        if other in controls and other_task == task and other != name:
             drawn.append(fl.paired_changes(before, drawn_result["items"]).change)
     if drawn:
         drawn = pd.concat(drawn, axis=1)  # (metrics, random cuts)
@@ -170,6 +201,7 @@ def main() -> None:
     if not folder:
         parser.error("FAIRLAB_DATASETS is not set: it names the folder with the public data sets")
     files = {task: Path(folder) / name for task, name in FILES.items()}
+    files["bbq"] = fl.data_path("suites/mini_bbq.jsonl")
     model, tokenizer = fl.load_model()
     origin = provenance(model)
     origin["versions"] += f", lm-eval {version('lm-eval')}"
@@ -177,8 +209,6 @@ def main() -> None:
     unknown = sorted(set(options.only or ()) - set(cuts))
     if unknown:
         parser.error(f"--only: expected names among {', '.join(cuts)}; got {', '.join(unknown)}")
-    halve(model)
-    origin["device"] = "cpu, torch.bfloat16, head in torch.float32"
     chosen = samples(tokenizer, files)
 
     results = {}

@@ -3,7 +3,7 @@ frozen table.
 
 Contents: `train_pairs`, `held_out`, `validation`, `evaluation_text`; `kept`, `guard_tables`,
 `gate_tables`; `categories_of`; `quick_reading`, `quick_changes`, `headline_change`; `provenance`,
-`write`, `write_csv`.
+`write`, `write_csv`, `keep_rows`.
 """
 
 import os
@@ -186,3 +186,15 @@ def write_csv(table: pd.DataFrame, name: str, *, float_format: str = "%.6g") -> 
     path = RESULTS / name
     table.to_csv(path, index=False, float_format=float_format, lineterminator="\n")
     print(f"data/results/{name}: {len(table)} rows")
+
+
+def keep_rows(model, name: str, table: pd.DataFrame, file: str, **facts: object) -> None:
+    """Write the rows of this model beside those of the other that the file holds."""
+    origin = {**provenance(model), "model": name, **facts}
+    path = RESULTS / file
+    table = table.assign(**origin)
+    if path.is_file():
+        others = pd.read_csv(path)
+        table = pd.concat([others[others.model != name], table], ignore_index=True)
+    table = table.sort_values("model", kind="stable", ascending=False)
+    write_csv(table, file)

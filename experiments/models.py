@@ -530,18 +530,6 @@ def gate_methods(model, tokenizer, name: str, rows: pd.DataFrame) -> Iterator[Me
         yield of_neurons(model, "learned gates", learned, mean)
 
 
-def keep_rows(model, name: str, table: pd.DataFrame, file: str, **facts: object) -> None:
-    """Write the rows of this model beside those of the other that the file holds."""
-    origin = {**frozen.provenance(model), "model": name, **facts}
-    path = frozen.RESULTS / file
-    table = table.assign(**origin)
-    if path.is_file():
-        others = pd.read_csv(path)
-        table = pd.concat([others[others.model != name], table], ignore_index=True)
-    table = table.sort_values("model", kind="stable", ascending=False)
-    frozen.write_csv(table, file)
-
-
 def kept_search(name: str) -> pd.DataFrame:
     """Return the rows of the search that the frozen table has of this model."""
     path = frozen.RESULTS / "models_search.csv"
@@ -572,7 +560,7 @@ def main() -> None:
         parts = [search(model, tokenizer, scores, held_out)]
         parts.append(search_baselines(model, tokenizer, states, held_out))
         rows = pd.concat(parts, ignore_index=True)
-        keep_rows(model, name, rows, "models_search.csv")
+        frozen.keep_rows(model, name, rows, "models_search.csv")
 
     made = first_methods(model, tokenizer, name, rows, states)
     file, split = "models_validation", "validation"
@@ -588,15 +576,15 @@ def main() -> None:
         # kept after each method, since the next one may take long
         seconds = round(time.perf_counter() - start)
         facts = {"seed": frozen.SEED, "seconds": seconds}
-        keep_rows(model, name, pd.concat(parts), f"{file}.csv", **facts)
+        frozen.keep_rows(model, name, pd.concat(parts), f"{file}.csv", **facts)
         if not options.validation:
-            keep_rows(model, name, pd.concat(draws), "models_draws.csv")
+            frozen.keep_rows(model, name, pd.concat(draws), "models_draws.csv")
     if options.validation:
         return
 
     others = [spill_over(model, tokenizer, pairs, neutral, held_out)]
     others.append(recognition(model, tokenizer, pairs, held_out, methods))
-    keep_rows(model, name, pd.concat(others), "models_else.csv")
+    frozen.keep_rows(model, name, pd.concat(others), "models_else.csv")
 
 
 if __name__ == "__main__":
