@@ -1,5 +1,6 @@
 """The scripts that freeze the tables of data/results, tried without the default model."""
 
+import copy
 import importlib
 import re
 import shutil
@@ -272,9 +273,70 @@ def test_states_are_taken_at_the_last_token(load, tiny, tokenizer, small):
 
 
 def test_rows_of_the_other_model_stay(load, tiny):
-    models, frozen = load("models"), load("frozen")
+    frozen = load("frozen")
     table = pd.DataFrame({"change": [0.1]})
     for name, value in (("one", 0.1), ("two", 0.2), ("one", 0.3)):
-        models.keep_rows(tiny, name, table.assign(change=value), "some.csv")
+        frozen.keep_rows(tiny, name, table.assign(change=value), "some.csv")
     written = pd.read_csv(frozen.RESULTS / "some.csv")
     assert dict(zip(written.model, written.change, strict=True)) == {"one": 0.3, "two": 0.2}
+
+
+def test_attention_gates_act_on_what_o_proj_reads(load, tiny, tokenizer, small):
+    attention = load("attention")
+    width, layers = 96, fl.decoder_layers(tiny)
+    channels = layers[0].self_attn.o_proj.in_features
+    gates = torch.ones(len(layers), width + channels)
+    gates[1, width + 5] = 0  # an attention channel
+    gates[0, 7] = 0  # a neuron
+    means = torch.zeros_like(gates)
+    with attention.gated(tiny, gates, means, width):
+        found = fl.next_token_divergence(tiny, tokenizer, small.pairs)
+    cut = copy.deepcopy(tiny)
+    with torch.no_grad():
+        fl.decoder_layers(cut)[1].self_attn.o_proj.weight[:, 5] = 0
+        fl.decoder_layers(cut)[0].mlp.down_proj.weight[:, 7] = 0
+    wanted = fl.next_token_divergence(cut, tokenizer, small.pairs)
+    assert torch.allclose(found, wanted, atol=1e-7)
+    untouched = fl.next_token_divergence(tiny, tokenizer, small.pairs)
+    assert not torch.allclose(found, untouched, atol=1e-7)
+
+
+def test_attention_means_are_those_of_the_channels(load, tiny, tokenizer):
+    attention = load("attention")
+    text = fl.load_text("calibration")[:200]
+    means = attention.attention_means(tiny, tokenizer, text)
+    seen = []
+    o_proj = fl.decoder_layers(tiny)[1].self_attn.o_proj
+    handle = o_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        tiny(tokenizer(text, return_tensors="pt").input_ids)
+    handle.remove()
+    assert torch.allclose(means[1], seen[0][0].mean(0), atol=1e-5)
+
+
+def test_benchmarks_hold_gates_against_gates_and_cuts_against_cuts(load, monkeypatch):
+    benchmarks = load("benchmarks")
+    monkeypatch.setattr(benchmarks, "N_RANDOM", 2)
+
+    def items(right: int) -> list[dict]:
+        """Return ten items of which so many are right."""
+        rows = []
+        for number in range(10):
+            row = {"task": "lambada_openai", "item": number, "cluster": None}
+            rows.append({**row, "loglikelihood": -1.0, "acc": float(number < right)})
+        return rows
+
+    right = {"original": 5, "guarded": 4, "random 1": 3, "random 2": 6}
+    right |= {"learned gates": 5, "random gates 1": 8, "random gates 2": 9}
+    results = {}
+    for name, count in right.items():
+        results[name, "lambada_openai"] = {"items": items(count), "origin": {}, "seconds": 1}
+
+    def controls(name: str) -> tuple[float, float, int]:
+        row = benchmarks.rows_of(name, "lambada_openai", results).set_index("metric").loc["acc"]
+        return round(row.random_low, 6), round(row.random_high, 6), row.n_random
+
+    assert controls("guarded") == (-0.2, 0.1, 2)
+    assert controls("learned gates") == (0.3, 0.4, 2)
+    assert controls("random 1") == (0.1, 0.1, 1)
+    assert controls("random gates 2") == (0.3, 0.3, 1)

@@ -404,6 +404,22 @@ def badges(checkout):
     return run.stdout.split()
 
 
+def test_the_top_folder_holds_what_the_project_is_made_of():
+    command = ["git", "ls-files", "--cached"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("needs a checkout of git")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert top == {
+        *(".ci", ".github", ".gitignore"),
+        *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"),
+        *("Makefile", "conftest.py", "environment.yml", "pyproject.toml"),
+        *("constraints.txt", "constraints-lowest.txt"),
+        *("requirements-weights.txt", "requirements-weights-gemma.txt"),
+        *("binder", "data", "experiments", "fairlab", "notebooks", "speed", "tests", "tools"),
+    }
+
+
 def test_every_file_follows_the_address(checkout):
     assert badges(checkout) == [], "run: make badges"
     old, fork = PROJECT["urls"]["Homepage"], "some-one/their.course"
