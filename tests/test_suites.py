@@ -292,7 +292,9 @@ class TestAgainstTheHarness:
     def test_hub_ids_are_those_of_the_harness(self):
         import lm_eval
 
-        for name, task in TASKS.items():
+        tasks = TASKS.copy()
+        assert tasks.pop("stereoset").hub_id == ""  # the harness lacks it, and nothing is fetched
+        for name, task in tasks.items():
             folder = Path(lm_eval.__file__).parent / "tasks" / task.folder
             texts = [f"\n{path.read_text(encoding='utf-8')}" for path in folder.glob("*.yaml")]
             texts = [text for text in texts if f"\ndataset_path: {task.hub_id}\n" in text]
@@ -526,6 +528,197 @@ class TestStatistics:
     def test_other_items_are_refused(self):
         with pytest.raises(ValueError, match="before, after: expected the same items"):
             fl.paired_changes(answers([1] * 4), answers([1] * 5))
+
+
+# three terms with 3, 2 and 1 items: stereotype, its opposite, what makes no sense
+STEREOSET = {
+    ("the gardener", "profession"): [
+        ("The gardener was patient.", "The gardener was hasty.", "The gardener was a comma."),
+        ("A gardener rises early.", "A gardener rises late.", "A gardener rises in brackets."),
+        (
+            "The gardener had rough hands.",
+            "The gardener had soft hands.",
+            "The gardener had tides.",
+        ),
+    ],
+    ("grandfather", "gender"): [
+        (
+            "My grandfather fixes the clock.",
+            "My grandfather knits a scarf.",
+            "My grandfather is 7 %.",
+        ),
+        (
+            "Grandfather told old tales.",
+            "Grandfather coded all night.",
+            "Grandfather melted twice.",
+        ),
+    ],
+    ("baker", "profession"): [
+        ("The baker is cheerful.", "The baker is gloomy.", "The baker is a Tuesday of chalk."),
+    ],
+}
+
+
+def dev_json():
+    """Return items of our own in the structure of StereoSet's dev.json."""
+    intrasentence = []
+    for (target, bias_type), triples in STEREOSET.items():
+        for triple in triples:
+            labelled = zip(("stereotype", "anti-stereotype", "unrelated"), triple, strict=True)
+            sentences = [
+                {"id": text[::-1], "sentence": text, "labels": [], "gold_label": label}
+                for label, text in labelled
+            ]
+            number = len(intrasentence)
+            intrasentence.append(
+                {
+                    "id": f"item {number}",
+                    "target": target,
+                    "bias_type": bias_type,
+                    "context": f"The {target} BLANK.",
+                    # in the real file they stand in any order
+                    "sentences": sentences[number % 3 :] + sentences[: number % 3],
+                }
+            )
+    return {"version": "1.0", "data": {"intersentence": [{}], "intrasentence": intrasentence}}
+
+
+def stereoset(*likelihoods, terms="aaabbc", categories="xxxyyx"):
+    """Return items with these log-likelihoods: of stereotype, opposite and unrelated sentence."""
+    names = ["log_p_stereotype", "log_p_anti", "log_p_unrelated"]
+    return [
+        {"task": "stereoset", "item": n, "cluster": term, "category": category}
+        | dict(zip(names, values, strict=True))
+        for n, (values, term, category) in enumerate(
+            zip(likelihoods, terms, categories, strict=True)
+        )
+    ]
+
+
+# ss and lms of each: 1, 1; 0, 1; 0, ½ (the stereotype beats no one); 1, ½; a tie of two, 0, 1;
+# a tie of all, 0, 0
+BY_HAND = [(-1, -2, -3), (-2, -1, -3), (-3, -1, -2), (-1, -3, -2), (-1, -1, -2), (-2, -2, -2)]
+
+
+class TestStereoSet:
+    def test_sentences_by_a_plain_forward_pass(self, small, tokenizer, tmp_path, monkeypatch):
+        """Without the harness, from the file, and a mean over tokens after the start token."""
+        monkeypatch.setitem(sys.modules, "lm_eval", None)
+        path = tmp_path / "dev.json"
+        path.write_text(json.dumps(dev_json()), encoding="utf-8")
+        table = fl.run_lm_eval(
+            small, tokenizer, "stereoset", data={"stereoset": path}, batch_size=4
+        )
+        items, start = frame_of(table), tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        triples = [triple for of_term in STEREOSET.values() for triple in of_term]
+        for item, texts in zip(items.itertuples(), triples, strict=True):
+            ids = [tokenizer(text).input_ids for text in texts]
+            wanted = [log_p(small, tokenizer, [start], each)[0] / len(each) for each in ids]
+            found = [item.log_p_stereotype, item.log_p_anti, item.log_p_unrelated]
+            assert found == pytest.approx(wanted, abs=1e-5)
+        assert items.cluster.tolist() == ["the gardener"] * 3 + ["grandfather"] * 2 + ["baker"]
+        assert items.category.tolist() == ["profession"] * 3 + ["gender"] * 2 + ["profession"]
+        metrics = ["ss", "ss_gender", "ss_profession", "lms", "icat"]
+        assert table.metric.tolist() == metrics
+        assert table.n.tolist() == [6, 2, 4, 6, 6]
+
+    def test_rows_samples_and_another_task_beside_it(self, small, bos_tokenizer):
+        """A tokenizer that puts BOS before a text changes nothing: the start is there once."""
+        data = {"stereoset": dev_json()["data"]["intrasentence"], "boolq": rows("boolq", 2)}
+        tasks, samples = ["boolq", "stereoset"], {"stereoset": [1, 4]}
+        table = fl.run_lm_eval(small, bos_tokenizer, tasks, data=data, samples=samples)
+        items = frame_of(table)
+        items = items[items.task == "stereoset"]
+        assert items.item.tolist() == [1, 4]
+        ids = bos_tokenizer("Grandfather told old tales.").input_ids
+        total, _ = log_p(small, bos_tokenizer, ids[:1], ids[1:])
+        assert items.log_p_stereotype.iloc[1] == pytest.approx(total / (len(ids) - 1), abs=1e-5)
+
+    def test_the_scores_by_hand(self):
+        values = fl.summarize_items(stereoset(*BY_HAND)).set_index("metric").value
+        ss, lms = (1 / 3 + 1 / 2 + 0) / 3, (2.5 / 3 + 1.5 / 2 + 0) / 3
+        assert values.to_dict() == pytest.approx(
+            {
+                "ss": ss,
+                "ss_x": (1 / 3 + 0) / 2,
+                "ss_y": 1 / 2,
+                "lms": lms,
+                "icat": lms * ss / 0.5,
+            }
+        )
+        # the other side of one half: min takes 1 − ss
+        most = [(-1, -2, -3)] * 5 + [(-2, -1, -3)]
+        values = fl.summarize_items(stereoset(*most)).set_index("metric").value
+        assert (values["ss"], values["lms"]) == (pytest.approx(2 / 3), 1)
+        assert values["icat"] == pytest.approx((1 / 3) / 0.5)
+
+    def test_a_term_in_two_categories_counts_its_own_items_in_each(self):
+        items = stereoset(*BY_HAND, categories="xyyyyx")
+        values = fl.summarize_items(items).set_index("metric").value
+        assert values["ss_x"] == pytest.approx((1 + 0) / 2)  # a: one of one, c: none of one
+        assert values["ss_y"] == pytest.approx((0 / 2 + 1 / 2) / 2)  # a: none of two, b: one of two
+
+    def test_the_interval_leaves_out_terms(self):
+        """The standard error of a mean of terms is s / √(terms), whatever their sizes."""
+        table = fl.summarize_items(stereoset(*BY_HAND)).set_index("metric")
+        wanted = np.std([1 / 3, 1 / 2, 0], ddof=1) / math.sqrt(3)
+        assert table.standard_error["ss"] == pytest.approx(wanted)
+        lms = table.loc["lms"]
+        assert 0 < lms.low < lms.value < lms.high < 1  # 3 terms: ± t · s / √3 would pass both ends
+
+    def test_changes_are_paired_over_terms(self):
+        moved = [(-2, -1, -3), *BY_HAND[1:]]  # the first item turns round
+        table = fl.paired_changes(stereoset(*BY_HAND), stereoset(*moved)).set_index("metric")
+        assert table.change["ss"] == pytest.approx(-1 / 9)
+        half = 4.302653 * np.std([-1 / 3, 0, 0], ddof=1) / math.sqrt(3)
+        assert table.high["ss"] - table.low["ss"] == pytest.approx(2 * half)
+        assert math.isnan(table.p["ss"])  # terms have weights: no test for counts of items
+        assert table.change["lms"] == 0
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("{", "got JSONDecodeError"),
+            ("[]", "got TypeError"),
+            ('{"data": {}}', "got KeyError.'intrasentence'"),
+            (
+                '{"data": {"intrasentence": 3}}',
+                'a list under "data", "intrasentence".*dev.json from',
+            ),
+            ('{"data": {"intrasentence": []}}', "at least one row for stereoset"),
+            ('{"data": {"intrasentence": [3]}}', "item 0 of stereoset has no column 'target'"),
+        ],
+    )
+    def test_a_file_of_another_kind_is_refused(self, text, message, small, tokenizer, tmp_path):
+        path = tmp_path / "dev.json"
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"^data: .*{message}"):
+            fl.run_lm_eval(small, tokenizer, "stereoset", data={"stereoset": path})
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("gold_label", "unrelated"), ("sentence", " "), ("sentence", None), ("gold_label", None)],
+    )
+    def test_an_item_without_its_three_sentences_is_refused(self, key, value, small, tokenizer):
+        items = dev_json()["data"]["intrasentence"]
+        items[3]["sentences"][0][key] = value
+        missing = [item | {"sentences": item["sentences"][:2]} for item in items]
+        doubled = [item | {"sentences": item["sentences"] * 2} for item in items]
+        for number, bad in ((3, items), (0, missing), (0, doubled)):
+            with pytest.raises(ValueError, match=f"data: item {number} of stereoset needs three"):
+                fl.run_lm_eval(small, tokenizer, "stereoset", data={"stereoset": bad})
+
+    def test_without_a_file_it_says_where_to_get_it(self, small, tokenizer):
+        advice = "download data/dev.json from github.com/moinnadeem/StereoSet"
+        with pytest.raises(ValueError, match=f"data: expected a file for stereoset.*{advice}"):
+            fl.run_lm_eval(small, tokenizer, ["boolq", "stereoset"])
+        with pytest.raises(FileNotFoundError, match=f"no file nowhere.json for .*{advice}"):
+            fl.run_lm_eval(small, tokenizer, "stereoset", data={"stereoset": "nowhere.json"})
+
+    def test_a_sentence_longer_than_the_model_reads_is_refused(self, tokenizer):
+        data = {"stereoset": dev_json()["data"]["intrasentence"]}
+        with pytest.raises(ValueError, match="model: it reads up to 4 tokens"):
+            fl.run_lm_eval(tiny_model(max_position_embeddings=4), tokenizer, "stereoset", data=data)
 
 
 class TestMiniSets:

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness on a model in memory.
+"""EleutherAI's lm-evaluation-harness on a model in memory, and StereoSet, which it lacks.
 
 Contents: `run_lm_eval`; its steps, from the harness's model to the items: `quiet_harness`,
 `frugal_model`, `evaluate`, `items_of`.
@@ -25,9 +25,9 @@ from fairlab.passes import (
     progress,
 )
 from fairlab.suites.bbq import bbq_item, check_bbq_length
-from fairlab.suites.likelihoods import log_likelihoods
+from fairlab.suites.likelihoods import log_likelihoods, start_token
 from fairlab.suites.summaries import summarize_items
-from fairlab.suites.tasks import TASKS, choose_items, fetch_rows, read_rows
+from fairlab.suites.tasks import STEREOSET_LABELS, TASKS, choose_items, fetch_rows, read_rows
 
 WIKITEXT_WINDOW = 1024  # tokens in a forward pass
 
@@ -52,10 +52,13 @@ def run_lm_eval(
     Parameters
     ----------
     tasks : str or list of str
-        "lambada_openai", "boolq", "crows_pairs_english", "bbq", "wikitext".
+        "lambada_openai", "boolq", "crows_pairs_english", "bbq", "wikitext"; and
+        "stereoset", which the harness lacks: fairlab's own, and only with `data`.
     data : dict, optional
         Task → a local file (.jsonl, .csv; for WikiText also the raw .txt) or a list of rows, with
-        the columns that the set has on the Hub. The items of other tasks come from the Hub.
+        the columns that the set has on the Hub. The items of other tasks come from the Hub. For
+        StereoSet: data/dev.json of github.com/moinnadeem/StereoSet (CC BY-SA 4.0), or a list of the
+        items that stand in it under "data", "intrasentence".
     samples : dict, optional
         Task → how many items, drawn at random with a fixed seed; or their numbers. All by default.
     batch_size : int
@@ -73,11 +76,12 @@ def run_lm_eval(
     Raises
     ------
     ModuleNotFoundError
-        The harness is not installed.
+        The harness is not installed (StereoSet alone does without it).
     ValueError, FileNotFoundError
         Unknown task, data or samples for a task that is not run, rows without a column, item
         numbers that are not there, a file of another kind, a batch size that is no whole number, a
-        model in training mode, a question of BBQ longer than the model's sliding window.
+        model in training mode, a question of BBQ longer than the model's sliding window, StereoSet
+        without `data`, or an item of it without one sentence of each label.
 
     Notes
     -----
@@ -96,12 +100,20 @@ def run_lm_eval(
 
     WikiText is read in windows of 1,024 tokens, or fewer where the model holds fewer; the harness
     would take all that a model holds.
+
+    StereoSet has three sentences an item that differ in one place: a stereotype, its opposite, and
+    one that makes no sense. The likelihood of a sentence is the *mean* of log p over its tokens, in
+    nats, as in StereoSet's own scorer for GPT-2; a sum would favour fewer tokens. But here all
+    tokens are read after the start token, there only the first is. Many of its items hold no
+    stereotype, are ungrammatical, or differ in more than the group: read its scores with care
+    (Blodgett et al., "Stereotyping Norwegian Salmon", 2021).
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     data, samples = dict(data or {}), dict(samples or {})
     _check_arguments(names, data, samples, batch_size)
     check_ready(model, longest=0)
-    _check_installed()
+    if any(TASKS[name].folder for name in names):
+        _check_installed()
 
     rows, chosen = {}, {}
     # local data first: bad rows are refused before anything is fetched
@@ -113,6 +125,10 @@ def run_lm_eval(
 
     items = []
     for name in names:
+        if name == "stereoset":
+            wanted = {number: rows[name][number] for number in chosen[name]}
+            items += _stereoset_items(model, tokenizer, wanted, batch_size)
+            continue
         with quiet_harness():
             lm = frugal_model(model, tokenizer, name, batch_size)
             measured = evaluate(lm, name, [rows[name][number] for number in chosen[name]])
@@ -127,6 +143,8 @@ def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size
         raise ValueError(f"tasks: expected at least one of {', '.join(TASKS)}; got none")
     for name in names:
         check_option("tasks", name, tuple(TASKS))
+        if TASKS[name].advice and name not in data:
+            raise ValueError(f"data: expected a file for {name}; got none{TASKS[name].advice}")
     for argument, by_task in (("data", data), ("samples", samples)):
         for name in by_task:
             check_option(argument, name, names)
@@ -190,8 +208,7 @@ def frugal_model(
     options = {"batch_size": batch_size}
     if task == "wikitext":  # a page has up to 17,000 tokens, and all of their logits are read
         options = {"batch_size": 1, "max_length": min(WIKITEXT_WINDOW, context_length(model))}
-    # what stands before a text without context; None: the harness takes BOS or EOS
-    start = tokenizer.get_vocab().get("<|endoftext|>")
+    start = start_token(tokenizer)
     return FrugalModel(pretrained=model, tokenizer=tokenizer, prefix_token_id=start, **options)
 
 
@@ -284,3 +301,26 @@ _ITEMS = {
     "crows_pairs_english": _crows_pairs_item,
     "wikitext": _wikitext_item,
 }
+
+
+def _stereoset_items(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Mapping, batch_size: int
+) -> list[dict]:
+    """Return items from rows by number: the mean of log p over the tokens of each sentence."""
+    start, requests = start_token(tokenizer), []
+    for row in rows.values():
+        for label in STEREOSET_LABELS:
+            # special tokens are no part of a sentence, and would be scored with it
+            ids = tokenizer(row["sentences"][label], add_special_tokens=False).input_ids
+            requests.append(([start], ids))
+    longest = max(len(ids) for _, ids in requests)
+    check_ready(model, longest=longest)
+    found = log_likelihoods(model, requests, batch_size, max_length=longest)
+    means = [log_p / len(ids) for (log_p, _), (_, ids) in zip(found, requests, strict=True)]
+
+    items, names = [], ("log_p_stereotype", "log_p_anti", "log_p_unrelated")
+    for place, (number, row) in enumerate(rows.items()):
+        item = {"task": "stereoset", "item": number, "cluster": row["target"]}
+        item["category"] = row["bias_type"]
+        items.append(item | dict(zip(names, means[3 * place : 3 * place + 3], strict=True)))
+    return items

@@ -1,6 +1,6 @@
 """Log-probabilities of continuations, with no more rows and logits than these need.
 
-Contents: `log_likelihoods`.
+Contents: `log_likelihoods`, `start_token`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.passes import at_least_float32, progress
 
@@ -64,6 +64,13 @@ def log_likelihoods(
     for start in progress(range(0, len(rows), batch_size), desc="benchmark", unit="batch"):
         results.update(_score_batch(model, rows[start : start + batch_size]))
     return [results[request] for request in requests]
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what stands before a text without context: `<|endoftext|>`, else BOS, else EOS."""
+    known = tokenizer.get_vocab().get("<|endoftext|>")
+    options = (known, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return next(token for token in options if token is not None)
 
 
 def _rows_of(requests: Sequence[Request], max_length: int, side_by_side: bool) -> list[Row]:

@@ -27,9 +27,9 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         One row a task and metric: `task`, `metric` (under the harness's name where it has one),
         `n` (items that count for it), `value`; `standard_error` by a jackknife over clusters
-        (passages, templates, else items) and the 95 % interval from it, `low` and `high` (of shares
-        on the logit scale, of perplexities on the log scale), all NaN where every cluster says the
-        same; `majority`: the accuracy of always giving the commonest answer, else NaN.
+        (passages, templates, terms, else items) and the 95 % interval from it, `low` and `high` (of
+        shares on the logit scale, of perplexities on the log scale), all NaN where every cluster
+        says the same; `majority`: the accuracy of always giving the commonest answer, else NaN.
 
         CrowS-Pairs: the share of pairs whose stereotyped sentence is the likelier one, in all and
         by which of the two has fewer characters; `log_odds`, the mean of log p(stereotyped) − log
@@ -38,6 +38,11 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
         BBQ: beside the harness's scores `share of unknown`, `log_odds_…` (see `run_lm_eval`; nats a
         token, positive towards the stereotype, 0: no preference) and `forced_accuracy_disamb`
         (chance: 0.5).
+
+        StereoSet: means over terms of shares of each term's items. `ss`: the stereotype is likelier
+        than its opposite, in all and by kind of bias (0.5: no preference). `lms`: one of these two
+        is likelier than the sentence that makes no sense (the mean of both; 1 is best). `icat` =
+        lms · min(ss, 1 − ss) / 0.5; its interval is rough near ss = 0.5, where min has a kink.
     """
     frame = _with_clusters(items)
     rows = []
@@ -80,7 +85,7 @@ def _interval(metric: Metric, value: float, half: float) -> tuple[float, float]:
     """Return value ± half, of shares and perplexities on a scale where no end is impossible."""
     if math.isnan(half):
         return math.nan, math.nan
-    if metric.is_share:  # the logit scale
+    if metric.is_share or metric.is_mean_of_shares:  # the logit scale
         center, spread = special.logit(value), half / (value * (1 - value))
         return float(special.expit(center - spread)), float(special.expit(center + spread))
     if metric.is_perplexity:  # the log scale

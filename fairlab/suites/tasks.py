@@ -1,6 +1,6 @@
 """The benchmarks and their items, from a file, from a list, or from the Hub.
 
-Contents: `TASKS`, `read_rows`, `fetch_rows`, `choose_items`.
+Contents: `TASKS`, `STEREOSET_LABELS`, `read_rows`, `fetch_rows`, `choose_items`.
 """
 
 import csv
@@ -15,13 +15,19 @@ from pathlib import Path
 class Task:
     """Where a benchmark is kept, and which columns it reads."""
 
-    folder: str  # in the harness's own folder of tasks
-    hub_id: str
-    configuration: str
-    split: str
-    columns: tuple[str, ...]
+    folder: str  # in the harness's own folder of tasks; "" if it has no such task
+    hub_id: str = ""
+    configuration: str = ""
+    split: str = ""
+    columns: tuple[str, ...] = ()
+    advice: str = ""  # where to get the file of what is not fetched
 
 
+_STEREOSET_ADVICE = (
+    "; download data/dev.json from github.com/moinnadeem/StereoSet (CC BY-SA 4.0) "
+    'and give its path: data={"stereoset": path}'
+)
+STEREOSET_LABELS = ("stereotype", "anti-stereotype", "unrelated")
 TASKS = {
     "lambada_openai": Task(
         "lambada",
@@ -71,6 +77,7 @@ TASKS = {
         split="test",
         columns=("page",),
     ),
+    "stereoset": Task("", columns=("target", "bias_type", "sentences"), advice=_STEREOSET_ADVICE),
 }
 
 
@@ -82,13 +89,15 @@ def read_rows(task: str, source: str | Path | Sequence[Mapping]) -> list[dict]:
     rows = []
     for number, row in enumerate(source):
         for column in columns:
-            if column not in row:
+            if not isinstance(row, Mapping) or column not in row:
                 raise ValueError(
                     f"data: item {number} of {task} has no column {column!r}; expected {columns}"
                 )
         rows.append({column: row[column] for column in columns})
         if "label" in columns:
             rows[-1]["label"] = int(rows[-1]["label"])  # a .csv file holds it as text
+        if task == "stereoset":
+            rows[-1]["sentences"] = _by_label(number, row["sentences"])
     if not rows:
         raise ValueError(f"data: expected at least one row for {task}; got none")
     return rows
@@ -97,15 +106,44 @@ def read_rows(task: str, source: str | Path | Sequence[Mapping]) -> list[dict]:
 def _read_file(task: str, path: Path) -> list[dict]:
     """Return all rows of a file with all of their columns."""
     if not path.is_file():
-        raise FileNotFoundError(f"data: there is no file {path} for {task}")
+        raise FileNotFoundError(f"data: there is no file {path} for {task}{TASKS[task].advice}")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))
+    if task == "stereoset":
+        return _intrasentence_items(text)
     if path.suffix == ".txt" and task == "wikitext":
         return [{"page": page} for page in _pages(text)]
     raise ValueError(f"data: expected a .jsonl or .csv file for {task}; got {path.name}")
+
+
+def _intrasentence_items(text: str) -> list:
+    """Return the items of StereoSet's file whose sentences differ in one place."""
+    try:
+        return list(json.loads(text)["data"]["intrasentence"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            'data: expected JSON with a list under "data", "intrasentence" for stereoset; '
+            f"got {error!r}{_STEREOSET_ADVICE}"
+        ) from error
+
+
+def _by_label(number: int, sentences: Sequence[Mapping]) -> dict[str, str]:
+    """Return the sentences of an item of StereoSet by gold label; refuse it if one is missing."""
+    try:
+        by_label = {each["gold_label"]: each["sentence"] for each in sentences}
+        # an empty sentence has no likelihood
+        valid = len(sentences) == 3 and all(by_label[label].strip() for label in STEREOSET_LABELS)
+    except (AttributeError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"data: item {number} of stereoset needs three sentences, one with each gold_label: "
+            f"{', '.join(STEREOSET_LABELS)}; got {sentences!s:.200}"
+        )
+    return by_label
 
 
 def _pages(text: str) -> Iterator[str]:
