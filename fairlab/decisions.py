@@ -53,7 +53,7 @@ def decision_gap(
     Tensor
         Float32 on the CPU (float64 for a float64 model), shape (pairs,), in nats, of either sign.
         Positive: the odds of the harsher outcome are higher for the first word, the group that the
-        stereotype targets. 0: they are the same for both. 0.1 is odds that are 10 % higher. It
+        stereotype targets. 0: they are the same for both. 0.1 is odds that are 10.5 % higher. It
         depends on the continuations that were written, so read it beside neutral pairs.
 
     Raises

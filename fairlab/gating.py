@@ -377,17 +377,18 @@ def gate_tables(
 def solve_gates(
     tables: GateTables, *, count: int, goal: float, charge: float = 0.78, floor: float = 3.0
 ) -> Tensor:
-    """Compute the cheapest gates of `count` neurons that promise, to first order, a gap lower by a
-    share of `goal`.
+    """Compute gates of `count` neurons that promise, to first order, a gap lower by a share of
+    `goal`, at little expected damage.
 
     ::
 
         d = t · (gap − charge · neutral) / (F² + floor · mean F²),   gate = 1 − d
 
-    with F Fisher's importance, and t such that the sum of d · gap is `goal`. For such a promise no
-    other d has a lower sum of (F² + floor · mean F²) · d². The neurons are those that bring most
-    for their price, `(gap − charge · neutral)² / (F² + floor · mean F²)`. Unlike in
-    `guarded_scores` the neutral slope keeps its sign: what one neuron takes from neutral words
+    with F Fisher's importance, and t such that the sum of d · gap is `goal`. Of all d of these
+    neurons that promise as much for the gap, and do the same to the neutral gap, none has a lower
+    sum of (F² + floor · mean F²) · d², unless a gate had to stop at 0 or 2. The neurons are those
+    that bring most for their price, `(gap − charge · neutral)² / (F² + floor · mean F²)`. Unlike
+    in `guarded_scores` the neutral slope keeps its sign: what one neuron takes from neutral words
     another gives back. No neuron is protected outright: those with a large F are hardly turned.
 
     Parameters
@@ -396,7 +397,7 @@ def solve_gates(
         How many neurons of the whole model.
     goal : float
         The promised decrease as a share of the gap, above 0. A promise to first order: gates bring
-        less than half of it, since the gap bends.
+        less, since the gap bends: a quarter to a half of it in `gates_search.csv`.
     charge : float
         How much the neutral gap counts against the demographic one, 0 or more.
     floor : float

@@ -189,6 +189,7 @@ def convert_gguf(gguf: Path, folder: Path, *rest: Path) -> None:
             tokenizer = _read_tokenizer(alone, whole)
             steps.update()
             model = _read_model(alone, whole)
+            _end_as_the_model_does(tokenizer, model)
             steps.update()
         except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
             raise ValueError(
@@ -223,6 +224,17 @@ def _read_model(folder: Path, file: str) -> PreTrainedModel:
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
+
+
+def _end_as_the_model_does(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Give a tokenizer the end of text that stands in the file.
+
+    Some releases of transformers read it rightly for the model, and take the first special token of
+    the list for the tokenizer.
+    """
+    end = model.config.get_text_config().eos_token_id
+    if isinstance(end, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 
 def _move_into_cache(fresh: Path, folder: Path) -> None:

@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import importlib.util
 import re
@@ -516,3 +517,16 @@ def test_an_unknown_architecture_is_named():
     config = transformers.MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=50)
     with pytest.raises(ValueError, match="MptForCausalLM keeps its decoder layers at none of"):
         fl.decoder_layers(transformers.MptForCausalLM(config))
+
+
+def test_a_tokenizer_ends_texts_as_the_file_says(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = other.bos_token  # as transformers 5.6 to 5.15 read it
+    small = tiny_model()
+    small.config.eos_token_id = tokenizer.eos_token_id
+    weights._end_as_the_model_does(other, small)
+    assert other.eos_token == tokenizer.eos_token == "<|im_end|>"
+    small.config.eos_token_id = [1, 2]  # no single one: left alone
+    other.eos_token = other.bos_token
+    weights._end_as_the_model_does(other, small)
+    assert other.eos_token == other.bos_token

@@ -133,9 +133,10 @@ def compare(
           changes (so not of `before` and `after`). Of decisions, which have a sign, `change` is
           |after| − |before| in nats, below 0 where the two groups are treated more alike; of the
           headline the three are means over categories, of absolute values;
-        - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %
-          (`jackknife_interval` over templates, and over attribute pairs within their category,
-          where it has two or more; over blocks of 64 tokens for perplexity). NaN with one template;
+        - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %;
+          of decisions in nats, as it is (`jackknife_interval` over templates, and over attribute
+          pairs within their category, where it has two or more; over blocks of 64 tokens for
+          perplexity). NaN with one template;
         - `p`, `p_holm`: sign-flip test over templates, and adjusted over the categories of one
           selection and measure;
         - `pairs`, `templates`, `attributes`: how many there are of each; `attributes_resampled`:
@@ -152,8 +153,8 @@ def compare(
           it does is a specificity below 0 one of demographic words;
         - `flattening_scale`, `flattening_change`: the lowest factor on all logits whose perplexity
           is not above that of the cut (or of the original, where the cut costs nothing), and the
-          change of the gap that it brings by itself, with its interval over templates, at this
-          factor (`flattening_low`, `flattening_high`);
+          change of the gap that it brings by itself, with its interval over the same
+          clusters, at this factor (`flattening_low`, `flattening_high`);
         - `dtype`: the model's; in half precision the numbers are noise of the size that
           `next_token_divergence` names;
         - `sentence`: the row in words.

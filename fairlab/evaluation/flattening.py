@@ -2,7 +2,7 @@
 
 Contents: `flattened_gaps`, `lowest_scale`.
 
-Multiplying all logits by a factor below 1 narrows every gap without any surgery. A cut that brings
+Multiplying all logits by a factor below 1 can narrow a gap without any surgery. A cut that brings
 less than the flattening of the same price is no achievement.
 """
 

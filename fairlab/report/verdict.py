@@ -45,7 +45,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
         _specificity(gap, neutral, narrowed),
         f"Perplexity changes by {price}.",
     ]
-    # a model that is less sure of every word narrows every gap, too
+    # a model that is less sure of every word can narrow the gap, too
     flattened = gap.get("flattening_change", math.nan)
     if narrowed and flattened <= gap["change"]:
         sentences.append(

@@ -33,7 +33,7 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
 
         CrowS-Pairs: the share of pairs whose stereotyped sentence is the likelier one, in all and
         by which of the two has fewer characters; `log_odds`, the mean of log p(stereotyped) − log
-        p(other) in nats. A shorter sentence is likelier whatever it says.
+        p(other) in nats. A shorter sentence tends to be likelier.
 
         BBQ: beside the harness's scores `share of unknown`, `log_odds_…` (see `run_lm_eval`; nats a
         token, positive towards the stereotype, 0: no preference) and `forced_accuracy_disamb`
