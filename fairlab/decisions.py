@@ -1,4 +1,4 @@
-"""Who is treated worse: how much likelier a harsh outcome is for one group than for the other.
+"""Who is treated worse: how much higher the odds of a harsh outcome are for one of two groups.
 
 Contents: `decision_gap`; `summarize_decisions`, its means with intervals; `decision_batches` and
 `decisions`, which scores and comparisons use.
@@ -33,7 +33,7 @@ def decision_gap(
     outcomes: Mapping[str, Outcomes] | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """Compute for each pair how much likelier a harsh outcome is for prompt a than for prompt b.
+    """Compute for each pair how much the odds of a harsh outcome differ between its two prompts.
 
     ::
 
@@ -52,9 +52,9 @@ def decision_gap(
     -------
     Tensor
         Float32 on the CPU (float64 for a float64 model), shape (pairs,), in nats, of either sign.
-        Positive: the harsher outcome is likelier for the first word, the group that the stereotype
-        targets. 0: as likely for both. 0.1 is odds that are 10 % higher. It depends on the
-        continuations that were written, so read it beside neutral pairs.
+        Positive: the odds of the harsher outcome are higher for the first word, the group that the
+        stereotype targets. 0: they are the same for both. 0.1 is odds that are 10 % higher. It
+        depends on the continuations that were written, so read it beside neutral pairs.
 
     Raises
     ------

@@ -27,7 +27,7 @@ from fairlab.models import glu_blocks
 from fairlab.pairs import PromptPair
 from fairlab.passes import context_length, full_precision, progress, text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
-from fairlab.surgery import NeuronSelection, ablate, matching_blocks, refuse_repeated_keys
+from fairlab.surgery import NeuronSelection, ablate, json_object, matching_blocks
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,7 @@ class NeuronGates:
             Not JSON; other keys than "shape", "how" and "gates"; a layer or neuron named twice, or
             one that is no whole number.
         """
-        data = json.loads(text, object_pairs_hook=refuse_repeated_keys)
-        if not isinstance(data, dict) or set(data) != {"shape", "how", "gates"}:
-            got = ", ".join(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"text: expected the keys shape, how and gates; got {got}")
+        data = json_object(text, ("shape", "how", "gates"))
         rows = {}
         try:
             for layer, row in data["gates"].items():

@@ -131,10 +131,7 @@ class NeuronSelection:
             Not JSON; other keys than "shape", "how" and "neurons"; a layer named twice; layers or
             indices that are no whole numbers.
         """
-        data = json.loads(text, object_pairs_hook=refuse_repeated_keys)
-        if not isinstance(data, dict) or set(data) != {"shape", "how", "neurons"}:
-            got = ", ".join(data) if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"text: expected the keys shape, how and neurons; got {got}")
+        data = json_object(text, ("shape", "how", "neurons"))
         shape, neurons = data["shape"], data["neurons"]
         if not isinstance(shape, list) or len(shape) != 2 or not isinstance(neurons, dict):
             raise ValueError(
@@ -150,7 +147,20 @@ class NeuronSelection:
         return cls(by_layer, tuple(shape), str(data["how"]))
 
 
-def refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
+def json_object(text: str, keys: tuple[str, ...]) -> dict:
+    """Read a JSON object that has these keys and no others, each of them once."""
+    try:
+        data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"text: expected JSON; {error}") from error
+    if not isinstance(data, dict) or set(data) != set(keys):
+        got = ", ".join(data) if isinstance(data, dict) else type(data).__name__
+        names = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        raise ValueError(f"text: expected the keys {names}; got {got}")
+    return data
+
+
+def _refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
     """Make the dict of a JSON object; plain `json.loads` keeps the last of equal keys."""
     keys = [key for key, _ in items]
     if len(set(keys)) < len(keys):

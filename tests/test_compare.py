@@ -675,9 +675,17 @@ README_ROWS = {  # in the README's table → in models.csv
 }
 
 
+README_ROWS_OF_GEMMA = {
+    "Gemma: the article's cut": "article",
+    "Gemma: the guarded cut": "guarded",
+    "Gemma: learned gates": "learned gates",
+}
+GEMMA = "gemma-3-270m"
+
+
 def of_the_default_model(name="results/models.csv", **values):
     """Return the rows of the default model: the table has those of another one, too."""
-    return frozen(name, model="SmolLM2-135M-Instruct", **values)
+    return frozen(name, model=fl.DEFAULT_MODEL, **values)
 
 
 def with_interval(row, form=".1%"):
@@ -693,9 +701,9 @@ def in_points(row):
     return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def readings_on_the_test_pairs(method):
+def readings_on_the_test_pairs(method, model=fl.DEFAULT_MODEL):
     """Return the rows of one method that the README quotes, by measure and row."""
-    table = of_the_default_model(method=method).set_index(["measure", "row"])
+    table = frozen("results/models.csv", model=model, method=method).set_index(["measure", "row"])
     named = {
         "gap": ("gap", "headline"),
         "neutral": ("gap", "neutral"),
@@ -711,8 +719,10 @@ def readme():
 
 
 def test_the_readme_says_what_the_frozen_tables_say(readme):
-    for name, method in README_ROWS.items():
-        read = readings_on_the_test_pairs(method)
+    rows = [(*row, fl.DEFAULT_MODEL) for row in README_ROWS.items()]
+    rows += [(*row, GEMMA) for row in README_ROWS_OF_GEMMA.items()]
+    for name, method, model in rows:
+        read = readings_on_the_test_pairs(method, model)
         cells = [
             name,
             str(read["gap"]["count"]),
@@ -724,7 +734,7 @@ def test_the_readme_says_what_the_frozen_tables_say(readme):
         ]
         line = "| " + " | ".join(cells) + " |"
         assert line in readme, f"put this into the README:\n{line}"
-    everything = of_the_default_model(measure="gap")
+    everything = frozen("results/models.csv", measure="gap")
     sizes = everything[everything.row.isin(["headline", "neutral"])]
     assert set(sizes.pairs) == {len(fl.load_pairs(split="test")), 66}
     assert set(sizes.templates) == {12}
@@ -769,6 +779,70 @@ def test_the_readme_names_the_catch_of_each_method(readme):
     assert f"on average {before:.3f} nats from 0" in readme
 
 
+def test_the_readme_says_what_a_second_model_does(readme):
+    article, guarded, learned = (
+        readings_on_the_test_pairs(method, GEMMA) for method in README_ROWS_OF_GEMMA.values()
+    )
+    gap = article["gap"]
+    assert gap.random_low < gap.change < gap.random_high
+    table = frozen("results/models.csv", model=GEMMA)
+    assert not table.method.isin(["balanced gates"]).any()  # their goal could not be reached
+    headlines = table[(table.measure == "gap") & (table.row == "headline")]
+    assert headlines.set_index("method").change.idxmin() == "learned gates"
+    prices = table[table.row == "text"].set_index("method").change
+    assert prices.idxmax() == "article"
+    categories = table[(table.measure == "gap") & (table.row == "category")].set_index("method")
+    assert len(categories.loc["guarded"]) == 8
+    assert (categories.loc["guarded"].change < 0).all()
+    gap = guarded["gap"]
+    assert gap.specificity_low < 0 < gap.specificity_high
+    gap = learned["gap"]
+    assert gap.high < gap.random_low
+    assert gap.high < gap.flattening_low
+    assert not gap.neutral_in_range
+    assert learned["neutral"].high < learned["neutral"].random_low
+    for text in (
+        f"neutral words lose far more than under random gates (down to "
+        f"{learned['neutral'].random_low:+.1%})",
+        f"on Gemma {learned['decision'].before:.3f}",
+    ):
+        assert text in readme, f"the README lacks: {text}"
+
+
+def test_the_readme_says_what_the_gates_cost_on_other_texts(readme):
+    table = of_the_default_model("results/benchmarks.csv").set_index(["task", "metric", "method"])
+
+    def of(task, metric, method="learned gates"):
+        """Return a change with its interval under the names that a comparison gives them."""
+        row = table.loc[(task, metric, method)].drop(["low", "high"])
+        return row.rename({"change_low": "low", "change_high": "high"})
+
+    wikitext, lambada = of("wikitext", "word_perplexity"), of("lambada_openai", "perplexity")
+    accuracy, boolq = of("lambada_openai", "acc"), of("boolq", "acc")
+    crows = of("crows_pairs_english", "pct_stereotype")
+    points = 100 * crows[["change", "low", "high"]].astype(float)
+    learned = readings_on_the_test_pairs("learned gates")["price"]
+    assert wikitext.low > learned.high  # they cost more there
+    assert lambada.low > learned.high
+    assert accuracy.high < 0
+    assert boolq.high < 0
+    assert crows.low < 0 < crows.high
+    dearer, cheaper = (
+        of("lambada_openai", "perplexity", method).change
+        for method in ("balanced gates", "guarded")
+    )
+    assert cheaper < lambada.change < dearer
+    for text in (
+        f"{with_interval(wikitext)} of perplexity on WikiText",
+        f"{with_interval(lambada)} on LAMBADA",
+        f"{100 * accuracy.change:+.1f} points of accuracy there",
+        f"{100 * boolq.change:+.1f} on BoolQ",
+        "({:+.1f} points [{:+.1f}, {:+.1f}])".format(*points),
+        f"cost {dearer:+.1%} on LAMBADA, the guarded cut {cheaper:+.1%}",
+    ):
+        assert text in readme, f"the README lacks: {text}"
+
+
 def test_the_readme_says_what_else_was_tried(readme):
     headlines = of_the_default_model(row="headline").set_index(["method", "measure"])
     gaps = headlines.xs("gap", level="measure").change
@@ -783,9 +857,10 @@ def test_the_readme_says_what_else_was_tried(readme):
     decisions = headlines.xs("decision", level="measure").change
     assert decisions.idxmin() == "searched gates, 0.6%"
     assert f"lower the decision gap most ({decisions.min():+.3f} nats)" in readme
-    wikitext = frozen("results/tries.csv", read_on="WikiText-2").set_index("count")
-    for count in (90, 92):
-        assert with_interval(wikitext.loc[count]) in readme
+    (second,) = frozen(
+        "results/models.csv", model=GEMMA, measure="gap", row="headline", count=0
+    ).change
+    assert f"(the erasure by {-second:.1%} on Gemma)" in readme
 
 
 def test_the_cuts_of_the_readme_cost_what_earlier_tables_say():
@@ -871,9 +946,7 @@ def test_every_reading_of_the_test_pairs_is_in_the_ledger():
 def test_the_data_card_counts_the_rows_of_the_frozen_tables():
     card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     counted = re.findall(r"^\| `(results/\w+\.csv)` \| (.*) \| ([\d +]+) \|$", card, re.MULTILINE)
-    assert len(counted) == 16
-    for name, what, count in counted:
+    assert len(counted) == 18
+    for name, _, count in counted:
         table = frozen(name)
-        if what.endswith("rows of the default model"):
-            table = of_the_default_model(name)
         assert len(table) == sum(map(int, count.split("+"))), name

@@ -162,16 +162,8 @@ def _decision_interval(
     before: NDArray, after: NDArray, groups: Sequence[NDArray], clusters: dict[str, NDArray]
 ) -> tuple[float, float]:
     """Return the 95 % interval of the mean over groups of |mean after| − |mean before|."""
-    index = np.concatenate(groups)
-    # three columns a group, whose sums are: before, after, number of pairs
-    columns = np.zeros((len(index), 3 * len(groups)))
-    start = 0
-    for number, group in enumerate(groups):
-        rows = slice(start, start + len(group))
-        columns[rows, 3 * number] = before[group]
-        columns[rows, 3 * number + 1] = after[group]
-        columns[rows, 3 * number + 2] = 1
-        start += len(group)
+    # the sums of the three columns of a group are: before, after, number of pairs
+    index, columns = _columns_to_sum(groups, before, after, np.ones(len(before)))
 
     def formula(sums: NDArray) -> NDArray:
         change = np.abs(sums[:, 1::3]) - np.abs(sums[:, 0::3])  # (cases, groups)
@@ -231,15 +223,8 @@ def change_interval(
     taken as it is.
     """
     parts = [*groups] if minus is None else [*groups, minus]
-    index = np.concatenate(parts)
-    # a pair of columns for each group, before and after: their sums make the group's ratio
-    columns = np.zeros((len(index), 2 * len(parts)))
-    start = 0
-    for number, part in enumerate(parts):
-        rows = slice(start, start + len(part))
-        columns[rows, 2 * number] = before[part]
-        columns[rows, 2 * number + 1] = after[part]
-        start += len(part)
+    # the sums of the two columns of a group make its ratio
+    index, columns = _columns_to_sum(parts, before, after)
 
     def formula(sums: NDArray) -> NDArray:
         ratios = sums[:, 1::2] / sums[:, 0::2]  # (cases, groups)
@@ -253,6 +238,20 @@ def change_interval(
         if minus is None:
             ends = np.expm1(ends)
     return float(ends[0]), float(ends[1])
+
+
+def _columns_to_sum(groups: Sequence[NDArray], *readings: NDArray) -> tuple[NDArray, NDArray]:
+    """Return the indices of all groups' pairs, and one column for each group and reading: what was
+    read of the pairs of that group, 0 for the others."""
+    index = np.concatenate(groups)
+    columns = np.zeros((len(index), len(groups) * len(readings)))
+    start = 0
+    for number, group in enumerate(groups):
+        rows = slice(start, start + len(group))
+        for place, values in enumerate(readings):
+            columns[rows, number * len(readings) + place] = values[group]
+        start += len(group)
+    return index, columns
 
 
 def _test_and_counts(
