@@ -340,3 +340,34 @@ def test_benchmarks_hold_gates_against_gates_and_cuts_against_cuts(load, monkeyp
     assert controls("learned gates") == (0.3, 0.4, 2)
     assert controls("random 1") == (0.1, 0.1, 1)
     assert controls("random gates 2") == (0.3, 0.3, 1)
+
+
+def test_the_frozen_benchmarks_follow_from_their_own_rows():
+    """What the table says of controls, tests and changes is computed again from its rows."""
+    table = pd.read_csv(ROOT / "data/results/benchmarks.csv")
+    assert (table.groupby("method").size() == 19).all()
+    assert table.method.nunique() == 16
+    assert set(table.device) == {"cuda:0, torch.float32"}
+    assert table.commit.nunique() == 1
+
+    before = table[table.method == "original"].set_index(["task", "metric"]).value
+    for (task, metric), rows in table.groupby(["task", "metric"]):
+        rows = rows.set_index("method").drop("original")
+        change = rows.value - before[task, metric]
+        if "perplexity" in metric:
+            change = rows.value / before[task, metric] - 1
+        assert rows.change.values == pytest.approx(change.values, abs=1e-5)
+
+        told = ((rows.change_low > 0) | (rows.change_high < 0)) & ~(rows.p >= 0.05)
+        assert (rows.told.astype(bool) == told).all()
+        shares = rows[rows.p.notna()]
+        moved = (shares.gained - shares.lost) / shares.n
+        assert shares.change.values == pytest.approx(moved.values, abs=1e-6)
+        for name, row in rows.iterrows():
+            kind = "random gates" if "gates" in name else "random"
+            controls = [f"{kind} {number}" for number in range(1, 6)]
+            others = rows.change[[other for other in controls if other != name]]
+            assert row.n_random == len(others)
+            assert (row.random_low, row.random_high) == (others.min(), others.max())
+            surely = (others < row.change - 1e-6).sum()  # a tie falls to either side by rounding
+            assert surely <= row.random_below <= (others < row.change + 1e-6).sum()
