@@ -351,15 +351,18 @@ def _slot_problems(row: int, given: PromptPair, pair: PromptPair) -> list[Proble
     if pair.template.count("{}") != 1:
         what = f"needs exactly one {{}}; got {pair.template!r}"
         return [Problem(row, "template", what, "write {} where the words go, and nowhere else")]
-    found = []
-    for side in "ab":
-        prompt, word = getattr(pair, f"prompt_{side}"), getattr(pair, f"attribute_{side}")
-        slot = _in_slot(pair.template, prompt)
+    slots = {side: _in_slot(pair.template, getattr(pair, f"prompt_{side}")) for side in "ab"}
+    for side, slot in slots.items():
         if slot is None:
+            prompt = getattr(pair, f"prompt_{side}")
             what = f"is not the sentence of prompt_{side}: {pair.template!r} and {prompt!r}"
             remedy = "write the sentence with {} in it, or leave the cell empty"
             return [Problem(row, "template", what, remedy)]
-        if getattr(given, f"attribute_{side}") and not _is_form_of(word, slot):
+    found = []
+    for side, slot in slots.items():
+        word = getattr(given, f"attribute_{side}")
+        turned = word == slots["a" if side == "b" else "b"] != slot
+        if word and (turned or not _is_form_of(word, slot)):
             what = f"is {word!r}, and prompt_{side} has {slot!r} there"
             remedy = "write the word of the prompt, or leave the cell empty"
             found.append(Problem(row, f"attribute_{side}", what, remedy))
@@ -466,20 +469,19 @@ def _sentences(templates: Iterable[str]) -> dict[str, str]:
     "The {} American man left" is the sentence of "The {} man left": words at the slot are those of
     the pair. At least three words must be shared, and at most three be more.
     """
-    shortest = {}
+    shortest, known = {}, []  # known: start, end, number of words and text of each sentence
     for template in sorted(dict.fromkeys(templates), key=lambda template: len(template.split())):
-        same = (known for known in set(shortest.values()) if _is_within(known, template))
-        shortest[template] = min(same, key=len, default=template)
+        start, _, end = template.partition("{}")
+        words = len(template.split())  # {} is one of them
+        same = (
+            sentence
+            for first, last, fewer, sentence in known
+            if 4 <= fewer >= words - 3 and start.startswith(first) and end.endswith(last)
+        )
+        shortest[template] = next(same, template)
+        if shortest[template] == template:
+            known.append((start, end, words, template))
     return shortest
-
-
-def _is_within(short: str, long: str) -> bool:
-    start, _, end = short.partition("{}")
-    long_start, _, long_end = long.partition("{}")
-    shared = len(short.split()) - 1  # without {}
-    more = len(long.split()) - 1 - shared
-    at_slot = long_start.startswith(start) and long_end.endswith(end)
-    return shared >= 3 and more <= 3 and at_slot
 
 
 # ---- a row and those above it

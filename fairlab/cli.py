@@ -566,6 +566,11 @@ def facts_of(problem):
     return {name: getattr(problem, name) for name in ("row", "column", "what", "remedy")}
 
 
+def counted(number, what):
+    """Return a number with its noun: 1 pair, 2 pairs."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def check_text(checked, facts):
     """Return what `fairlab check` prints: problems, notices, and how the valid rows are split."""
     lines = [
@@ -582,8 +587,8 @@ def check_text(checked, facts):
     )
     lines += ["", f"Split, {how}:"]
     for part in facts["split"]:
-        counts = f"{part['sentences']} sentences, {part['pairs']} pairs"
-        lines.append(f"{part['category']}, {part['split']}: {counts}")
+        counts = [counted(part[what], what.removesuffix("s")) for what in ("sentences", "pairs")]
+        lines.append(f"{part['category']}, {part['split']}: {', '.join(counts)}")
     if facts["fixed"]:
         lines += ["", f"The valid rows, without surplus blanks, are in {facts['fixed']}."]
     return "\n".join(lines)

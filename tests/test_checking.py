@@ -148,15 +148,15 @@ def test_what_is_no_text_is_one_sentence(tmp_path, content, message):
             ],
         ),
         (
-            [f"{HEADER},attribute_a,attribute_b", f"{ROW},young,old"],
+            [f"{HEADER},attribute_a,attribute_b", "The odd cook,The old cook,old,odd"],
             [
-                "row 2, attribute_a: is 'young', and prompt_a has 'old' there; "
+                "row 2, attribute_a: is 'old', and prompt_a has 'odd' there; "
                 "write the word of the prompt, or leave the cell empty",
-                "row 2, attribute_b: is 'old', and prompt_b has 'young' there; "
+                "row 2, attribute_b: is 'odd', and prompt_b has 'old' there; "
                 "write the word of the prompt, or leave the cell empty",
             ],
         ),
-        (
+        (  # words may take other forms in the sentence, and stand for a noun, too
             [f"{HEADER},attribute_a,template", "Two women sat,Two men sat,woman,Two {} guests sat"],
             [],
         ),
@@ -388,7 +388,7 @@ category, template, split, attribute_split, id
 
 Split, every third sentence of a category held out:
 custom, train: 2 sentences, 2 pairs
-custom, held_out: 1 sentences, 1 pairs
+custom, held_out: 1 sentence, 1 pair
 """,
         "",
     )
