@@ -1,11 +1,10 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
-→ `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`, `behavior` → `scores` →
-`surgery` → `gating` → `recipes`, `learning`, `planting`, `evaluation` → `suites` → `plots` →
-`widgets`, `report` → `cli`. The names
-that lessons use are here; nothing runs on import, and a room is opened when the first of its names
-is used.
+→ `checking`, `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`, `behavior` →
+`scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`, `evaluation` → `suites` →
+`plots` → `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import,
+and a room is opened when the first of its names is used.
 
 What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
 `PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from
@@ -20,6 +19,7 @@ from fairlab._version import __version__ as __version__
 _ROOMS = {
     "behavior": ("generate", "next_token_divergence", "top_token_shifts"),
     "capture": ("CAPTURE_POINTS", "neuron_differences", "record"),
+    "checking": ("check_file", "read_pairs"),
     "decisions": ("decision_gap", "summarize_decisions"),
     "diagnosis": ("article_metric", "layer_differences", "project_pair"),
     "evaluation.chance": ("random_selections",),
@@ -29,7 +29,7 @@ _ROOMS = {
     "gates": ("gate",),
     "gating": ("NeuronGates", "balanced_gates", "fold_gates", "gated"),
     "learning": ("learned_gates",),
-    "models": ("decoder_layers", "describe_model", "load_model"),
+    "models": ("decoder_layers", "describe_model", "load_model", "load_tokenizer"),
     "pairs": (
         "ARTICLE_PAIR",
         "Outcomes",
@@ -38,7 +38,6 @@ _ROOMS = {
         "check_pairs",
         "load_outcomes",
         "load_pairs",
-        "read_pairs",
     ),
     "passes": ("perplexity",),
     "planting": ("plant_neurons", "score_planted"),

@@ -1,4 +1,4 @@
-"""The surgery from a terminal: `fairlab diagnose`, `score`, `prune`, `compare`, `report`.
+"""The surgery from a terminal: `fairlab check`, `diagnose`, `score`, `prune`, `compare`, `report`.
 
 What a command prints is for people; with `--json` standard output is one strict JSON document and
 nothing else. Progress bars and notices go to standard error. `_about` lists the exit codes.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 
@@ -38,6 +38,12 @@ Fraction = Annotated[
 Random = Annotated[int, Option(help="Random cuts of the same size to compare with.")]
 Seed = Annotated[int, Option(help="Of the random cuts.")]
 Table = Annotated[Path | None, Option(help="CSV file to write the whole table to.")]
+Skip = Annotated[
+    bool,
+    Option(
+        "--skip-invalid", help="Leave out the rows of a file that have problems, and list them."
+    ),
+]
 Device = Annotated[str, Option(help="auto, cpu, cuda, …")]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
 Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
@@ -63,10 +69,57 @@ def _about() -> None:
 
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
     template, attribute_a, attribute_b and split. Pairs of the split train choose the neurons, those
-    of the split held_out measure; without the column, every third sentence is held out.
+    of the split held_out measure; without the column, every third sentence of a category is held
+    out. fairlab check mine.csv finds every problem in such a file within seconds.
 
-    Exit codes: 0 done; 2 the input was refused, with one line that says why; 1 anything else.
+    Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
+    problems; 1 anything else.
     """
+
+
+@app.command()
+def check(
+    file: Annotated[Path, Argument(help="CSV file of pairs, as a spreadsheet writes it.")],
+    model: Model = DEFAULT,
+    fix: Annotated[
+        Path | None, Option(help="CSV file to write the valid rows to, without surplus blanks.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Find every problem in a file of pairs; load no model, only its tokenizer.
+
+    Prints each problem with the row's number in a spreadsheet (the header is row 1) and a remedy:
+    words that the tokenizer splits into unlike numbers of tokens, with words that would fit; blanks
+    too many; templates that are not the prompts' sentence; what is there twice; a sentence that is
+    both for training and held out. Then notices, which leave a row valid, and how the valid rows
+    are split. Exit code 0: every row is valid; 2: there are problems, or the file can't be read.
+
+    \b
+    Example: fairlab check mine.csv --fix valid.csv
+    """
+    from fairlab.checking import fixed_csv, split_counts
+    from fairlab.files import write_text
+    from fairlab.models import load_tokenizer
+
+    check_output_file(fix, force, file, model, argument="fix")
+    checked = fl.check_file(file, tokenizer=load_tokenizer(model))
+    if fix:
+        write_text(fix, fixed_csv(checked))
+    facts = {
+        "file": str(file),
+        "form": checked.form,
+        "rows": len(checked.pairs),
+        "valid": len(checked.valid),
+        "problems": [facts_of(problem) for problem in checked.problems],
+        "notices": [facts_of(problem) for problem in checked.notices],
+        "split_by_file": "split" in checked.columns,
+        "split": split_counts(checked.valid),
+        "fixed": fix and str(fix),
+    }
+    emit(facts, as_json, check_text(checked, facts))
+    if checked.problems:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -76,6 +129,7 @@ def diagnose(
     neutral: Neutral = None,
     out: Table = None,
     force: Force = False,
+    skip_invalid: Skip = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -90,8 +144,9 @@ def diagnose(
     """
     check_output_file(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    demographic = valid_pairs(loaded[1], load_pool(pairs), pairs)
-    readings = pair_readings(loaded, demographic, neutral_pairs(loaded[1], neutral))
+    demographic = load_pool(loaded[1], pairs, skip_invalid)
+    neutral_ones = neutral_pairs(loaded[1], neutral, skip_invalid=skip_invalid)
+    readings = pair_readings(loaded, demographic, neutral_ones)
     gaps = gap_table(readings)
     text = f"{gaps.to_string(index=False)}\n{precision_note(loaded[0])}"
     facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": gaps.to_dict("records")}
@@ -106,6 +161,7 @@ def score(
     bias_weight: Weight = 0.5,
     out: Table = None,
     force: Force = False,
+    skip_invalid: Skip = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -130,7 +186,8 @@ def score(
 
     check_output_file(out, force, model, pairs)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    tables = score_tables(loaded, choosing_and_held_out(loaded[1], pairs)[0], method, bias_weight)
+    choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
+    tables = score_tables(loaded, choosing, method, bias_weight)
     index = pd.MultiIndex.from_product(map(range, tables["score"].shape))
     index.names = ["layer", "neuron"]
     columns = {name: values.flatten() for name, values in tables.items()}
@@ -151,6 +208,7 @@ def prune(
     bias_weight: Weight = 0.5,
     fraction: Fraction = 0.002,
     force: Force = False,
+    skip_invalid: Skip = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -170,7 +228,7 @@ def prune(
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
     loaded = fl.load_model(model, device=device, dtype=dtype)
     before = loaded[0].num_parameters()
-    choosing = choosing_and_held_out(loaded[1], pairs)[0]
+    choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
     cut = fl.prune(loaded[0], selection, inplace=True)
     after = cut.num_parameters()
@@ -198,6 +256,7 @@ def compare(
     seed: Seed = 0,
     out: Table = None,
     force: Force = False,
+    skip_invalid: Skip = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -213,7 +272,7 @@ def compare(
     """
     check_output_file(out, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral)
+    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
     measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
     table = measured.table
@@ -234,6 +293,7 @@ def report(
     n_random: Random = 20,
     seed: Seed = 0,
     force: Force = False,
+    skip_invalid: Skip = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -253,7 +313,7 @@ def report(
     for output in (out, numbers):
         check_output_file(output, force, model, pairs, neutral)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral)
+    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
     measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
     choice = {"pairs": pairs, "score": method, "fraction": fraction}
@@ -285,13 +345,32 @@ def main() -> None:
 # ---- which pairs
 
 
-def load_pool(name):
-    """Return the pairs that --pairs names, of all splits."""
+def load_pool(tokenizer, name, skip_invalid=False):
+    """Return the valid pairs that --pairs names, of all splits."""
+    from fairlab.checking import is_file_name
+
+    if is_file_name(name):
+        return pairs_of_file(tokenizer, name, skip_invalid)
     if name == "article":
-        return [fl.ARTICLE_PAIR]
-    if name.endswith(".csv"):
-        return fl.read_pairs(name)
-    return fl.load_pairs(None if name == "all" else name)
+        return valid_pairs(tokenizer, [fl.ARTICLE_PAIR], name)
+    return valid_pairs(tokenizer, fl.load_pairs(None if name == "all" else name), name)
+
+
+def pairs_of_file(tokenizer, path, skip_invalid):
+    """Return the pairs of a file; refuse one with problems, or leave these rows out and say so."""
+    checked = fl.check_file(path, tokenizer=tokenizer)
+    if checked.problems and not skip_invalid:
+        raise ValueError(
+            f"pairs: {checked.summary} (fairlab check {path} lists them all; "
+            "--skip-invalid leaves these rows out)"
+        )
+    if not checked.valid:
+        raise ValueError(f"pairs: {checked.summary}: no row is left")
+    if checked.problems:
+        left_out = len(checked.pairs) - len(checked.valid)
+        notice = f"{left_out} of {len(checked.pairs)} rows of {path} left out, not valid:"
+        print("\n  ".join([f"fairlab: {notice}", *map(str, checked.problems)]), file=sys.stderr)
+    return checked.valid
 
 
 def part_of(pool, split):
@@ -299,24 +378,23 @@ def part_of(pool, split):
     return [pair for pair in pool if pair.split == split and pair.attribute_split in ("", split)]
 
 
-def choosing_and_held_out(tokenizer, name):
+def choosing_and_held_out(tokenizer, name, skip_invalid):
     """Return the pairs that choose the neurons, and pairs whose template and words do not."""
-    pool = load_pool(name)
+    pool = load_pool(tokenizer, name, skip_invalid)
     if name == "article":  # a single pair: nothing of it can be held out
-        choosing, held_out = pool, fl.load_pairs(split="held_out")
-    else:
-        choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
+        return pool, valid_pairs(tokenizer, fl.load_pairs(split="held_out"), "all")
+    choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
     if not choosing:
         raise ValueError(
             f"pairs: none of the {len(pool)} pairs of {name} is of the split train, and those "
             "choose the neurons"
         )
-    return valid_pairs(tokenizer, choosing, name), valid_pairs(tokenizer, held_out, name)
+    return choosing, held_out
 
 
-def choosing_and_judging(tokenizer, pairs, neutral):
+def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid):
     """Return the pairs that choose the neurons, and all that judges the cut."""
-    choosing, held_out = choosing_and_held_out(tokenizer, pairs)
+    choosing, held_out = choosing_and_held_out(tokenizer, pairs, skip_invalid)
     if not held_out:
         raise ValueError(
             f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it "
@@ -325,28 +403,28 @@ def choosing_and_judging(tokenizer, pairs, neutral):
     # the start of the text, since every random cut reads it again
     ids = tokenizer(fl.load_text("evaluation"), verbose=False).input_ids[:2048]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    return choosing, fl.HeldOut(held_out, neutral_pairs(tokenizer, neutral), text)
+    controls = neutral_pairs(tokenizer, neutral, skip_invalid=skip_invalid)
+    return choosing, fl.HeldOut(held_out, controls, text)
 
 
-def neutral_pairs(tokenizer, path, split="held_out"):
+def neutral_pairs(tokenizer, path, split="held_out", skip_invalid=False):
     """Return the neutral pairs of a file, or fairlab's own of a split."""
-    pairs = fl.read_pairs(path) if path else fl.load_pairs(kind="neutral", split=split)
-    return valid_pairs(tokenizer, pairs, path)
+    if path:
+        return pairs_of_file(tokenizer, path, skip_invalid)
+    return valid_pairs(tokenizer, fl.load_pairs(kind="neutral", split=split), "neutral")
 
 
 def valid_pairs(tokenizer, pairs, name):
-    """Return the pairs that are valid for the tokenizer; a file must hold no others."""
-    if not pairs:
-        return []
+    """Return those of fairlab's own pairs that are valid for the tokenizer."""
     table = fl.check_pairs(tokenizer, pairs)
     invalid = table[~table["valid"]]
-    if len(invalid) == len(pairs) or (len(invalid) and str(name).endswith(".csv")):
+    if len(invalid) == len(pairs):
         reasons = [f"{row.id}: {row.reason}" for row in invalid.head(5).itertuples()]
         raise ValueError(
-            f"pairs: {len(invalid)} of {len(pairs)} of {name} are not valid for this tokenizer: "
+            f"pairs: none of {len(pairs)} of {name} is valid for this tokenizer: "
             + "; ".join(reasons)
         )
-    if len(invalid):  # only fairlab's own come this far
+    if len(invalid):
         notice = f"{len(invalid)} of {len(pairs)} pairs left out, not valid for this tokenizer"
         print(f"fairlab: {notice}", file=sys.stderr)
     return [pair for pair, valid in zip(pairs, table["valid"], strict=True) if valid]
@@ -483,12 +561,45 @@ def precision_note(model):
 # ---- what comes out
 
 
-def check_output_file(out, force, *inputs):
+def facts_of(problem):
+    """Return what JSON says of a problem."""
+    return {name: getattr(problem, name) for name in ("row", "column", "what", "remedy")}
+
+
+def counted(number, what):
+    """Return a number with its noun: 1 pair, 2 pairs."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def check_text(checked, facts):
+    """Return what `fairlab check` prints: problems, notices, and how the valid rows are split."""
+    lines = [
+        f"{checked.path} ({checked.form}): {facts['valid']} of {facts['rows']} rows are valid."
+    ]
+    if checked.problems:
+        lines += ["", "Problems:", *map(str, checked.problems)]
+    if checked.notices:
+        lines += ["", "Notices (these rows are valid):", *map(str, checked.notices)]
+    how = (
+        "as the column split says"
+        if facts["split_by_file"]
+        else "every third sentence of a category held out"
+    )
+    lines += ["", f"Split, {how}:"]
+    for part in facts["split"]:
+        counts = [counted(part[what], what.removesuffix("s")) for what in ("sentences", "pairs")]
+        lines.append(f"{part['category']}, {part['split']}: {', '.join(counts)}")
+    if facts["fixed"]:
+        lines += ["", f"The valid rows, without surplus blanks, are in {facts['fixed']}."]
+    return "\n".join(lines)
+
+
+def check_output_file(out, force, *inputs, argument="out"):
     """Refuse an output that exists, is an input or can't be written, before any time is spent."""
     from fairlab.files import check_output
 
     if out:
-        check_output("out", out, force=force, inputs=inputs)
+        check_output(argument, out, force=force, inputs=inputs)
 
 
 def emit(facts, as_json, text, table=None, out=None):

@@ -1,18 +1,19 @@
 """Find the files that come with fairlab, and write others without losing any.
 
-Contents: `data_path`, `load_text`; `check_output` and `check_output_folder` (before the work),
-`write_text` and `replace_folder` (after it); `temporary_folder`.
+Contents: `data_path`, `load_text`, `read_text`; `check_output` and `check_output_folder` (before
+the work), `write_text` and `replace_folder` (after it); `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
 takes its name.
 """
 
+import codecs
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +58,45 @@ def load_text(name: Literal["calibration", "evaluation"]) -> str:
     if name not in ("calibration", "evaluation"):
         raise ValueError(f"name: expected calibration or evaluation; got {name!r}")
     return data_path(f"text/{name}_en.txt").read_text(encoding="utf-8")
+
+
+def read_text(argument: str, path: str | Path) -> tuple[str, str]:
+    """Read a text file in any of the encodings in which spreadsheets write.
+
+    Parameters
+    ----------
+    argument : str
+        The name of the argument that the path was given as, for the message.
+
+    Returns
+    -------
+    (text, encoding)
+        The encoding is "utf-8", "utf-8-sig" (with a byte order mark), "utf-16" or "cp1252", the
+        older one of Windows, taken where the bytes are no UTF-8.
+
+    Raises
+    ------
+    ValueError
+        There is no such file, or it is no text file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{argument}: no such file: {path}")
+    content = path.read_bytes()
+    remedy = "open it in its program and save it as CSV in UTF-8"
+    if content.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{argument}: {path} is a workbook or an archive, no text file; {remedy}")
+    encodings = ("utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8", "cp1252")
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ("utf-16",)
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if "\0" not in text:  # no letter, but a sign of another encoding
+                return text, encoding
+    raise ValueError(
+        f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows); {remedy}"
+    )
 
 
 def check_output(

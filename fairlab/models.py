@@ -1,6 +1,7 @@
 """Find weights, load them, and find the MLP neurons in them.
 
-Contents: `load_model`, `describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`.
+Contents: `load_model`, `load_tokenizer`, `describe_model`, `decoder_layers`, `glu_blocks`,
+`glu_weights`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
@@ -104,8 +105,7 @@ def load_model(
         config._attn_implementation = _attention(config)  # also that of the configurations inside
         if dtype == "auto":
             dtype = _auto_dtype(config, name, target)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        _refuse_misread_prompts(tokenizer, name)
+        tokenizer = _tokenizer_of(source, name)
         with no_progress_bar() if unpacked else nullcontext():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -116,10 +116,44 @@ def load_model(
                 output_loading_info=True,
             )
     _refuse_mismatch(report, name)
+    return model.to(target).eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path = DEFAULT_MODEL) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model as `load_model` does, without the model.
+
+    Parameters
+    ----------
+    name : str or Path
+        As in `load_model`. Of a model on the Hub only the tokenizer is downloaded.
+
+    Returns
+    -------
+    PreTrainedTokenizerBase
+        With a pad token.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        A package with the weights is missing.
+    PermissionError
+        The model is gated and no token with access was found.
+    ValueError
+        No such folder, file or model; a transformers release that misreads a packaged tokenizer.
+    """
+    source, _ = find_weights(name)
+    with hub_errors_explained(name):
+        return _tokenizer_of(source, name)
+
+
+def _tokenizer_of(source: str, name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from what `find_weights` found for a name, and give it a pad token."""
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    _refuse_misread_prompts(tokenizer, name)
     # prompts of several lengths are padded to one
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return model.to(target).eval(), tokenizer
+    return tokenizer
 
 
 def describe_model(model: PreTrainedModel) -> None:

@@ -1,18 +1,20 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
-Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `read_pairs`, `build_pairs`, `check_pairs`,
-`encode_pair`, `prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person.
+Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `check_pairs`, `encode_pair`,
+`prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person. Pairs from a file of
+one's own: `fairlab/checking.py`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
 exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
 differs inside the model comes from that span. Before the first differing token a causal model's
-activations are equal by construction.
+activations are equal by construction. Neither prompt may end in a blank: in most tokenizers the
+blank belongs to the word that follows, and after a lone one a model expects something else.
 """
 
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from fairlab.files import DATA
 
 _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
-_SPLITS = ("train", "validation", "held_out")
+SPLITS = ("train", "validation", "held_out")
 # these stand in files of their own, which only their name opens
 _SEPARATE_SPLITS = ("test", "extra")
+BLANKS = (" ", "\t", "\u00a0")  # the last one is the blank at which no line may break
+ONE_PLACE = "change one word, or words in a row"
 # which words go with the templates of a split; with all others, those for training
 _WORDS_OF = {"held_out": "held_out", "test": "test"}
 
@@ -196,90 +200,6 @@ def load_outcomes() -> dict[str, Outcomes]:
     return outcomes
 
 
-def read_pairs(path: str | Path) -> list[PromptPair]:
-    """Read prompt pairs of one's own from a CSV file.
-
-    The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed. Where they are
-    missing, `template` and the two attributes are taken from the words in which the prompts differ,
-    `category` is "custom", and every third template (the second, the fifth, …) is held out, the
-    others are for training: never two rows of one template apart.
-
-    Parameters
-    ----------
-    path : path
-        A CSV file in UTF-8, with a header.
-
-    Raises
-    ------
-    ValueError
-        No such file, no rows, a column missing or unknown, a prompt missing, or a split other than
-        "train", "validation" and "held_out".
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"path: no such file: {path}")
-    # utf-8-sig, since some spreadsheets put a byte order mark first
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        _check_columns(columns, path)
-        pairs = []
-        for number, row in enumerate(reader, start=1):
-            # the reader keeps surplus cells under None
-            if not (row["prompt_a"] and row["prompt_b"]) or None in row:
-                raise ValueError(
-                    f"path: row {number} of {path} lacks a prompt "
-                    f"or has more cells than columns: {row}"
-                )
-            pair = PromptPair(**{column: cell or "" for column, cell in row.items()})
-            pairs.append(_completed(pair, number))
-    if not pairs:
-        raise ValueError(f"path: {path} holds no pairs")
-    if "split" not in columns:
-        return _split_by_template(pairs)
-    for pair in pairs:
-        if pair.split not in _SPLITS:
-            raise ValueError(
-                "path: split must be train, validation or held_out; "
-                f"got {pair.split!r} for {pair.id}"
-            )
-    return pairs
-
-
-def _check_columns(columns: Sequence[str], path: str | Path) -> None:
-    known = [field.name for field in fields(PromptPair)]
-    if not {"prompt_a", "prompt_b"} <= set(columns) <= set(known):
-        raise ValueError(
-            f"path: {path} needs the columns prompt_a and prompt_b, and may have "
-            f"{', '.join(known[2:])}; got {', '.join(columns) or 'none'}"
-        )
-
-
-def _completed(pair: PromptPair, number: int) -> PromptPair:
-    """Fill in what a row did not say, from the words in which its prompts differ."""
-    words_a, words_b = pair.prompt_a.split(" "), pair.prompt_b.split(" ")
-    # the differing words lie between the words that both prompts start and end with
-    start = _shared_start(words_a, words_b)
-    shared_end = _shared_start(words_a[start:][::-1], words_b[start:][::-1])
-    end_a, end_b = len(words_a) - shared_end, len(words_b) - shared_end
-    return replace(
-        pair,
-        template=pair.template or " ".join([*words_a[:start], "{}", *words_a[end_a:]]),
-        attribute_a=pair.attribute_a or " ".join(words_a[start:end_a]),
-        attribute_b=pair.attribute_b or " ".join(words_b[start:end_b]),
-        category=pair.category or "custom",
-        id=pair.id or f"row-{number}",
-    )
-
-
-def _split_by_template(pairs: list[PromptPair]) -> list[PromptPair]:
-    """Hold out every third template, in the order of their first pair."""
-    templates = list(dict.fromkeys(pair.template for pair in pairs))  # each one once
-    held_out = set(templates[1::3])
-    return [
-        replace(pair, split="held_out" if pair.template in held_out else "train") for pair in pairs
-    ]
-
-
 def build_pairs(
     templates: Iterable[str],
     attributes: Iterable[tuple[str, str]],
@@ -349,7 +269,8 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     rows = []
     for pair in as_pairs(pairs):
         ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
-        first, span, reason = _compare_ids(ids_a, ids_b)
+        first, span, reason = compare_ids(ids_a, ids_b)
+        reason = reason or _blank_at_the_end(pair)
         rows.append((pair.id, not reason, len(ids_a), len(ids_b), first, span, reason))
     columns = ["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"]
     return pd.DataFrame(rows, columns=columns)
@@ -388,7 +309,7 @@ def encode_pair(
     ------
     ValueError
         A pair that `check_pairs` calls invalid: equal prompts, different numbers of tokens (the
-        message shows both token lists), or differences in more than one place.
+        message shows both token lists), differences in more than one place, or a blank at the end.
     """
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
     if len(ids_a) != len(ids_b):
@@ -401,16 +322,21 @@ def encode_pair(
         )
     if ids_a == ids_b:
         raise ValueError(f"pairs: the two prompts must differ; got {pair.prompt_a!r} twice")
-    first, _, reason = _compare_ids(ids_a, ids_b)
+    first, _, reason = compare_ids(ids_a, ids_b)
     if reason:
-        raise ValueError(
-            f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; "
-            "change one word, or words in a row"
-        )
+        raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; {ONE_PLACE}")
+    if reason := _blank_at_the_end(pair):
+        raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; take it away")
     return ids_a, ids_b, first
 
 
-def _compare_ids(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, str]:
+def _blank_at_the_end(pair: PromptPair) -> str:
+    """Name the prompts that end in a blank; "" if none does."""
+    names = [name for name in ("prompt_a", "prompt_b") if getattr(pair, name).endswith(BLANKS)]
+    return f"{' and '.join(names)} end{'s' * (len(names) == 1)} in a blank" if names else ""
+
+
+def compare_ids(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, str]:
     """Compare two prompts, token by token: this is the definition of a valid pair.
 
     Returns
@@ -420,7 +346,7 @@ def _compare_ids(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, 
         where there is none; and what makes the pair invalid, "" if nothing does.
     """
     if len(ids_a) != len(ids_b):
-        return _shared_start(ids_a, ids_b), -1, f"{len(ids_a)} and {len(ids_b)} tokens"
+        return shared_start(ids_a, ids_b), -1, f"{len(ids_a)} and {len(ids_b)} tokens"
     places = [place for place, (a, b) in enumerate(zip(ids_a, ids_b, strict=True)) if a != b]
     if not places:
         return -1, -1, "the prompts do not differ"
@@ -430,7 +356,7 @@ def _compare_ids(ids_a: Sequence[int], ids_b: Sequence[int]) -> tuple[int, int, 
     return places[0], span, reason
 
 
-def _shared_start(items_a: Sequence, items_b: Sequence) -> int:
+def shared_start(items_a: Sequence, items_b: Sequence) -> int:
     """Count the items at the start that two sequences share: the index of the first difference."""
     count = 0
     for a, b in zip(items_a, items_b, strict=False):

@@ -104,6 +104,16 @@ def test_each_command_has_help_with_an_example(command):
     assert f"Example: fairlab {command}" in result.stdout
     for option in ("--model", "--pairs", "--device", "--dtype", "--out", "--json"):
         assert option in result.stdout
+    assert "--skip-invalid" in result.stdout
+
+
+def test_check_has_help_with_an_example_and_its_exit_codes():
+    result = CliRunner().invoke(cli.app, ["check", "--help"])
+    assert result.exit_code == 0
+    assert "Example: fairlab check mine.csv --fix valid.csv" in result.stdout
+    assert "2: there are problems" in " ".join(result.stdout.split())
+    for option in ("--model", "--fix", "--force", "--json"):
+        assert option in result.stdout
 
 
 def test_diagnose_measures_what_the_functions_do(run, folder, tmp_path):
@@ -364,15 +374,49 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, m
         (rows_of(SENTENCES, split="held_out"), "none of the 6 pairs of"),
         (
             rows_of(SENTENCES, split="test"),
-            "split must be train, validation or held_out; got 'test' for row-1",
+            "row 2, split: split must be train, validation or held_out; got 'test'",
         ),
-        (rows_of(SENTENCES, [("Black", "extraordinarily white")]), "2 of 2 of"),
+        (rows_of(SENTENCES, [("Black", "extraordinarily white")]), "3 of 3 rows of"),
     ],
 )
 def test_files_that_allow_no_comparison_are_refused(run, pairs_csv, rows, message):
     code, out, err = run("compare", *CUT, "--pairs", pairs_csv(rows))
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["diagnose", "score", "prune", "compare", "report"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, command, skip):
+    asked = []
+
+    def pairs_of_file(tokenizer, path, skip_invalid):
+        asked.append((Path(path).name, skip_invalid))
+        if path.endswith("neutral.tsv") or command in ("score", "prune"):
+            raise ValueError("far enough")
+        return fl.load_pairs("race")
+
+    monkeypatch.setattr(cli, "pairs_of_file", pairs_of_file)
+    options = ["--pairs", "mine.csv", *["--skip-invalid"] * skip]
+    expected = [("mine.csv", skip)]
+    if command not in ("score", "prune"):
+        options += ["--neutral", "neutral.tsv"]
+        expected += [("neutral.tsv", skip)]
+    code, _, err = run(command, *options, "--out", tmp_path / "out.html")
+    assert (code, err, asked) == (2, "fairlab: far enough\n", expected)
+
+
+def test_diagnose_measures_what_is_left_of_a_file(run, pairs_csv):
+    path = pairs_csv(
+        rows_of(SENTENCES) + rows_of(SENTENCES[:1], [("Black", "extraordinarily white")])
+    )
+    code, out, err = run("diagnose", "--pairs", path)
+    assert (code, out) == (2, "")
+    assert f"1 of 7 rows of {path} have problems: row 8: " in err
+    assert f"(fairlab check {path} lists them all; --skip-invalid leaves these rows out)" in err
+    code, out, err = run("diagnose", "--pairs", path, "--skip-invalid", "--json")
+    assert (code, strict(out)["categories"][0]["pairs"]) == (0, 6)
+    assert err.startswith(f"fairlab: 1 of 7 rows of {path} left out, not valid:\n  row 8: ")
 
 
 def test_an_unknown_option_is_code_2():

@@ -342,6 +342,18 @@ def test_one_definition_of_a_valid_pair(tokenizer):
                 measure(model, tokenizer, [pair])
 
 
+def test_a_blank_at_the_end_makes_a_pair_invalid(tokenizer):
+    """After a lone blank the model expects no word, and the gap is another one."""
+    model = tiny_model()
+    for pair, reason in (
+        (fl.PromptPair("The old cook ", "The young cook "), "prompt_a and prompt_b end in a blank"),
+        (fl.PromptPair("My old\u00a0", "My new\u00a0"), "prompt_a and prompt_b end in a blank"),
+    ):
+        assert fl.check_pairs(tokenizer, [pair]).reason.tolist() == [reason]
+        with pytest.raises(ValueError, match=f"pairs: {reason}: .* take it away"):
+            fl.next_token_divergence(model, tokenizer, [pair])
+
+
 def test_encode_pair_shows_both_token_lists(tokenizer):
     ids_a, ids_b, first = encode_pair(tokenizer, fl.ARTICLE_PAIR)
     assert (
@@ -406,9 +418,9 @@ def test_a_file_says_what_it_says_and_the_rest_is_filled_in(tmp_path):
         "The {} cook sang",
         "train",
         "",
-        "row-1",
+        "row-2",
     )
-    assert [pair.split for pair in pairs] == ["train", "held_out", "train", "train", "held_out"]
+    assert [pair.split for pair in pairs] == ["train", "train", "held_out", "train", "train"]
     assert (pairs[2].template, pairs[2].attribute_a, pairs[2].attribute_b) == (
         "Two {} men",
         "very old",
@@ -448,14 +460,22 @@ def test_fairlabs_own_file_is_read_as_it_is():
             "prompt_a,b\nx,y",
             "needs the columns prompt_a and prompt_b, and may have attribute_a, .* prompt_a, b",
         ),
-        ("prompt_a,prompt_b,note\nx,y,z", "got prompt_a, prompt_b, note"),
+        ("prompt_a,prompt_b,Prompt_A \nx,y,z", "has the column prompt_a twice"),
+        (
+            'prompt_a,prompt_b\nx,y\n"x,y',
+            "can't be read after row 2 .* quotation mark is not closed",
+        ),
+        ('prompt_a,prompt_b\n"x" y,z', "can't be read after row 1"),
         ("", "got none"),
         ("prompt_a,prompt_b\n", "holds no pairs"),
-        ("prompt_a,prompt_b\nx,y\nx,", "row 2 of .* lacks a prompt"),
-        ("prompt_a,prompt_b\nx,y,z", "row 1 of .* more cells than columns"),
+        ("prompt_a,prompt_b\nx,y\nx,", "1 of 2 rows of .*row 3, prompt_b: lacks a prompt"),
+        (
+            "prompt_a,prompt_b\nx,y,z",
+            "row 2: 3 cells, and the header has 2; .*fairlab check .*mine.csv",
+        ),
         (
             "prompt_a,prompt_b,split\nx,y,test",
-            "split must be train, validation or held_out; got 'test' for row-1",
+            "split must be train, validation or held_out; got 'test'",
         ),
     ],
 )

@@ -1,0 +1,653 @@
+"""Pairs of one's own, from a file: read them, find every problem, and say how they are split.
+
+Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
+`is_file_name`.
+
+A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
+(`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
+problem is not valid; a notice is worth reading, and its row is valid. Rows have the numbers that a
+spreadsheet shows: the header is row 1.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from fairlab.files import read_text
+from fairlab.pairs import (
+    ONE_PLACE,
+    SPLITS,
+    PromptPair,
+    check_pairs,
+    load_pairs,
+    prompt_ids,
+    shared_start,
+)
+
+_COLUMNS = tuple(field.name for field in fields(PromptPair))
+_PROMPTS = ("prompt_a", "prompt_b")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_ATTRIBUTE_SPLITS = ("", "train", "held_out")
+# what takes the place of an empty cell
+_DEFAULTS = {
+    "id": "the row's number is its id",
+    "category": 'the category is "custom"',
+    "template": "it is taken from the prompts",
+    "attribute_split": "the words of this row go with every split",
+}
+# a sentence with one of them is taken for English, and a/an is looked at
+_ENGLISH = {"the", "and", "of", "is", "was", "were", "with", "to", "my", "his", "her"}
+# words that sound otherwise than they are written
+_NO_VOWEL = re.compile(r"one\b|once|eu|ewe|u[ks]|uni(?!n|m)|ut[aeio]", re.IGNORECASE)
+_NO_CONSONANT = re.compile(r"hour|hono|heir|honest", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a row of a file, and what to do about it.
+
+    Parameters
+    ----------
+    row : int
+        The row's number in a spreadsheet, where the header is row 1; 0 means the whole file.
+    column : str
+        The column; "" means the whole row.
+    what, remedy : str
+        What was found, and what to do.
+    notice : bool
+        Whether it is only worth reading: the row is valid.
+    """
+
+    row: int
+    column: str
+    what: str
+    remedy: str
+    notice: bool = False
+
+    def __str__(self) -> str:
+        place = f"row {self.row}" if self.row else "the file"
+        place += f", {self.column}" if self.column else ""
+        return f"{place}: {self.what}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """The pairs of a file, and what is wrong with them.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    form : str
+        Its encoding and what stands between its cells.
+    columns : tuple of str
+        The header, with fairlab's names for fairlab's columns.
+    cells : dict of int to tuple of str
+        The cells of each row, without surplus blanks, by the row's number.
+    pairs : dict of int to PromptPair
+        The pair of each row. Where the file has no column `split`, those of rows that are not
+        valid have none.
+    problems, notices : tuple of Problem
+        What makes rows invalid, and what is only worth reading, in the order of the rows.
+    """
+
+    path: Path
+    form: str
+    columns: tuple[str, ...]
+    cells: dict[int, tuple[str, ...]]
+    pairs: dict[int, PromptPair]
+    problems: tuple[Problem, ...]
+    notices: tuple[Problem, ...]
+
+    @property
+    def valid(self) -> list[PromptPair]:
+        """The pairs of the rows without a problem."""
+        return [self.pairs[row] for row in _valid_rows(self.pairs, self.problems)]
+
+    @property
+    def summary(self) -> str:
+        """How many rows have problems, and the first three of these."""
+        rows = {problem.row for problem in self.problems}
+        shown = "; ".join(map(str, self.problems[:3])) + "; …" * (len(self.problems) > 3)
+        return f"{len(rows)} of {len(self.pairs)} rows of {self.path} have problems: {shown}"
+
+
+def read_pairs(path: str | Path) -> list[PromptPair]:
+    """Read prompt pairs of one's own from a CSV file.
+
+    The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed, other columns are
+    passed over. Where they are missing, `template` and the two attributes are taken from the words
+    in which the prompts differ, and `category` is "custom". Without a column `split` every third
+    sentence of a category (the second, the fifth, …) is held out and the others are for training:
+    never two rows of one sentence apart, and in a category with two sentences or more at least one
+    on each side, wherever the sentences that categories share allow it.
+
+    Parameters
+    ----------
+    path : path
+        A CSV file as spreadsheets write it: UTF-8, UTF-16 or cp1252; commas, semicolons or tabs.
+
+    Raises
+    ------
+    ValueError
+        No such file, no text file, no rows, a column missing, or rows with problems that need no
+        tokenizer to be seen. `check_file` lists them all.
+    """
+    checked = check_file(path)
+    if checked.problems:
+        raise ValueError(
+            f"path: {checked.summary}; fairlab.check_file (`fairlab check {path}`) lists them all"
+        )
+    return checked.valid
+
+
+def check_file(
+    path: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> CheckedFile:
+    """Find every problem in a file of pairs.
+
+    Parameters
+    ----------
+    path : path
+        As in `read_pairs`.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Also check that the pairs are valid for it, and suggest words that fit. Without it only the
+        text is checked.
+
+    Returns
+    -------
+    CheckedFile
+        With `problems` and `notices`, `pairs` by row, and `valid`, the pairs without a problem.
+        If the file has no column `split`, only these are split.
+
+    Raises
+    ------
+    ValueError
+        No such file, no text file, no rows, a column missing or there twice, or a quotation mark
+        that is not closed.
+    """
+    path = Path(path)
+    form, columns, records = _read_table(path)
+    found = _header_notices(columns)
+    rows, cells = {}, {}
+    for number, record in records:
+        found += _cell_problems(number, columns, record)
+        tidy = tuple(_tidy(cell) for cell in record[: len(columns)])
+        cells[number] = tidy + ("",) * (len(columns) - len(tidy))
+        named = zip(columns, cells[number], strict=True)
+        rows[number] = PromptPair(**{name: cell for name, cell in named if name in _COLUMNS})
+    pairs = _completed(rows)
+    full = {row: pair for row, pair in pairs.items() if pair.prompt_a and pair.prompt_b}
+    for row, pair in full.items():
+        found += [*_slot_problems(row, rows[row], pair), *_article_notices(row, pair)]
+    found += _row_problems(full)
+    if tokenizer is not None:
+        found += _token_problems(tokenizer, full)
+    if "split" not in columns:
+        broken = [problem for problem in found if not problem.notice]
+        pairs |= _split_by_sentence({row: full[row] for row in _valid_rows(full, broken)})
+    found.sort(key=lambda problem: problem.row)
+    problems = tuple(problem for problem in found if not problem.notice)
+    found += _split_notices([pairs[row] for row in _valid_rows(pairs, problems)])
+    notices = tuple(problem for problem in found if problem.notice)
+    return CheckedFile(path, form, columns, cells, pairs, problems, notices)
+
+
+def fixed_csv(checked: CheckedFile) -> str:
+    """Return the valid rows of a file as CSV, without the blanks that were too many.
+
+    A row is fixed where nothing but blanks is wrong with it. Columns that fairlab doesn't know
+    stay.
+    """
+    blanks = {problem for problem in checked.problems if problem.remedy == _REMOVE_BLANKS}
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(checked.columns)
+    others = [problem for problem in checked.problems if problem not in blanks]
+    for row in _valid_rows(checked.pairs, others):
+        writer.writerow(checked.cells[row])
+    # Excel takes a file without this mark for cp1252
+    mark = "" if checked.form.startswith("utf-8,") else "\ufeff"
+    return mark + lines.getvalue()
+
+
+def is_file_name(name: str | Path) -> bool:
+    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
+    return Path(name).suffix != ""
+
+
+def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
+    broken = {problem.row for problem in problems}
+    return [row for row in pairs if row not in broken]
+
+
+# ---- from bytes to rows
+
+
+def _read_table(path: Path) -> tuple[str, tuple[str, ...], list[tuple[int, list[str]]]]:
+    """Read a file's form, header and rows, these with the numbers that a spreadsheet shows."""
+    text, encoding = read_text("path", path)
+    named = re.match(r"sep=(.)\r?\n", text)  # a line by which Excel is told the separator
+    text = text[named.end() :] if named else text
+    separator = named[1] if named else max(_SEPARATORS, key=lambda mark: _fits(text, mark))
+    records = []
+    try:
+        for number, record in enumerate(_records(text, separator, strict=True), start=1):
+            if any(cell.strip() for cell in record):  # spreadsheets write empty rows, too
+                records.append((number, record))
+    except csv.Error as error:
+        after = records[-1][0] if records else 0
+        raise ValueError(
+            f"path: {path} can't be read after row {after} ({error}): a quotation mark is not "
+            'closed, or stands alone within a cell; write it twice ("") and put the cell in '
+            "quotation marks"
+        ) from error
+    header = records[0][1] if records else []
+    columns = tuple(_column_name(cell) for cell in header)
+    _check_columns(columns, path)
+    if len(records) == 1:
+        raise ValueError(
+            f"path: {path} holds no pairs; write one pair in each row below the header"
+        )
+    form = f"{encoding}, {_SEPARATORS.get(separator, repr(separator))} between the cells"
+    return form, columns, records[1:]
+
+
+def _records(text: str, separator: str, *, strict: bool) -> Iterator[list[str]]:
+    # newline="" keeps the line breaks within cells
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
+
+
+def _fits(text: str, separator: str) -> tuple[int, int]:
+    """Count the columns that a separator finds in the header: fairlab's, then all of them."""
+    header = next(filter(any, _records(text, separator, strict=False)), [])
+    return sum(_column_name(cell) in _COLUMNS for cell in header), len(header)
+
+
+def _column_name(cell: str) -> str:
+    name = cell.strip()
+    return name.casefold() if name.casefold() in _COLUMNS else name
+
+
+def _check_columns(columns: Sequence[str], path: Path) -> None:
+    twice = [name for name in _COLUMNS if columns.count(name) > 1]
+    if twice:
+        raise ValueError(f"path: {path} has the column {twice[0]} twice; keep one of them")
+    if not set(_PROMPTS) <= set(columns):
+        raise ValueError(
+            f"path: {path} needs the columns prompt_a and prompt_b, and may have "
+            f"{', '.join(_COLUMNS[2:])}; got {', '.join(columns) or 'none'}"
+        )
+
+
+def _header_notices(columns: Sequence[str]) -> list[Problem]:
+    others = [name for name in columns if name and name not in _COLUMNS]
+    if not others:
+        return []
+    what = f"not used: {', '.join(others)}"
+    known = f"the columns that are read are {', '.join(_COLUMNS)}"
+    return [Problem(1, "", what, known, notice=True)]
+
+
+# ---- one row
+
+
+_REMOVE_BLANKS = "take the blanks away (--fix does)"
+
+
+def _tidy(cell: str) -> str:
+    """Take away blanks at both ends, and all but one of several in a row."""
+    return re.sub("[ \t\u00a0]{2,}", " ", cell.strip())
+
+
+def _cell_problems(row: int, columns: Sequence[str], record: Sequence[str]) -> list[Problem]:
+    """Find what a row's cells lack or have too much of."""
+    found = []
+    if any(record[len(columns) :]):
+        what = f"{len(record)} cells, and the header has {len(columns)}"
+        remedy = "put a cell with a separator in it in quotation marks"
+        found.append(Problem(row, "", what, remedy))
+    # the last cells of a row may be missing
+    cells = dict.fromkeys(columns, "") | dict(zip(columns, record, strict=False))
+    for name in _PROMPTS:
+        if not cells[name].strip():
+            found.append(Problem(row, name, "lacks a prompt", "write it, or remove the row"))
+        elif cells[name] != _tidy(cells[name]):
+            found.append(Problem(row, name, _surplus_blanks(cells[name]), _REMOVE_BLANKS))
+    for name, allowed in (("split", SPLITS), ("attribute_split", _ATTRIBUTE_SPLITS)):
+        value = cells.get(name, allowed[0]).strip()
+        if value not in allowed:
+            known = [split for split in allowed if split]
+            what = f"{name} must be {', '.join(known[:-1])} or {known[-1]}; got {value!r}"
+            found.append(Problem(row, name, what, "write one of them"))
+    for name, instead in _DEFAULTS.items():
+        if name in cells and not cells[name].strip():
+            found.append(Problem(row, name, "is empty", instead, notice=True))
+    return found
+
+
+def _surplus_blanks(cell: str) -> str:
+    """Say where a cell has blanks too many."""
+    places = []
+    if cell != cell.lstrip():
+        places.append("begins with a blank")
+    if cell != cell.rstrip():
+        places.append("ends in a blank")
+    if _tidy(cell) != cell.strip():
+        places.append("has several blanks in a row")
+    return " and ".join(places)
+
+
+def _slot_problems(row: int, given: PromptPair, pair: PromptPair) -> list[Problem]:
+    """Find a template or attributes that contradict the prompts.
+
+    `given` is what the file says, and `pair` has what it leaves out.
+    """
+    if pair.template.count("{}") != 1:
+        what = f"needs exactly one {{}}; got {pair.template!r}"
+        return [Problem(row, "template", what, "write {} where the words go, and nowhere else")]
+    slots = {side: _in_slot(pair.template, getattr(pair, f"prompt_{side}")) for side in "ab"}
+    for side, slot in slots.items():
+        if slot is None:
+            prompt = getattr(pair, f"prompt_{side}")
+            what = f"is not the sentence of prompt_{side}: {pair.template!r} and {prompt!r}"
+            remedy = "write the sentence with {} in it, or leave the cell empty"
+            return [Problem(row, "template", what, remedy)]
+    found = []
+    for side, slot in slots.items():
+        word = getattr(given, f"attribute_{side}")
+        turned = word == slots["a" if side == "b" else "b"] != slot
+        if word and (turned or not _is_form_of(word, slot)):
+            what = f"is {word!r}, and prompt_{side} has {slot!r} there"
+            remedy = "write the word of the prompt, or leave the cell empty"
+            found.append(Problem(row, f"attribute_{side}", what, remedy))
+    return found
+
+
+def _is_form_of(word: str, slot: str) -> bool:
+    """Say whether an attribute may be what stands in the slot: "woman" for "women", not "man"."""
+    word, slot = word.casefold(), slot.casefold()
+    return word in slot.split() or word[:1] == slot[:1]
+
+
+def _article_notices(row: int, pair: PromptPair) -> list[Problem]:
+    """Find "a Asian" and "an Black", in English."""
+    found = []
+    before = pair.template.partition("{}")[0].split()
+    if before and _ENGLISH & set(pair.prompt_a.lower().split()):
+        for side in "ab":
+            word = getattr(pair, f"attribute_{side}")
+            if not _article_fits(before[-1], word):
+                what = f'"{before[-1]} {word}": a and an change with the word'
+                remedy = 'open the slot with "The", "My" or "Two"'
+                found.append(Problem(row, f"prompt_{side}", what, remedy, notice=True))
+    return found
+
+
+def _article_fits(article: str, word: str) -> bool:
+    """Say whether a word may follow: False for a vowel after "a" and a consonant after "an"."""
+    first = word.partition(" ")[0]
+    if article.lower() not in ("a", "an") or not first[:1].isalpha() or first.isupper():
+        return True  # of letters that are spelled out, such as NBA, the sound is not known
+    vowel = first[0].lower() in "aeiou" and not _NO_VOWEL.match(first)
+    vowel = vowel or bool(_NO_CONSONANT.match(first))
+    return vowel == (article.lower() == "an")
+
+
+# ---- what a file leaves out
+
+
+def _completed(rows: dict[int, PromptPair]) -> dict[int, PromptPair]:
+    """Fill in what rows do not say, from the words in which their prompts differ."""
+    pairs = {row: replace(pair, template=_template_of(pair)) for row, pair in rows.items()}
+    shortest = _sentences(pair.template for pair in pairs.values())
+    for row, pair in pairs.items():
+        template = pair.template if rows[row].template else shortest[pair.template]
+        word_a, word_b = _in_slot(template, pair.prompt_a), _in_slot(template, pair.prompt_b)
+        fits = pair.attribute_a in ("", word_a) and pair.attribute_b in ("", word_b)
+        if word_a is None or word_b is None or not fits:
+            template = pair.template
+            word_a, word_b = _in_slot(template, pair.prompt_a), _in_slot(template, pair.prompt_b)
+        pairs[row] = replace(
+            pair,
+            template=template,
+            attribute_a=pair.attribute_a or word_a or "",
+            attribute_b=pair.attribute_b or word_b or "",
+            category=pair.category or "custom",
+            id=pair.id or f"row-{row}",
+        )
+    return pairs
+
+
+def _template_of(pair: PromptPair) -> str:
+    """Return a pair's template: as given, or by its attributes, or by the words that differ."""
+    if pair.template:
+        return pair.template
+    if pair.attribute_a and pair.attribute_b:
+        template = pair.prompt_a.replace(pair.attribute_a, "{}", 1)
+        if template == pair.prompt_b.replace(pair.attribute_b, "{}", 1):
+            return template
+    template = _common(pair.prompt_a.split(" "), pair.prompt_b.split(" "), " ")
+    if template == "{}" and not pair.prompt_a.isascii():
+        return _common(pair.prompt_a, pair.prompt_b, "")  # a script without blanks, by characters
+    return template
+
+
+def _common(words_a: Sequence[str], words_b: Sequence[str], blank: str) -> str:
+    """Return what two prompts share at their start and end, with {} in between."""
+    start = shared_start(words_a, words_b)
+    end = shared_start(words_a[start:][::-1], words_b[start:][::-1])
+    return blank.join([*words_a[:start], "{}", *words_a[len(words_a) - end :]])
+
+
+def _in_slot(template: str, prompt: str) -> str | None:
+    """Return what stands in a prompt where its template has {}, or None if it doesn't fit.
+
+    A word may stand for up to three words after the slot, too: "The woman left" is a prompt of
+    "The {} applicant left". So may no word: "Two men" is one of "Two {} men".
+    """
+    if prompt in (template.replace("{} ", "", 1), template.replace(" {}", "", 1)):
+        return ""
+    start, _, end = template.partition("{}")
+    after = end.split(" ")  # the first one belongs to the slot, and is mostly ""
+    for replaced in range(max(1, min(4, len(after) - 1))):  # the sentence's last word stays
+        end = " ".join([after[0], *after[1 + replaced :]])
+        fits = prompt.startswith(start) and prompt.endswith(end)
+        if fits and len(prompt) >= len(start + end):
+            return prompt[len(start) : len(prompt) - len(end)]
+    return None
+
+
+def _sentences(templates: Iterable[str]) -> dict[str, str]:
+    """Map each template to the shortest one that is the same sentence.
+
+    "The {} American man left" is the sentence of "The {} man left": words at the slot are those of
+    the pair. At least three words must be shared, and at most three be more.
+    """
+    shortest, known = {}, []  # known: start, end, number of words and text of each sentence
+    for template in sorted(dict.fromkeys(templates), key=lambda template: len(template.split())):
+        start, _, end = template.partition("{}")
+        words = len(template.split())  # {} is one of them
+        same = (
+            sentence
+            for first, last, fewer, sentence in known
+            if 4 <= fewer >= words - 3 and start.startswith(first) and end.endswith(last)
+        )
+        shortest[template] = next(same, template)
+        if shortest[template] == template:
+            known.append((start, end, words, template))
+    return shortest
+
+
+# ---- a row and those above it
+
+
+def _row_problems(pairs: dict[int, PromptPair]) -> list[Problem]:
+    """Find what is there twice, and sentences that are in two splits."""
+    found, ids, seen, sentence_rows = [], {}, {}, {}
+    shortest = _sentences(pair.template for pair in pairs.values())
+    for row, pair in pairs.items():
+        first = ids.setdefault(pair.id, row)
+        if first != row:
+            found.append(
+                Problem(row, "id", f"{pair.id!r} is also that of row {first}", "change it")
+            )
+        prompts = (pair.prompt_a, pair.prompt_b)
+        first, straight = seen.setdefault(frozenset(prompts), (row, prompts))
+        if first != row:
+            turned = "" if prompts == straight else ", the other way round"
+            what = f"has the prompts of row {first}{turned}"
+            found.append(Problem(row, "", what, "remove one of them"))
+        first = sentence_rows.setdefault(shortest[pair.template], row)
+        other = pairs[first].split
+        if pair.split != other and {pair.split, other} <= set(SPLITS):
+            how = "" if pair.template == pairs[first].template else ", under another template"
+            what = f"{pair.split}, and the same sentence is {other} in row {first}{how}"
+            found.append(Problem(row, "split", what, "give all rows of a sentence one split"))
+    return found
+
+
+# ---- tokens
+
+
+def _token_problems(
+    tokenizer: PreTrainedTokenizerBase, pairs: dict[int, PromptPair]
+) -> list[Problem]:
+    """Find the pairs that `check_pairs` refuses, with words that would fit."""
+    if not pairs:
+        return []
+    found = []
+    reasons = dict(zip(pairs, check_pairs(tokenizer, list(pairs.values())).reason, strict=True))
+    for row, reason in reasons.items():
+        if not reason:
+            continue
+        if " tokens" in reason:
+            what = f"{reason}: {_both_split(tokenizer, pairs[row])}"
+            remedy = _suggestion(tokenizer, pairs[row], list(pairs.values()))
+        else:
+            what = reason
+            equal = pairs[row].prompt_a == pairs[row].prompt_b
+            remedy = "write another word in one of them" if equal else ONE_PLACE
+        found.append(Problem(row, "", what, remedy))
+    return found
+
+
+def _both_split(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> str:
+    """Show how the tokenizer splits the words in which two prompts differ."""
+    ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
+    start = shared_start(ids_a, ids_b)
+    end = shared_start(ids_a[start:][::-1], ids_b[start:][::-1])
+    shown = []
+    for word, ids in ((pair.attribute_a, ids_a), (pair.attribute_b, ids_b)):
+        pieces = [tokenizer.decode([token]).strip() for token in ids[start : len(ids) - end]]
+        shown.append(f'"{word}" is {len(pieces)} ({"|".join(pieces)})')
+    return ", ".join(shown)
+
+
+def _suggestion(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, others: Sequence[PromptPair]
+) -> str:
+    """Name words that would make a pair valid, of fairlab's own category and of the file."""
+    known = [other for other in others if other.category == pair.category]
+    if _ENGLISH & set(pair.prompt_a.lower().split()):
+        own = load_pairs()  # the test pairs are not among them
+        known = [other for other in own if other.category == pair.category.lower()] + known
+    fitting = []
+    for side in "ba":
+        word = getattr(pair, f"attribute_{side}")
+        words = _partners(tokenizer, pair, side, known)
+        if words:
+            shown = ", ".join(f'"{partner}"' for partner in words[:3])
+            fitting.append(f'in place of "{word}" these have as many tokens: {shown}')
+    return "; ".join(fitting) or "choose two words with the same number of tokens"
+
+
+def _partners(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, side: str, known: Sequence[PromptPair]
+) -> list[str]:
+    """Return the words of one side that are valid in a pair's sentence beside its other word."""
+    word = getattr(pair, f"attribute_{side}")
+    before = pair.template.partition("{}")[0].split()
+    tried = []
+    for partner in dict.fromkeys(getattr(other, f"attribute_{side}") for other in known):
+        # at the start of a sentence only a word with a capital stands in for another
+        fits = partner[:1].isupper() if not before else _article_fits(before[-1], partner)
+        if fits and partner not in (pair.attribute_a, pair.attribute_b, ""):
+            prompt = pair.template.replace("{}", partner)
+            tried.append((partner, replace(pair, **{f"prompt_{side}": prompt})))
+    if not tried:
+        return []
+    valid = check_pairs(tokenizer, [new for _, new in tried]).valid
+    fits = [partner for (partner, _), holds in zip(tried, valid, strict=True) if holds]
+    # where a slot holds several words, those that begin alike are the nearest
+    return sorted(fits, key=lambda partner: partner.split()[0] != [*word.split(), ""][0])
+
+
+# ---- the split
+
+
+def _split_by_sentence(pairs: dict[int, PromptPair]) -> dict[int, PromptPair]:
+    """Hold out every third sentence of each category, in the order of their first rows."""
+    shortest = _sentences(pair.template for pair in pairs.values())
+    found = {}  # category → its sentences; a dict keeps the order, and each only once
+    for pair in pairs.values():
+        found.setdefault(pair.category, {})[shortest[pair.template]] = None
+    categories = [list(sentences) for sentences in found.values()]
+    held_out, seen = set(), set()
+    for sentences in categories:
+        new = [sentence for sentence in sentences if sentence not in seen]
+        held_out.update(new[1::3])
+        seen.update(new)
+    held_out = _balanced(categories, held_out)
+    return {
+        row: replace(pair, split="held_out" if shortest[pair.template] in held_out else "train")
+        for row, pair in pairs.items()
+    }
+
+
+def _balanced(categories: Sequence[Sequence[str]], held_out: set[str]) -> set[str]:
+    """Give each category of two sentences or more one on each side, where that can be done.
+
+    Categories share sentences, and no sentence may be on both sides: so one at a time changes its
+    side, wherever that leaves fewer categories with all of their sentences on one.
+    """
+
+    def one_sided(held_out: set[str]) -> list[Sequence[str]]:
+        several = [sentences for sentences in categories if len(sentences) > 1]
+        return [some for some in several if len(held_out & set(some)) in (0, len(some))]
+
+    left = one_sided(held_out)
+    tries = [sentence for sentences in left for sentence in (*sentences[1:], sentences[0])]
+    for sentence in tries:
+        changed = held_out ^ {sentence}
+        if len(one_sided(changed)) < len(one_sided(held_out)):
+            held_out = changed
+    return held_out
+
+
+def split_counts(pairs: Sequence[PromptPair]) -> list[dict]:
+    """Count the sentences and pairs of each split in each category."""
+    parts = {}
+    for pair in pairs:
+        parts.setdefault((pair.category, pair.split), []).append(pair.template)
+    return [
+        {"category": category, "split": split, "sentences": len(set(some)), "pairs": len(some)}
+        for (category, split), some in parts.items()
+    ]
+
+
+def _split_notices(pairs: Sequence[PromptPair]) -> list[Problem]:
+    """Name the categories that have no training pairs, or none that are held out."""
+    found = []
+    for category in dict.fromkeys(pair.category for pair in pairs):
+        splits = {pair.split for pair in pairs if pair.category == category}
+        for split in sorted({"train", "held_out"} - splits):
+            what = f"no valid pair of the category {category!r} is of the split {split}"
+            remedy = "add sentences, or say in a column split which are which"
+            found.append(Problem(0, "", what, remedy, notice=True))
+    return found
