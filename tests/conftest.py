@@ -1,4 +1,8 @@
-"""Fixtures that the tests share."""
+"""Fixtures that the tests share.
+
+What takes seconds to import is imported where it is used: with several workers, pytest's main
+process reads this file before it starts them, and runs no test.
+"""
 
 import os
 import shutil
@@ -8,15 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import transformers
 from packaging.version import Version
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
 
 import fairlab as fl
-from fairlab.evaluation.readings import bits_of
-from fairlab.models import READS_RIGHTLY
-from fairlab.weights import GEMMA, find_weights
 
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
@@ -65,6 +63,19 @@ SLOW = {
     "test_what_is_pushed_reloads_with_stock_transformers",
     "test_what_n_items_can_show_has_the_power_that_it_promises",
 }
+# over ten seconds each, the longest first: they start first, so that no worker ends with one of
+# them while the other has nothing left to do
+LONG = [
+    "test_the_quickstart_runs_on_colab",
+    "test_lessons_for_any_model_run_on_another_family",
+    "test_perplexity_of_wikitext",
+    "test_attribution_orders_neurons_as_removing_them_one_by_one_does",
+    "test_every_file_follows_the_address",
+    "test_bbq_with_one_pass_a_context_is_the_same",
+    "test_steps_narrow_the_gap_and_touch_nothing_else",
+    "test_the_check_of_lesson_12_holds_in_any_precision",
+    "test_kill_9_while_saving_costs_no_model",
+]
 SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_report"}
 
 
@@ -74,7 +85,7 @@ def pytest_collection_modifyitems(items):
     them.
 
     Tests that share something expensive (a fixture of their module, the second model) go to one
-    worker.
+    worker. pytest-xdist starts these groups first, and then the other tests in their order.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -86,11 +97,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
         if item.path.stem in SHARING:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    start = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: start.get(getattr(item, "originalname", ""), len(LONG)))
 
 
 @pytest.fixture(scope="session")
 def default():
     """Load the default model once; tests must leave it as it is."""
+    from fairlab.evaluation.readings import bits_of
+
     model, tokenizer = fl.load_model()
     before = bits_of(model)
     yield model, tokenizer
@@ -105,6 +120,12 @@ def model(default):
 @pytest.fixture(scope="session")
 def gemma():
     """Load the second model once, or skip; tests must leave it as it is."""
+    import transformers
+
+    from fairlab.evaluation.readings import bits_of
+    from fairlab.models import READS_RIGHTLY
+    from fairlab.weights import GEMMA
+
     if Version(transformers.__version__) < Version(READS_RIGHTLY[GEMMA]):
         pytest.skip(f"transformers {transformers.__version__} misreads the tokenizer of {GEMMA}")
     try:
@@ -119,6 +140,10 @@ def gemma():
 @pytest.fixture(scope="session")
 def tokenizer():
     """Load the default tokenizer alone, as `load_model` does."""
+    from transformers import AutoTokenizer
+
+    from fairlab.weights import find_weights
+
     folder, _ = find_weights(fl.DEFAULT_MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -129,6 +154,8 @@ def tokenizer():
 def bos_tokenizer(tokenizer):
     """Make the tokenizer one that puts <|endoftext|> before every text, as Llama's and Gemma's
     do."""
+    from tokenizers.processors import TemplateProcessing
+
     changed = deepcopy(tokenizer)
     token = "<|endoftext|>"
     changed.backend_tokenizer.post_processor = TemplateProcessing(
