@@ -1,4 +1,8 @@
-"""Fixtures that the tests share."""
+"""Fixtures that the tests share.
+
+What takes seconds to import is imported where it is used: with several workers, pytest's main
+process reads this file before it starts them, and runs no test.
+"""
 
 import os
 import shutil
@@ -8,15 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import transformers
 from packaging.version import Version
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
 
 import fairlab as fl
-from fairlab.evaluation.readings import bits_of
-from fairlab.models import READS_RIGHTLY
-from fairlab.weights import GEMMA, find_weights
 
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
@@ -26,6 +24,7 @@ SLOW = {
     "test_a_stopped_run_goes_on_from_its_cache",
     "test_an_address_elsewhere_is_refused",
     "test_an_empty_cut_changes_nothing",
+    "test_answers_side_by_side_are_as_if_asked_alone",
     "test_batches_give_what_single_prompts_give",
     "test_bbq_with_one_pass_a_context_is_the_same",
     "test_binder_takes_the_repository",
@@ -33,6 +32,7 @@ SLOW = {
     "test_causal_scores_equal_finite_differences",
     "test_causal_scores_in_half_precision",
     "test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones",
+    "test_compare_reads_matched_cuts_too",
     "test_compiled_models_are_refused",
     "test_coverage_of_the_interval_on_simulated_data",
     "test_diagnose_measures_what_the_functions_do",
@@ -47,9 +47,14 @@ SLOW = {
     "test_nbval_follows_the_rule_and_names_lesson_cell_and_values",
     "test_of_a_model_folder_only_the_name_is_shown",
     "test_quick_changes_are_those_of_compare",
+    "test_random_controls_of_gates_are_gates",
+    "test_refined_scores_are_gaps_of_single_cuts",
     "test_refined_scores_do_not_depend_on_the_batch",
+    "test_removed_neurons_are_found_again",
     "test_report_writes_page_and_numbers",
     "test_rows_are_what_the_functions_measure",
+    "test_scores_of_planted_neurons_equal_a_count_by_hand",
+    "test_steps_narrow_the_gap_and_touch_nothing_else",
     "test_the_command_line_destroys_nothing",
     "test_the_guard_is_measured",
     "test_the_headline_is_the_mean_over_categories",
@@ -57,14 +62,30 @@ SLOW = {
     "test_the_metric_can_be_left_out",
     "test_the_model_stays_as_it_is",
     "test_the_numbers_are_the_tables_and_strict_json",
+    "test_the_page_has_a_frame_a_layer_and_needs_no_network",
     "test_the_page_stands_alone_and_escapes_every_text",
+    "test_the_seed_decides_on_the_draws",
     "test_the_slope_forecasts_a_single_small_removal",
     "test_the_table_of_the_readme",
     "test_the_wheel_carries_the_data",
     "test_the_workflows_fit_the_schema",
     "test_what_is_pushed_reloads_with_stock_transformers",
     "test_what_n_items_can_show_has_the_power_that_it_promises",
+    "test_without_a_method_the_cut_is_the_guarded_one",
 }
+# over ten seconds each, the longest first: they start first, so that no worker ends with one of
+# them while the other has nothing left to do
+LONG = [
+    "test_the_quickstart_runs_on_colab",
+    "test_lessons_for_any_model_run_on_another_family",
+    "test_perplexity_of_wikitext",
+    "test_attribution_orders_neurons_as_removing_them_one_by_one_does",
+    "test_every_file_follows_the_address",
+    "test_bbq_with_one_pass_a_context_is_the_same",
+    "test_steps_narrow_the_gap_and_touch_nothing_else",
+    "test_the_check_of_lesson_12_holds_in_any_precision",
+    "test_kill_9_while_saving_costs_no_model",
+]
 SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_report"}
 
 
@@ -74,7 +95,7 @@ def pytest_collection_modifyitems(items):
     them.
 
     Tests that share something expensive (a fixture of their module, the second model) go to one
-    worker.
+    worker. pytest-xdist starts these groups first, and then the other tests in their order.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -86,11 +107,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
         if item.path.stem in SHARING:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    start = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: start.get(getattr(item, "originalname", ""), len(LONG)))
 
 
 @pytest.fixture(scope="session")
 def default():
     """Load the default model once; tests must leave it as it is."""
+    from fairlab.evaluation.readings import bits_of
+
     model, tokenizer = fl.load_model()
     before = bits_of(model)
     yield model, tokenizer
@@ -105,6 +130,12 @@ def model(default):
 @pytest.fixture(scope="session")
 def gemma():
     """Load the second model once, or skip; tests must leave it as it is."""
+    import transformers
+
+    from fairlab.evaluation.readings import bits_of
+    from fairlab.models import READS_RIGHTLY
+    from fairlab.weights import GEMMA
+
     if Version(transformers.__version__) < Version(READS_RIGHTLY[GEMMA]):
         pytest.skip(f"transformers {transformers.__version__} misreads the tokenizer of {GEMMA}")
     try:
@@ -119,6 +150,10 @@ def gemma():
 @pytest.fixture(scope="session")
 def tokenizer():
     """Load the default tokenizer alone, as `load_model` does."""
+    from transformers import AutoTokenizer
+
+    from fairlab.weights import find_weights
+
     folder, _ = find_weights(fl.DEFAULT_MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -129,6 +164,8 @@ def tokenizer():
 def bos_tokenizer(tokenizer):
     """Make the tokenizer one that puts <|endoftext|> before every text, as Llama's and Gemma's
     do."""
+    from tokenizers.processors import TemplateProcessing
+
     changed = deepcopy(tokenizer)
     token = "<|endoftext|>"
     changed.backend_tokenizer.post_processor = TemplateProcessing(

@@ -1,8 +1,9 @@
 """The explorers in a real JupyterLab and a real Chromium: a key pressed on a slider changes the
 picture.
 
-Each lesson runs as a copy, all its cells at once, as a learner would run them. Screenshots go to
-build/.
+Each lesson runs as a copy, all its cells at once, as a learner would run them. Of what follows the
+last explorer only the exercises are kept, whose errors must not stop the others: the rest runs with
+all other lessons, and takes half of the time. Screenshots go to build/.
 """
 
 import json
@@ -42,6 +43,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def up_to_the_last_explorer(cells):
+    """Leave out what follows the last explorer, but for the exercises."""
+    explorers = [
+        place
+        for place, cell in enumerate(cells)
+        if "nbval-ignore-output" in cell["metadata"].get("tags", [])
+    ]
+    last = max(explorers, default=-1)
+    rest = [
+        cell for cell in cells[last + 1 :] if "raises-exception" in cell["metadata"].get("tags", [])
+    ]
+    return cells[: last + 1] + rest
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """Serve a copy of the notebooks, without their outputs, in a JupyterLab with no settings of the
@@ -51,6 +66,7 @@ def lab(tmp_path_factory):
     shutil.copytree(NOTEBOOKS, folder)
     for path in folder.glob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook["cells"] = up_to_the_last_explorer(notebook["cells"])
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
                 cell.update(outputs=[], execution_count=None)
@@ -143,6 +159,7 @@ def find_explorer(page, cells):
     assert not idle, f"did not run:\n{idle[0]}"
     for box in boxes:
         box.locator(".jupyter-widgets").first.wait_for()
+    assert any("raises-exception" in cell["metadata"].get("tags", []) for cell in cells)
     boxes = [box for box in boxes if box.locator(".noUi-handle").count()]
     assert boxes, "no cell tagged nbval-ignore-output shows a slider"
     return boxes[-1]

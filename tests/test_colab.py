@@ -5,6 +5,7 @@ The lesson runs as it is, its install cell too, from a folder of its own. No Col
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 # What Colab holds, at other versions than constraints.txt and older than the newest, so that an
@@ -45,15 +47,35 @@ NOT_HELD = {
 }  # Colab lacks them: the lesson's install cell has to bring them
 
 
+def distributions_for(*requirements):
+    """Find the distributions here that requirements ask for, and those that these need in turn."""
+    found, asked = {}, [Requirement(text) for text in requirements]
+    while asked:
+        requirement = asked.pop()
+        key = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if key in found:
+            continue
+        try:
+            found[key] = importlib.metadata.distribution(requirement.name)
+        except importlib.metadata.PackageNotFoundError:  # what only another system needs
+            continue
+        for text in found[key].requires or []:
+            needed = Requirement(text)
+            extras = requirement.extras or {""}
+            if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in extras):
+                asked.append(needed)
+    return {name: distribution for (name, _), distribution in found.items()}
+
+
 def link_packages(site):
-    """Give another environment the files of all other packages here, as Colab has most of what
-    fairlab needs.
+    """Give another environment the files of the packages that fairlab and a notebook need, as Colab
+    has most of them.
 
     A link each where the disk allows: torch alone is a gigabyte.
     """
-    others = HELD.keys() - {"torch"} | NOT_HELD | {"pip", "setuptools"}
-    for distribution in importlib.metadata.distributions():
-        if canonicalize_name(distribution.metadata["Name"]) in others:
+    others = HELD.keys() - {"torch"} | NOT_HELD
+    for name, distribution in distributions_for("fairlab[notebooks]", "pip").items():
+        if name in others:
             continue
         for file in distribution.files or []:
             if ".." in file.parts or not file.locate().is_file():
@@ -71,7 +93,10 @@ def link_packages(site):
 def python(tmp_path, monkeypatch):
     """Make an environment that holds what Colab holds."""
     folder = tmp_path / "colab"
-    venv.create(folder, with_pip=True)
+    # pip comes with the other packages: installing it takes longer than linking all of them
+    venv.create(folder, with_pip=importlib.util.find_spec("pip") is None)
+    (site,) = folder.glob("lib/python*/site-packages")
+    link_packages(site)
     monkeypatch.setenv(
         "PIP_NO_COMPILE", "1"
     )  # compiling all modules takes longer than installing them
@@ -80,13 +105,11 @@ def python(tmp_path, monkeypatch):
     run = subprocess.run(probe, capture_output=True, text=True)
     if run.returncode:
         pytest.skip(f"no packages can be downloaded: {run.stderr.strip().splitlines()[-1]}")
-    (site,) = folder.glob("lib/python*/site-packages")
-    link_packages(site)
     (site / "google" / "colab").mkdir(parents=True)
     (site / "google" / "colab" / "__init__.py").touch()
-    subprocess.run(
-        [*pip, "install", *(f"{name}=={version}" for name, version in HELD.items())], check=True
-    )
+    held = [f"{name}=={version}" for name, version in HELD.items()]
+    # the warnings would be about what Colab lacks too
+    subprocess.run([*pip, "install", "--no-warn-conflicts", *held], check=True)
     yield folder / "bin" / "python"
     shutil.rmtree(folder)
 

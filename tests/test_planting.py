@@ -25,32 +25,33 @@ def planting(model, tokenizer, race):
     return fl.plant_neurons(model, tokenizer, race[0], n=15, cost=0.05)
 
 
-def activations_of(model, tokenizer, prompts, selection):
-    """Return h of the selected neurons at the last token of prompts."""
-    h = []
+def activations_of(model, tokenizer, prompts, *selections):
+    """Return h of the neurons of each selection at the last token of prompts."""
+    h = [[] for _ in selections]
     for prompt in prompts:
         with fl.record(model, ["down_proj_input"]) as seen, torch.no_grad():
-            model(**tokenizer(prompt, return_tensors="pt"))
-        h.append(
-            [
-                seen["down_proj_input", layer][0, -1, i]
-                for layer, ix in selection.neurons.items()
-                for i in ix
-            ]
-        )
-    return torch.tensor(h)
+            model.base_model(**tokenizer(prompt, return_tensors="pt"))
+        for rows, selection in zip(h, selections, strict=True):
+            rows.append(
+                [
+                    seen["down_proj_input", layer][0, -1, i]
+                    for layer, ix in selection.neurons.items()
+                    for i in ix
+                ]
+            )
+    return [torch.tensor(rows) for rows in h]
 
 
 def test_planted_neurons_fire_on_attribute_a_alone(planting, tokenizer, race):
     planted, bias, decoys = planting
     text = fl.load_text("evaluation").split("\n\n")
     for pairs, least, times in ((race[0][:6], 5, 2), (race[1][:6], 2, 1.5)):
-        for selection in (bias, decoys):
-            a = activations_of(planted, tokenizer, [p.prompt_a for p in pairs], selection)
-            b = activations_of(planted, tokenizer, [p.prompt_b for p in pairs], selection)
+        of_a = activations_of(planted, tokenizer, [p.prompt_a for p in pairs], bias, decoys)
+        of_b = activations_of(planted, tokenizer, [p.prompt_b for p in pairs], bias, decoys)
+        for a, b in zip(of_a, of_b, strict=True):
             assert a.mean() > least and a.mean() > times * b.mean()
             assert (a > b).float().mean() > 0.9
-    plain = activations_of(
+    (plain,) = activations_of(
         planted, tokenizer, [" ".join(part.split()[:20]) for part in text[:6]], bias
     )
     assert plain.median() < 0.5
@@ -142,7 +143,7 @@ def test_planting_in_every_kind_of_glu(family, tokenizer, race, monkeypatch):
         if name in ("gate_proj", "up_proj") and projection.bias is not None:
             assert not projection.bias[neurons].any() and projection.bias.count_nonzero() == 20
     h = [
-        activations_of(planted, tokenizer, [getattr(p, side) for p in pairs], bias)
+        activations_of(planted, tokenizer, [getattr(p, side) for p in pairs], bias)[0]
         for side in ("prompt_a", "prompt_b")
     ]
     assert h[0].mean() > h[1].mean() and h[0].mean() > 1

@@ -370,7 +370,7 @@ def test_a_neuron_that_is_cut_already_has_no_effect(tokenizer):
 
 
 def test_attribution_orders_neurons_as_removing_them_one_by_one_does(model, tokenizer):
-    pairs = fl.load_pairs(split="train", words="any")[::90][:4]
+    pairs = fl.load_pairs(split="train", words="any")[::90][:2]
     scores = fl.bias_scores(model, tokenizer, pairs, method="attribution")
     tried = scores.flatten().argsort()[576::1152]  # 40 of 46,080, evenly over the ranks
     shortlist = torch.full_like(scores, -math.inf)

@@ -1,5 +1,8 @@
 """Small random models of real config classes."""
 
+from copy import deepcopy
+from functools import lru_cache
+
 import torch
 import transformers
 
@@ -72,8 +75,19 @@ VISION = {
 def tiny_model(
     family: str = "Llama", dtype: torch.dtype = torch.float32, **sizes: int
 ) -> transformers.PreTrainedModel:
-    """Build a small random model of a real config class, with weights large enough that layers
+    """Return a small random model of a real config class, with weights large enough that layers
     matter."""
+    model, state = _built(family, dtype, **sizes)
+    torch.set_rng_state(state)  # as if it had been built now
+    return deepcopy(model)
+
+
+# drawing three million weights, twice, takes longer than most tests; 12 MB each in float32
+@lru_cache(maxsize=16)
+def _built(
+    family: str, dtype: torch.dtype, **sizes: int
+) -> tuple[transformers.PreTrainedModel, torch.Tensor]:
+    """Build such a model; return it with the state of the random numbers after it."""
     if family in UNGATED:
         name, options = UNGATED[family]
         config = getattr(transformers, name)(**options)
@@ -93,7 +107,7 @@ def tiny_model(
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return model.to(dtype)
+    return model.to(dtype), torch.get_rng_state()
 
 
 def bytes_of(model):

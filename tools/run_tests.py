@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "tests"
 PYTEST = [sys.executable, "-m", "pytest"]
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--dist=loadscope"]
+NO_NBVAL = ["-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
 )
@@ -32,8 +33,8 @@ PARTS = {
         [sys.executable, "-m", "ruff", "check", "."],
         [sys.executable, "-m", "ruff", "format", "--check", "."],
     ],
-    "quick": [[*PYTEST, "--dist=loadgroup", "-m", "not real and not slow"]],
-    "unit": [[*PYTEST, "--dist=loadgroup"]],
+    "quick": [[*PYTEST, *NO_NBVAL, "--dist=loadgroup", "-m", "not real and not slow"]],
+    "unit": [[*PYTEST, *NO_NBVAL, "--dist=loadgroup"]],
     "lessons": [[*PYTEST, *NBVAL, "notebooks"]],
     "robust": [[sys.executable, "tools/robust.py", "--cheap"]],
 }
