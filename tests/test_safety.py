@@ -482,7 +482,10 @@ def test_training_mode_is_refused(measure, tokenizer, some_pairs):
 def test_more_than_a_model_reads_is_refused(measure, tokenizer):
     long = replace(
         fl.ARTICLE_PAIR,
-        **{side: getattr(fl.ARTICLE_PAIR, side) + TEXT for side in ("prompt_a", "prompt_b")},
+        **{
+            side: getattr(fl.ARTICLE_PAIR, side) + TEXT.rstrip()
+            for side in ("prompt_a", "prompt_b")
+        },
     )
     with pytest.raises(ValueError, match=r"it reads up to 128 tokens .*the longest input has"):
         measure(tiny_model(), tokenizer, long)

@@ -486,7 +486,9 @@ class TestStatistics:
     def test_too_few_items_tell_nothing(self):
         row = fl.paired_changes(answers([1] * 20), answers([0] * 2 + [1] * 18)).iloc[0]
         assert not row.told
-        assert "no difference can be told; so many items can show one of 0.1" in row.sentence
+        # McNemar's test needs six items that change, all the same way
+        assert row.detectable == 6 / 20
+        assert "no difference can be told; so many items can show one of 0.300" in row.sentence
 
     def test_what_n_items_can_show_has_the_power_that_it_promises(self):
         """Where the true difference is the one that so many items can show, four of five studies

@@ -13,6 +13,9 @@ from scipy import special, stats
 from fairlab.statistics import jackknife_interval, jackknife_variance
 from fairlab.suites.metrics import METRICS, Metric
 
+# of McNemar's test: 2 · 0.5⁶ is the first of these below 0.05
+FEWEST = 6
+
 
 def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     """Compute the metrics of benchmark items, each with its standard error.
@@ -113,7 +116,8 @@ def paired_changes(
         exact test of these, which takes items to be independent, NaN elsewhere; `told`: the
         interval excludes 0 and p, where there is one, is below 0.05; `detectable`, the smallest
         change that four of five studies with as many items like these would show (2.8 standard
-        errors: power 0.8, α 0.05; of perplexities on the log scale); `sentence`, the row in words.
+        errors: power 0.8, α 0.05; of perplexities on the log scale), and with p at least 6 items:
+        fewer can't be told even if all of them change the same way; `sentence`, the row in words.
 
     Raises
     ------
@@ -165,6 +169,8 @@ def _change(before: Metric, after: Metric, clusters: pd.Series) -> dict:
     if before.is_perplexity:  # from logarithms of a ratio to a change of it
         change, low, high = map(math.expm1, (change, low, high))
     test = _mcnemar(before, after)
+    if not math.isnan(test["p"]):
+        detectable = max(detectable, FEWEST / len(old))
     without_zero = low > 0 or high < 0
     return {
         "n": len(old),
