@@ -54,12 +54,25 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"max_content_width": 110},
+    context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
 )
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version of fairlab and end, where that was asked for."""
+    if wanted:
+        print(f"fairlab {fl.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    Option("--version", help="Print the version.", is_eager=True, callback=print_version),
+]
+
+
 @app.callback()
-def _about() -> None:
+def _about(version: Version = False) -> None:
     """Find, measure and cut the neurons of a language model that react to a demographic word.
 
     \b
@@ -143,6 +156,7 @@ def diagnose(
     Example: fairlab diagnose --pairs race --out race.csv
     """
     check_output_file(out, force, model, pairs, neutral)
+    check_pairs_named(pairs, neutral, skip_invalid)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = load_pool(loaded[1], pairs, skip_invalid)
     neutral_ones = neutral_pairs(loaded[1], neutral, skip_invalid=skip_invalid)
@@ -185,6 +199,8 @@ def score(
     import pandas as pd
 
     check_output_file(out, force, model, pairs)
+    check_pairs_named(pairs, None, skip_invalid)
+    check_choice(method, bias_weight)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
     tables = score_tables(loaded, choosing, method, bias_weight)
@@ -226,6 +242,8 @@ def prune(
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
+    check_pairs_named(pairs, None, skip_invalid)
+    check_choice(method, bias_weight, fraction)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     before = loaded[0].num_parameters()
     choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
@@ -271,6 +289,8 @@ def compare(
     Example: fairlab compare --pairs race --n-random 10 --out race.csv
     """
     check_output_file(out, force, model, pairs, neutral)
+    check_pairs_named(pairs, neutral, skip_invalid)
+    check_choice(method, bias_weight, fraction)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
@@ -312,6 +332,8 @@ def report(
     numbers = out.with_suffix(".json")
     for output in (out, numbers):
         check_output_file(output, force, model, pairs, neutral)
+    check_pairs_named(pairs, neutral, skip_invalid)
+    check_choice(method, bias_weight, fraction)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
     selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
@@ -342,6 +364,51 @@ def main() -> None:
         sys.exit(2)
 
 
+# ---- what can be refused before the model is loaded, which takes longer
+
+
+def check_pairs_named(pairs, neutral, skip_invalid):
+    """Refuse a category or a file that is not there, and a file whose text has problems."""
+    from fairlab.checking import is_file_name
+
+    for name in (pairs, neutral):
+        if name and (is_file_name(name) or name == neutral):
+            checked = fl.check_file(name)
+            if not skip_invalid:
+                refuse_problems(checked, name)
+    if pairs not in ("article", "all") and not is_file_name(pairs):
+        fl.load_pairs(pairs)
+
+
+def check_choice(method, bias_weight, fraction=0.002):
+    """Refuse a method that is not known, and numbers out of range."""
+    from fairlab import scores
+    from fairlab.passes import check_option
+
+    name, _, importance = method.partition("+")
+    known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
+    if "+" not in method:
+        known = ("guarded", *known)
+    check_option("method", name, known)
+    if importance:
+        check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
+    if not 0 <= bias_weight <= 1:
+        raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
+    if not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
+        )
+
+
+def refuse_problems(checked, path):
+    """Raise an error that says how many rows of a file have problems, and what to do."""
+    if checked.problems:
+        raise ValueError(
+            f"pairs: {checked.summary} (fairlab check {path} lists them all; "
+            "--skip-invalid leaves these rows out)"
+        )
+
+
 # ---- which pairs
 
 
@@ -359,11 +426,8 @@ def load_pool(tokenizer, name, skip_invalid=False):
 def pairs_of_file(tokenizer, path, skip_invalid):
     """Return the pairs of a file; refuse one with problems, or leave these rows out and say so."""
     checked = fl.check_file(path, tokenizer=tokenizer)
-    if checked.problems and not skip_invalid:
-        raise ValueError(
-            f"pairs: {checked.summary} (fairlab check {path} lists them all; "
-            "--skip-invalid leaves these rows out)"
-        )
+    if not skip_invalid:
+        refuse_problems(checked, path)
     if not checked.valid:
         raise ValueError(f"pairs: {checked.summary}: no row is left")
     if checked.problems:

@@ -25,6 +25,7 @@ SENTENCES = (
     "Two {} guests came to",
 )
 WORDS = (("Black", "white"), ("young", "old"))
+COMMANDS = ("diagnose", "score", "prune", "compare", "report")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,15 @@ def test_help_comes_at_once():
         == "[]\n"
     )
     assert cli.DEFAULT == fl.DEFAULT_MODEL
+
+
+def test_version_and_the_short_name_of_help():
+    told = CliRunner().invoke(cli.app, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"fairlab {fl.__version__}\n")
+    for arguments in (["-h"], ["prune", "-h"]):
+        short = CliRunner().invoke(cli.app, arguments)
+        long = CliRunner().invoke(cli.app, [*arguments[:-1], "--help"])
+        assert short.exit_code == 0 and short.output == long.output
 
 
 @pytest.mark.parametrize("command", ["diagnose", "score", "prune", "compare", "report"])
@@ -364,6 +374,38 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pairs", "rase"], "category: expected one of age, appearance"),
+        (["--pairs", "missing.csv"], "path: no such file: missing.csv"),
+        (["--pairs", "blank.csv"], "1 of 2 rows of blank.csv"),
+        (["--neutral", "blank.csv"], "1 of 2 rows of blank.csv"),
+        (["--method", "magic"], "method: expected one of guarded, activation"),
+        (["--method", "article+magic"], "method: expected one of maw"),
+        (["--method", "guarded+maw"], "method: expected one of activation"),
+        (["--bias-weight", "2"], "bias_weight: expected a number from 0 to 1; got 2.0"),
+        (["--fraction", "2"], "fraction: expected a float between 0 and 1"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_loads(
+    run, pairs_csv, tmp_path, monkeypatch, command, options, message
+):
+    takes = {"--neutral": ("diagnose", "compare", "report"), "--pairs": COMMANDS}
+    takes |= {"--fraction": ("prune", "compare", "report")}
+    if command not in takes.get(options[0], COMMANDS[1:]):
+        pytest.skip("has no such option")
+    monkeypatch.chdir(tmp_path)
+    rows = rows_of(SENTENCES[:1])
+    rows[1]["prompt_a"] += " "
+    pairs_csv(rows, "blank.csv")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    out = {"prune": ["--out", "cut"], "report": ["--out", "page.html"]}.get(command, [])
+    code, _, err = run(command, *options, *out)
+    assert code == 2 and message in err
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -397,6 +439,7 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
         return fl.load_pairs("race")
 
     monkeypatch.setattr(cli, "pairs_of_file", pairs_of_file)
+    monkeypatch.setattr(cli, "check_pairs_named", lambda *names: None)  # no such files
     options = ["--pairs", "mine.csv", *["--skip-invalid"] * skip]
     expected = [("mine.csv", skip)]
     if command not in ("score", "prune"):
