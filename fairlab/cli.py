@@ -357,6 +357,9 @@ def report(
 
 def main() -> None:
     """Run the command line; a refused input is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -667,17 +670,22 @@ def check_output_file(out, force, *inputs, argument="out"):
 
 
 def emit(facts, as_json, text, table=None, out=None):
-    """Print the text, or the facts as JSON; write the table to a file, where one is named."""
+    """Print the text, or the facts as JSON; write the table to a file, where one is named.
+
+    Printed first: if the file can't be written after all, what was measured has been seen.
+    """
+    if as_json:
+        from fairlab.report.page import plain
+
+        # a terminal that is not UTF-8 has letters for English alone
+        ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
+        text = json.dumps(plain(facts), allow_nan=False, ensure_ascii=ascii_only)
+    print(text, flush=True)
     if out:
         from fairlab.files import write_text
 
         content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_text(Path(out), content)
-    if as_json:
-        from fairlab.report.page import plain
-
-        text = json.dumps(plain(facts), allow_nan=False, ensure_ascii=False)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -499,3 +500,27 @@ def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
         **tokenizer(fl.ARTICLE_PAIR.prompt_a, return_tensors="pt"), max_new_tokens=3
     )
     assert torch.isfinite(again(text).logits).all()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json):
+    """A Windows terminal in cp1252, and words in another script."""
+    emitted = f"cli.emit({{'word': 'κόσμος'}}, {as_json}, 'κόσμος')"
+    code = f"from fairlab import cli; cli.app = lambda: {emitted}; cli.main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+    )
+    if as_json:
+        assert json.loads(run.stdout) == {"word": "κόσμος"}
+    else:
+        assert run.stdout.strip() == "κόσμος".encode("cp1252", "backslashreplace")
+
+
+def test_what_was_measured_is_printed_before_it_is_written(monkeypatch, capsys, tmp_path):
+    table = pd.DataFrame({"gap": [0.1]})
+    with pytest.raises(OSError):
+        cli.emit({}, False, "the gap is 0.1", table, tmp_path)
+    assert capsys.readouterr().out == "the gap is 0.1\n"
