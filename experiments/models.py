@@ -18,8 +18,8 @@ words that nothing else in the project has; perplexity is read on the second par
 4. What else changes: gaps of the seven other categories under a guarded cut for one, and whether
    the group can still be read from the last layer.
 
-With `--validation` only the article's cut, the guarded one and the erasure are read, on validation
-pairs: what two models can be compared by before the test pairs are opened.
+With `--validation` only the article's cut, the guarded one and the baselines that the rule allows
+are read, on validation pairs: what two models can be compared by before the test pairs are opened.
 
 Writes `models_search.csv`, `models.csv` (or `models_validation.csv`), `models_draws.csv` and
 `models_else.csv` in `data/results/`; rows of the other model stay. A search that
