@@ -163,7 +163,7 @@ def dequantised(gguf: Path, *rest: Path, sha256: str | None = None) -> Path:
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Remove the temporary folders of processes that were killed: half a gigabyte each."""
+    """Remove the temporary folders of processes that were killed: a gigabyte or less each."""
     for folder in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
         with suppress(OSError):  # another process may remove it at the same time
             # a young folder may be in use, if only by a process on another computer

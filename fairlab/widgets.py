@@ -4,7 +4,7 @@ Contents: `pca_explorer`, `layer_explorer`, `score_explorer`, `surgery_explorer`
 they return.
 
 No model runs here. An explorer keeps one figure, moves its artists, and sends a PNG to an image
-widget: several times faster than a new figure at every step. This is the only module that needs
+widget: about twice as fast as a new figure at every step. This is the only module that needs
 ipywidgets.
 """
 
