@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -26,7 +27,7 @@ import frozen
 import pandas as pd
 import torch
 from frozen import keep_rows
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import fairlab as fl
@@ -52,14 +53,15 @@ def attention_in_place_of_mlp(model) -> Iterator[None]:
 
 def attention_means(model, tokenizer, text: str) -> Tensor:
     """Return the mean of every attention channel over a text, shape (layers, channels)."""
-    sums = [0.0] * len(fl.decoder_layers(model))
+    layers = fl.decoder_layers(model)
+    sums = [0.0] * len(layers)
 
-    def add(layer: int, inputs: tuple[Tensor, ...]) -> None:
-        sums[layer] = sums[layer] + inputs[0][0].float().mean(0).cpu()  # (channels,)
+    def add(number: int, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sums[number] = sums[number] + inputs[0][0].float().mean(0).cpu()  # (channels,)
 
     handles = []
-    for number, layer in enumerate(fl.decoder_layers(model)):
-        hook = lambda module, inputs, number=number: add(number, inputs)  # noqa: E731
+    for number, layer in enumerate(layers):
+        hook = partial(add, number)
         handles.append(layer.self_attn.o_proj.register_forward_pre_hook(hook))
     chunks = text_chunks(tokenizer, text)
     for chunk in chunks:

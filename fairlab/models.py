@@ -134,12 +134,8 @@ def load_tokenizer(name: str | Path = DEFAULT_MODEL) -> PreTrainedTokenizerBase:
 
     Raises
     ------
-    ModuleNotFoundError
-        A package with the weights is missing.
-    PermissionError
-        The model is gated and no token with access was found.
-    ValueError
-        No such folder, file or model; a transformers release that misreads a packaged tokenizer.
+    ModuleNotFoundError, PermissionError, ValueError
+        As `load_model`, for what concerns the name and the tokenizer.
     """
     source, _ = find_weights(name)
     with hub_errors_explained(name):
