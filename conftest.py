@@ -3,11 +3,10 @@ environment."""
 
 import os
 
+from forked_kernel import QUIET
 from printed_numbers import first_difference, moved
 
-# a progress bar would be an output of its cell
-os.environ["TQDM_DISABLE"] = "1"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.update(QUIET)
 
 
 def pytest_collection_modifyitems(items):

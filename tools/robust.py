@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from platformdirs import user_cache_path
-from run_tests import FIRST_LESSONS, NBVAL, PYTEST, ROOT, environment
+from run_tests import FIRST_LESSONS, NBVAL, PYTEST, ROOT, environment, run_command
 from safetensors.torch import load_file, save_file
 
 import fairlab as fl
@@ -131,9 +131,7 @@ def run(setting: str, lessons: list[str], workers: int, *, unit: bool) -> dict[s
     for name, command in reports.items():
         report = FOLDER / f"{setting}-{name}.xml"
         command = [*command, f"--junitxml={report}", *(["-n", str(workers)] if workers > 1 else [])]
-        subprocess.run(
-            command, env={**environment(workers), **variables(setting)}, cwd=ROOT, check=False
-        )
+        run_command(command, {**environment(workers), **variables(setting)})
         for case in ET.parse(report).getroot().iter("testcase"):
             entries[f"{case.get('classname')} {case.get('name')}"] = table_entry(case)
     return entries

@@ -18,12 +18,22 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+
+import forked_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "tests"
 PYTEST = [sys.executable, "-m", "pytest"]
-NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "--dist=loadscope"]
+CAN_FORK = hasattr(os, "fork")
+NBVAL = [
+    "--nbval-lax",
+    f"--nbval-kernel-name={forked_kernel.NAME}" if CAN_FORK else "--nbval-current-env",
+    "--nbval-cell-timeout=300",
+    "--dist=loadscope",
+]
 NO_NBVAL = ["-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
@@ -46,6 +56,14 @@ def environment(workers: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads)}
 
 
+def run_command(command: list[str], variables: Mapping[str, str]) -> int:
+    """Run a command, with kernels that start at once if it runs notebooks; return its exit code."""
+    with ExitStack() as stack:
+        if CAN_FORK and set(NBVAL) <= set(command):
+            variables = stack.enter_context(forked_kernel.serving(variables))
+        return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
+
+
 def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
     """Run one part; return what the last line says of it, and whether it passed."""
     start, code = time.perf_counter(), 0
@@ -58,8 +76,7 @@ def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
             command = [*command, f"--junitxml={report}"]
             if workers > 1:
                 command += ["-n", str(workers)]
-        finished = subprocess.run(command, cwd=ROOT, env=environment(workers), check=False)
-        code = finished.returncode or code
+        code = run_command(command, environment(workers)) or code
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
     result = outcome(report) or ("failed" if code else "passed")
     return f"{part} {result} ({minutes} min {seconds:02} s)", code == 0
