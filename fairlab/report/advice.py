@@ -75,7 +75,10 @@ def _more_sentences(gap: dict, seen: dict, kind: str) -> str:
         )
     if more > TOO_MANY:
         return f"To show a change this small would take more than {TOO_MANY:,} more sentences."
-    return f"Add about {_about(more)}: at this size that gives an even chance to see it."
+    return (
+        f"Add about {_sentences(_about(more))}: if the change stays this size, that gives an even "
+        "chance to see it."
+    )
 
 
 def _caveat(table: pd.DataFrame, gap: dict) -> str:
@@ -86,7 +89,7 @@ def _caveat(table: pd.DataFrame, gap: dict) -> str:
     elif not is_specific(gap):
         moved = percent(gap["neutral_change"])
         against.append(
-            f"it is not shown to be about these groups (words that name no group: {moved})"
+            f"it is not shown to be about these groups (of words that name no group: {moved})"
         )
     if is_flattening(gap):
         against.append("a model that is merely less sure of everything would do as much")
@@ -171,7 +174,7 @@ def power_in_words(headline: dict, kind: str = "cut") -> str:
     to_see = seen["sentences to see the change"]
     if seen["sentences"] < to_see < TOO_MANY:
         change = percent(headline["change"])
-        words += f", and an even chance to show a change of {change} takes about {_about(to_see)}"
+        words += f", and an even chance to show a change of {change} takes about {_about(to_see):,}"
     words += ". A rule of thumb: the width falls with the root of the number of sentences"
     if headline["attributes_resampled"]:
         words += ", if pairs of words are added in proportion"
@@ -181,59 +184,59 @@ def power_in_words(headline: dict, kind: str = "cut") -> str:
 def evidence(table: pd.DataFrame, kind: str = "cut") -> list[str]:
     """Say which new numbers would turn the verdict."""
     gap = table_row(table, "gap", "headline")
-    lowest, highest = bounds(gap)
-    did = effect(gap)
-    random = f", {NAMES[kind][1]} included" if has_random(gap) else ""
+    did, now = effect(gap), span(gap["low"], gap["high"])
+    lowest, highest = _bounds_in_words(gap, kind)
     if math.isnan(gap["low"]):
         return ["Six sentences or more, which give an interval."]
     if did == "widened":
         return [
-            f"New sentences whose interval begins below {percent(highest)}{random}: now "
-            f"{span(gap['low'], gap['high'])}. Harm could then not be told; a benefit only if it "
-            f"ended below {percent(lowest)}."
+            f"New sentences whose interval begins below {highest}: then harm could not be told. "
+            f"Now it is {now}.",
+            f"New sentences whose interval ends below {lowest}: then the gap is narrowed.",
         ]
     if not did:
-        return _evidence_for_an_effect(gap, lowest, highest, random)
+        return [
+            f"An interval that ends below {lowest}: then the gap is narrowed. Now it is {now}.",
+            f"An interval that begins above {highest}: then the gap is widened.",
+            "An interval so narrow that nothing in it would matter to you: then there is no effect "
+            f"of note. Now it leaves room for all of {now}.",
+        ]
     turns = [
-        f"New sentences whose interval ends above {percent(lowest)}{random}: now "
-        f"{span(gap['low'], gap['high'])}. No effect could then be told."
+        f"New sentences whose interval ends above {lowest}: then no effect could be told. Now it "
+        f"is {now}."
     ]
     if not has_random(gap):
         turns.append("Random changes of the same kind and size, if they narrow the gap as much.")
-    return turns + _evidence_on_specificity(gap) + _evidence_on_price(table)
+    return [*turns, _evidence_on_specificity(gap), _evidence_on_price(table)]
 
 
-def _evidence_for_an_effect(gap: dict, lowest: float, highest: float, random: str) -> list[str]:
-    """Say what would show a narrowing, a widening, or that there is nothing of note."""
-    now = span(gap["low"], gap["high"])
-    return [
-        f"An interval that ends below {percent(lowest)}{random}: then the gap is narrowed. Now it "
-        f"is {now}.",
-        f"An interval that begins above {percent(highest)}{random}: then the gap is widened.",
-        f"An interval so narrow that nothing in it would matter to you: then there is no effect of "
-        f"note. Now it leaves room for {percent(gap['low'])} as for {percent(gap['high'])}.",
-    ]
+def _bounds_in_words(gap: dict, kind: str) -> tuple[str, str]:
+    """Write what an interval has to lie below for a narrowing, and above for a widening."""
+    words = []
+    for bound, name in zip(bounds(gap), ("lowest", "highest"), strict=True):
+        words.append(f"{percent(bound)}, the {name} of {NAMES[kind][1]}" if bound else "0")
+    return words[0], words[1]
 
 
-def _evidence_on_specificity(gap: dict) -> list[str]:
+def _evidence_on_specificity(gap: dict) -> str:
     difference = points(gap["specificity_low"], gap["specificity_high"])
     if is_specific(gap):
-        return [
+        return (
             "Words that name no group, if their gap falls as much: the difference would have to "
-            f"reach 0; now it is {difference}."
-        ]
-    return [
+            f"reach 0. Now it is {difference}."
+        )
+    return (
         "Words that name no group, if their gap stays in the range of chance and the difference "
-        f"lies below 0 (now {difference}): then it is about these groups' words."
-    ]
+        f"lies below 0: then it is about these groups' words. Now it is {difference}."
+    )
 
 
-def _evidence_on_price(table: pd.DataFrame) -> list[str]:
+def _evidence_on_price(table: pd.DataFrame) -> str:
     text = table_row(table, "perplexity", "text")
-    return [
-        "A price on your own text that you can't bear: here the perplexity changes by "
+    return (
+        "A price on your own text that you can't bear. Here the perplexity changes by "
         f"{percent(text['change'])} ({span(text['low'], text['high'])})."
-    ]
+    )
 
 
 def _sentences(number: int) -> str:
@@ -246,7 +249,7 @@ def _share(share: float) -> str:
     return f"{size:.0f} %" if size >= 10 else f"{size:.1f} %"
 
 
-def _about(number: float) -> str:
+def _about(number: float) -> int:
     """Round a number of sentences up, to two digits, since it is a rule of thumb."""
     step = 10 ** max(0, math.floor(math.log10(number)) - 1)
-    return f"{math.ceil(number / step) * step:,}"
+    return math.ceil(number / step) * step

@@ -358,9 +358,9 @@ def _extent(row: dict, what: str) -> str:
 def _figure(comparison: Comparison) -> Axes:
     """Draw the change of the gap: a line for each selection, or of a single one each category."""
     table, draws = comparison.table, comparison.draws
-    labels = list(comparison.selections)
+    gaps = table[table["measure"] == "gap"]
+    labels = gaps[gaps["row"] == "headline"]["selection"]
     if len(labels) == 1:
-        gaps = table[table["measure"] == "gap"]
         without_pronouns = gaps["row"] == "without pronouns"
         labels = gaps["category"].mask(without_pronouns, gaps["category"] + " without pronouns")
         table = _each_as_a_cut(table)
