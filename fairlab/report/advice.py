@@ -240,7 +240,7 @@ def _evidence_on_price(table: pd.DataFrame) -> str:
 
 
 def _sentences(number: int) -> str:
-    return "1 sentence" if number == 1 else f"{number:,} sentences"
+    return "1 sentence" if number == 1 else f"{number:,.0f} sentences"
 
 
 def _share(share: float) -> str:

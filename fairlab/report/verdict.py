@@ -12,8 +12,8 @@ import pandas as pd
 from fairlab.pairs import PromptPair
 
 NAMES = {  # kind of change → what it is called, and what it is compared with
-    "cut": ("the cut", "random cuts of the same size"),
-    "gates": ("the gates", "the same gates on random neurons"),
+    "cut": ("the cut", "random cuts"),
+    "gates": ("the gates", "random gates"),
     "model": ("the other model", "random changes"),
 }
 NOT_COMPARED = (
@@ -117,8 +117,8 @@ def _effect_in_words(gap: dict, kind: str) -> str:
     beyond = ""
     if has_random(gap):
         chance = span(gap["random_low"], gap["random_high"])
-        numbers += f"; {gap['n_random']} {NAMES[kind][1]}: {chance}"
-        beyond = f" and {{}} what {NAMES[kind][1]} do"
+        numbers += f"; {gap['n_random']:.0f} {NAMES[kind][1]} of the same size: {chance}"
+        beyond = f" and {{}} what {NAMES[kind][1]} of the same size do"
     numbers += ")"
     if did:
         side = "below" if did == "narrowed" else "above"
