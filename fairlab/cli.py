@@ -47,6 +47,10 @@ Skip = Annotated[
 Device = Annotated[str, Option(help="auto, cpu, cuda, …")]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
 Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
+FailIf = Annotated[
+    list[str] | None,
+    Option(help='Exit code 3 if this holds, such as "gap>0.02"; give it again for more.'),
+]
 Json = Annotated[bool, Option("--json", help="Print strict JSON and nothing else.")]
 
 app = typer.Typer(
@@ -86,7 +90,7 @@ def _about(version: Version = False) -> None:
     out. fairlab check mine.csv finds every problem in such a file within seconds.
 
     Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
-    problems; 1 anything else.
+    problems; 3 done, and a bound of --fail-if holds; 1 anything else.
     """
 
 
@@ -140,6 +144,7 @@ def diagnose(
     model: Model = DEFAULT,
     pairs: Pairs = "all",
     neutral: Neutral = None,
+    fail_if: FailIf = None,
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
@@ -150,21 +155,47 @@ def diagnose(
     """Measure the gap between prompts; cut nothing.
 
     Prints, for each category and for neutral pairs (the control), the mean gap of the next-token
-    distributions in nats with its 95 % interval, and the article's mean activation difference.
+    distributions in nats with its 95 % interval, and the article's mean activation difference; then
+    which category has the largest gap, and whether that is more than neutral words have. --out and
+    --json have a row for every pair.
+
+    --fail-if takes gap (the mean over categories), largest_gap (that of a category) and neutral_gap
+    (the mean over neutral pairs), all in nats, with > or < and a number. Compared is the gap
+    itself, whatever its interval is.
 
     \b
     Example: fairlab diagnose --pairs race --out race.csv
+    In a pipeline: fairlab diagnose --model org/name --fail-if "largest_gap>0.05"
     """
+    from fairlab.evaluation.readings import bits_of
+    from fairlab.report.conditions import failures
+    from fairlab.report.page import environment
+    from fairlab.report.verdict import diagnosis
+
     check_output_file(out, force, model, pairs, neutral)
+    conditions = read_conditions(fail_if)
     check_pairs_named(pairs, neutral, skip_invalid)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = load_pool(loaded[1], pairs, skip_invalid)
     neutral_ones = neutral_pairs(loaded[1], neutral, skip_invalid=skip_invalid)
     readings = pair_readings(loaded, demographic, neutral_ones)
     gaps = gap_table(readings)
-    text = f"{gaps.to_string(index=False)}\n{precision_note(loaded[0])}"
-    facts = {"model": model, "dtype": dtype_of(loaded[0]), "categories": gaps.to_dict("records")}
+    words = diagnosis(gaps)
+    failed = failures(conditions, diagnosed(readings, gaps))
+    facts = {
+        "model": model,
+        "weights_sha256": bits_of(loaded[0]),
+        "dtype": dtype_of(loaded[0]),
+        "environment": environment(),
+        "sentences": words,
+        "failed": failed,
+        "categories": gaps.to_dict("records"),
+        "pairs": readings.to_dict("records"),
+    }
+    table = gaps.to_string(index=False)
+    text = "\n".join([table, precision_note(loaded[0]), "", *words])
     emit(facts, as_json, text, readings, out)
+    end_if_failed(failed)
 
 
 @app.command()
@@ -348,7 +379,7 @@ def report(
         model_name=model,
         chosen_on=choosing,
         method=choice,
-        texts=texts_before_and_after(loaded, selection, [choosing[0], held_out.pairs[0]]),
+        texts=texts_of(loaded, {method: selection}, [choosing[0], held_out.pairs[0]]),
         force=force,
     )
     facts = {"verdict": verdict, "page": str(out), "numbers": str(numbers)}
@@ -401,6 +432,13 @@ def check_choice(method, bias_weight, fraction=0.002):
         raise ValueError(
             f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
         )
+
+
+def read_conditions(texts):
+    """Read the bounds of --fail-if on what is measured without any cut."""
+    from fairlab.report.conditions import WITHOUT_A_CHANGE, read_condition
+
+    return [read_condition(text, WITHOUT_A_CHANGE) for text in texts or ()]
 
 
 def refuse_problems(checked, path):
@@ -597,18 +635,33 @@ def gap_table(readings):
     return pd.DataFrame(rows)
 
 
-def texts_before_and_after(loaded, selection, pairs):
-    """Return what the model writes after the prompts of some pairs: prompt → (before, after)."""
+def diagnosed(readings, gaps):
+    """Return the numbers that --fail-if can bound."""
+    categories = gaps[gaps["kind"] == "demographic"]["gap"]
+    return {
+        "gap": categories.mean(),
+        "largest_gap": categories.max(),
+        "neutral_gap": readings[readings["kind"] == "neutral"]["gap"].mean(),
+    }
+
+
+def texts_of(loaded, selections, pairs):
+    """Return what the model writes after the prompts of some pairs: prompt → name → text, "before"
+    and under each selection."""
     model, tokenizer = loaded
     prompts = []
     for pair in pairs:
         prompts += [pair.prompt_a, pair.prompt_b]
     # room for 35 new tokens behind the longest prompt
     length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
-    before = fl.generate(model, tokenizer, prompts, max_length=length)
-    with fl.ablate(model, selection):
-        after = fl.generate(model, tokenizer, prompts, max_length=length)
-    return {prompt: (old, new) for prompt, old, new in zip(prompts, before, after, strict=True)}
+    written = {"before": fl.generate(model, tokenizer, prompts, max_length=length)}
+    for name, selection in selections.items():
+        with fl.ablate(model, selection):
+            written[name] = fl.generate(model, tokenizer, prompts, max_length=length)
+    texts = {}
+    for number, prompt in enumerate(prompts):
+        texts[prompt] = {name: some[number] for name, some in written.items()}
+    return texts
 
 
 def dtype_of(model):
@@ -667,6 +720,14 @@ def check_output_file(out, force, *inputs, argument="out"):
 
     if out:
         check_output(argument, out, force=force, inputs=inputs)
+
+
+def end_if_failed(failed):
+    """End with exit code 3 where a bound of --fail-if holds, and say so."""
+    for line in failed:
+        print(f"fairlab: --fail-if: {line}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(3)
 
 
 def emit(facts, as_json, text, table=None, out=None):

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 import fairlab as fl
 from fairlab import cli
+from fairlab.evaluation.readings import bits_of
+from fairlab.report.verdict import diagnosis
 from fairlab.statistics import jackknife_interval
 from tiny_models import tiny_model
 
@@ -152,6 +154,33 @@ def test_diagnose_measures_what_the_functions_do(run, folder, tmp_path):
     assert rows[0]["metric"] == pytest.approx(
         table[table.category == "race"].metric.mean(), rel=1e-4
     )
+    facts = strict(out)
+    assert facts["weights_sha256"] == bits_of(model) and facts["dtype"] == "float32"
+    assert facts["environment"]["torch"] == torch.__version__
+    assert [pair["gap"] for pair in facts["pairs"]] == pytest.approx(table.gap.tolist(), rel=1e-4)
+    assert facts["pairs"][3]["prompt_a"] == pairs[3].prompt_a and facts["failed"] == []
+    assert facts["sentences"] == diagnosis(pd.DataFrame(rows))
+
+
+def test_diagnose_fails_where_a_bound_is_met(run, monkeypatch):
+    options = ["diagnose", "--pairs", "race"]
+    code, out, _ = run(*options)
+    assert code == 0 and "The gap is that of race" in out.split("\n\n")[1]
+    bounds = ["--fail-if", "gap>0", "--fail-if", "largest_gap>1", "--fail-if", "neutral_gap<1"]
+    code, out, err = run(*options, *bounds, "--json")
+    facts = strict(out)
+    gaps = [pair["gap"] for pair in facts["pairs"] if pair["kind"] == "neutral"]
+    expected = [
+        f"gap is {facts['categories'][0]['gap']:.4g}, so gap>0 holds",
+        f"neutral_gap is {np.mean(gaps):.4g}, so neutral_gap<1 holds",
+    ]
+    assert (code, facts["failed"]) == (3, expected)
+    assert [line for line in err.split("\n") if "--fail-if" in line] == [
+        f"fairlab: --fail-if: {line}" for line in expected
+    ]
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    code, _, err = run(*options, "--fail-if", "perplexity_change>0")
+    assert code == 2 and "with one of the names gap, largest_gap, neutral_gap; got" in err
 
 
 def test_score_lists_the_neurons(run, folder, tmp_path):
@@ -307,9 +336,10 @@ def test_report_writes_page_and_numbers(run, tmp_path):
     assert facts["warnings"] == []
     assert {pair["split"] for pair in facts["pairs"]["chosen_on"]} == {"train"}
     assert {pair["split"] for pair in facts["pairs"]["measured_on"]} == {"held_out"}
-    assert len(facts["texts"]) == 4 and facts["texts"][0]["after"].startswith(
-        facts["texts"][0]["prompt"]
-    )
+    assert len(facts["texts"]) == 4
+    for text in facts["texts"]:
+        assert list(text["written"]) == ["before", "article"]
+        assert all(written.startswith(text["prompt"]) for written in text["written"].values())
     assert "<h2>What the model writes</h2>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 

@@ -106,6 +106,21 @@ def test_comparison_draws_dots_and_the_random_cloud_of_each_cut():
     assert set(legend(ax)) == {"random cuts", "neutral prompts", "this cut, 95 % interval"}
 
 
+def test_an_axis_that_is_not_linear_says_so():
+    frame = with_prices(uneven()).assign(flattening_scale=1, flattening_change=0)
+    assert fl.plot_comparison(frame).get_xlabel() == "change in %"
+    assert fl.plot_tradeoff(frame).get_xscale() == "linear"
+    wide = frame.assign(high=2.5, change=2.1)
+    ax = fl.plot_comparison(wide)
+    assert (ax.get_xscale(), ax.get_xlabel()) == ("symlog", "change in %, logarithmic beyond ±50")
+    ax = fl.plot_dose_response(wide)
+    assert (ax.get_yscale(), ax.get_ylabel()) == ("symlog", "change in %, logarithmic beyond ±50")
+    ax = fl.plot_tradeoff(wide)
+    assert ax.get_ylabel() == "change of the gap in %, logarithmic beyond ±50"
+    assert ax.get_xscale() == "symlog"
+    assert ax.get_xlabel() == "change of the perplexity in %, logarithmic beyond ±2"
+
+
 def test_comparison_without_draws_shows_the_range_of_random_cuts():
     frame = uneven()
     ax = fl.plot_comparison(frame)

@@ -14,8 +14,8 @@ import yaml
 import fairlab as fl
 from fairlab.evaluation.readings import bits_of
 from fairlab.models import glu_blocks
+from fairlab.report import advice, conditions, upload, verdict
 from fairlab.report import card as card_module
-from fairlab.report import upload, verdict
 from tiny_models import tiny_model
 
 HOSTILE = '<script src="https://example.org/x.js">alert("&")</script>'
@@ -75,7 +75,7 @@ def written(tiny, measured, tmp_path):
         model_name=f"org/{HOSTILE}",
         chosen_on=[*measured["chosen_on"], fl.PromptPair(f"A {HOSTILE}", f"B {HOSTILE}")],
         method={"score": HOSTILE, "weight": np.float32(0.5), "nothing": float("nan")},
-        texts={f"A {HOSTILE}": ("before", HOSTILE)},
+        texts={f"A {HOSTILE}": {"before": "old", "cut": HOSTILE}},
     )
     return tmp_path / "new" / "page.html"
 
@@ -104,6 +104,7 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     assert facts["selection"] == json.loads(CUT.to_json())
     assert facts["model"]["weights_sha256"] == bits_of(tiny)
     assert (facts["settings"]["seed"], facts["settings"]["random cuts"]) == (7, 3)
+    assert facts["method"]["cut"] == "5 neurons switched off; by hand"
     assert facts["settings"]["pairs measured"] == len(measured["comparison"].held_out.pairs)
     assert facts["method"]["weight"] == 0.5 and facts["method"]["nothing"] is None
     assert facts["environment"]["transformers"] == transformers.__version__
@@ -115,6 +116,9 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
         f"{headline['before']:.4g}",
         f"{headline['low']:+.1%} … {headline['high']:+.1%}",
         *facts["limits"],
+        *facts["verdict"],
+        *facts["methods"][0]["evidence"],
+        facts["methods"][0]["power_in_words"],
     ):
         assert shown in text
     assert "1, 5, 9" in text
@@ -128,8 +132,101 @@ def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path):
     assert "private" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
+def test_the_page_opens_with_what_was_asked_and_what_to_do(measured, written):
+    text = " ".join(Page(written).text.split())
+    top = text[: text.index("Worth and price")]
+    pairs = measured["comparison"].held_out.pairs
+    templates = list(dict.fromkeys(pair.template for pair in pairs))
+    order = ["groups", f"race {pairs[0].attribute_a} / {pairs[0].attribute_b}", "sentences"]
+    order += [templates[0], "language English", "model org/", "measured in float32"]
+    order += ["Do not conclude", "In numbers: No effect can be told"]
+    assert [top.count(words) > 0 for words in order] == [True] * len(order)
+    places = [top.index(words) for words in order]
+    assert places == sorted(places)
+    assert top.count(templates[0]) == 2 and top.count(templates[-1]) == 1
+    assert f"all {len(templates)}, and all words" in top
+
+
+def test_worth_and_price_are_the_rows_of_the_table(measured, written):
+    text = " ".join(Page(written).text.split())
+    shown = text.split("Worth and price")[1].split("Under each change")[0].split("perplexity")[1]
+    table = measured["comparison"].table.set_index(["measure", "row"])
+    gap = table.loc[("gap", "headline")]
+    expected = ["cut"]
+    for place in [("gap", "headline"), ("gap", "neutral"), None, ("decision", "headline"),
+                  ("perplexity", "text")]:  # fmt: skip
+        if place is None:
+            low, high = gap.flattening_low, gap.flattening_high
+            expected.append(f"{gap.flattening_change:+.1%} 95 %: {low:+.1%} … {high:+.1%}")
+            continue
+        row, form = table.loc[place], "+.3f" if place[0] == "decision" else "+.1%"
+        names = ("change", "low", "high", "random_low", "random_high")
+        told = [format(row[name], form) for name in names]
+        words = "{} 95 %: {} … {} random: {} … {}".format(*told)
+        expected.append(words.replace("+nan% … +nan%", "–"))  # the text has a single block
+    assert " ".join(shown.split()) == " ".join(expected)
+
+
+def test_several_changes_stand_in_one_table_each_with_its_verdict(
+    tiny, measured, tokenizer, tmp_path
+):
+    """A cut, gates and a changed model, whose random cuts there are not."""
+    comparison, names = measured["comparison"], ["cut <b>", "gates $x$", "other"]
+    tables = [comparison.table.assign(selection=name) for name in names]
+    for column in ("random_low", "random_high", "random_below", "random_above"):
+        tables[2][column] = np.nan
+    tables[2] = tables[2].assign(n_random=0, neutral_in_range=np.nan)
+    gates = fl.NeuronGates({0: {1: (0.5, 0)}}, CUT.shape, "balanced")
+    several = replace(
+        comparison,
+        table=pd.concat(tables, ignore_index=True),
+        draws=pd.concat([comparison.draws.assign(selection=name) for name in names[:2]]),
+        selections=dict(zip(names, [CUT, gates, tiny], strict=True)),
+    )
+    texts = {"A prompt": {"before": "first", "other": "second"}}
+    path = tmp_path / "p.html"
+    options = {"model": tiny, "model_name": "x", "chosen_on": None, "texts": texts}
+    lines = fl.write_report(path, several, **options).split("\n")
+    assert [line.split(":")[0] for line in lines] == names
+    facts, text = strict(path.with_suffix(".json")), " ".join(Page(path).text.split())
+    assert facts["title"] == "What cut <b>, gates $x$ and other did to x"
+    assert "<b>" not in path.read_text(encoding="utf-8")
+    assert facts["verdict"] == lines and facts["selection"] is None
+    assert [judged["kind"] for judged in facts["methods"]] == ["cut", "gates", "model"]
+    assert facts["methods"][1]["selection"] == json.loads(gates.to_json())
+    assert facts["methods"][2]["selection"] is None
+    assert facts["method"] == {
+        "cut <b>": "5 neurons switched off; by hand",
+        "gates $x$": "1 neurons turned by gates; balanced",
+        "other": "another model",
+    }
+    assert "3 random gates of the same size" in lines[1]
+    assert "random" not in lines[2]
+    assert facts["settings"]["pairs that chose"] is None
+    assert facts["settings"]["random cuts"] == 3
+    assert "Which pairs chose is not known" in facts["warnings"][0]
+    assert "3 changes were judged on the same sentences" in facts["warnings"][1]
+    assert facts["texts"] == [{"prompt": "A prompt", "written": texts["A prompt"]}]
+    table = text.split("Worth and price")[1].split("Under each change")[0]
+    assert table.count("random: –") == 4 and table.count("random: ") == 12
+
+
+def test_a_changed_model_alone_has_a_page(tiny, measured, tmp_path):
+    comparison = measured["comparison"]
+    table = comparison.table.assign(random_low=np.nan, random_high=np.nan, n_random=0)
+    table = table.assign(random_above=np.nan, random_below=np.nan, neutral_in_range=np.nan)
+    draws = comparison.draws.iloc[:0]
+    alone = replace(comparison, table=table, draws=draws, selections={"cut": tiny})
+    fl.write_report(tmp_path / "p.html", alone, model=tiny, model_name="x", chosen_on=None)
+    facts = strict(tmp_path / "p.json")
+    assert facts["title"] == "How cut differs from x"
+    assert "Every cut was tried" not in Page(tmp_path / "p.html").text
+
+
 def table_with(**numbers):
     gap = {
+        "templates": 24,
+        "attributes_resampled": 0,
         "change": -0.3,
         "low": -0.4,
         "high": -0.2,
@@ -210,6 +307,229 @@ def test_the_verdict_follows_the_numbers(numbers, said, not_said):
         assert words not in words_said
 
 
+NO_RANDOM = {"random_low": np.nan, "random_high": np.nan, "n_random": 0}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said", "not_said"),
+    [
+        (
+            {},
+            ["30 % less differently", "Random cuts do not do that", "worth a"],
+            ["Do not"],
+        ),
+        (
+            {"specificity_high": 0.1},
+            ["Do not call it fairer: it is not shown to be about these groups", "-5.0%"],
+            ["worth a trial", "less sure"],
+        ),
+        ({"flattening_change": -0.5}, ["merely less sure of everything"], ["worth a trial"]),
+        (
+            {**NO_RANDOM, "neutral_in_range": np.nan},
+            ["whether any change of this size would do the same is not known"],
+            ["andom cuts", "worth a trial"],
+        ),
+        (
+            {"change": 0.3, "low": 0.2, "high": 0.4},
+            ["Do not use it", "30 % more differently"],
+            ["price", "fairer"],
+        ),
+        # the half-width is log(1.2 / 0.8) / 2 = 0.203, and 1 − 0.9 · exp(−0.203) = 0.265
+        (
+            {"change": np.sqrt(0.96) - 1, "low": -0.2, "high": 0.2},
+            ["Do not conclude. With 24 sentences", "below 27 %", "-2.0%", "would not help"],
+            ["Add about"],
+        ),
+        # log(0.9 / 0.8) = 0.118 from the random cuts; 24 · (0.203 / 0.118)² = 71
+        (
+            {"change": -0.2, "low": 0.8 * np.sqrt(2 / 3) - 1, "high": 0.8 * np.sqrt(3 / 2) - 1},
+            ["Do not conclude", "Add about 48 sentences", "an even chance"],
+            ["would not help"],
+        ),
+        ({"low": np.nan, "high": np.nan, "templates": 1}, ["1 sentence can't tell"], ["Add about"]),
+    ],
+)
+def test_what_to_do_is_said_without_jargon(numbers, said, not_said):
+    table = table_with(**numbers)
+    words_said = advice.decision(table)
+    for words in said:
+        assert words in words_said
+    for words in (*not_said, "divergence", "perplexity", "nats"):
+        assert words not in words_said
+    assert advice.evidence(table) and advice.power_in_words(table.iloc[0].to_dict())
+
+
+def test_decisions_that_set_the_groups_apart_are_told():
+    row = {"measure": "decision", "row": "headline", "change": 0.2, "low": 0.1, "high": 0.3}
+    table = pd.concat([table_with(), pd.DataFrame([row | {"random_low": 0, "random_high": 0.05}])])
+    assert "set the groups further apart (+0.200 nats)" in advice.decision(table)
+    table.loc[table.measure == "decision", "random_high"] = 0.15
+    assert "further apart" not in advice.decision(table)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.03, "The price: plain text is harder to predict, +2.0% (+1.0% … +3.0%)."),
+        (-0.01, 0.03, "No price could be told"),
+        (-0.03, -0.01, "Plain text is no harder to predict"),
+    ],
+)
+def test_the_price_is_told_by_its_interval(low, high, said):
+    table = table_with()
+    table.loc[table.measure == "perplexity", ["low", "high"]] = low, high
+    assert said in advice.decision(table)
+
+
+def test_power_by_hand():
+    row = table_with(change=-0.2, low=0.8 / 1.25 - 1, high=0.8 * 1.25 - 1).iloc[0].to_dict()
+    seen = advice.power(row)
+    assert seen["smallest by interval"] == pytest.approx(1 - 1 / 1.25)
+    assert seen["smallest narrowing"] == pytest.approx(1 - 0.9 / 1.25)
+    assert (seen["sentences"], seen["sentences to halve"]) == (24, 96)
+    needed = 24 * (np.log(1.25) / np.log(0.9 / 0.8)) ** 2
+    assert seen["sentences to see the change"] == pytest.approx(needed)
+    assert advice.power(row | {"change": -0.05})["sentences to see the change"] == np.inf
+    alone = advice.power(row | NO_RANDOM)
+    assert alone["smallest narrowing"] == pytest.approx(alone["smallest by interval"])
+    needed = 24 * (np.log(1.25) / np.log(0.8)) ** 2
+    assert alone["sentences to see the change"] == pytest.approx(needed)
+    words = advice.power_in_words(row)
+    assert "20 % or more" in words and "it takes 28 %" in words and "96 sentences" in words
+    assert "A rule of thumb" in words and "in proportion" not in words
+    assert "in proportion" in advice.power_in_words(row | {"attributes_resampled": 4})
+    wide = advice.power(row | {"low": -1.0})
+    assert wide["smallest by interval"] == 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({}, ["ends above -10.0%, the lowest of random cuts", "-40.0% … -20.0%", "reach 0"]),
+        ({"specificity_high": 0.1}, ["then it is about these groups' words"]),
+        (NO_RANDOM, ["ends above 0:", "Random changes of the same kind"]),
+        ({"high": 0.1}, ["ends below -10.0%, the lowest", "begins above +10.0%, the highest"]),
+        ({"change": 0.3, "low": 0.2, "high": 0.4}, ["begins below +10.0%", "+20.0% … +40.0%"]),
+        ({"low": np.nan, "high": np.nan}, ["Six sentences or more"]),
+    ],
+)
+def test_what_would_change_our_mind_names_the_numbers(numbers, said):
+    told = " ".join(advice.evidence(table_with(**numbers)))
+    for words in said:
+        assert words in told
+
+
+def test_without_random_cuts_nothing_is_claimed_beyond_them():
+    told = " ".join(verdict.verdict(table_with(**NO_RANDOM, neutral_in_range=np.nan), "model"))
+    assert "The other model narrowed the gap" in told and "lies below 0. Random changes" in told
+    assert "can't be told without random changes" in told
+    assert "It is specific" not in told and "nan" not in told
+    assert "–" not in told.replace(" … ", "")
+
+
+def test_a_difference_of_changes_is_told_in_points():
+    """It may lie below −100, which no change can."""
+    told = " ".join(verdict.verdict(table_with(specificity_low=-1.3)))
+    assert "(-130.0 … -10.0 percentage points)" in told
+
+
+def gaps_with(**columns):
+    rows = {
+        "kind": ["demographic", "demographic", "neutral", "neutral"],
+        "category": ["race", "age", "mood", "time"],
+        "templates": [6, 1, 3, 3],
+        "gap": [0.01, 0.03, 0.005, 0.004],
+        "low": [0.005, 0.02, 0.002, 0.003],
+        "high": [0.015, 0.04, 0.008, 0.006],
+    }
+    return pd.DataFrame(rows | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {},
+            [
+                "largest gap is that of age, 0.0300 nats (interval 0.0200 … 0.0400, 1 sentence)",
+                "Next is that of race, 0.0100 nats (interval 0.0050 … 0.0150, 6 sentences); the "
+                "first interval is clear of it",
+                "lies above those of the neutral pairs (that of mood, 0.0050 nats",
+            ],
+        ),
+        ({"high": [0.025, 0.04, 0.008, 0.006]}, ["which of the two is larger is open"]),
+        ({"high": [0.015, 0.04, 0.021, 0.006]}, ["It is not shown to be larger"]),
+        (
+            {"low": [0, 0.02, 0.05, 0.06], "high": [0.015, 0.04, 0.07, 0.08]},
+            ["lies below those of the neutral pairs"],
+        ),
+        ({"low": [np.nan] * 4, "high": [np.nan] * 4}, ["no interval", "It is not shown"]),
+    ],
+)
+def test_the_diagnosis_follows_the_numbers(columns, said):
+    told = " ".join(verdict.diagnosis(gaps_with(**columns)))
+    for words in said:
+        assert words in told
+    assert "What this does not say: that a gap is a harm" in told
+    alone = verdict.diagnosis(gaps_with().iloc[[0, 2, 3]])
+    assert alone[0].startswith("The gap is that of race") and len(alone) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "fails"),
+    [
+        ("gap>0.02", 0.021, True),
+        ("gap>0.02", 0.02, False),
+        ("gap >= .02", 0.02, True),
+        ("gap_change>-0.1", -0.05, True),
+        ("gap_change > -1e-1", -0.2, False),
+        ("neutral_change<-0.1", -0.2, True),
+        ("decision<=+0.5", 0.5, True),
+        ("decision>0.5", np.nan, True),
+    ],
+)
+def test_a_run_fails_where_its_bound_is_met(text, value, fails):
+    condition = conditions.read_condition(text)
+    told = conditions.failures([condition], {condition.name: value})
+    assert bool(told) == fails
+    assert all(condition.name in words for words in told)
+
+
+@pytest.mark.parametrize("text", ["gap", "gap>", "gap=1", "gop>1", "gap>1>2", "gap>a", "", ">1"])
+def test_other_conditions_are_refused(text):
+    with pytest.raises(ValueError, match=r"fail_if: expected a name.*gap, largest_gap"):
+        conditions.read_condition(text)
+
+
+def test_what_can_be_bounded_is_read_from_the_table(measured):
+    table = measured["comparison"].table
+    values = conditions.quantities_of(table)
+    assert list(values) == list(conditions.QUANTITIES)
+    assert set(conditions.WITHOUT_A_CHANGE) < set(values)
+    rows = table.set_index(["measure", "row", "category"]).sort_index()
+    gaps = rows.loc[("gap", "category")]
+    assert values == {
+        "gap": rows.loc[("gap", "headline")].after.item(),
+        "largest_gap": max(gaps.after),
+        "neutral_gap": rows.loc[("gap", "neutral")].after.item(),
+        "decision": rows.loc[("decision", "headline")].after.item(),
+        "gap_change": rows.loc[("gap", "headline")].change.item(),
+        "neutral_change": rows.loc[("gap", "neutral")].change.item(),
+        "decision_change": rows.loc[("decision", "headline")].change.item(),
+        "perplexity_change": rows.loc[("perplexity", "text")].change.item(),
+    }
+    without = conditions.quantities_of(table[table.measure != "decision"])
+    assert np.isnan(without["decision"]) and np.isnan(without["decision_change"])
+
+
+def test_the_language_is_known_of_our_own_sentences():
+    from fairlab.report.page import language_of
+
+    assert language_of([fl.ARTICLE_PAIR.template]) == "English"
+    assert language_of([pair.template for pair in fl.load_pairs(language="es")]) == "Spanish"
+    assert language_of([fl.ARTICLE_PAIR.template, "The {} one"]) is None
+
+
 def test_what_was_not_held_out_is_said():
     pair = fl.ARTICLE_PAIR
     words = replace(pair, prompt_a="x", prompt_b="y", template="another {}")
@@ -219,6 +539,9 @@ def test_what_was_not_held_out_is_said():
     assert "1 of the 1 sentences measured also chose" in verdict.warnings([pair], [sentence])[0]
     assert "1 of the 1 word pairs measured also chose" in verdict.warnings([pair], [words])[0]
     assert verdict.warnings([pair], [fresh]) == []
+    assert "Which pairs chose is not known" in verdict.warnings(None, [pair])[0]
+    assert verdict.warnings([pair], [fresh], [replace(words, attribute_a="sad")]) == []
+    assert "other sentences than" in verdict.warnings([pair], [fresh], [pair])[0]
 
 
 def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
@@ -227,10 +550,10 @@ def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
     text = " ".join(Page(path).text.split())
     table = measured["comparison"].table
     row = table[(table.measure == "decision") & (table.row == "headline")].iloc[0]
-    told = text.split("Who is treated worse")[1]
+    told = text.split("who is treated worse")[1]
     assert f"decision gap, mean over categories {row.before:.4g}" in told
     assert f"{row.change:+.3f} {row.low:+.3f} … {row.high:+.3f}" in told
-    numbers = text.split("The numbers")[1].split("Who is treated worse")[0]
+    numbers = text.split("every category")[1].split("who is treated worse")[0]
     assert "decision gap," not in numbers
 
 
@@ -240,18 +563,17 @@ def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
         ({"path": "page.txt"}, "path: expected a name that ends in .html; got"),
         ({"model": tiny_model(intermediate_size=25)}, "model has 3 layers of 25"),
         ({"chosen_on": []}, "pairs: expected at least one"),
-        ({"several": True}, "comparison: expected one selection; got cut, b"),
-        ({"gates": True}, "expected a NeuronSelection; got NeuronGates"),
+        ({"texts": {"A": {"after": "x"}}}, r"texts: expected.*by name \(before, cut\); got"),
+        ({"texts": {"A": ("x", "y")}}, r"texts: expected.*by name \(before, cut\); got"),
+        ({"gates": True}, "model has 3 layers of 24"),
         ({"headline": False}, "expected one row of the gap, headline"),
     ],
 )
 def test_bad_input_writes_nothing(tiny, measured, tmp_path, changes, message):
     options = {"path": "page.html", "model": tiny, "model_name": "x", **measured, **changes}
     comparison = options["comparison"]
-    if options.pop("several", False):
-        comparison = replace(comparison, selections={"cut": CUT, "b": CUT})
     if options.pop("gates", False):
-        gates = fl.NeuronGates({0: {1: (0.5, 0)}}, CUT.shape)
+        gates = fl.NeuronGates({0: {1: (0.5, 0)}}, (3, 30))
         comparison = replace(comparison, selections={"cut": gates})
     if not options.pop("headline", True):
         table = comparison.table

@@ -22,7 +22,7 @@ from fairlab.plots.style import (
 )
 
 # changes beyond ±200 % need an axis that is linear up to 50 % and logarithmic beyond
-WIDE = 200
+WIDE, LINEAR = 200, 50
 WIDE_TICKS = [-1000, -300, -100, -30, 0, 30, 100, 300, 1000, 3000, 10_000]
 RANDOM_CUTS = {"s": 14, "color": "0.75", "linewidths": 0, "label": "random cuts"}
 
@@ -78,10 +78,10 @@ def plot_comparison(
         label="this cut, 95 % interval",
     )
     _draw_neutral_changes(ax, rows)
-    _stretch_if_wide(ax, "x", rows)
     ax.set_yticks(rows.index, _cut_names(rows))
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set(xlabel="change in %", title=f"Change of the {measure}, {rows.category[0]}")
+    _stretch_if_wide(ax, "x", rows)
     legend_beside(ax)
     return finished(ax)
 
@@ -151,11 +151,13 @@ def _error_bars(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _stretch_if_wide(ax: Axes, which: str, rows: pd.DataFrame) -> None:
-    """Make the "x" or "y" axis logarithmic in its outer parts where intervals reach far."""
+    """Make the "x" or "y" axis logarithmic in its outer parts where intervals reach far, and say so
+    behind its label."""
     if not rows[["low", "high"]].abs().max(axis=None) > WIDE:
         return
     axis, set_scale = {"x": (ax.xaxis, ax.set_xscale), "y": (ax.yaxis, ax.set_yscale)}[which]
-    set_scale("symlog", linthresh=50)
+    set_scale("symlog", linthresh=LINEAR)
+    axis.set_label_text(f"{axis.get_label_text()}, logarithmic beyond ±{LINEAR}")
     axis.set_major_locator(FixedLocator(WIDE_TICKS))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
@@ -196,7 +198,6 @@ def plot_dose_response(
     _draw_random_band(ax, rows)
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     _draw_method_lines(ax, rows)
-    _stretch_if_wide(ax, "y", rows)
     # ticks at the counts themselves, not at powers of ten
     counts = sorted(rows["count"].unique())
     ax.set_xscale("log")
@@ -207,6 +208,7 @@ def plot_dose_response(
         ylabel="change in %",
         title=f"Change of the {measure}, {rows.category[0]}",
     )
+    _stretch_if_wide(ax, "y", rows)
     legend_beside(ax)
     return finished(ax)
 
@@ -278,12 +280,12 @@ def plot_tradeoff(
     color_of = {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
     _draw_tradeoffs(ax, rows, cut, color_of)
     _draw_neutral_stems(ax, rows, rows[cut[0]].map(color_of))
-    _set_tradeoff_scales(ax, rows)
     ax.set(
         xlabel="change of the perplexity in %",
         ylabel="change of the gap in %",
         title=f"What a cut brings and costs, {rows.category[0]}",
     )
+    _set_tradeoff_scales(ax, rows)
     legend_beside(ax)
     return finished(ax)
 
@@ -345,6 +347,7 @@ def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
 def _set_tradeoff_scales(ax: Axes, rows: pd.DataFrame) -> None:
     if rows.price.abs().max() > 20:
         ax.set_xscale("symlog", linthresh=2)
+        ax.set_xlabel(f"{ax.get_xlabel()}, logarithmic beyond ±2")
         ax.xaxis.set_major_locator(FixedLocator([-2, -1, 0, 1, 2, 5, 10, 30, 100, 300, 1000]))
         ax.xaxis.set_major_formatter("{x:g}")
     _stretch_if_wide(ax, "y", rows)

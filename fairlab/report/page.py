@@ -1,6 +1,7 @@
 """One surgery as a page that stands alone, and its numbers as strict JSON beside it.
 
-Contents: `write_report`; `plain` makes values fit for strict JSON.
+Contents: `write_report`; `environment`, what numbers were made with; `plain` makes values fit for
+strict JSON.
 """
 
 import base64
@@ -8,7 +9,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,14 +27,20 @@ from fairlab._version import __version__
 from fairlab.evaluation.compare import Comparison
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import check_output, write_text
+from fairlab.gating import NeuronGates, applied
 from fairlab.models import HALF_PRECISION_COSTS
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.pairs import PromptPair, as_pairs, load_outcomes, load_pairs
 from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
+from fairlab.report.advice import decision, evidence, power, power_in_words
 from fairlab.report.verdict import limits, percent, table_row, verdict, warnings
-from fairlab.surgery import NeuronSelection, ablate
+from fairlab.surgery import NeuronSelection
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
+SEVERAL = (
+    "{} changes were judged on the same sentences. The one that looks best does so partly by "
+    "chance: judge it again on new sentences before it is used."
+)
 
 
 def write_report(
@@ -42,104 +49,164 @@ def write_report(
     *,
     model: PreTrainedModel,
     model_name: str | Path,
-    chosen_on: Sequence[PromptPair],
+    chosen_on: Sequence[PromptPair] | None,
     method: Mapping[str, object] | None = None,
-    texts: Mapping[str, tuple[str, str]] | None = None,
+    texts: Mapping[str, Mapping[str, str]] | None = None,
     force: bool = False,
 ) -> str:
-    """Write one surgery as a page that stands alone, and the same numbers as strict JSON beside it.
+    """Write what a comparison says as a page that stands alone, with its numbers as strict JSON.
+
+    The page opens with what was asked of which model, and what whoever decides should do with the
+    answer; then come worth and price side by side, how small a change could have been seen, and
+    which new evidence would turn the verdict.
 
     Parameters
     ----------
     path : path
         The page, ending in ".html"; the numbers go to the same name ending in ".json".
     comparison : Comparison
-        From `compare`, of one selection.
+        From `compare`, of one selection or of several: cuts, gates or changed models.
     model : PreTrainedModel
-        The uncut model; it is only looked at.
+        The model as it was; it is only looked at.
     model_name : str or path
         What `load_model` was given. Of a path, the last part is shown.
-    chosen_on : list of PromptPair
-        The pairs that chose the neurons. The page says what they share with the pairs measured.
+    chosen_on : list of PromptPair, or None
+        The pairs that chose. The page says what they share with the pairs measured; with None, not
+        known, it warns that nothing is known of that.
     method : dict, optional
-        How the neurons were chosen, such as {"recipe": "guarded", "fraction": 0.002}.
+        How was chosen, such as {"recipe": "guarded", "fraction": 0.002}; of several selections,
+        what they have in common. What each of them is stands below it under its own name. The
+        prompts' "language" stands at the top.
     texts : dict, optional
-        Prompt → (text before the cut, text after it), from `generate`.
+        Prompt → {"before": text, NAME: text, …} from `generate`, with the names of selections.
     force : bool
         Whether to replace a page and a JSON file that exist.
 
     Returns
     -------
     str
-        The verdict. It says that the gap was narrowed (or widened) only where the interval of the
-        headline change lies below (above) both 0 and the range of random cuts, and that this is
-        specific only where the interval of the difference from neutral pairs lies below 0 and the
-        gap of neutral pairs stays in the range of random cuts.
+        The verdict; of several selections one line each, "NAME: verdict". It says that the gap was
+        narrowed (or widened) only where the interval of the headline change lies below (above) both
+        0 and the range of random cuts, and that this is specific only where the interval of the
+        difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range
+        of random cuts. Without random cuts, as of a changed model, it says that neither is known.
 
     Raises
     ------
     ValueError
         A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a
-        comparison of several selections, of gates, or with another model; an empty list of pairs.
-        Nothing is written then.
+        comparison with another model; an empty list of pairs; a text of an unknown name. Nothing is
+        written then.
     """
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r}")
-    chosen_on = as_pairs(chosen_on)
-    selection = _checked_selection(model, comparison)
+    chosen_on = None if chosen_on is None else as_pairs(chosen_on)
+    _check_measured(model, comparison, texts)
     outputs = [path, path.with_suffix(".json")]
     outputs = [check_output("path", output, force=force) for output in outputs]
 
-    notes = warnings(chosen_on, comparison.held_out.pairs)
-    if is_half(model):
-        notes.append(HALF_PRECISION_COSTS)
+    methods = [_judged(comparison, name) for name in comparison.selections]
+    verdicts = [" ".join(judged["verdict"]) for judged in methods]
+    if len(methods) > 1:
+        names = comparison.selections
+        verdicts = [f"{name}: {said}" for name, said in zip(names, verdicts, strict=True)]
     facts = plain(
         {
-            "verdict": verdict(comparison.table),
-            "warnings": notes,
-            "limits": limits(table_row(comparison.table, "gap", "headline")),
+            "verdict": methods[0]["verdict"] if len(methods) == 1 else verdicts,
+            "warnings": _warnings(model, comparison, chosen_on),
+            "methods": methods,
             "results": comparison.table.to_dict("records"),
-            **_what_was_cut(model, model_name, selection, comparison, method),
-            **_what_was_measured(comparison, chosen_on, texts),
-            "environment": _environment(),
+            **_what_was_changed(model, model_name, methods, comparison, method),
+            **_what_was_measured(comparison, chosen_on, method, texts),
+            "environment": environment(),
         }
     )
     # both are made before either is written
-    page = _rendered(facts, _figure_by_category(comparison))
+    page = _rendered(facts, _figure(comparison))
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
     for output, content in zip(outputs, (page, numbers), strict=True):
         write_text(output, content)
-    return " ".join(facts["verdict"])
+    return "\n".join(verdicts)
 
 
-def _checked_selection(model: PreTrainedModel, comparison: Comparison) -> NeuronSelection:
-    """Return the only selection, or refuse what the page would describe wrongly."""
-    selections = comparison.selections
-    if len(selections) != 1:
-        raise ValueError(f"comparison: expected one selection; got {', '.join(selections)}")
-    (selection,) = selections.values()
-    if not isinstance(selection, NeuronSelection):  # the page says that neurons were switched off
-        raise ValueError(f"comparison: expected a NeuronSelection; got {selection!r}")
-    with ablate(model, selection):  # refuses a cut for a model of another shape
-        pass
+def _check_measured(
+    model: PreTrainedModel,
+    comparison: Comparison,
+    texts: Mapping[str, Mapping[str, str]] | None,
+) -> None:
+    """Refuse what the page would describe wrongly."""
+    for change in comparison.selections.values():
+        if kind_of(change) != "model":
+            with applied(model, change):  # refuses a cut for a model of another shape
+                pass
     if bits_of(model) != comparison.weights_sha256:
         raise ValueError("model: expected the one that the comparison was measured with")
-    return selection
+    known = ["before", *comparison.selections]
+    for written in (texts or {}).values():
+        if not isinstance(written, Mapping) or not set(written) <= set(known):
+            raise ValueError(
+                f"texts: expected, for each prompt, texts by name ({', '.join(known)}); "
+                f"got {written!r}"
+            )
 
 
-def _what_was_cut(
+def kind_of(change: object) -> str:
+    """Return "cut", "gates" or, for what is neither, "model"."""
+    if isinstance(change, NeuronSelection):
+        return "cut"
+    return "gates" if isinstance(change, NeuronGates) else "model"
+
+
+def _judged(comparison: Comparison, name: str) -> dict[str, object]:
+    """Return what is said of one selection."""
+    change = comparison.selections[name]
+    kind = kind_of(change)
+    table = comparison.table[comparison.table["selection"] == name]
+    headline = table_row(table, "gap", "headline")
+    what = "another model"
+    if kind != "model":
+        done = {"cut": "switched off", "gates": "turned by gates"}[kind]
+        what = f"{len(change):,} neurons {done}; {change.how}"
+    return {
+        "name": name,
+        "kind": kind,
+        "what": what,
+        "selection": None if kind == "model" else json.loads(change.to_json()),
+        "verdict": [decision(table, kind), *verdict(table, kind)],
+        "power": power(headline),
+        "power_in_words": power_in_words(headline, kind),
+        "evidence": evidence(table, kind),
+    }
+
+
+def _warnings(
+    model: PreTrainedModel, comparison: Comparison, chosen_on: Sequence[PromptPair] | None
+) -> list[str]:
+    held_out = comparison.held_out
+    notes = warnings(chosen_on, held_out.pairs, held_out.neutral)
+    if len(comparison.selections) > 1:
+        notes.append(SEVERAL.format(len(comparison.selections)))
+    if is_half(model):
+        notes.append(HALF_PRECISION_COSTS)
+    return notes
+
+
+def _what_was_changed(
     model: PreTrainedModel,
     model_name: str | Path,
-    selection: NeuronSelection,
+    methods: Sequence[Mapping[str, object]],
     comparison: Comparison,
     method: Mapping[str, object] | None,
 ) -> dict[str, object]:
     name = str(model_name)
     if Path(model_name).exists():
         name = Path(model_name).name  # where the folder lies is nobody else's business
+    selection = None
+    if [judged["kind"] for judged in methods] == ["cut"]:
+        selection = methods[0]["selection"]
     return {
-        "title": f"What cutting {len(selection):,} neurons did to {name}",
+        "title": _title(methods, comparison, name),
         "model": {
             "name": name,
             "class": type(model).__name__,
@@ -148,42 +215,82 @@ def _what_was_cut(
             "device": str(model.device),
             "dtype": comparison.dtype,
         },
-        "selection": json.loads(selection.to_json()),
-        "method": {**(method or {}), "selection": selection.how, "neurons cut": len(selection)},
+        "selection": selection,  # of a single cut
+        "method": {**{judged["name"]: judged["what"] for judged in methods}, **(method or {})},
     }
+
+
+def _title(methods: Sequence[Mapping[str, object]], comparison: Comparison, model_name: str) -> str:
+    names = list(comparison.selections)
+    if len(names) > 1:
+        return f"What {', '.join(names[:-1])} and {names[-1]} did to {model_name}"
+    kind = methods[0]["kind"]
+    if kind == "model":
+        return f"How {names[0]} differs from {model_name}"
+    done = {"cut": "cutting", "gates": "turning"}[kind]
+    return f"What {done} {len(comparison.selections[names[0]]):,} neurons did to {model_name}"
 
 
 def _what_was_measured(
     comparison: Comparison,
-    chosen_on: Sequence[PromptPair],
-    texts: Mapping[str, tuple[str, str]] | None,
+    chosen_on: Sequence[PromptPair] | None,
+    method: Mapping[str, object] | None,
+    texts: Mapping[str, Mapping[str, str]] | None,
 ) -> dict[str, object]:
-    headline = table_row(comparison.table, "gap", "headline")
+    headline = comparison.table.query("measure == 'gap' and row == 'headline'").iloc[0]
     held_out = comparison.held_out
-    shown = []
-    for prompt, (before, after) in (texts or {}).items():
-        shown.append({"prompt": prompt, "before": before, "after": after})
+    words, sentences = _words_by_category(held_out.pairs), {}
+    for pair in held_out.pairs:
+        sentences[pair.template or pair.prompt_a] = None
+    text = held_out.text
     return {
+        "groups": words,
+        "sentences": list(sentences),
+        "language": (method or {}).get("language") or language_of(sentences),
+        "limits": limits(headline),
         "settings": {
-            "pairs that chose": len(chosen_on),
+            "pairs that chose": None if chosen_on is None else len(chosen_on),
             "pairs measured": headline["pairs"],
             "templates measured": headline["templates"],
             "word pairs measured": headline["attributes"],
             "neutral pairs": len(held_out.neutral),
-            "random cuts": headline["n_random"],
+            "random cuts": comparison.table["n_random"].max(),
+            "text of the perplexity": f"{len(text):,} characters, from: {text[:60].strip()} …",
             "precision": comparison.dtype,
             "seed": comparison.seed,
         },
         "pairs": {
-            "chosen_on": [asdict(pair) for pair in chosen_on],
+            "chosen_on": [asdict(pair) for pair in chosen_on or ()],
             "measured_on": [asdict(pair) for pair in held_out.pairs],
             "neutral": [asdict(pair) for pair in held_out.neutral],
         },
-        "texts": shown,
+        "texts": [{"prompt": prompt, "written": told} for prompt, told in (texts or {}).items()],
     }
 
 
-def _environment() -> dict[str, str]:
+def _words_by_category(pairs: Sequence[PromptPair]) -> dict[str, list[str]]:
+    """Return the pairs of words of each category, each once."""
+    words: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        both = f"{pair.attribute_a} / {pair.attribute_b}"
+        if not pair.attribute_a and not pair.attribute_b:
+            both = f"{pair.prompt_a} / {pair.prompt_b}"
+        words.setdefault(pair.category, {})[both] = None
+    return {category: list(both) for category, both in words.items()}
+
+
+def language_of(sentences: Iterable[str]) -> str | None:
+    """Return the language of fairlab's own sentences; None of others, which may be in any."""
+    known = {"English": set(load_outcomes())}
+    known["Spanish"] = {pair.template for pair in load_pairs(language="es")}
+    for language, templates in known.items():
+        if set(sentences) <= templates:
+            return language
+    return None
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that numbers were made with, and when."""
     return {
         "fairlab": __version__,
         "torch": torch.__version__,
@@ -215,8 +322,18 @@ def _rendered(facts: dict, figure: Axes) -> str:
     environment.filters["percent"] = percent
     environment.filters["number"] = _number
     environment.filters["amount"] = _amount
+    environment.filters["extent"] = _extent
+    environment.globals["row_of"] = _row_of
     template = environment.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     return template.render(**facts, picture=_data_address(figure))
+
+
+def _row_of(results: Sequence[dict], name: str, measure: str, row: str) -> dict | None:
+    """Return the row of a selection that the page's first table shows, if it was measured."""
+    for result in results:
+        if (result["selection"], result["measure"], result["row"]) == (name, measure, row):
+            return result
+    return None
 
 
 def _number(value: float | None) -> str:
@@ -230,17 +347,29 @@ def _amount(value: float | None, measure: str) -> str:
     return percent(value)
 
 
-def _figure_by_category(comparison: Comparison) -> Axes:
-    """Draw the change of the gap, one line a row of the table."""
-    gaps = comparison.table[comparison.table["measure"] == "gap"]
-    without_pronouns = gaps["row"] == "without pronouns"
-    rows = _each_as_a_cut(comparison.table)
-    draws = _each_as_a_cut(comparison.draws)
-    ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(rows)), layout="constrained").subplots()
-    plot_comparison(rows, draws=draws, ax=ax).set_title("")
-    labels = list(gaps["category"].mask(without_pronouns, gaps["category"] + " without pronouns"))
+def _extent(row: dict, what: str) -> str:
+    """Write the interval ("") or the random range ("random_") of a row; a dash without one."""
+    ends = [row[f"{what}low"], row[f"{what}high"]]
+    if None in ends:
+        return "–"
+    return " … ".join(_amount(end, row["measure"]) for end in ends)
+
+
+def _figure(comparison: Comparison) -> Axes:
+    """Draw the change of the gap: a line for each selection, or of a single one each category."""
+    table, draws = comparison.table, comparison.draws
+    gaps = table[table["measure"] == "gap"]
+    labels = gaps[gaps["row"] == "headline"]["selection"]
+    if len(labels) == 1:
+        without_pronouns = gaps["row"] == "without pronouns"
+        labels = gaps["category"].mask(without_pronouns, gaps["category"] + " without pronouns")
+        table = _each_as_a_cut(table)
+        draws = draws if draws.empty else _each_as_a_cut(draws)
+    ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(labels)), layout="constrained").subplots()
+    # a changed model has no random cuts of its kind
+    plot_comparison(table, draws=None if draws.empty else draws, ax=ax).set_title("")
     # a category may hold a dollar sign, which would begin a formula
-    ax.set_yticks(range(len(labels)), labels, parse_math=False)
+    ax.set_yticks(range(len(labels)), list(labels), parse_math=False)
     # below, not at the right: the figure has to be readable on a telephone
     ax.get_legend().remove()
     legend = ax.figure.legend(loc="outside lower center", ncols=2, frameon=False)

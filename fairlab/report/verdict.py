@@ -1,6 +1,7 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
-Contents: `verdict`, `warnings`, `limits`, `table_row`; `percent` and `span` write numbers.
+Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis`, before any
+cut; `warnings`, `limits`; `table_row`; `percent`, `points` and `span` write numbers.
 """
 
 import math
@@ -9,6 +10,16 @@ from collections.abc import Sequence
 import pandas as pd
 
 from fairlab.pairs import PromptPair
+
+NAMES = {  # kind of change → what it is called, and what it is compared with
+    "cut": ("the cut", "random cuts"),
+    "gates": ("the gates", "random gates"),
+    "model": ("the other model", "random changes"),
+}
+NOT_COMPARED = (
+    "Random changes of this kind were not measured, so it is not known whether any change of this "
+    "size does as much."
+)
 
 
 def percent(share: float | None) -> str:
@@ -21,6 +32,13 @@ def span(low: float, high: float) -> str:
     return f"{percent(low)} … {percent(high)}"
 
 
+def points(low: float, high: float) -> str:
+    """Write the interval of a difference of two changes, which may lie beyond −100 points."""
+    if math.isnan(low):
+        return "–"
+    return f"{low * 100:+.1f} … {high * 100:+.1f} percentage points"
+
+
 def table_row(table: pd.DataFrame, measure: str, row: str) -> dict:
     """Return the only row of this measure and kind; refuse a table that has none or several."""
     rows = table[(table["measure"] == measure) & (table["row"] == row)].to_dict("records")
@@ -31,75 +49,118 @@ def table_row(table: pd.DataFrame, measure: str, row: str) -> dict:
     return rows[0]
 
 
-def verdict(table: pd.DataFrame) -> list[str]:
-    """Say what the cut did and what it cost, in words that depend on the numbers."""
+def has_random(row: dict) -> bool:
+    """Say whether random cuts were measured; of a changed model there are none of its kind."""
+    return not math.isnan(row["random_low"])
+
+
+def bounds(gap: dict) -> tuple[float, float]:
+    """Return what the interval of a narrowing has to lie below, and that of a widening above."""
+    if not has_random(gap):
+        return 0.0, 0.0
+    return min(0.0, gap["random_low"]), max(0.0, gap["random_high"])
+
+
+def effect(gap: dict) -> str:
+    """Return "narrowed", "widened" or "": an interval clear of 0 and of what random cuts do."""
+    lowest, highest = bounds(gap)
+    # NaN, where there is no interval, is neither
+    if gap["high"] < lowest:
+        return "narrowed"
+    return "widened" if gap["low"] > highest else ""
+
+
+def is_specific(gap: dict) -> bool:
+    """Say whether a narrowing acts on demographic words more than on others.
+
+    Neutral words must stay in the range of random cuts; where there are none, it can't be told.
+    """
+    return bool(has_random(gap) and gap["specificity_high"] < 0 and gap["neutral_in_range"])
+
+
+def is_flattening(gap: dict) -> bool:
+    """Say whether a model that is less sure of every word, at the same price, does as much."""
+    return gap.get("flattening_change", math.nan) <= gap["change"]
+
+
+def verdict(table: pd.DataFrame, kind: str = "cut") -> list[str]:
+    """Say what a change did and what it cost, in words that depend on the numbers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The rows of one selection, from `compare`.
+    kind : str
+        "cut", "gates" or "model": what was compared with the model as it was.
+    """
     gap = table_row(table, "gap", "headline")
     neutral = table_row(table, "gap", "neutral")
     perplexity = table_row(table, "perplexity", "text")
-    # NaN, where there is no interval, is neither
-    narrowed = gap["high"] < min(0, gap["random_low"])
-    widened = gap["low"] > max(0, gap["random_high"])
     price = f"{percent(perplexity['change'])} ({span(perplexity['low'], perplexity['high'])})"
     sentences = [
-        _effect(gap, narrowed, widened),
-        _specificity(gap, neutral, narrowed),
+        _effect_in_words(gap, kind),
+        _specificity(gap, neutral, kind),
         f"Perplexity changes by {price}.",
     ]
-    # a model that is less sure of every word can narrow the gap, too
-    flattened = gap.get("flattening_change", math.nan)
-    if narrowed and flattened <= gap["change"]:
+    if effect(gap) == "narrowed" and is_flattening(gap):
         sentences.append(
             "Flattening all predictions at that price would do as much or more: "
-            f"{percent(flattened)}."
+            f"{percent(gap['flattening_change'])}."
         )
     return sentences
 
 
-def _effect(gap: dict, narrowed: bool, widened: bool) -> str:
-    """Say whether the gap changed: an interval clear of 0 and of what random cuts do."""
-    low, high = gap["low"], gap["high"]
-    numbers = (
-        f"{percent(gap['change'])} (95 % interval {span(low, high)}; {gap['n_random']} random cuts "
-        f"of the same size: {span(gap['random_low'], gap['random_high'])})"
-    )
-    if narrowed or widened:
-        verb, side = ("narrowed", "below") if narrowed else ("widened", "above")
-        return (
-            f"The cut {verb} the gap between the two prompts of a pair by {numbers}: the whole "
-            f"interval lies {side} 0 and {side} what random cuts do."
+def _effect_in_words(gap: dict, kind: str) -> str:
+    """Say whether the gap changed."""
+    did, low, high = effect(gap), gap["low"], gap["high"]
+    numbers = f"{percent(gap['change'])} (95 % interval {span(low, high)}"
+    beyond = ""
+    if has_random(gap):
+        chance = span(gap["random_low"], gap["random_high"])
+        numbers += f"; {gap['n_random']:.0f} {NAMES[kind][1]} of the same size: {chance}"
+        beyond = f" and {{}} what {NAMES[kind][1]} of the same size do"
+    numbers += ")"
+    if did:
+        side = "below" if did == "narrowed" else "above"
+        words = (
+            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair by "
+            f"{numbers}: the whole interval lies {side} 0{beyond.format(side)}."
         )
+        return words if has_random(gap) else f"{words} {NOT_COMPARED}"
     unclear = f"No effect can be told: the gap changes by {numbers}"
     if math.isnan(low):
         return f"{unclear}, and prompts this few give no interval."
     if low <= 0 <= high:
         return f"{unclear}, and the interval includes 0."
-    return (
-        f"{unclear}. The interval excludes 0, but it is not clear of what random cuts of the same "
-        "size do."
-    )
+    return f"{unclear}. The interval excludes 0, but it is not clear of what {NAMES[kind][1]} do."
 
 
-def _specificity(gap: dict, neutral: dict, narrowed: bool) -> str:
-    """Say whether the cut acts on demographic words more than on any other word."""
-    difference = span(gap["specificity_low"], gap["specificity_high"])
+def _specificity(gap: dict, neutral: dict, kind: str) -> str:
+    """Say whether a change acts on demographic words more than on any other word."""
+    difference = points(gap["specificity_low"], gap["specificity_high"])
     moved = f"the gap of neutral pairs changes by {percent(gap['neutral_change'])}"
-    chance = span(neutral["random_low"], neutral["random_high"])
-    if not narrowed:
+    if effect(gap) != "narrowed":
         return f"For comparison, {moved} (difference: {difference})."
     if not gap["specificity_high"] < 0:
         return (
             f"It is not shown to be specific to the demographic words: {moved}, and the difference "
             f"({difference}) is not below 0. The model may only react less to any change of a word."
         )
-    if not gap["neutral_in_range"]:
+    if not has_random(gap):
+        return (
+            f"Whether it is specific to the demographic words can't be told without random "
+            f"changes: {moved}, and the difference ({difference}) is below 0."
+        )
+    chance = span(neutral["random_low"], neutral["random_high"])
+    if not is_specific(gap):
         return (
             f"It is not shown to be specific to the demographic words: {moved}, beyond the range "
-            f"of random cuts ({chance}). The cut moves answers to other words as well, if not the "
-            "same way."
+            f"of {NAMES[kind][1]} ({chance}). Answers to other words move as well, if not the same "
+            "way."
         )
     return (
-        f"It is specific to the demographic words: {moved}, within the range of random cuts "
-        f"({chance}), and the difference ({difference}) is below 0."
+        f"It is specific to the demographic words: {moved}, within the range of "
+        f"{NAMES[kind][1]} ({chance}), and the difference ({difference}) is below 0."
     )
 
 
@@ -111,8 +172,31 @@ _SAME_SENTENCES = "sentences measured also chose the neurons, with other words."
 _SAME_WORDS = "word pairs measured also chose the neurons, in other sentences."
 
 
-def warnings(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> list[str]:
-    """Say what the pairs that were measured share with those that chose the neurons."""
+_NOT_KNOWN = (
+    "Which pairs chose is not known, so it can't be said whether the pairs measured are held out: "
+    "a change that was fitted to them looks good by construction."
+)
+_OTHER_SENTENCES = (
+    "The neutral pairs stand in other sentences than the pairs measured, so a difference between "
+    "the two may come from the sentences."
+)
+
+
+def warnings(
+    chosen_on: Sequence[PromptPair] | None,
+    pairs: Sequence[PromptPair],
+    neutral: Sequence[PromptPair] = (),
+) -> list[str]:
+    """Say what the pairs that were measured share with those that chose, and lack with neutral
+    ones."""
+    told = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
+    sentences = {pair.template or pair.prompt_a for pair in pairs}
+    if neutral and not sentences & {pair.template for pair in neutral}:
+        told.append(_OTHER_SENTENCES)
+    return told
+
+
+def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> list[str]:
     named = [pair for pair in pairs if pair.attribute_a or pair.attribute_b]
     # what pairs can share, from most to least: only the first is told
     checks = [
@@ -151,3 +235,56 @@ def limits(headline: dict) -> list[str]:
         "The numbers hold for these weights, these prompts and their language. Other groups, "
         "longer texts, chat and any use of the model were not measured.",
     ]
+
+
+def diagnosis(gaps: pd.DataFrame) -> list[str]:
+    """Say which category has the largest gap, and whether that is more than neutral words have.
+
+    Parameters
+    ----------
+    gaps : DataFrame
+        One row a category: `kind` ("demographic" or "neutral"), `category`, `pairs`, `templates`,
+        and `gap` in nats with its interval from `low` to `high` (NaN with one template).
+    """
+    rows = gaps.sort_values("gap", ascending=False, kind="stable").to_dict("records")
+    categories = [row for row in rows if row["kind"] == "demographic"]
+    neutral = [row for row in rows if row["kind"] == "neutral"]
+    first = categories[0]
+    told = "The gap is" if len(categories) == 1 else "The largest gap is"
+    sentences = [f"{told} {_gap_in_words(first)}."]
+    if len(categories) > 1:
+        second = categories[1]
+        apart = first["low"] > second["high"]
+        order = "clear of it" if apart else "not clear of it: which of the two is larger is open"
+        sentences.append(f"Next is {_gap_in_words(second)}; the first interval is {order}.")
+    sentences.append(_beside_neutral(first, neutral))
+    sentences.append(
+        "What this does not say: that a gap is a harm (it counts every difference between two "
+        "predictions, also one of grammar or of fact), which neurons cause it, what other words or "
+        "sentences would show, or whether a cut would narrow it (fairlab report)."
+    )
+    return sentences
+
+
+def _gap_in_words(row: dict) -> str:
+    sentences = "1 sentence" if row["templates"] == 1 else f"{row['templates']} sentences"
+    interval = "no interval"
+    if not math.isnan(row["low"]):
+        interval = f"interval {row['low']:.4f} … {row['high']:.4f}"
+    return (
+        f"that of {row['category'] or 'the pairs'}, {row['gap']:.4f} nats ({interval}, {sentences})"
+    )
+
+
+def _beside_neutral(first: dict, neutral: Sequence[dict]) -> str:
+    """Say on which side of all neutral intervals a category's interval lies."""
+    told = "; ".join(_gap_in_words(row) for row in neutral)
+    # NaN, where there is no interval, is clear of nothing
+    if all(first["low"] > row["high"] for row in neutral):
+        return f"Its interval lies above those of the neutral pairs ({told})."
+    if all(first["high"] < row["low"] for row in neutral):
+        return f"Its interval lies below those of the neutral pairs ({told})."
+    return (
+        f"It is not shown to be larger than what any change of a word brings: its interval is not "
+        f"clear of those of the neutral pairs ({told})."
+    )
