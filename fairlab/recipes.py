@@ -94,7 +94,7 @@ def article_cut(
     fraction: float = 0.002,
     bias_weight: float = 0.5,
 ) -> NeuronSelection:
-    """Choose neurons as the article does: those that react much and have small weights.
+    """Choose neurons as the article does: by a mix of reaction and small weights.
 
     `hybrid_scores` of `bias_scores(method="article")` and `importance_scores(method="maw")`. The
     article takes a single pair, `ARTICLE_PAIR`.
