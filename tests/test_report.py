@@ -405,7 +405,14 @@ def test_power_by_hand():
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ({}, ["ends above -10.0%, the lowest of random cuts", "-40.0% … -20.0%", "reach 0"]),
+        (
+            {},
+            [
+                "ends above -10.0%, the lowest of random cuts",
+                "-40.0% … -20.0%",
+                "-30.0 … -10.0 percentage",
+            ],
+        ),
         ({"specificity_high": 0.1}, ["then it is about these groups' words"]),
         (NO_RANDOM, ["ends above 0:", "Random changes of the same kind"]),
         ({"high": 0.1}, ["ends below -10.0%, the lowest", "begins above +10.0%, the highest"]),
@@ -462,6 +469,10 @@ def gaps_with(**columns):
         (
             {"low": [0, 0.02, 0.05, 0.06], "high": [0.015, 0.04, 0.07, 0.08]},
             ["lies below those of the neutral pairs"],
+        ),
+        (
+            {"low": [0, 0.02, 0.03, 0.06], "high": [0.015, 0.04, 0.07, 0.08]},
+            ["It is not shown to be larger"],
         ),
         ({"low": [np.nan] * 4, "high": [np.nan] * 4}, ["no interval", "It is not shown"]),
     ],
