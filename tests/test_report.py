@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,8 +15,8 @@ import yaml
 import fairlab as fl
 from fairlab.evaluation.readings import bits_of
 from fairlab.models import glu_blocks
-from fairlab.report import advice, conditions, upload, verdict
-from fairlab.report import card as card_module
+from fairlab.report import advice, conditions, terms, upload, verdict
+from fairlab.report.card import escaped
 from tiny_models import tiny_model
 
 HOSTILE = '<script src="https://example.org/x.js">alert("&")</script>'
@@ -584,24 +585,49 @@ def test_bad_input_writes_nothing(tiny, measured, tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_card_says_what_the_report_says(written, monkeypatch):
-    class Base:
-        data = huggingface_hub.ModelCardData(
-            license="other", license_name="own", license_link="LICENSE"
-        )
-
-    monkeypatch.setattr(card_module.ModelCard, "load", lambda name: Base)
+def rewritten(written, **changes):
+    """Change what a report says; fields of "model" are changed one by one."""
     facts = strict(written.with_suffix(".json"))
-    card = fl.model_card(written.with_suffix(".json"))
-    header = yaml.safe_load(card.content.split("---")[1])
-    assert header == card.data.to_dict()
-    assert header["base_model"] == f"org/{HOSTILE}"
-    assert (header["license"], header["license_name"], header["license_link"]) == (
-        "other",
-        "own",
-        "LICENSE",
-    )
-    assert (header["tags"], header["library_name"]) == (["fairlab", "pruned"], "transformers")
+    for key, value in changes.items():
+        facts[key] = facts[key] | value if key == "model" else value
+    written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+    return written.with_suffix(".json")
+
+
+def metadata(card, folder):
+    """Read what the Hub would read, and check what of its rules can be checked here."""
+    card.save(folder / "README.md")
+    read = huggingface_hub.metadata_load(folder / "README.md")
+    assert read == card.data.to_dict() == huggingface_hub.ModelCardData(**read).to_dict()
+    assert (read["library_name"], read["pipeline_tag"]) == ("transformers", "text-generation")
+    assert read["tags"] == ["fairlab", "pruned"]
+    assert re.fullmatch("[a-z0-9.+-]+", read.get("license", "none"))
+    if isinstance(read.get("base_model"), str):
+        huggingface_hub.utils.validate_repo_id(read["base_model"])
+    return read
+
+
+def stated(**fields):
+    """Stand in for the card of a base model on the Hub."""
+
+    def load(card, **options):
+        assert not isinstance(card, str) or "<" not in card, "no id of the Hub"
+        return huggingface_hub.ModelCard(f"---\n{yaml.safe_dump(fields)}---\n")
+
+    return load
+
+
+def no_hub(card, **options):
+    raise OSError("no Hub")
+
+
+def test_the_card_says_what_the_report_says(written, tmp_path):
+    report = rewritten(written, language=HOSTILE)
+    facts = strict(report)
+    with pytest.warns(UserWarning, match="No licence is stated"):
+        card = fl.model_card(report)
+    header = metadata(card, tmp_path)
+    assert not {"base_model", "license", "language"} & set(header)  # no id of the Hub, no licence
     assert "<script" not in card.text
     assert "5 of 72 MLP neurons" in card.text
     overall = [
@@ -612,35 +638,193 @@ def test_the_card_says_what_the_report_says(written, monkeypatch):
         *facts["limits"],
         *overall,
         facts["model"]["weights_sha256"],
+        "precision: float32",
+        "text of the perplexity: 171 characters, from: The tide comes in.",
         "Out-of-scope use",
     ):
         assert line.replace("<", "&lt;") in card.text
+    assert "No licence is stated" in card.text
+    headline = next(row for row in facts["results"] if row["row"] == "headline")
+    told = next(line for line in card.text.splitlines() if "gap (mean over categories)" in line)
+    for column in ("change", "random_low", "random_high", "neutral_change"):
+        assert f"{headline[column]:+.1%}" in told
 
 
-def test_the_licence_is_the_base_models_or_left_out(written, monkeypatch):
+def test_the_card_says_whom_it_was_measured_on(measured, written):
+    pairs = measured["comparison"].held_out.pairs
+    text = fl.model_card(written.with_suffix(".json"), license="mit").text
+    for pair in pairs:
+        start = f"- {escaped(pair.category)}: "
+        line = next(line for line in text.splitlines() if line.startswith(start))
+        assert f"{pair.attribute_a} / {pair.attribute_b}" in line
+    assert f"{len({pair.template for pair in pairs})} sentences in all, language: English" in text
+
+    changes = {"groups": {"": ["*x* / y\n\n# y"]}, "language": None}
+    changes["sentences"] = ["An {} |man|", *(f"{number} {{}}" for number in range(5))]
+    text = fl.model_card(rewritten(written, **changes), license="mit").text
+    assert r"- no category: \*x\* / y \# y" in text
+    assert "6 sentences in all, language: not stated" in text
+    shown = text.split("Some of them:")[1].split("##")[0].splitlines()
+    assert [line for line in shown if line] == [r"- An {} \|man\|", "- 1 {}", "- 3 {}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class", "expected"),
+    [
+        (
+            fl.DEFAULT_MODEL,
+            "LlamaForCausalLM",
+            ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0", ["en"]),
+        ),
+        ("gemma-3-270m", "Gemma3ForCausalLM", ("google/gemma-3-270m", "gemma", None)),
+        ("google/gemma-2-2b", "Gemma2ForCausalLM", ("google/gemma-2-2b", "gemma", None)),
+        ("mine", "Gemma3ForConditionalGeneration", (None, "gemma", None)),
+        ("mine", "Gemma4ForCausalLM", (None, None, None)),
+        (
+            "meta-llama/Llama-3.2-1B",
+            "LlamaForCausalLM",
+            ("meta-llama/Llama-3.2-1B", "llama3.2", None),
+        ),
+        (
+            "meta-llama/Meta-Llama-3-8B",
+            "LlamaForCausalLM",
+            ("meta-llama/Meta-Llama-3-8B", "llama3", None),
+        ),
+        ("meta-llama/Llama-4-X", "LlamaForCausalLM", ("meta-llama/Llama-4-X", None, None)),
+        ("org/model", "LlamaForCausalLM", ("org/model", None, None)),
+        ("org/a..b", "LlamaForCausalLM", (None, None, None)),
+        ("folder", "LlamaForCausalLM", (None, None, None)),
+    ],
+)
+def test_terms_that_are_known_without_a_card(name, model_class, expected, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.ModelCard, "load", no_hub)
+    found = terms.terms_of_cut(name, model_class, {}, {"license": None})
+    assert tuple(found.get(field) for field in ("base_model", "license", "language")) == expected
+    assert terms.terms_of_cut(name, model_class, {}, {"license": "mit"})["license"] == "mit"
+
+
+def test_terms_are_those_asked_for_then_those_stated(written, tmp_path, monkeypatch):
+    on_hub = {"license": "other", "license_name": "own", "license_link": "LICENSE"}
+    on_hub |= {"language": ["en", "no"], "base_model": "org/elder", "datasets": ["d"]}
+    monkeypatch.setattr(huggingface_hub.ModelCard, "load", stated(**on_hub))
+    report = rewritten(written, model={"name": "org/base"})
+    header = metadata(fl.model_card(report), tmp_path)
+    link = "https://huggingface.co/org/base/blob/main/LICENSE"
+    expected = on_hub | {"license_link": link, "base_model": "org/base"}
+    del expected["datasets"]
+    assert {key: header[key] for key in expected} == expected
+    assert "datasets" not in header
+
+    # of a folder its own card comes first, then that of the model it came from
+    in_folder = {"license": "mit", "base_model": "org/parent"}
+    report = rewritten(written, model={"name": "folder"}, terms=in_folder)
+    header = metadata(fl.model_card(report), tmp_path)
+    assert (header["license"], header["base_model"]) == ("mit", "org/parent")
+    assert header["language"] == ["en", "no"]
+
+    asked = {"license": "apache-2.0", "base_model": "a/b", "language": "de"}
+    header = metadata(fl.model_card(report, **asked), tmp_path)
+    assert header == header | asked and "license_name" not in header
+
+    # what the Hub would refuse is left out
+    hostile = {"license": "mit\n---\n", "language": [["en"]], "base_model": HOSTILE, "a": HOSTILE}
+    monkeypatch.setattr(huggingface_hub.ModelCard, "load", no_hub)
+    with pytest.warns(UserWarning, match="No licence is stated"):
+        card = fl.model_card(rewritten(written, terms=hostile))
+    assert set(metadata(card, tmp_path)) == {"library_name", "pipeline_tag", "tags"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"license": "Apache License 2.0"}, "license: expected an identifier of the list on"),
+        ({"license": "mit\n---\n"}, "license: expected"),
+        ({"base_model": "folder"}, "base_model: expected the id of a model on the Hub"),
+        ({"base_model": "a/b--c"}, "base_model: expected"),
+        ({"language": "English"}, "language: expected a code such as 'en'"),
+        ({"language": ["en", 3]}, "language: expected"),
+        ({"language": []}, "language: expected"),
+        ({"language": [["en"]]}, "language: expected"),
+        ({"selection": "other"}, r"selection: expected the name of a cut in the report \(cut\)"),
+    ],
+)
+def test_the_card_refuses_what_the_hub_would(written, asked, message):
+    with pytest.raises(ValueError, match=message):
+        fl.model_card(written.with_suffix(".json"), **asked)
+
+
+def test_what_gemma_and_llama_ask_to_be_said_is_said(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.ModelCard, "load", no_hub)
+    gemma = "Gemma is provided under and subject to the Gemma Terms of Use found at"
+    report = rewritten(written, model={"name": "mine", "class": "Gemma3ForCausalLM"})
+    card = fl.model_card(report)
+    assert metadata(card, tmp_path)["license"] == "gemma"
+    assert f"{gemma} ai.google.dev/gemma/terms" in card.text
+    assert "whatever other licence is stated: https://ai.google.dev/gemma/terms" in card.text
+    card = fl.model_card(report, license="mit")  # they travel with the weights
+    assert metadata(card, tmp_path)["license"] == "mit"
+    assert gemma in card.text and "whatever other licence is stated" in card.text
+
+    report = rewritten(written, model={"name": "meta-llama/Llama-3.2-1B", "class": "Llama"})
+    card = fl.model_card(report)
+    assert metadata(card, tmp_path)["license"] == "llama3.2"
+    assert "Built with Llama. The name of a model made from it has to begin" in card.text
+    assert "Llama 3.2 is licensed under the Llama 3.2 Community License" in card.text
+    assert gemma not in card.text
+
+
+def test_a_model_folder_says_its_terms(tiny, measured, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    card = "---\nlicense: mit\nlanguage: [de, 3]\nbase_model: [a/b, c/d]\n1: 2\n---\n"
+    (folder / "README.md").write_text(card.replace("1: 2\n", ""), encoding="utf-8")
+    fl.write_report(tmp_path / "p.html", **measured, model=tiny, model_name=folder)
+    assert strict(tmp_path / "p.json")["terms"] == {"license": "mit", "base_model": ["a/b", "c/d"]}
+    header = metadata(fl.model_card(tmp_path / "p.json"), tmp_path)
+    assert (header["license"], header["base_model"]) == ("mit", ["a/b", "c/d"])
+    for broken in (card, "---\n[}\n---\n", "---\n- a\n---\n", "---\nlicense: [mit]\n---\n", ""):
+        (folder / "README.md").write_text(broken, encoding="utf-8")
+        assert terms.folder_terms(folder) == {}
+    (folder / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
+    assert terms.folder_terms(folder) == {}
+    assert terms.folder_terms(tmp_path / "none") == {}
+
+
+def test_only_what_came_from_the_hub_is_a_base_model(tmp_path, monkeypatch):
+    cache = tmp_path / "cache" / "models--org--base"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc", encoding="utf-8")
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    (cache / "snapshots" / "abc" / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for source, expected in (("org/base", {"base_model": "org/base"}), ("out/self", {}), (3, {})):
+        config = json.dumps({"_name_or_path": source})
+        (folder / "config.json").write_text(config, encoding="utf-8")
+        assert terms.folder_terms(folder) == expected
+
+
+def test_of_several_selections_one_is_named(written):
     facts = strict(written.with_suffix(".json"))
-
-    def card(name, **options):
-        facts["model"]["name"] = name
-        written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
-        return fl.model_card(written.with_suffix(".json"), **options).data.to_dict()
-
-    def offline(name):
-        raise OSError("no Hub")
-
-    monkeypatch.setattr(card_module.ModelCard, "load", offline)
-    default = card(fl.DEFAULT_MODEL)
-    assert (default["base_model"], default["license"]) == (
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "apache-2.0",
-    )
-    second = card("gemma-3-270m")
-    assert (second["base_model"], second["license"]) == ("google/gemma-3-270m", "gemma")
-    hub = card("org/model")
-    assert hub["base_model"] == "org/model" and "license" not in hub
-    folder = card("folder")
-    assert "base_model" not in folder and "license" not in folder
-    assert card("folder", license="mit")["license"] == "mit"
+    other = {"neurons": {"1": [2]}, "shape": [3, 24], "how": "b"}
+    methods = [
+        {"name": "cut", "kind": "cut", "selection": facts["selection"], "verdict": ["Of cut."]},
+        {"name": "b", "kind": "cut", "selection": other, "verdict": ["Of b."]},
+        {"name": "g", "kind": "gates", "selection": {}, "verdict": ["Of g."]},
+    ]
+    rows = facts["results"]
+    rows += [row | {"selection": "b", "sentence": "b moved"} for row in rows]
+    method = {"cut": "5 neurons", "b": "1 neuron", "fraction": 0.1}
+    report = rewritten(written, methods=methods, results=rows, method=method, selection=None)
+    for name in (None, "g", "missing"):
+        with pytest.raises(ValueError, match=r"selection: .* a cut in the report \(cut, b\); got"):
+            fl.model_card(report, selection=name)
+    text = fl.model_card(report, selection="b", license="mit").text
+    assert "1 of 72 MLP neurons" in text
+    for line in ("Of b.", "b moved", "- b: 1 neuron", "- fraction: 0.1"):
+        assert line in text
+    assert "Of cut." not in text and "- cut:" not in text
 
 
 def test_a_card_needs_a_report(tmp_path):
@@ -681,7 +865,8 @@ def test_what_is_pushed_reloads_with_stock_transformers(
     facts = strict(written.with_suffix(".json"))
     facts["model"]["name"] = "folder"
     written.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
-    fl.model_card(written.with_suffix(".json")).save(folder / "README.md")
+    card = fl.model_card(written.with_suffix(".json"), license="mit")
+    card.save(folder / "README.md")
     secrets = [
         "secret.env",
         "passwords.txt",

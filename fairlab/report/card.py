@@ -7,25 +7,53 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterable
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from fairlab.report.page import TEMPLATES
-from fairlab.weights import DEFAULT_MODEL, GEMMA
+from fairlab.report.terms import notices, terms_of_cut
+
+NO_LICENCE = (
+    "No licence is stated: none was given for this card, and none could be read for {}. Without "
+    "one, others have no permission to use the model or to pass it on."
+)
+NEEDED = (
+    "model", "terms", "results", "settings", "method", "groups", "sentences", "language",
+    "warnings", "limits", "environment",
+)  # fmt: skip
 
 
-def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
+def model_card(
+    report: str | Path,
+    *,
+    selection: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    language: str | Sequence[str] | None = None,
+) -> ModelCard:
     """Make the model card of a cut model: what was cut, how it was measured, what it does not show.
+
+    Licence, base model and language are those asked for; else those that the model's own card
+    states, on the Hub or in its folder; of Gemma and of Meta's Llama also without it. The card
+    repeats what these two licences ask to be said. Llama's also asks that the name of the model,
+    which you give to `push_to_hub`, begin with "Llama".
 
     Parameters
     ----------
     report : path
         The JSON file that `write_report` wrote.
+    selection : str, optional
+        Which cut, by name, where the report is of several.
     license : str, optional
-        Of the base model. By default what the card of the base model says (of the default model, or
-        on the Hub); nothing where that can't be read.
+        As the Hub writes it, such as "apache-2.0".
+    base_model : str, optional
+        The id on the Hub of the model that was cut, or of the one that it was made from.
+    language : str or list of str, optional
+        Of the model, such as "en".
 
     Returns
     -------
@@ -35,60 +63,104 @@ def model_card(report: str | Path, *, license: str | None = None) -> ModelCard:
     Raises
     ------
     ValueError
-        No such file, or not one that `write_report` wrote.
+        No such file, or not one that `write_report` wrote; a report of several selections and no
+        name, or a name that it does not have, or not that of a cut; a licence, base model or
+        language in a form that the Hub does not take.
+
+    Warns
+    -----
+    UserWarning
+        No licence was given, and none is stated.
     """
+    facts = _of_one_cut(report, selection)
+    name, model_class = facts["model"]["name"], facts["model"]["class"]
+    asked = {"license": license, "base_model": base_model, "language": language}
+    terms = terms_of_cut(name, model_class, facts["terms"], asked)
+    if "license" not in terms:
+        warnings.warn(
+            f"{NO_LICENCE.format(name)} Pass license=, and base_model= if the model that it comes "
+            "from is on the Hub.",
+            stacklevel=2,
+        )
+    return ModelCard.from_template(
+        ModelCardData(
+            **terms,
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=["fairlab", "pruned"],
+        ),
+        template_str=(TEMPLATES / "model_card.md").read_text(encoding="utf-8"),
+        **_what_was_done(facts),
+        **_who_was_measured(facts),
+        licence=escaped_lines(_licence_lines(terms, name, model_class)),
+    )
+
+
+def _of_one_cut(report: str | Path, selection: str | None) -> dict:
+    """Read a report and keep what belongs to one cut; refuse what is no report, or leaves open
+    which cut is meant."""
     try:
         facts = json.loads(Path(report).read_text(encoding="utf-8"))
-        name, shape = facts["model"]["name"], facts["selection"]["shape"]
-        overall = [row for row in facts["results"] if row["row"] in ("headline", "neutral", "text")]
+        changes = {change["name"]: change for change in facts["methods"]}
+        facts = {key: facts[key] for key in NEEDED}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"report: expected the JSON file that write_report wrote; got {str(report)!r}"
         ) from error
-    base = _base_model(name)
-    if license:
-        base["license"] = license
-    data = ModelCardData(
-        **base,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["fairlab", "pruned"],
-    )
-    cut = sum(map(len, facts["selection"]["neurons"].values()))
+    if selection is None and len(changes) == 1:
+        (selection,) = changes
+    cuts = [name for name, change in changes.items() if change["kind"] == "cut"]
+    if selection not in cuts:
+        raise ValueError(
+            f"selection: expected the name of a cut in the report ({', '.join(cuts) or 'none'}); "
+            f"got {selection!r}"
+        )
+    for name in set(changes) - {selection}:
+        facts["method"].pop(name, None)
+    facts["results"] = [row for row in facts["results"] if row["selection"] == selection]
+    return facts | {key: changes[selection][key] for key in ("selection", "verdict")}
+
+
+def _what_was_done(facts: dict) -> dict[str, object]:
+    """Return what the template says of the cut and its numbers."""
+    model, selection = facts["model"], facts["selection"]
+    cut = sum(map(len, selection["neurons"].values()))
     settings = {key: value for key, value in facts["settings"].items() if value is not None}
     versions = [f"{key} {value}" for key, value in facts["environment"].items()]
-    return ModelCard.from_template(
-        data,
-        template_str=(TEMPLATES / "model_card.md").read_text(encoding="utf-8"),
-        name=escaped(name),
-        cut=f"{cut:,} of {math.prod(shape):,} MLP neurons",
-        weights_sha256=escaped(facts["model"]["weights_sha256"]),
-        versions=escaped(", ".join(versions)),
-        verdict=escaped_lines(facts["verdict"]),
-        method=escaped_lines(f"{key}: {value}" for key, value in facts["method"].items()),
-        counts=escaped_lines(f"{key}: {value}" for key, value in settings.items()),
-        sentences=escaped_lines(row["sentence"] for row in overall),
-        limits=escaped_lines(facts["warnings"] + facts["limits"]),
-    )
+    overall = [row for row in facts["results"] if row["row"] in ("headline", "neutral", "text")]
+    return {
+        "name": escaped(model["name"]),
+        "cut": f"{cut:,} of {math.prod(selection['shape']):,} MLP neurons",
+        "weights_sha256": escaped(model["weights_sha256"]),
+        "versions": escaped(", ".join(versions)),
+        "verdict": escaped_lines(facts["verdict"]),
+        "method": escaped_lines(f"{key}: {value}" for key, value in facts["method"].items()),
+        "counts": escaped_lines(f"{key}: {value}" for key, value in settings.items()),
+        "sentences": escaped_lines(row["sentence"] for row in overall),
+        "limits": escaped_lines(facts["warnings"] + facts["limits"]),
+    }
 
 
-def _base_model(name: str) -> dict[str, str]:
-    """Return what a cut model takes over from its base: its id and, if known, its licence."""
-    if name == DEFAULT_MODEL:
-        return {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
-    if name == GEMMA:
-        return {"base_model": "google/gemma-3-270m", "license": "gemma"}
-    if "/" not in name:  # a local folder
-        return {}
-    base = {"base_model": name}
-    try:
-        stated = ModelCard.load(name).data.to_dict()
-    except (OSError, ValueError):  # no card, or the Hub can't be reached
-        return base
-    for key in ("license", "license_name", "license_link"):
-        if stated.get(key):
-            base[key] = stated[key]
-    return base
+def _who_was_measured(facts: dict) -> dict[str, object]:
+    """Return what the template says of the words and sentences, three of which it shows."""
+    sentences = facts["sentences"]
+    shown = sentences[:: math.ceil(len(sentences) / 3)]
+    groups = facts["groups"].items()
+    return {
+        "groups": escaped_lines(f"{name or 'no category'}: {', '.join(w)}" for name, w in groups),
+        "n_sentences": len(sentences),
+        "examples": escaped_lines(textwrap.shorten(sentence, 300) for sentence in shown),
+        "language": escaped(facts["language"] or "not stated"),
+    }
+
+
+def _licence_lines(terms: dict[str, object], name: str, model_class: str) -> list[str]:
+    """Say on what terms the model may be used, or that nobody said so."""
+    licence = terms.get("license")
+    if licence is None:
+        return [NO_LICENCE.format(name)]
+    details = [terms[key] for key in ("license_name", "license_link") if key in terms]
+    return [", ".join([f"Licence: {licence}", *details]), *notices(licence, model_class)]
 
 
 def escaped(line: object) -> str:

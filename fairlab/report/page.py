@@ -33,6 +33,7 @@ from fairlab.pairs import PromptPair, as_pairs, load_outcomes, load_pairs
 from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
 from fairlab.report.advice import decision, evidence, power, power_in_words
+from fairlab.report.terms import folder_terms
 from fairlab.report.verdict import limits, percent, table_row, verdict, warnings
 from fairlab.surgery import NeuronSelection
 
@@ -120,6 +121,7 @@ def write_report(
             **_what_was_changed(model, model_name, methods, comparison, method),
             **_what_was_measured(comparison, chosen_on, method, texts),
             "environment": environment(),
+            "terms": folder_terms(model_name),
         }
     )
     # both are made before either is written

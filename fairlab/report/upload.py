@@ -18,8 +18,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     """Upload a folder that `save_model` and `model_card(...).save` filled to the Hugging Face Hub.
 
     Only the model's weights (safetensors), configuration and tokenizer and what fairlab wrote about
-    it go up, from the top level of the folder, and no links; their names are printed before. You
-    need to be logged in (`huggingface_hub.login()` or HF_TOKEN).
+    it go up, from the top level of the folder, and no links; their names are printed before. A
+    licence or a Notice file that the card asks for is yours to add on the Hub. You need to be
+    logged in (`huggingface_hub.login()` or HF_TOKEN).
 
     Parameters
     ----------
