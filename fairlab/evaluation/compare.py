@@ -183,10 +183,7 @@ def compare(
     imitated = _what_is_imitated(selections, imitated or {})
     _check(model, tokenizer, {**selections, **imitated}, held_out)
     _check_changed_models(model, selections)
-    read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
-    if cache is not None:
-        key = cache_key(model, tokenizer, held_out, metric=metric)
-        read = KeptReadings(Path(cache) / key, read)
+    read = _reader(model, tokenizer, held_out, metric, batch_size, cache)
     tables = {"random": None, **(match or {})}
     means = _means_if_needed(model, tokenizer, imitated)
     controls = _random_cuts(imitated, tables, n_random, seed, means)
@@ -279,6 +276,21 @@ def _check(
             pass
     for pair in held_out.everything:
         encode_pair(tokenizer, pair)
+
+
+def _reader(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    metric: bool,
+    batch_size: int,
+    cache: str | Path | None,
+) -> Callable[[Change], Reading]:
+    """Return a function that reads a cut, or finds its reading in the cache."""
+    read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
+    if cache is None:
+        return read
+    return KeptReadings(Path(cache) / cache_key(model, tokenizer, held_out, metric=metric), read)
 
 
 def _means_if_needed(
