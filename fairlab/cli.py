@@ -1,4 +1,5 @@
-"""The surgery from a terminal: `fairlab check`, `diagnose`, `score`, `prune`, `compare`, `report`.
+"""The surgery from a terminal: `fairlab check`, `diagnose`, `score`, `prune`, `compare`, `report`;
+`fairlab cache` for what they keep.
 
 What a command prints is for people; with `--json` standard output is one strict JSON document and
 nothing else. Progress bars and notices go to standard error. `_about` lists the exit codes.
@@ -6,6 +7,8 @@ nothing else. Progress bars and notices go to standard error. `_about` lists the
 
 import json
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +18,13 @@ from typer import Argument, Option
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 
 DEFAULT = "SmolLM2-135M-Instruct"  # fl.DEFAULT_MODEL, without the wait
+
+
+def named_method(method: str | None) -> str | None:
+    """Return what is asked for by --method, with the name of the recipe that is recommended."""
+    return method and method.replace("recommended", "guarded")
+
+
 Model = Annotated[
     str, Option(help="The default model, a Hub id (org/name), a model folder, or a .gguf file.")
 ]
@@ -27,9 +37,27 @@ Neutral = Annotated[
 Method = Annotated[
     str,
     Option(
-        help="guarded (the causal recipe), article, or bias+importance such as "
-        "activation+maw (see score --help)."
+        help="guarded (the causal recipe, also called recommended), article, or bias+importance "
+        "such as activation+maw (see score --help).",
+        callback=named_method,
     ),
+]
+Methods = Annotated[
+    str | None,
+    Option(
+        "--method",
+        help="One or several, with commas: guarded (without this option), article, random (a "
+        "random cut, for comparison), or bias+importance (see score --help).",
+        callback=named_method,
+    ),
+]
+Given = Annotated[
+    Path | None,
+    Option("--selection", help="Judge this cut, a selection.json; choose none."),
+]
+Changed = Annotated[
+    str | None,
+    Option(help="Judge this changed model (pruned, fine-tuned, …) against --model; choose none."),
 ]
 Weight = Annotated[float, Option(help="Of the bias score: 0 is importance alone, 1 bias alone.")]
 Fraction = Annotated[
@@ -37,6 +65,19 @@ Fraction = Annotated[
 ]
 Random = Annotated[int, Option(help="Random cuts of the same size to compare with.")]
 Seed = Annotated[int, Option(help="Of the random cuts.")]
+Cache = Annotated[
+    Path | None,
+    Option(
+        help="Folder that keeps what was measured, so that a run that was stopped goes on; one "
+        "in your cache folder without this option (see fairlab cache)."
+    ),
+]
+NoCache = Annotated[bool, Option("--no-cache", help="Keep nothing of what was measured.")]
+Quick = Annotated[
+    bool,
+    Option("--quick", help="A first look: at most 5 random cuts, a short text, no article metric."),
+]
+BatchSize = Annotated[int, Option(help="Prompts in a forward pass; fewer need less memory.")]
 Table = Annotated[Path | None, Option(help="CSV file to write the whole table to.")]
 Skip = Annotated[
     bool,
@@ -90,7 +131,7 @@ def _about(version: Version = False) -> None:
     out. fairlab check mine.csv finds every problem in such a file within seconds.
 
     Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
-    problems; 3 done, and a bound of --fail-if holds; 1 anything else.
+    problems; 3 done, and a bound of --fail-if holds; 130 you stopped it; 1 anything else.
     """
 
 
@@ -148,6 +189,7 @@ def diagnose(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -174,11 +216,12 @@ def diagnose(
 
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
+    check_batch_size(batch_size)
     check_pairs_named(pairs, neutral, skip_invalid)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = load_pool(loaded[1], pairs, skip_invalid)
     neutral_ones = neutral_pairs(loaded[1], neutral, skip_invalid=skip_invalid)
-    readings = pair_readings(loaded, demographic, neutral_ones)
+    readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
     gaps = gap_table(readings)
     words = diagnosis(gaps)
     failed = failures(conditions, diagnosed(readings, gaps))
@@ -207,6 +250,7 @@ def score(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -232,9 +276,10 @@ def score(
     check_output_file(out, force, model, pairs)
     check_pairs_named(pairs, None, skip_invalid)
     check_choice(method, bias_weight)
+    check_batch_size(batch_size)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
-    tables = score_tables(loaded, choosing, method, bias_weight)
+    tables = score_tables(loaded, choosing, method, bias_weight, batch_size)
     index = pd.MultiIndex.from_product(map(range, tables["score"].shape))
     index.names = ["layer", "neuron"]
     columns = {name: values.flatten() for name, values in tables.items()}
@@ -254,82 +299,141 @@ def prune(
     method: Method = "guarded",
     bias_weight: Weight = 0.5,
     fraction: Fraction = 0.002,
+    report: Annotated[
+        Path | None,
+        Option(help="Also compare the cut with its controls, and write this page, NAME.html."),
+    ] = None,
+    card: Annotated[
+        bool, Option("--card", help="With --report: also write the model card, README.md.")
+    ] = False,
+    license: Annotated[
+        str | None, Option(help="Of the model, for the card; by default what its own card says.")
+    ] = None,
+    base_model: Annotated[
+        str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
+    ] = None,
+    neutral: Neutral = None,
+    n_random: Random = 20,
+    seed: Seed = 0,
+    quick: Quick = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
     force: Force = False,
     skip_invalid: Skip = False,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Score, select, cut and save: the whole surgery.
 
-    Writes a model folder that stock transformers loads, with the neurons in selection.json. Whether
-    the cut helped is another question: fairlab report.
+    Writes a model folder that stock transformers loads, with the neurons in selection.json, in the
+    dtype of the original (or of --dtype). Whether the cut helped is another question: --report
+    answers it in the same run, before the model is cut. The options from --neutral to --no-cache
+    are for that, as in fairlab report.
 
     \b
-    Example: fairlab prune --out pruned
+    Example: fairlab prune --out pruned --report pruned/report.html --card
     """
     from fairlab.files import check_output_folder, write_text
+    from fairlab.models import stored_dtype
 
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
-    check_pairs_named(pairs, None, skip_invalid)
+    terms = {"license": license, "base_model": base_model}
+    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral])
+    check_pairs_named(pairs, neutral, skip_invalid)
     check_choice(method, bias_weight, fraction)
-    loaded = fl.load_model(model, device=device, dtype=dtype)
-    before = loaded[0].num_parameters()
-    choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
-    selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
+    check_batch_size(batch_size)
+    plan = report and Plan(
+        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache
+    )
+    facts = {"folder": str(out)}
+    with told_if_stopped(plan and plan.cache):
+        loaded = fl.load_model(model, device=device, dtype=dtype)
+        facts["parameters_before"] = loaded[0].num_parameters()
+        if report:
+            choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
+            measured = carry_out(plan, loaded, choosing, held_out)
+            selection = measured.selections[method]
+            facts["verdict"] = write_page(
+                report, measured, plan, loaded, model, pairs, choosing, force
+            )
+        else:
+            choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
+            selection = choose_neurons(loaded, choosing, method, bias_weight, fraction, batch_size)
     cut = fl.prune(loaded[0], selection, inplace=True)
-    after = cut.num_parameters()
+    facts["parameters_after"] = cut.num_parameters()
+    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+        cut = cut.to(stored_dtype(model))
+    facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
     fl.save_model(cut, loaded[1], out, force=force)
     write_text(out / "selection.json", selection.to_json())
-    facts = {
-        "folder": str(out),
-        "parameters_before": before,
-        "parameters_after": after,
-        "selection": json.loads(selection.to_json()),
-    }
-    parameters = f"{before:,} parameters before, {after:,} after"
-    emit(facts, as_json, f"{selection!r}\n{parameters}; saved in {out}")
+    if card:
+        write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))
+    emit(facts, as_json, prune_text(facts, selection, report))
 
 
 @app.command()
 def compare(
     model: Model = DEFAULT,
     pairs: Pairs = "all",
-    method: Method = "guarded",
+    method: Methods = None,
     bias_weight: Weight = 0.5,
     fraction: Fraction = 0.002,
+    selection: Given = None,
+    changed: Changed = None,
     neutral: Neutral = None,
     n_random: Random = 20,
     seed: Seed = 0,
+    quick: Quick = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    fail_if: FailIf = None,
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure the cut beside its controls.
+    """Measure cuts beside their controls.
 
     Chooses on training pairs and measures on held-out ones (with --pairs article: on fairlab's own,
-    of all categories), beside random cuts of the same size and neutral pairs. Prints a sentence for
-    each measure and category. On a laptop's CPU the default takes several minutes.
+    of all categories), beside random cuts of the same size and neutral pairs. Several methods share
+    the random cuts. Prints a sentence for each measure and category. On a laptop's CPU the default
+    takes several minutes. Stopped (Ctrl-C) and started again, it goes on where it was.
+
+    With --selection it judges a cut that is there, with --changed any changed model. A changed
+    model has random cuts beside it where its folder holds a selection.json of fairlab prune.
+
+    --fail-if takes gap, largest_gap, neutral_gap and decision (in nats, of the changed model),
+    gap_change, neutral_change and perplexity_change (shares: -0.1 is 10 % less) and decision_change
+    (nats), with > or < and a number; it looks at the value itself, whatever its interval is.
 
     \b
-    Example: fairlab compare --pairs race --n-random 10 --out race.csv
+    Example: fairlab compare --pairs race --method guarded,article,random --out race.csv
     """
-    check_output_file(out, force, model, pairs, neutral)
+    check_output_file(out, force, model, pairs, neutral, selection, changed)
+    conditions = read_conditions(fail_if, of_a_change=True)
     check_pairs_named(pairs, neutral, skip_invalid)
-    check_choice(method, bias_weight, fraction)
-    loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
-    selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
-    measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
+    plan = Plan(
+        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
+        selection, changed,
+    )  # fmt: skip
+    with told_if_stopped(plan.cache):
+        loaded = fl.load_model(model, device=device, dtype=dtype)
+        judging = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid, plan.chooses)
+        measured = carry_out(plan, loaded, *judging)
     table = measured.table
-    text = "\n".join([*table["sentence"], precision_note(loaded[0])])
-    facts = {"model": model, "dtype": measured.dtype, "seed": seed}
-    emit({**facts, "rows": table.to_dict("records")}, as_json, text, table, out)
+    notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
+    failed = failed_of_each(conditions, table)
+    facts = {"model": model, "dtype": measured.dtype, "seed": seed, "quick": quick}
+    facts |= {"failed": failed, "rows": table.to_dict("records")}
+    emit(facts, as_json, "\n".join([*table["sentence"], *notes]), table, out)
+    end_if_failed(failed)
 
 
 @app.command()
@@ -337,14 +441,21 @@ def report(
     out: Annotated[Path, Option(help="The page, NAME.html; the numbers go to NAME.json.")],
     model: Model = DEFAULT,
     pairs: Pairs = "all",
-    method: Method = "guarded",
+    method: Methods = None,
     bias_weight: Weight = 0.5,
     fraction: Fraction = 0.002,
+    selection: Given = None,
+    changed: Changed = None,
     neutral: Neutral = None,
     n_random: Random = 20,
     seed: Seed = 0,
+    quick: Quick = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    fail_if: FailIf = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
@@ -352,38 +463,72 @@ def report(
     """Compare, and write a page to read.
 
     It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, a figure,
-    texts before and after, limits, method and environment. Prints the verdict.
+    texts before and after, limits, method and environment. Prints the verdict. What it judges, what
+    it keeps if you stop it, and --fail-if are as in fairlab compare.
 
     \b
     Example: fairlab report --pairs gender --out gender.html
     """
-    # write_report would refuse the same names, but after the minutes that compare takes
-    if out.suffix != ".html":
-        raise ValueError(f"out: expected a name that ends in .html; got {str(out)!r}")
-    numbers = out.with_suffix(".json")
-    for output in (out, numbers):
-        check_output_file(output, force, model, pairs, neutral)
+    check_page(out, "out", force, [model, pairs, neutral, selection, changed])
+    conditions = read_conditions(fail_if, of_a_change=True)
     check_pairs_named(pairs, neutral, skip_invalid)
-    check_choice(method, bias_weight, fraction)
-    loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
-    selection = choose_neurons(loaded, choosing, method, bias_weight, fraction)
-    measured = fl.compare(*loaded, {method: selection}, held_out, n_random=n_random, seed=seed)
-    choice = {"pairs": pairs, "score": method, "fraction": fraction}
-    if not is_causal(method):  # guarded scores have no weights
-        choice["bias weight"] = bias_weight
-    verdict = fl.write_report(
-        out,
-        measured,
-        model=loaded[0],
-        model_name=model,
-        chosen_on=choosing,
-        method=choice,
-        texts=texts_of(loaded, {method: selection}, [choosing[0], held_out.pairs[0]]),
-        force=force,
-    )
-    facts = {"verdict": verdict, "page": str(out), "numbers": str(numbers)}
+    plan = Plan(
+        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
+        selection, changed,
+    )  # fmt: skip
+    with told_if_stopped(plan.cache):
+        loaded = fl.load_model(model, device=device, dtype=dtype)
+        choosing, held_out = choosing_and_judging(
+            loaded[1], pairs, neutral, skip_invalid, plan.chooses
+        )
+        measured = carry_out(plan, loaded, choosing, held_out)
+        verdict = write_page(out, measured, plan, loaded, model, pairs, choosing, force)
+    numbers = out.with_suffix(".json")
+    failed = failed_of_each(conditions, measured.table)
+    facts = {"verdict": verdict, "failed": failed, "page": str(out), "numbers": str(numbers)}
     emit(facts, as_json, f"{verdict}\nWritten: {out} and {numbers}")
+    end_if_failed(failed)
+
+
+@app.command("cache")
+def kept(
+    clean: Annotated[bool, Option("--clean", help="Remove the readings.")] = False,
+    clean_weights: Annotated[
+        bool,
+        Option("--clean-weights", help="Remove the unpacked weights; the next use unpacks again."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what fairlab keeps in your cache folder, and how large it is; remove it.
+
+    Readings are what compare, report and prune --report measured, so that a run that was stopped
+    goes on; unpacked weights are those of the packaged models and of .gguf files. A folder named
+    by --cache is yours: it is not looked at.
+
+    \b
+    Example: fairlab cache --clean
+    """
+    import shutil
+
+    from fairlab.files import readings_folder
+
+    readings = readings_folder()
+    weights = sorted(readings.parent.glob("*-transformers-*"))
+    lines, facts = [], {}
+    for what, folders, remove in (
+        ("readings", [readings], clean),
+        ("unpacked weights", weights, clean_weights),
+    ):
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        if remove:
+            for folder in filter(Path.exists, folders):
+                shutil.rmtree(folder)
+        facts[what] = {"files": len(files), "bytes": size, "removed": remove}
+        words = f"{what}: {counted(len(files), 'file')}, {size / 1e6:.1f} MB"
+        lines.append(f"{words}, removed" if remove else words)
+    where = str(readings.parent)
+    emit({"folder": where, **facts}, as_json, "\n".join([f"In {where}:", *lines]))
 
 
 def main() -> None:
@@ -414,7 +559,45 @@ def check_pairs_named(pairs, neutral, skip_invalid):
         fl.load_pairs(pairs)
 
 
-def check_choice(method, bias_weight, fraction=0.002):
+def check_page(page, argument, force, inputs):
+    """Refuse a page, or the file of its numbers, that write_report would refuse in the end."""
+    if page.suffix != ".html":
+        raise ValueError(f"{argument}: expected a name that ends in .html; got {str(page)!r}")
+    for output in (page, page.with_suffix(".json")):
+        check_output_file(output, force, *inputs, argument=argument)
+
+
+def check_prune_reports(out, page, card, terms, force, inputs):
+    """Refuse a page or a model card that can't be written beside a cut model."""
+    from fairlab.report.terms import terms_of_cut
+
+    if card and not page:
+        raise ValueError("card: it is made from the report; add --report report.html")
+    if any(terms.values()) and not card:
+        raise ValueError("license, base_model: they are for the model card; add --card")
+    if page:
+        check_page(page, "report", force, inputs)
+        folder = out.expanduser().resolve()
+        place = page.expanduser().resolve()
+        if folder in place.parents and place != folder / "report.html":
+            raise ValueError(
+                f"report: in the model's folder the page has to be {out / 'report.html'}; "
+                f"got {str(page)!r}"
+            )
+    if card:
+        check_output_file(out / "README.md", force, *inputs, argument="card")
+        terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def check_batch_size(batch_size):
+    """Refuse a batch that has no room for a pair."""
+    if batch_size < 2:
+        raise ValueError(
+            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size}"
+        )
+
+
+def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
     from fairlab.passes import check_option
@@ -422,7 +605,7 @@ def check_choice(method, bias_weight, fraction=0.002):
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
     if "+" not in method:
-        known = ("guarded", *known)
+        known = ("guarded", *also, *known)
     check_option("method", name, known)
     if importance:
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
@@ -434,11 +617,116 @@ def check_choice(method, bias_weight, fraction=0.002):
         )
 
 
-def read_conditions(texts):
-    """Read the bounds of --fail-if on what is measured without any cut."""
-    from fairlab.report.conditions import WITHOUT_A_CHANGE, read_condition
+def read_conditions(texts, of_a_change=False):
+    """Read the bounds of --fail-if: on what is measured of a change, or without any."""
+    from fairlab.report.conditions import QUANTITIES, WITHOUT_A_CHANGE, read_condition
 
-    return [read_condition(text, WITHOUT_A_CHANGE) for text in texts or ()]
+    known = tuple(QUANTITIES) if of_a_change else WITHOUT_A_CHANGE
+    return [read_condition(text, known) for text in texts or ()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What compare and report judge, and how; what can be refused before the model loads, is."""
+
+    method: str | None
+    bias_weight: float
+    fraction: float
+    n_random: int
+    seed: int
+    quick: bool
+    batch_size: int
+    cache: Path | None
+    no_cache: bool
+    selection: Path | None = None
+    changed: str | None = None
+
+    def __post_init__(self):
+        from fairlab.weights import find_weights
+
+        asked = [name for name in ("method", "selection", "changed") if getattr(self, name)]
+        if len(asked) > 1:
+            raise ValueError(f"{', '.join(asked)}: expected one of them; got {len(asked)}")
+        for method in self.methods or ["random"]:
+            check_choice(method, self.bias_weight, self.fraction, also=["random"])
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"method: expected each method once; got {self.method}")
+        if self.n_random < 1:
+            raise ValueError(f"n_random: expected at least 1 random cut; got {self.n_random}")
+        check_batch_size(self.batch_size)
+        self.given_cut()
+        if self.changed:
+            find_weights(self.changed)
+        # the dataclass is frozen, so its field is set through object
+        object.__setattr__(self, "cache", readings_are_kept_in(self.cache, self.no_cache))
+
+    @property
+    def chooses(self):
+        """Whether neurons are chosen, and not given."""
+        return not (self.selection or self.changed)
+
+    @property
+    def methods(self):
+        """The methods that choose, in the order given."""
+        names = [name.strip() for name in (self.method or "guarded").split(",")]
+        return names if self.chooses else []
+
+    def given_cut(self):
+        """Return the cut of --selection, or the one that made the model of --changed, if known."""
+        path = self.selection
+        if self.changed:
+            path = Path(self.changed).expanduser() / "selection.json"
+            path = path if path.is_file() else None
+        return path and read_cut_file(path)
+
+    def facts(self, pairs):
+        """Return for the report how the neurons were chosen."""
+        if self.selection:
+            facts = {"cut": f"given, in {self.selection.name}"}
+        elif self.changed:
+            facts = {"changed model": Path(self.changed).name}
+        else:
+            facts = {"pairs": pairs, "score": ", ".join(self.methods), "fraction": self.fraction}
+            # guarded scores have no weights
+            if not all(is_causal(method) or method == "random" for method in self.methods):
+                facts["bias weight"] = self.bias_weight
+        return facts | ({"quick look": QUICK_LOOK} if self.quick else {})
+
+
+def read_cut_file(path):
+    """Read a cut, or gates, from their JSON file."""
+    from fairlab.files import read_text
+
+    text = read_text("selection", path)[0]
+    kind = fl.NeuronGates if '"gates"' in text else fl.NeuronSelection
+    try:
+        return kind.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"selection: {path} is no cut that fairlab wrote ({error})") from error
+
+
+def readings_are_kept_in(folder, no_cache):
+    """Return the folder that keeps the readings, made where it is missing; None for none."""
+    import os
+
+    from fairlab.files import digest_of_code, readings_folder
+
+    if no_cache:
+        if folder:
+            raise ValueError("cache, no_cache: expected one of them; got both")
+        return None
+    folder = (folder or readings_folder()).expanduser() / digest_of_code()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(
+            f"cache: {folder.parent} can't be written; choose another folder (--cache FOLDER), "
+            "or keep nothing (--no-cache)"
+        )
+    return folder
 
 
 def refuse_problems(checked, path):
@@ -483,13 +771,13 @@ def part_of(pool, split):
     return [pair for pair in pool if pair.split == split and pair.attribute_split in ("", split)]
 
 
-def choosing_and_held_out(tokenizer, name, skip_invalid):
+def choosing_and_held_out(tokenizer, name, skip_invalid, chooses=True):
     """Return the pairs that choose the neurons, and pairs whose template and words do not."""
     pool = load_pool(tokenizer, name, skip_invalid)
     if name == "article":  # a single pair: nothing of it can be held out
         return pool, valid_pairs(tokenizer, fl.load_pairs(split="held_out"), "all")
     choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
-    if not choosing:
+    if chooses and not choosing:
         raise ValueError(
             f"pairs: none of the {len(pool)} pairs of {name} is of the split train, and those "
             "choose the neurons"
@@ -497,19 +785,24 @@ def choosing_and_held_out(tokenizer, name, skip_invalid):
     return choosing, held_out
 
 
-def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid):
+def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid, chooses=True):
     """Return the pairs that choose the neurons, and all that judges the cut."""
-    choosing, held_out = choosing_and_held_out(tokenizer, pairs, skip_invalid)
+    choosing, held_out = choosing_and_held_out(tokenizer, pairs, skip_invalid, chooses)
     if not held_out:
         raise ValueError(
             f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it "
             "looks good by construction; add sentences, or a column split with train and held_out"
         )
     # the start of the text, since every random cut reads it again
-    ids = tokenizer(fl.load_text("evaluation"), verbose=False).input_ids[:2048]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = start_of(fl.load_text("evaluation"), tokenizer, 2048)
     controls = neutral_pairs(tokenizer, neutral, skip_invalid=skip_invalid)
     return choosing, fl.HeldOut(held_out, controls, text)
+
+
+def start_of(text, tokenizer, count):
+    """Return the first tokens of a text, as text."""
+    ids = tokenizer(text, verbose=False).input_ids[:count]
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def neutral_pairs(tokenizer, path, split="held_out", skip_invalid=False):
@@ -543,7 +836,7 @@ def is_causal(method):
     return method == "guarded" or method.partition("+")[0] in ("attribution", "patching")
 
 
-def score_tables(loaded, pairs, method, bias_weight):
+def score_tables(loaded, pairs, method, bias_weight, batch_size=32):
     """Return the tables of a method: its score, and what that is made of."""
     from fairlab.recipes import guarded_tables
 
@@ -557,8 +850,9 @@ def score_tables(loaded, pairs, method, bias_weight):
             text=text,
             method="attribution" if method == "guarded" else bias_method,
             importance=importance_method or "fisher",
+            batch_size=batch_size,
         )
-    bias = fl.bias_scores(*loaded, pairs, method=bias_method)
+    bias = fl.bias_scores(*loaded, pairs, method=bias_method, batch_size=batch_size)
     importance = fl.importance_scores(
         loaded[0], method=importance_method or "maw", tokenizer=loaded[1], text=text
     )
@@ -566,15 +860,17 @@ def score_tables(loaded, pairs, method, bias_weight):
     return {"score": combined, "bias": bias, "importance": importance}
 
 
-def choose_neurons(loaded, pairs, method, bias_weight, fraction):
+def choose_neurons(loaded, pairs, method, bias_weight, fraction, batch_size):
     """Choose the neurons by a recipe's name, or by the scores that are named."""
+    options = {"fraction": fraction, "batch_size": batch_size}
     if method == "guarded":
         neutral = neutral_pairs(loaded[1], None, split="train")
         text = fl.load_text("calibration")
-        return fl.guarded_cut(*loaded, pairs, neutral, text=text, fraction=fraction)
+        return fl.guarded_cut(*loaded, pairs, neutral, text=text, **options)
     if method == "article":
-        return fl.article_cut(*loaded, pairs, fraction=fraction, bias_weight=bias_weight)
-    scores = score_tables(loaded, pairs, method, bias_weight)["score"]  # (layers, neurons)
+        return fl.article_cut(*loaded, pairs, bias_weight=bias_weight, **options)
+    tables = score_tables(loaded, pairs, method, bias_weight, batch_size)
+    scores = tables["score"]  # (layers, neurons)
     # hybrid scores are scaled within each layer, so only causal ones compare across layers
     if is_causal(method):
         how, scope = f"{method}, guarded, {len(pairs)} pairs", "model"
@@ -583,10 +879,123 @@ def choose_neurons(loaded, pairs, method, bias_weight, fraction):
     return fl.select_neurons(scores, fraction=fraction, scope=scope, how=how)
 
 
+def cuts_to_judge(plan, loaded, pairs):
+    """Return the cuts that the methods of a plan choose, or the one that is given, by name."""
+    if plan.selection:
+        return {plan.selection.stem: plan.given_cut()}
+    cuts = {}
+    for method in plan.methods:
+        if method != "random":
+            choice = (method, plan.bias_weight, plan.fraction, plan.batch_size)
+            cuts[method] = choose_neurons(loaded, pairs, *choice)
+    if "random" in plan.methods:
+        cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))
+    return {method: cuts[method] for method in plan.methods}
+
+
+def random_cut(plan, model, like):
+    """Return a random cut of the size of another one, or with a fraction of each layer.
+
+    It is the next after those that every cut is compared with, so it is none of them.
+    """
+    import torch
+
+    from fairlab.models import glu_blocks
+
+    if like is None:
+        blocks = glu_blocks(model)
+        shape = (len(blocks), blocks[0].down_proj.in_features)
+        like = fl.select_neurons(torch.zeros(shape), fraction=plan.fraction)
+    return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
+
+
+def changed_model(name, loaded, held_out):
+    """Load a changed model like the original; refuse one that reads what is measured as other
+    tokens."""
+    from fairlab.pairs import prompt_ids
+
+    model, tokenizer = loaded
+    changed, other = fl.load_model(name, device=str(model.device), dtype=dtype_of(model))
+    texts = [held_out.text]
+    for pair in held_out.everything:
+        texts += [pair.prompt_a, pair.prompt_b]
+    for text in texts:
+        if prompt_ids(tokenizer, text) != prompt_ids(other, text):
+            raise ValueError(
+                f"changed: {name} reads {text[:40]!r} as other tokens than the original does; "
+                "only models with one vocabulary can be compared"
+            )
+    return changed
+
+
 # ---- what is measured
 
 
-def pair_readings(loaded, demographic, neutral):
+def carry_out(plan, loaded, choosing, held_out):
+    """Choose or load what a plan judges, and compare it."""
+    n_random, imitated = plan.n_random, {}
+    if plan.quick:
+        n_random = min(n_random, 5)
+        held_out = replace(held_out, text=start_of(held_out.text, loaded[1], 512))
+    if plan.changed:
+        name = Path(plan.changed).resolve().name
+        cuts = {name: changed_model(plan.changed, loaded, held_out)}
+        imitated = {name: plan.given_cut()} if plan.given_cut() else {}
+    else:
+        cuts = cuts_to_judge(plan, loaded, choosing)
+    return fl.compare(
+        *loaded,
+        cuts,
+        held_out,
+        n_random=n_random,
+        seed=plan.seed,
+        metric=not plan.quick,
+        imitated=imitated,
+        cache=plan.cache,
+        batch_size=plan.batch_size,
+        announce=tell_time,
+    )
+
+
+def tell_time(cuts, kept, seconds):
+    """Say about how long the rest takes, where that is worth saying."""
+    left = cuts - kept
+    if left * seconds < 5:
+        return
+    minutes = left * seconds / 60
+    words = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{left * seconds:.0f} seconds"
+    notice = f"about {words} for {counted(left, 'cut')}"
+    if kept:
+        notice += f"; {kept} more were kept from before"
+    print(f"fairlab: {notice}", file=sys.stderr)
+
+
+@contextmanager
+def told_if_stopped(cache):
+    """Where the user stops the work inside the block, say what was kept; end with exit code 130."""
+    before = count_readings(cache)
+    try:
+        yield
+    except KeyboardInterrupt:
+        from tqdm import tqdm
+
+        count = count_readings(cache) - before
+        kept = "nothing was kept" if cache is None else "nothing new was measured"
+        if count:
+            kept = (
+                f"what was measured ({counted(count, 'reading')}) is kept in {cache.parent}; "
+                "the same command goes on from there"
+            )
+        tqdm.write(f"fairlab: stopped; {kept}", file=sys.stderr)  # clear of progress bars
+        raise typer.Exit(130) from None
+
+
+def count_readings(cache):
+    """Count the readings in a folder."""
+    return len(list(cache.glob("*/*.npz"))) if cache else 0
+
+
+def pair_readings(loaded, demographic, neutral, batch_size=32):
     """Return the gap and the article's metric of every pair, one row each."""
     import pandas as pd
 
@@ -597,9 +1006,9 @@ def pair_readings(loaded, demographic, neutral):
     readings = pd.DataFrame([vars(pair) for pair in pairs])
     kinds = ["demographic"] * len(demographic) + ["neutral"] * len(neutral)
     readings.insert(0, "kind", kinds)
-    readings["gap"] = fl.next_token_divergence(*loaded, pairs).numpy()
-    points = article_points(loaded[0])
-    difference, _ = pair_differences(*loaded, pairs, points=points, positions="all")
+    readings["gap"] = fl.next_token_divergence(*loaded, pairs, batch_size=batch_size).numpy()
+    options = {"points": article_points(loaded[0]), "positions": "all", "batch_size": batch_size}
+    difference, _ = pair_differences(*loaded, pairs, **options)
     readings["metric"] = difference.mean((1, 2)).numpy()  # over points and layers
     return readings
 
@@ -648,6 +1057,8 @@ def diagnosed(readings, gaps):
 def texts_of(loaded, selections, pairs):
     """Return what the model writes after the prompts of some pairs: prompt → name → text, "before"
     and under each selection."""
+    from fairlab.gating import applied
+
     model, tokenizer = loaded
     prompts = []
     for pair in pairs:
@@ -656,8 +1067,8 @@ def texts_of(loaded, selections, pairs):
     length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
     written = {"before": fl.generate(model, tokenizer, prompts, max_length=length)}
     for name, selection in selections.items():
-        with fl.ablate(model, selection):
-            written[name] = fl.generate(model, tokenizer, prompts, max_length=length)
+        with applied(model, selection) as changed:
+            written[name] = fl.generate(changed, tokenizer, prompts, max_length=length)
     texts = {}
     for number, prompt in enumerate(prompts):
         texts[prompt] = {name: some[number] for name, some in written.items()}
@@ -679,6 +1090,44 @@ def precision_note(model):
 
 
 # ---- what comes out
+
+QUICK_LOOK = (
+    "A quick look: few random cuts, a short text, no article metric. Measure again without --quick "
+    "before you conclude."
+)
+
+
+def write_page(page, measured, plan, loaded, model_name, pairs, choosing, force):
+    """Write the report of what was measured; return the verdict."""
+    shown = [*choosing[:1], measured.held_out.pairs[0]]
+    try:
+        verdict = fl.write_report(
+            page,
+            measured,
+            model=loaded[0],
+            model_name=model_name,
+            chosen_on=choosing if plan.chooses else None,
+            method=plan.facts(pairs),
+            texts=texts_of(loaded, measured.selections, shown),
+            force=force,
+        )
+    except OSError:  # the disk may be full; what was measured is not lost with the page
+        print("\n".join(measured.table["sentence"]), file=sys.stderr)
+        raise
+    return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
+
+
+def prune_text(facts, selection, page):
+    """Return what `fairlab prune` prints."""
+    before, after = facts["parameters_before"], facts["parameters_after"]
+    lines = [f"{selection!r}"]
+    if page:
+        lines += [facts["verdict"], f"Written: {page} and {page.with_suffix('.json')}"]
+    lines.append(
+        f"{before:,} parameters before, {after:,} after; saved in {facts['folder']}, "
+        f"{facts['dtype']}"
+    )
+    return "\n".join(lines)
 
 
 def facts_of(problem):
@@ -720,6 +1169,16 @@ def check_output_file(out, force, *inputs, argument="out"):
 
     if out:
         check_output(argument, out, force=force, inputs=inputs)
+
+
+def failed_of_each(conditions, table):
+    """Say which bounds of --fail-if hold for each selection of a comparison."""
+    from fairlab.report.conditions import failures, quantities_of
+
+    failed = []
+    for name, rows in table.groupby("selection", sort=False):
+        failed += [f"{name}: {line}" for line in failures(conditions, quantities_of(rows))]
+    return failed
 
 
 def end_if_failed(failed):

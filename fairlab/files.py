@@ -1,7 +1,8 @@
 """Find the files that come with fairlab, and write others without losing any.
 
-Contents: `data_path`, `load_text`, `read_text`; `check_output` and `check_output_folder` (before
-the work), `write_text` and `replace_folder` (after it); `temporary_folder`.
+Contents: `data_path`, `load_text`, `read_text`; `readings_folder`, `digest_of_code`; `check_output`
+and `check_output_folder` (before the work), `write_text` and `replace_folder` (after it);
+`temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -9,6 +10,7 @@ takes its name.
 """
 
 import codecs
+import hashlib
 import os
 import shutil
 import tempfile
@@ -16,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
+
+from platformdirs import user_cache_dir
 
 _CHECKOUT = Path(__file__).parent.parent / "data"
 # a wheel carries the folder inside the package
@@ -97,6 +101,20 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
     raise ValueError(
         f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows); {remedy}"
     )
+
+
+def readings_folder() -> Path:
+    """Return the folder in the user's cache where the command line keeps what it measured."""
+    return Path(user_cache_dir("fairlab"), "readings")
+
+
+def digest_of_code(folder: Path = Path(__file__).parent) -> str:
+    """Return a short name for the code in a folder, by default fairlab's own: another one where any
+    line of it is another. What older code measured is not mixed with what newer code measures."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def check_output(

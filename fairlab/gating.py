@@ -1,6 +1,6 @@
 """Gates on chosen neurons: which, how far, toward what. Choose them, try them, make them permanent.
 
-Contents: `NeuronGates`; `gated` (reversible) and `applied` (for cuts and gates alike);
+Contents: `NeuronGates`; `gated` (reversible) and `applied` (for cuts, gates and changed models);
 `fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 07, made of `gate_tables`
 and `solve_gates`; `mean_activations`.
 
@@ -12,7 +12,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -189,11 +189,17 @@ def gated(model: PreTrainedModel, gates: NeuronGates) -> Iterator[None]:
         yield
 
 
+@contextmanager
 def applied(
-    model: PreTrainedModel, cut: NeuronSelection | NeuronGates
-) -> AbstractContextManager[None]:
-    """Put a cut or gates into effect inside a `with` block: `ablate` or `gated`."""
-    return gated(model, cut) if isinstance(cut, NeuronGates) else ablate(model, cut)
+    model: PreTrainedModel, cut: NeuronSelection | NeuronGates | PreTrainedModel
+) -> Iterator[PreTrainedModel]:
+    """Put a cut or gates into effect inside a `with` block, by `ablate` or `gated`; yield the model
+    to be read there. In place of a changed model, it is that one."""
+    if isinstance(cut, PreTrainedModel):
+        yield cut
+        return
+    with gated(model, cut) if isinstance(cut, NeuronGates) else ablate(model, cut):
+        yield model
 
 
 def fold_gates(model: PreTrainedModel, gates: NeuronGates) -> PreTrainedModel:

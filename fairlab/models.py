@@ -1,7 +1,7 @@
 """Find weights, load them, and find the MLP neurons in them.
 
-Contents: `load_model`, `load_tokenizer`, `describe_model`, `decoder_layers`, `glu_blocks`,
-`glu_weights`.
+Contents: `load_model`, `load_tokenizer`, `stored_dtype`, `describe_model`, `decoder_layers`,
+`glu_blocks`, `glu_weights`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
@@ -140,6 +140,25 @@ def load_tokenizer(name: str | Path = DEFAULT_MODEL) -> PreTrainedTokenizerBase:
     source, _ = find_weights(name)
     with hub_errors_explained(name):
         return _tokenizer_of(source, name)
+
+
+def stored_dtype(name: str | Path) -> torch.dtype:
+    """Return the dtype of a model's weights where they are stored, by its configuration; float32
+    for a GGUF file, as it is unpacked.
+
+    Parameters
+    ----------
+    name : str or Path
+        As in `load_model`.
+    """
+    source, _ = find_weights(name)
+    with hub_errors_explained(name):
+        return _dtype_in(AutoConfig.from_pretrained(source, trust_remote_code=False))
+
+
+def _dtype_in(config: PretrainedConfig) -> torch.dtype:
+    text_config = config.get_text_config()
+    return getattr(config, "dtype", None) or getattr(text_config, "dtype", None) or torch.float32
 
 
 def _tokenizer_of(source: str, name: str | Path) -> PreTrainedTokenizerBase:
@@ -379,8 +398,7 @@ def free_bytes(device: torch.device) -> int:
 
 def checkpoint_dtype(config: PretrainedConfig, *, bfloat16_native: bool) -> torch.dtype:
     """Return the dtype for a checkpoint that does not fit in float32: its own, where it can be."""
-    text_config = config.get_text_config()
-    stored = getattr(config, "dtype", None) or getattr(text_config, "dtype", None) or torch.float32
+    stored = _dtype_in(config)
     if config.model_type.startswith("gemma"):  # overflows in float16
         return torch.bfloat16 if stored == torch.float16 else stored
     if stored == torch.bfloat16 and not bfloat16_native:

@@ -30,6 +30,7 @@ def guarded_cut(
     *,
     text: str | None = None,
     fraction: float = 0.002,
+    batch_size: int = 32,
 ) -> NeuronSelection:
     """Choose neurons that should cause the gap, spare neutral words, and not be needed for prose.
 
@@ -54,9 +55,9 @@ def guarded_cut(
         What `attribution_scores`, `fisher_scores`, `guarded_scores` and `select_neurons` refuse.
     """
     _check_fraction(model, fraction)
-    scores = guarded_tables(model, tokenizer, pairs, neutral, text=text)["score"]
+    tables = guarded_tables(model, tokenizer, pairs, neutral, text=text, batch_size=batch_size)
     note = f"guarded, {len(pairs)} pairs, {len(neutral)} neutral ones"
-    return select_neurons(scores, fraction=fraction, how=note)
+    return select_neurons(tables["score"], fraction=fraction, how=note)
 
 
 def guarded_tables(
@@ -68,6 +69,7 @@ def guarded_tables(
     text: str | None = None,
     method: Literal["attribution", "patching"] = "attribution",
     importance: str = "fisher",
+    batch_size: int = 32,
 ) -> dict[str, Tensor]:
     """Compute the guarded score and the three tables that it is made of.
 
@@ -80,8 +82,9 @@ def guarded_tables(
     if text is None:
         text = load_text("calibration")
     damage = importance_scores(model, method=importance, tokenizer=tokenizer, text=text)
-    effect = bias_scores(model, tokenizer, pairs, method=method, relative=True)
-    side_effect = bias_scores(model, tokenizer, neutral, method=method, relative=True)
+    options = {"method": method, "relative": True, "batch_size": batch_size}
+    effect = bias_scores(model, tokenizer, pairs, **options)
+    side_effect = bias_scores(model, tokenizer, neutral, **options)
     score = guarded_scores(effect, damage, neutral=side_effect)
     return {"score": score, "bias": effect, "importance": damage, "neutral": side_effect}
 
@@ -93,6 +96,7 @@ def article_cut(
     *,
     fraction: float = 0.002,
     bias_weight: float = 0.5,
+    batch_size: int = 32,
 ) -> NeuronSelection:
     """Choose neurons as the article does: by a mix of reaction and small weights.
 
@@ -116,7 +120,7 @@ def article_cut(
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025).
     """
     _check_fraction(model, fraction)
-    bias = bias_scores(model, tokenizer, pairs, method="article")
+    bias = bias_scores(model, tokenizer, pairs, method="article", batch_size=batch_size)
     importance = importance_scores(model, method="maw")
     scores = hybrid_scores(bias, importance, bias_weight=bias_weight)
     note = f"article, {len(pairs)} pairs, bias weight {bias_weight:g}"

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ import transformers
 from typer.testing import CliRunner
 
 import fairlab as fl
-from fairlab import cli
+from fairlab import cli, files
+from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
 from fairlab.report.verdict import diagnosis
 from fairlab.statistics import jackknife_interval
@@ -45,9 +47,13 @@ def run(folder, capfd, monkeypatch, tmp_path_factory):
     and error."""
     text = "The tide comes in twice a day, and twice a day it goes out again. " * 5
     monkeypatch.setattr(fl, "load_text", lambda name: text)
+    cache = tmp_path_factory.mktemp("cache") / "fairlab" / "readings"
+    monkeypatch.setattr(files, "readings_folder", lambda: cache)
 
     def run(command, *options):
         arguments = [command, "--model", folder, *options]
+        if command == "cache" or "--model" in options:
+            arguments = [command, *options]
         monkeypatch.setattr(sys, "argv", ["fairlab", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -554,3 +560,389 @@ def test_what_was_measured_is_printed_before_it_is_written(monkeypatch, capsys, 
     with pytest.raises(OSError):
         cli.emit({}, False, "the gap is 0.1", table, tmp_path)
     assert capsys.readouterr().out == "the gap is 0.1\n"
+
+
+# ---- compare and report: what is judged, and what is kept
+
+
+@pytest.fixture
+def few(pairs_csv):
+    """Return options that make a comparison short: three sentences, also as neutral pairs."""
+    path = pairs_csv(rows_of(SENTENCES))
+    return ["--pairs", path, "--neutral", path, "--fraction", "0.1", "--n-random", "2"]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Count what is measured; stop, as the user does, before a reading of that number."""
+    original, calls = comparing.read_cut, []
+
+    def read_cut(model, tokenizer, held_out, cut, **options):
+        calls.append(cut)
+        if len(calls) == calls_before_stop[0]:
+            raise KeyboardInterrupt
+        return original(model, tokenizer, held_out, cut, **options)
+
+    calls_before_stop = [None]
+    monkeypatch.setattr(comparing, "read_cut", read_cut)
+    return calls, calls_before_stop
+
+
+@pytest.fixture
+def comparisons(monkeypatch):
+    """Keep what fairlab.compare is given and returns."""
+    seen, original = [], fl.compare
+
+    def compare(*arguments, **options):
+        seen.append((arguments, options, original(*arguments, **options)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(fl, "compare", compare)
+    return seen
+
+
+def test_a_stopped_comparison_goes_on_where_it_was(run, few, reads, tmp_path):
+    calls, stop = reads
+    options = ["compare", *few, "--method", "article", "--out", tmp_path / "c.csv", "--json"]
+    stop[0] = 3
+    code, out, err = run(*options)
+    assert (code, out, err.count("\n")) == (130, "", 1)
+    assert "fairlab: stopped; what was measured (2 readings) is kept in " in err
+    assert "the same command goes on from there" in err
+    assert not (tmp_path / "c.csv").exists()
+    code, resumed, _ = run(*options)
+    # the uncut model, the cut and two random cuts are four, and two of them were kept
+    assert (code, len(calls)) == (0, 3 + 2)
+    again = run(*options, "--force", "--no-cache")[1]
+    assert strict(again) == strict(resumed) and len(calls) == 3 + 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [([], "nothing new was measured"), (["--no-cache"], "nothing was kept")]
+)
+def test_where_nothing_is_kept_a_stop_says_so(run, few, reads, tmp_path, options, said):
+    reads[1][0] = 1
+    page = ["--out", tmp_path / "r.html"]
+    code, out, err = run("report", *few, "--method", "article", *page, *options)
+    assert (code, out, err.count("\n")) == (130, "", 1)
+    assert f"fairlab: stopped; {said}" in err
+    assert not list(tmp_path.glob("r.*"))
+
+
+def test_several_methods_share_the_random_cuts(run, few, reads, comparisons):
+    methods = "article,activation,random"
+    code, out, _ = run("compare", *few, "--method", methods, "--json")
+    assert code == 0
+    assert list(dict.fromkeys(row["selection"] for row in strict(out)["rows"])) == methods.split(
+        ","
+    )
+    ((_, _, measured),) = comparisons
+    assert len(reads[0]) == 1 + 3 + 2  # uncut, three methods, two random cuts for all
+    draws = measured.draws.drop(columns="selection").groupby(measured.draws.selection)
+    first, *others = (part.reset_index(drop=True) for _, part in draws)
+    for other in others:
+        pd.testing.assert_frame_equal(first, other)
+    cuts = measured.selections
+    assert {layer: len(row) for layer, row in cuts["random"].neurons.items()} == {
+        layer: len(row) for layer, row in cuts["article"].neurons.items()
+    }
+    drawn = fl.random_selections(cuts["article"], 3)
+    assert cuts["random"] == drawn[2] and cuts["random"] not in drawn[:2]
+
+
+def test_a_random_cut_alone_has_the_fraction_of_each_layer(run, few, comparisons):
+    assert run("compare", *few, "--method", "random")[0] == 0
+    (cut,) = comparisons[0][2].selections.values()
+    assert {layer: len(row) for layer, row in cut.neurons.items()} == {0: 2, 1: 2, 2: 2}
+
+
+@pytest.mark.parametrize(
+    ("command", "asked", "known"),
+    [
+        ("score", "recommended", ["guarded"]),
+        ("compare", "recommended,article", ["guarded", "article"]),
+    ],
+)
+def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, known):
+    seen = []
+    monkeypatch.setattr(cli, "check_choice", lambda method, *rest, **more: seen.append(method))
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
+    with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
+        run(command, "--method", asked)
+
+
+def test_a_report_of_several_methods_has_a_verdict_for_each(run, few, tmp_path):
+    page = tmp_path / "r.html"
+    code, out, err = run("report", *few, "--method", "article,random", "--out", page, "--quick")
+    assert code == 0, err
+    assert out.startswith("article: ") and "\nrandom: " in out
+    assert "A quick look: few random cuts" in out
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert facts["method"]["score"] == "article, random"
+    assert facts["method"]["bias weight"] == 0.5
+    assert "A quick look" in facts["method"]["quick look"]
+    assert {pair["split"] for pair in facts["pairs"]["chosen_on"]} == {"train"}
+
+
+def test_a_report_of_a_cut_says_that_its_pairs_are_not_known(run, few, tmp_path):
+    cut = fl.NeuronSelection({0: (1, 5), 2: (0,)}, (3, 24), "by hand")
+    given = tmp_path / "mine.json"
+    given.write_text(cut.to_json(), encoding="utf-8")
+    page = tmp_path / "r.html"
+    code, _, err = run("report", *few, "--selection", given, "--out", page)
+    assert code == 0, err
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert facts["pairs"]["chosen_on"] == [] and facts["settings"]["pairs that chose"] is None
+    assert "not known" in facts["warnings"][0]
+    assert facts["method"]["cut"] == "given, in mine.json"
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")
+    (row,) = [r for r in facts["results"] if (r["measure"], r["row"]) == ("gap", "headline")]
+    assert (row["selection"], row["n_random"]) == ("mine", 2)
+
+
+def test_gates_are_judged_like_a_cut(run, few, comparisons, tmp_path):
+    gates = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 24), "by hand")
+    (tmp_path / "gates.json").write_text(gates.to_json(), encoding="utf-8")
+    code, _, err = run("compare", *few, "--selection", tmp_path / "gates.json")
+    assert code == 0, err
+    assert comparisons[0][2].selections == {"gates": gates}
+
+
+def test_a_cut_for_another_model_is_refused(run, few, tmp_path):
+    cut = fl.NeuronSelection({0: (1,)}, (3, 25))
+    (tmp_path / "other.json").write_text(cut.to_json(), encoding="utf-8")
+    code, out, err = run("compare", *few, "--selection", tmp_path / "other.json")
+    assert (code, out) == (2, "") and "made for 3 layers of 25 neurons" in err
+
+
+def test_what_was_measured_is_seen_where_the_page_can_not_be_written(
+    run, few, tmp_path, monkeypatch
+):
+    def full(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(fl, "write_report", full)
+    code, _, err = run("report", *few, "--method", "article", "--out", tmp_path / "r.html")
+    assert code == 2
+    assert "article: the gap (mean over categories) changes by" in err
+    assert err.endswith("fairlab: no space left\n")
+
+
+def test_a_changed_folder_is_judged_as_its_cut(run, few, tmp_path):
+    cut = ["--method", "article", "--fraction", "0.1"]
+    assert run("prune", *few[:2], *cut, "--out", tmp_path / "cut")[0] == 0
+    code, out, err = run("compare", *few, "--changed", tmp_path / "cut", "--json")
+    assert code == 0, err
+    changed = pd.DataFrame(strict(out)["rows"])
+    given = run("compare", *few, "--selection", tmp_path / "cut" / "selection.json", "--json")[1]
+    given = pd.DataFrame(strict(given)["rows"])
+    assert set(changed.selection) == {"cut"} and set(given.selection) == {"selection"}
+    # the article's metric is a mean over dimensions, of which a pruned model has fewer
+    changed, given = (
+        t[t.measure != "metric"].drop(columns=["selection", "sentence"]) for t in (changed, given)
+    )
+    pd.testing.assert_frame_equal(changed, given, rtol=1e-5, atol=1e-6)
+    assert (changed.n_random == 2).all()
+
+
+def test_a_changed_model_without_its_cut_has_no_random_cuts(run, few, folder, tokenizer, tmp_path):
+    model, _ = fl.load_model(folder)
+    model.model.layers[1].mlp.down_proj.weight.data *= 0.5
+    fl.save_model(model, tokenizer, tmp_path / "tuned")
+    code, out, err = run("compare", *few, "--changed", tmp_path / "tuned", "--json")
+    assert code == 0, err
+    rows = strict(out)["rows"]
+    assert {(row["n_random"], row["random_low"]) for row in rows} == {(0, None)}
+    gap = next(row for row in rows if (row["measure"], row["row"]) == ("gap", "headline"))
+    assert gap["change"] != 0 and gap["neutral_change"] != 0 and gap["flattening_scale"] is not None
+    assert gap["neutral_in_range"] is None
+    assert "; no random cuts beside it; neutral prompts by" in gap["sentence"]
+
+
+def test_a_changed_model_with_another_tokenizer_is_refused(
+    run, few, folder, bos_tokenizer, tmp_path
+):
+    fl.save_model(fl.load_model(folder)[0], bos_tokenizer, tmp_path / "other")
+    code, out, err = run("compare", *few, "--changed", tmp_path / "other")
+    assert (code, out) == (2, "")
+    assert "as other tokens than the original does; only models with one vocabulary" in err
+
+
+@pytest.mark.parametrize("command", ["compare", "report", "prune"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "article,magic"], "method: expected one of guarded, random, activation"),
+        (["--method", "article,article"], "method: expected each method once"),
+        (["--method", "article", "--selection", "s.json"], "method, selection: expected one"),
+        (["--selection", "s.json", "--changed", "x"], "selection, changed: expected one of them"),
+        (["--selection", "missing.json"], "selection: no such file: missing.json"),
+        (["--selection", "s.json"], "selection: s.json is no cut that fairlab wrote (text: "),
+        (["--changed", "missing"], "name: expected"),
+        (["--n-random", "0"], "n_random: expected at least 1 random cut; got 0"),
+        (["--batch-size", "1"], "batch_size: expected a whole number of at least 2"),
+        (["--fail-if", "gap"], "fail_if: expected a name, > or <, and a number"),
+        (["--cache", "s.json"], "cache: s.json can't be written"),
+        (["--cache", "c", "--no-cache"], "cache, no_cache: expected one of them; got both"),
+    ],
+)
+def test_what_can_not_be_judged_is_said_before_the_model_loads(
+    run, tmp_path, monkeypatch, command, options, message
+):
+    if command == "prune" and options[0] in ("--method", "--selection", "--changed", "--fail-if"):
+        pytest.skip("chooses one cut")
+    monkeypatch.chdir(tmp_path)
+    Path("s.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    outputs = {"report": ["--out", "p.html"], "prune": ["--out", "m", "--report", "p.html"]}
+    code, out, err = run(command, *options, *outputs.get(command, []))
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"s.json", "c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--card"], "card: it is made from the report; add --report report.html"),
+        (["--report", "page.txt"], "report: expected a name that ends in .html"),
+        (["--report", "m/page.html"], "report: in the model's folder the page has to be m/report"),
+        (["--report", "there.html"], "report: "),
+        (["--license", "mit"], "license, base_model: they are for the model card; add --card"),
+        (["--report", "p.html", "--card", "--license", "my own"], "license: expected"),
+        (["--method", "random"], "method: expected one of guarded, activation"),
+        (["--method", "article,guarded"], "method: expected one of guarded, activation"),
+    ],
+)
+def test_what_prune_can_not_write_is_said_before_the_model_loads(
+    run, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("there.html").write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    code, out, err = run("prune", "--out", "m", *options)
+    assert (code, out) == (2, "") and message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.html"]
+
+
+def test_prune_measures_reports_cuts_and_describes_in_one_run(
+    run, few, tokenizer, comparisons, tmp_path
+):
+    """The source is bfloat16: all is measured in float32, and saved as it came."""
+    fl.save_model(tiny_model(dtype=torch.bfloat16), tokenizer, tmp_path / "source")
+    out = tmp_path / "cut"
+    options = ["--model", tmp_path / "source", *few, "--method", "article"]
+    options += ["--out", out, "--report", out / "report.html", "--card", "--json"]
+    options += ["--license", "mit"]
+    code, printed, err = run("prune", *options)
+    assert code == 0, err
+    told, page = strict(printed), strict((out / "report.json").read_text(encoding="utf-8"))
+    saved = json.loads((out / "selection.json").read_text(encoding="utf-8"))
+    ((_, _, measured),) = comparisons
+    assert saved == told["selection"] == page["selection"]
+    assert saved == json.loads(measured.selections["article"].to_json())
+    assert page["model"]["dtype"] == measured.dtype == "float32"
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert page["model"]["weights_sha256"] in card and "license: mit" in card
+    again = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert again.dtype == torch.bfloat16 and told["dtype"] == "bfloat16"
+    expected = fl.prune(tiny_model(dtype=torch.bfloat16), measured.selections["article"])
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(("asked", "saved"), [("auto", "bfloat16"), ("float32", "float32")])
+def test_a_cut_model_has_the_dtype_of_its_source_or_the_one_asked_for(
+    run, few, tokenizer, tmp_path, asked, saved
+):
+    fl.save_model(tiny_model(dtype=torch.bfloat16), tokenizer, tmp_path / "source")
+    options = ["--model", tmp_path / "source", *few[:2], "--method", "article"]
+    options += ["--fraction", "0.1", "--out", tmp_path / "cut", "--dtype", asked]
+    code, out, err = run("prune", *options)
+    assert code == 0, err
+    assert out.endswith(f"saved in {tmp_path / 'cut'}, {saved}\n")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    assert str(again.dtype) == f"torch.{saved}"
+
+
+def test_a_quick_look_is_short_and_says_so(run, few, comparisons):
+    options = [*few, "--method", "article", "--n-random", "9", "--batch-size", "4", "--quick"]
+    code, out, _ = run("compare", *options)
+    assert code == 0
+    _, given, measured = comparisons[0]
+    assert (given["n_random"], given["metric"], given["batch_size"]) == (5, False, 4)
+    assert "metric" not in set(measured.table.measure)
+    assert out.endswith(
+        "A quick look: few random cuts, a short text, no article metric. Measure "
+        "again without --quick before you conclude.\n"
+    )
+    assert cli.start_of("one two three", FakeTokenizer(), 2) == "one two"
+
+
+class FakeTokenizer:
+    """Words as tokens."""
+
+    def __call__(self, text, verbose):
+        return type("Encoding", (), {"input_ids": text.split()})
+
+    def decode(self, ids, skip_special_tokens):
+        return " ".join(ids)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ((21, 0, 12.0), "fairlab: about 4 minutes for 21 cuts\n"),
+        ((21, 14, 5.0), "fairlab: about 35 seconds for 7 cuts; 14 more were kept from before\n"),
+        ((21, 20, 1.0), ""),
+        ((21, 21, 60.0), ""),
+    ],
+)
+def test_the_time_is_told_before_the_long_part(capsys, facts, said):
+    cli.tell_time(*facts)
+    assert capsys.readouterr() == ("", said)
+
+
+def test_the_cache_is_shown_and_emptied(run, few, tmp_path):
+    assert run("compare", *few, "--method", "article")[0] == 0
+    cache = files.readings_folder()
+    weights = cache.parent / "x-transformers-5" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"0" * 2_000_000)
+    code, out, _ = run("cache", "--json")
+    facts = strict(out)
+    assert (facts["readings"]["files"], facts["readings"]["removed"]) == (4, False)
+    assert facts["unpacked weights"] == {"files": 1, "bytes": 2_000_000, "removed": False}
+    code, out, _ = run("cache", "--clean")
+    assert (
+        code == 0 and f"In {cache.parent}:" in out and "unpacked weights: 1 file, 2.0 MB\n" in out
+    )
+    assert "readings: 4 files, 0.0 MB, removed" in out
+    assert not cache.exists() and weights.exists()
+    assert run("cache", "--clean-weights")[0] == 0
+    assert not weights.parent.exists() and cache.parent.exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_bound_on_a_change_ends_with_code_3(run, few, tmp_path, command):
+    options = [*few, "--method", "article,random", "--quick", "--json"]
+    options += ["--fail-if", "perplexity_change>-1", "--fail-if", "gap>9"]
+    code, out, err = run(command, *options, *["--out", tmp_path / "r.html"] * (command == "report"))
+    assert code == 3
+    failed = strict(out)["failed"]
+    assert [line.partition(" is ")[0] for line in failed] == [
+        "article: perplexity_change",
+        "random: perplexity_change",
+    ]
+    assert err == "".join(f"fairlab: --fail-if: {line}\n" for line in failed)
+
+
+def test_other_code_has_another_digest(tmp_path):
+    """So that readings of older code are not taken for those of newer code."""
+    (tmp_path / "room").mkdir()
+    code = tmp_path / "room" / "a.py"
+    code.write_text("x = 1", encoding="utf-8")
+    first = files.digest_of_code(tmp_path)
+    assert files.digest_of_code(tmp_path) == first
+    code.write_text("x = 2", encoding="utf-8")
+    assert files.digest_of_code(tmp_path) != first
+    assert files.digest_of_code() != first

@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -202,6 +203,95 @@ def test_decision_rows_are_the_means_of_the_decision_gaps(tiny, tokenizer, data,
     assert draws_of(measured, "decision", "neutral") == pytest.approx(changes, abs=1e-5)
     bare = fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data, outcomes={}), n_random=1)
     assert "decision" not in bare.table.measure.tolist()
+
+
+def test_a_changed_model_is_read_like_the_cut_that_made_it(tiny, tokenizer, data, cut, measured):
+    changes = {"pruned": fl.prune(tiny, cut), "alone": fl.prune(tiny, cut)}
+    options = {"n_random": 4, "seed": 1, "metric": False, "imitated": {"pruned": cut}}
+    both = fl.compare(tiny, tokenizer, changes, fl.HeldOut(**data), **options)
+    # the metric of a pruned model is a mean over fewer dimensions
+    rest = measured.table[measured.table.measure != "metric"].reset_index(drop=True)
+    by_name = {name: part for name, part in both.table.groupby("selection")}
+    tables = [by_name[name].reset_index(drop=True) for name in changes]
+    words = ["selection", "sentence"]
+    pd.testing.assert_frame_equal(
+        tables[0].drop(columns=words), rest.drop(columns=words), rtol=1e-4, atol=1e-6
+    )
+    assert set(both.draws.selection) == {"pruned"}
+    alone = tables[1]
+    assert alone.change.tolist() == tables[0].change.tolist()
+    assert (alone.n_random == 0).all() and (alone.random_below == 0).all()
+    for column in ("random_low", "random_high", "neutral_in_range"):
+        assert alone[column].isna().all()
+    assert (alone.neutral_change.dropna() == tables[0].neutral_change.dropna()).all()
+    assert alone.flattening_scale.dropna().tolist() == tables[0].flattening_scale.dropna().tolist()
+    assert alone.sentence.str.contains("; no random cuts beside it").all()
+    fl.plot_comparison(both.table, draws=both.draws)
+    plt.close()
+
+
+def test_changed_models_alone_have_no_draws(tiny, tokenizer, data, cut):
+    changes = {"pruned": fl.prune(tiny, cut)}
+    bare = fl.compare(tiny, tokenizer, changes, fl.HeldOut(**data), metric=False)
+    assert bare.draws.empty and "change" in bare.draws
+    ax = fl.plot_comparison(bare.table, draws=bare.draws)
+    assert "random" not in str([text.get_text() for text in ax.get_legend().get_texts()])
+    plt.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 49153}, "pruned predicts 49153 tokens in float32, and the original 49152"),
+        ({"dtype": torch.bfloat16}, "pruned predicts 49152 tokens in bfloat16"),
+    ],
+)
+def test_a_changed_model_that_does_not_compare_is_refused(tiny, tokenizer, data, change, message):
+    with pytest.raises(ValueError, match=message):
+        fl.compare(tiny, tokenizer, {"pruned": tiny_model(**change)}, fl.HeldOut(**data))
+
+
+def test_only_changed_models_imitate(tiny, tokenizer, data, cut):
+    with pytest.raises(ValueError, match=r"imitated: expected names of changed models \(none\)"):
+        fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), imitated={"cut": cut})
+    small = fl.NeuronSelection({0: (1,)}, (3, 25))
+    with pytest.raises(ValueError, match="made for 3 layers of 25 neurons"):
+        changes = {"other": tiny_model()}
+        fl.compare(tiny, tokenizer, changes, fl.HeldOut(**data), imitated={"other": small})
+
+
+def test_the_names_of_changed_models_tell_them_apart(cut):
+    one, other, third = tiny_model(), tiny_model(), tiny_model()
+    other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-3
+    third.config.rms_norm_eps = 1e-3
+    names = [readings.name_of(model) for model in (one, other, third)]
+    with fl.ablate(one, cut):
+        names.append(readings.name_of(one))
+    assert len(set(names)) == 4
+    assert readings.name_of(tiny_model()) == names[0]
+
+
+def test_what_is_to_be_read_is_announced(tiny, tokenizer, data, cut, tmp_path):
+    told = []
+
+    def announce(cuts, kept, seconds):
+        told.append((cuts, kept, seconds > 0))
+
+    for _ in range(2):
+        held_out, options = fl.HeldOut(**data), {"n_random": 1, "metric": False}
+        fl.compare(
+            tiny, tokenizer, {"cut": cut}, held_out, **options, cache=tmp_path, announce=announce
+        )
+    assert told == [(2, 0, True), (2, 2, True)]
+
+
+def test_smaller_batches_measure_the_same(tiny, tokenizer, data, cut, measured):
+    options = {"n_random": 1, "batch_size": 4}
+    small = fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), **options)
+    numbers = small.readings.select_dtypes("number")
+    pd.testing.assert_frame_equal(
+        numbers, measured.readings.select_dtypes("number"), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_the_metric_can_be_left_out(tiny, tokenizer, data, cut, table, tmp_path):

@@ -15,18 +15,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.evaluation.chance import random_gates, random_selections
 from fairlab.evaluation.flattening import flattened_gaps
 from fairlab.evaluation.readings import (
+    Change,
     HeldOut,
     KeptReadings,
     Reading,
     bits_of,
     cache_key,
+    name_of,
     read_cut,
 )
 from fairlab.evaluation.rows import Case, case_tables
 from fairlab.files import load_text
 from fairlab.gating import NeuronGates, applied, mean_activations
+from fairlab.models import glu_blocks
 from fairlab.pairs import encode_pair
-from fairlab.passes import progress
+from fairlab.passes import check_ready, progress
 from fairlab.surgery import NeuronSelection
 
 MEASURES = {  # name in the readings → field of `Reading`
@@ -52,8 +55,8 @@ class Comparison:
     readings : DataFrame
         What was read of each pair: `selection`, `measure`, `kind` ("demographic" or "neutral"),
         `category`, `template`, the two attributes, `before` and `after`.
-    selections : dict of str to NeuronSelection or NeuronGates
-        The cuts and gates, by name.
+    selections : dict of str to NeuronSelection, NeuronGates or PreTrainedModel
+        The cuts, gates and changed models, by name.
     held_out : HeldOut
         What they were judged on.
     weights_sha256 : str
@@ -69,7 +72,7 @@ class Comparison:
     table: pd.DataFrame
     draws: pd.DataFrame
     readings: pd.DataFrame
-    selections: Mapping[str, NeuronSelection | NeuronGates]
+    selections: Mapping[str, Change]
     held_out: HeldOut
     weights_sha256: str
     dtype: str
@@ -80,16 +83,19 @@ class Comparison:
 def compare(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    selections: Mapping[str, NeuronSelection | NeuronGates],
+    selections: Mapping[str, Change],
     held_out: HeldOut,
     *,
     n_random: int = 20,
     seed: int = 0,
     metric: bool = True,
     match: Mapping[str, Tensor] | None = None,
+    imitated: Mapping[str, NeuronSelection | NeuronGates] | None = None,
     cache: str | Path | None = None,
+    batch_size: int = 32,
+    announce: Callable[[int, int, float], None] | None = None,
 ) -> Comparison:
-    """Measure what cuts and gates do, each beside its controls.
+    """Measure what cuts, gates and other changes of a model do, each beside its controls.
 
     The controls are random ones of the same kind and size, neutral prompts, and a mere flattening
     of all predictions at the same price. Cuts are tried by `ablate` and gates by `gated`, so the
@@ -97,8 +103,10 @@ def compare(
 
     Parameters
     ----------
-    selections : dict of str to NeuronSelection or NeuronGates
-        The cuts and gates, by name.
+    selections : dict of str to NeuronSelection, NeuronGates or PreTrainedModel
+        The cuts and gates, by name; or models that were made from this one (pruned, fine-tuned,
+        with gates folded in), of the same vocabulary and precision. Of a pruned model the article's
+        metric is a mean over the dimensions that are left.
     held_out : HeldOut
         Pairs, neutral pairs and a text that did not choose the neurons.
     n_random : int
@@ -113,10 +121,17 @@ def compare(
         Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
         importance}, another `n_random` of `random_selections(…, match=table)`. They take as long
         again.
+    imitated : dict of str to NeuronSelection or NeuronGates, optional
+        Of a changed model: the cut that its random cuts imitate. Without it there are none for that
+        model, `n_random` in its rows is 0, and all that needs them is NaN.
     cache : path, optional
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
         was. A reading is used again only for the same cut, tokens and versions, and a model with
         the same weights, settings, precision and hooks.
+    announce : callable
+        Told once, before the long part, how many cuts there are to read, how many of these the
+        cache holds, and about how many seconds each of the others takes: as many as the uncut
+        model took.
 
     Returns
     -------
@@ -162,33 +177,33 @@ def compare(
     Raises
     ------
     ValueError, TypeError
-        No selection, one for another model, bad pairs or text, `n_random` below 1 or a bad table in
-        `match`; before anything is measured.
+        No selection, one for another model, a changed model of another vocabulary or precision, bad
+        pairs or text, `n_random` below 1 or a bad table in `match`; before anything is measured.
     """
-    _check(model, tokenizer, selections, held_out)
-    read = partial(read_cut, model, tokenizer, held_out, metric=metric)
-    if cache is not None:
-        key = cache_key(model, tokenizer, held_out, metric=metric)
-        read = KeptReadings(Path(cache) / key, read)
+    imitated = _what_is_imitated(selections, imitated or {})
+    _check(model, tokenizer, {**selections, **imitated}, held_out)
+    _check_changed_models(model, selections)
+    read = _reader(model, tokenizer, held_out, metric, batch_size, cache)
     tables = {"random": None, **(match or {})}
-    means = _means_if_needed(model, tokenizer, selections)
-    controls = _random_cuts(selections, tables, n_random, seed, means)
+    means = _means_if_needed(model, tokenizer, imitated)
+    controls = _random_cuts(imitated, tables, n_random, seed, means)
 
-    shape = next(iter(selections.values())).shape
-    before = read(NeuronSelection({}, shape))
+    blocks = glu_blocks(model)
+    before = read(NeuronSelection({}, (len(blocks), blocks[0].down_proj.in_features)))
     cuts = [*selections.values()]
     for draws in controls.values():
         cuts += draws
-    readings = _read_each_once(read, cuts)
-    after = {name: readings[cut.to_json()] for name, cut in selections.items()}
+    readings = _read_each_once(read, cuts, before, announce)
+    after = {name: readings[name_of(cut)] for name, cut in selections.items()}
     prices = [reading.mean_loss - before.mean_loss for reading in after.values()]
-    flattenings = flattened_gaps(model, tokenizer, held_out.pairs, held_out.text, prices)
+    about = (held_out.pairs, held_out.text)
+    flattenings = flattened_gaps(model, tokenizer, *about, prices, batch_size)
 
     rows, draws = [], []
     for name, flattening in zip(selections, flattenings, strict=True):
         chance = {}
         for kind in tables:
-            chance[kind] = [readings[cut.to_json()] for cut in controls[name, kind]]
+            chance[kind] = [readings[name_of(cut)] for cut in controls.get((name, kind), ())]
         case = Case(name, held_out, before, after[name], chance, flattening)
         case_rows, case_draws = case_tables(case)
         rows.append(case_rows)
@@ -209,10 +224,43 @@ def compare(
     )
 
 
+def _what_is_imitated(
+    selections: Mapping[str, Change], given: Mapping[str, NeuronSelection | NeuronGates]
+) -> dict[str, NeuronSelection | NeuronGates]:
+    """Return what the random cuts of each selection imitate: the cut itself, or of a changed model
+    the one that was given for it, if any."""
+    changed = [name for name, cut in selections.items() if isinstance(cut, PreTrainedModel)]
+    if not set(given) <= set(changed):
+        names = ", ".join(changed) or "none"
+        raise ValueError(
+            f"imitated: expected names of changed models ({names}); got {', '.join(given)}"
+        )
+    return {name: cut for name, cut in selections.items() if name not in changed} | dict(given)
+
+
+def _check_changed_models(model: PreTrainedModel, selections: Mapping[str, Change]) -> None:
+    """Refuse a changed model whose numbers would not be comparable."""
+    known = _vocabulary_and_dtype(model)
+    for name, changed in selections.items():
+        if not isinstance(changed, PreTrainedModel):
+            continue
+        check_ready(changed, longest=0)
+        got = _vocabulary_and_dtype(changed)
+        if got != known:
+            raise ValueError(
+                f"selections: {name} predicts {got[0]} tokens in {got[1]}, and the original "
+                f"{known[0]} in {known[1]}; only the same vocabulary and precision compare"
+            )
+
+
+def _vocabulary_and_dtype(model: PreTrainedModel) -> tuple[int, str]:
+    return len(model.get_output_embeddings().weight), str(model.dtype).removeprefix("torch.")
+
+
 def _check(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    selections: Mapping[str, NeuronSelection | NeuronGates],
+    selections: Mapping[str, Change],
     held_out: HeldOut,
 ) -> None:
     """Refuse what can't be measured, before any time is spent."""
@@ -228,6 +276,21 @@ def _check(
             pass
     for pair in held_out.everything:
         encode_pair(tokenizer, pair)
+
+
+def _reader(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    metric: bool,
+    batch_size: int,
+    cache: str | Path | None,
+) -> Callable[[Change], Reading]:
+    """Return a function that reads a cut, or finds its reading in the cache."""
+    read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
+    if cache is None:
+        return read
+    return KeptReadings(Path(cache) / cache_key(model, tokenizer, held_out, metric=metric), read)
 
 
 def _means_if_needed(
@@ -263,11 +326,18 @@ def _random_cuts(
 
 
 def _read_each_once(
-    read: Callable[[NeuronSelection | NeuronGates], Reading],
-    cuts: list[NeuronSelection | NeuronGates],
+    read: Callable[[Change], Reading],
+    cuts: list[Change],
+    before: Reading,
+    announce: Callable[[int, int, float], None] | None,
 ) -> dict[str, Reading]:
-    """Read each different cut once; return the readings by the cut's JSON."""
-    different = {cut.to_json(): cut for cut in cuts}
+    """Read each different cut once; return the readings by the cut's name."""
+    different = {name_of(cut): cut for cut in cuts}
+    if announce is not None:
+        kept = 0
+        if isinstance(read, KeptReadings):
+            kept = sum(read.path(cut).exists() for cut in different.values())
+        announce(len(different), kept, float(before.seconds))
     readings = {}
     for key, cut in progress(list(different.items()), desc="cuts", unit="cut"):
         readings[key] = read(cut)

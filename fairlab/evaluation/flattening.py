@@ -38,6 +38,7 @@ def flattened_gaps(
     pairs: Sequence[PromptPair],
     text: str,
     prices: Sequence[float],
+    batch_size: int = 32,
 ) -> list[Flattening]:
     """For each price, a rise of the mean loss in nats, find the flattening that costs no more, and
     measure the gaps under it."""
@@ -50,7 +51,7 @@ def flattened_gaps(
             flat = (log_p * scale).log_softmax(-1)  # (prompts, vocabulary)
             gaps[number, batch.pairs] = divergence(flat, batch).cpu()
 
-    run_pairs(model, tokenizer, pairs, see_next=see_next)
+    run_pairs(model, tokenizer, pairs, see_next=see_next, batch_size=batch_size)
     return [
         Flattening(scale, gaps[0], after) for scale, after in zip(scales, gaps[1:], strict=True)
     ]

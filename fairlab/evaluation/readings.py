@@ -1,6 +1,6 @@
 """What is measured under one cut, and how it is kept.
 
-Contents: `HeldOut`, `Reading`, `read_cut`, `KeptReadings`, `bits_of`.
+Contents: `HeldOut`, `Reading`, `Change`, `read_cut`, `KeptReadings`, `bits_of`.
 """
 
 import hashlib
@@ -36,6 +36,8 @@ from fairlab.passes import (
     token_losses,
 )
 from fairlab.surgery import NeuronSelection
+
+Change = NeuronSelection | NeuronGates | PreTrainedModel  # what can be compared with a model
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,25 @@ def read_cut(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     held_out: HeldOut,
-    cut: NeuronSelection | NeuronGates,
+    cut: Change,
     *,
     metric: bool,
+    batch_size: int = 32,
 ) -> Reading:
     """Measure gaps, the article's metric, decisions and the losses of the text while a cut, or
-    gates, are in place."""
+    gates, are in place; or those of a changed model."""
+    with applied(model, cut) as changed:
+        return _read(changed, tokenizer, held_out, metric, batch_size)
+
+
+def _read(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    metric: bool,
+    batch_size: int,
+) -> Reading:
+    """Measure a model as it is."""
     pairs = held_out.everything
     points = article_points(model) if metric else []
     places = len(points) * len(decoder_layers(model))
@@ -128,13 +143,13 @@ def read_cut(
             if number in single:
                 decision[number] = single[number].gap(log_p[row_a], log_p[row_b]).float()
 
-    with applied(model, cut):
-        run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, positions="all")
-        if longer:
-            some = [pairs[number] for number in longer]
-            gaps = decision_gap(model, tokenizer, some, outcomes=held_out.outcomes)
-            decision[longer] = gaps.float()
-        losses = token_losses(model, tokenizer, held_out.text)
+    options = {"see_next": see_next, "positions": "all", "batch_size": batch_size}
+    run_pairs(model, tokenizer, pairs, points, visit, **options)
+    if longer:
+        some = [pairs[number] for number in longer]
+        options = {"outcomes": held_out.outcomes, "batch_size": batch_size}
+        decision[longer] = decision_gap(model, tokenizer, some, **options).float()
+    losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan
     seconds = np.array(time.perf_counter() - start)
@@ -161,14 +176,17 @@ def _known_outcomes(
 class KeptReadings:
     """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was."""
 
-    def __init__(self, folder: Path, read: Callable[[NeuronSelection | NeuronGates], Reading]):
+    def __init__(self, folder: Path, read: Callable[[Change], Reading]):
         self.folder, self.read = folder, read
         folder.mkdir(parents=True, exist_ok=True)  # what can't be written is told before the work
 
-    def __call__(self, cut: NeuronSelection | NeuronGates) -> Reading:
+    def path(self, cut: Change) -> Path:
+        """Return the file of a cut's reading, which need not be there."""
+        return self.folder / f"{hashlib.sha256(name_of(cut).encode()).hexdigest()[:24]}.npz"
+
+    def __call__(self, cut: Change) -> Reading:
         """Return the reading of a cut: from its file, or else measured now."""
-        name = hashlib.sha256(cut.to_json().encode()).hexdigest()[:24]
-        path = self.folder / f"{name}.npz"
+        path = self.path(cut)
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return Reading(**stored)
@@ -180,34 +198,28 @@ class KeptReadings:
     def _keep(self, path: Path, reading: Reading) -> None:
         part = path.with_suffix(f".{os.getpid()}.part")
         arrays = {field.name: getattr(reading, field.name) for field in fields(reading)}
-        with part.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)  # complete before it takes its name
+        try:
+            with part.open("wb") as file:
+                np.savez(file, **arrays)
+            os.replace(part, path)  # complete before it takes its name
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def cache_key(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, *, metric: bool
 ) -> str:
     """Return a short name for all that readings depend on beside the cut: the model as it answers
-    now, and the tokens it is given.
-
-    Weights alone would not tell of hooks, settings, precision or another attention; one answer of
-    the model, to the bit, does.
-    """
+    now, and the tokens it is given."""
     tokens = []
     for pair in held_out.everything:
         tokens += [prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)]
-    first = torch.tensor([tokens[0]], device=model.device)  # (1, tokens)
-    with full_precision(), torch.no_grad():
-        answer = model(input_ids=first, use_cache=False).logits
     outcomes = [
         [template, *map(list, (lists.harsher, lists.kinder))]
         for template, lists in sorted(held_out.outcomes.items())
     ]
     facts = {
-        "weights": bits_of(model),
-        "answer": _digest(answer),
-        "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],
+        **_facts_of(model, tokens[0]),
         "tokens": tokens,
         "text": tokenizer(held_out.text, verbose=False).input_ids,
         "pronouns": list(single_token_ids(tokenizer, PRONOUNS)),
@@ -216,6 +228,29 @@ def cache_key(
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def name_of(cut: Change) -> str:
+    """Return what tells a cut, gates or a changed model from all others."""
+    if isinstance(cut, PreTrainedModel):
+        return json.dumps(_facts_of(cut, [0, 1, 2, 3]))
+    return cut.to_json()
+
+
+def _facts_of(model: PreTrainedModel, tokens: list[int]) -> dict[str, object]:
+    """Return what tells a model, as it answers now, from others.
+
+    Weights alone would not tell of hooks, settings, precision or another attention; one answer of
+    the model, to the bit, does.
+    """
+    ids = torch.tensor([tokens], device=model.device)  # (1, tokens)
+    with full_precision(), torch.no_grad():
+        answer = model(input_ids=ids, use_cache=False).logits
+    return {
+        "weights": bits_of(model),
+        "answer": _digest(answer),
+        "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],
+    }
 
 
 def bits_of(model: PreTrainedModel) -> str:

@@ -71,7 +71,8 @@ def case_tables(case: Case) -> tuple[pd.DataFrame, pd.DataFrame]:
         tested = (table.measure == measure) & (table.row == "category")
         table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
     table["sentence"] = [sentence(row) for row in table.to_dict("records")]
-    return table, pd.DataFrame(draws)
+    columns = ["selection", "measure", "row", "category", "kind", "draw", "change"]
+    return table, pd.DataFrame(draws, columns=columns)
 
 
 def _clusters(held_out: HeldOut) -> dict[str, NDArray]:
@@ -302,10 +303,10 @@ def _chance_changes(case: Case, spec: RowSpec) -> dict[str, list[float]]:
 
 def _place_among(change: float, drawn: Sequence[float], kind: str) -> dict[str, float]:
     """Return the range of random cuts and the place of a change among them; ties are neither below
-    nor above."""
+    nor above. A changed model may have no random cuts, and then no range."""
     place = {
-        f"{kind}_low": min(drawn),
-        f"{kind}_high": max(drawn),
+        f"{kind}_low": min(drawn, default=math.nan),
+        f"{kind}_high": max(drawn, default=math.nan),
         f"{kind}_below": sum(other < change for other in drawn),
         f"{kind}_above": sum(other > change for other in drawn),
     }
@@ -325,12 +326,13 @@ def _beside_neutral(
     drawn = []
     for reading in case.chance["random"]:
         drawn.append(relative_change(before, getattr(reading, spec.reading), [neutral]))
+    in_range = min(drawn) <= neutral_change <= max(drawn) if drawn else math.nan
     return {
         "neutral_change": neutral_change,
         "specificity": change - neutral_change,
         "specificity_low": low,
         "specificity_high": high,
-        "neutral_in_range": min(drawn) <= neutral_change <= max(drawn),
+        "neutral_in_range": in_range,
     }
 
 
@@ -443,6 +445,8 @@ def _change_in_words(row: dict) -> str:
 
 
 def _chance_in_words(row: dict) -> str:
+    if not row["n_random"]:
+        return "no random cuts beside it"
     words = f"lower than {row['random_above']} of {row['n_random']} random cuts"
     ties = row["n_random"] - row["random_above"] - row["random_below"]
     if ties:

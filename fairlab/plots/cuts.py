@@ -59,7 +59,9 @@ def plot_comparison(
         No such rows; the message lists what the table has. Draws without the columns above.
     """
     rows = rows_of(table, measure, category)
-    cloud = None if draws is None else _random_changes(draws, rows, measure, category)
+    # a comparison of changed models alone has no random cuts
+    no_draws = draws is None or (draws.empty and "draw" in draws)
+    cloud = None if no_draws else _random_changes(draws, rows, measure, category)
     if ax is None:
         height = 0.9 + 0.34 * len(rows)
         _, ax = plt.subplots(figsize=(7, height), layout="constrained")
@@ -106,6 +108,8 @@ def _random_changes(
 
 def _draw_random_ranges(ax: Axes, rows: pd.DataFrame) -> None:
     ranges = rows[["random_low", "random_high"]].dropna()
+    if ranges.empty:
+        return
     ax.barh(
         ranges.index,
         ranges.random_high - ranges.random_low,
