@@ -102,9 +102,9 @@ def run_kernel(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     sys.path[0] = ""  # as in a kernel that Jupyter started in this folder
-    nowhere = os.open(os.devnull, os.O_WRONLY)  # what a kernel logs; cells print by messages
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
+    with open(os.devnull, "wb") as nowhere:  # for what a kernel logs; cells print by messages
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
 
     def end_with_the_other() -> None:
         connection.recv(1)  # returns when the other end is gone
