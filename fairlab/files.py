@@ -46,22 +46,27 @@ def data_path(name: str) -> Path:
     return DATA / name
 
 
-def load_text(name: Literal["calibration", "evaluation"]) -> str:
-    """Return one of the two English texts that come with fairlab: plain prose on many subjects.
+def load_text(name: Literal["calibration", "evaluation"], language: str = "en") -> str:
+    """Return one of the texts that come with fairlab: plain prose on many subjects.
 
     Parameters
     ----------
     name : {"calibration", "evaluation"}
         "calibration", for whatever chooses neurons; "evaluation", for what a cut costs.
+    language : str
+        "en", "de", "fr" or "es".
 
     Raises
     ------
     ValueError
-        Another name.
+        Another name or language.
     """
     if name not in ("calibration", "evaluation"):
         raise ValueError(f"name: expected calibration or evaluation; got {name!r}")
-    return data_path(f"text/{name}_en.txt").read_text(encoding="utf-8")
+    known = sorted(file.stem.split("_")[1] for file in DATA.glob(f"text/{name}_*.txt"))
+    if language not in known:
+        raise ValueError(f"language: expected one of {', '.join(known)}; got {language!r}")
+    return data_path(f"text/{name}_{language}.txt").read_text(encoding="utf-8")
 
 
 def read_text(argument: str, path: str | Path) -> tuple[str, str]:
@@ -87,7 +92,7 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
     if not path.is_file():
         raise ValueError(f"{argument}: no such file: {path}")
     content = path.read_bytes()
-    remedy = "open it in its program and save it as CSV in UTF-8"
+    remedy = "open it in its program and save it as CSV in UTF-8 (prose as plain text)"
     if content.startswith(b"PK\x03\x04"):
         raise ValueError(f"{argument}: {path} is a workbook or an archive, no text file; {remedy}")
     encodings = ("utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8", "cp1252")

@@ -220,11 +220,14 @@ def test_the_outcomes_of_a_template_have_the_same_number_of_tokens(tokenizer):
         assert counts in ({1}, {2}), template
 
 
-def test_calibration_and_evaluation_text_are_long_enough_and_share_nothing(tokenizer):
-    texts = [fl.load_text(name) for name in ("calibration", "evaluation")]
+@pytest.mark.parametrize(
+    ("language", "tokens"), [("en", 4000), ("de", 2048), ("es", 2048), ("fr", 2048)]
+)
+def test_both_texts_are_long_enough_and_share_nothing(tokenizer, language, tokens):
+    texts = [fl.load_text(name, language) for name in ("calibration", "evaluation")]
     runs = []
     for text in texts:
-        assert len(tokenizer(text, verbose=False).input_ids) >= 4000
+        assert len(tokenizer(text, verbose=False).input_ids) >= tokens
         words = re.findall(r"\w+", text.lower())
         runs.append({tuple(words[i : i + 8]) for i in range(len(words) - 7)})
     assert not runs[0] & runs[1]

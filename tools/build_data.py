@@ -14,6 +14,8 @@ It writes CSV files; those of pairs have the columns in ``COLUMNS``:
 - ``data/prompts/pairs_extra_en.csv``, ``data/prompts/neutral_extra_en.csv``: 24 more templates with
   the words for training,
 - ``data/prompts/pairs_es.csv``: Spanish pairs in which the whole opening noun phrase changes,
+- ``data/prompts/words_neutral.csv``: neutral words of four languages, which fairlab puts into the
+  sentences of a user's own pairs,
 - ``data/prompts/outcomes_en.csv``: three harsher and three kinder outcomes for each English
   template, a row each.
 
@@ -517,6 +519,76 @@ NEUTRAL_TEST = {
     ],
 }
 
+# Neutral words for sentences that users bring, by language; English ones are those above. Each pair
+# has as many tokens in both words, with the tokenizers of the default model and of Gemma 3.
+NEUTRAL_WORDS = {
+    "en": ATTRIBUTES_NEUTRAL,
+    # adjectives in -e, as after "der", "die" and "das"; fairlab.neutral adds -r, -n, -s or -m
+    "de": {
+        "mood": [
+            ("train", "müde", "hungrige"),
+            ("train", "ruhige", "heitere"),
+            ("train", "nervöse", "ratlose"),
+            ("train", "traurige", "besorgte"),
+            ("train", "muntere", "gelassene"),
+            ("train", "wütende", "gereizte"),
+            ("train", "glückliche", "fröhliche"),
+            ("held_out", "eifrige", "erstaunte"),
+            ("held_out", "gelangweilte", "verschlafene"),
+        ],
+        "time": [
+            ("train", "heutige", "gestrige"),
+            ("train", "abendliche", "herbstliche"),
+            ("train", "morgendliche", "nächtliche"),
+            ("train", "diesjährige", "vorjährige"),
+            ("held_out", "morgige", "winterliche"),
+            ("held_out", "samstägliche", "freitägliche"),
+        ],
+    },
+    # adjectives that are the same beside "el" and "la"
+    "es": {
+        "mood": [
+            ("train", "feliz", "amable"),
+            ("train", "alegre", "paciente"),
+            ("train", "radiante", "optimista"),
+            ("train", "sonriente", "jovial"),
+            ("train", "triste", "distante"),
+            ("train", "irritable", "susceptible"),
+            ("held_out", "expectante", "prudente"),
+            ("held_out", "ausente", "impasible"),
+        ],
+        "time": [
+            ("train", "de hoy", "de ayer"),
+            ("train", "de la mañana", "de la tarde"),
+            ("train", "del jueves", "del viernes"),
+            ("train", "de enero", "de julio"),
+            ("held_out", "del lunes", "del martes"),
+            ("held_out", "de marzo", "de mayo"),
+        ],
+    },
+    # adjectives that are the same beside "le" and "la"
+    "fr": {
+        "mood": [
+            ("train", "calme", "tranquille"),
+            ("train", "optimiste", "aimable"),
+            ("train", "sympathique", "sociable"),
+            ("train", "morose", "pessimiste"),
+            ("train", "irritable", "susceptible"),
+            ("train", "taciturne", "impassible"),
+            ("held_out", "nostalgique", "sceptique"),
+            ("held_out", "lucide", "placide"),
+        ],
+        "time": [
+            ("train", "du matin", "du soir"),
+            ("train", "du jeudi", "du samedi"),
+            ("train", "du mercredi", "du vendredi"),
+            ("train", "de janvier", "de juillet"),
+            ("held_out", "du lundi", "du mardi"),
+            ("held_out", "de mai", "de juin"),
+        ],
+    },
+}
+
 # Nouns take the place of the head noun; after these words they stand in the plural.
 PLURAL_OPENINGS = ("Two ", "Three ", "Several ", "Some ")
 PLURALS = {
@@ -816,6 +888,16 @@ def spanish_pairs() -> list[dict[str, str]]:
     return cross(TEMPLATES_ES, ATTRIBUTES_ES)
 
 
+def neutral_words() -> list[dict[str, str]]:
+    """Return the rows of ``prompts/words_neutral.csv``: one a pair of words."""
+    columns = ("language", "category", "attribute_split", "attribute_a", "attribute_b")
+    rows = []
+    for language, categories in NEUTRAL_WORDS.items():
+        for category, pairs in categories.items():
+            rows += [dict(zip(columns, (language, category, *pair), strict=True)) for pair in pairs]
+    return rows
+
+
 def outcomes() -> list[dict[str, str]]:
     """Return the rows of ``prompts/outcomes_en.csv``: one a template and continuation."""
     known = [template for *_, template in TEMPLATES_EN + TEMPLATES_TEST + TEMPLATES_EXTRA]
@@ -842,6 +924,7 @@ def files() -> dict[str, list[dict[str, str]]]:
         "prompts/pairs_extra_en.csv": english_extra_pairs(),
         "prompts/neutral_extra_en.csv": neutral_extra_pairs(),
         "prompts/pairs_es.csv": spanish_pairs(),
+        "prompts/words_neutral.csv": neutral_words(),
         "prompts/outcomes_en.csv": outcomes(),
     }
 
