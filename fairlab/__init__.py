@@ -1,10 +1,10 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
-→ `checking`, `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`, `behavior` →
-`scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`, `evaluation` → `suites` →
-`plots` → `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs on import,
-and a room is opened when the first of its names is used.
+→ `checking` → `neutral`, `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`,
+`behavior` → `scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`, `evaluation` →
+`suites` → `plots` → `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs
+on import, and a room is opened when the first of its names is used.
 
 What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
 `PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from
@@ -30,6 +30,7 @@ _ROOMS = {
     "gating": ("NeuronGates", "balanced_gates", "fold_gates", "gated"),
     "learning": ("learned_gates",),
     "models": ("decoder_layers", "describe_model", "load_model", "load_tokenizer"),
+    "neutral": ("build_neutral_pairs",),
     "pairs": (
         "ARTICLE_PAIR",
         "Outcomes",

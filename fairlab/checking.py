@@ -1,7 +1,7 @@
 """Pairs of one's own, from a file: read them, find every problem, and say how they are split.
 
 Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
-`is_file_name`.
+`is_file_name`, `article_fits`.
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
@@ -382,14 +382,14 @@ def _article_notices(row: int, pair: PromptPair) -> list[Problem]:
     if before and _ENGLISH & set(pair.prompt_a.lower().split()):
         for side in "ab":
             word = getattr(pair, f"attribute_{side}")
-            if not _article_fits(before[-1], word):
+            if not article_fits(before[-1], word):
                 what = f'"{before[-1]} {word}": a and an change with the word'
                 remedy = 'open the slot with "The", "My" or "Two"'
                 found.append(Problem(row, f"prompt_{side}", what, remedy, notice=True))
     return found
 
 
-def _article_fits(article: str, word: str) -> bool:
+def article_fits(article: str, word: str) -> bool:
     """Say whether a word may follow: False for a vowel after "a" and a consonant after "an"."""
     first = word.partition(" ")[0]
     if article.lower() not in ("a", "an") or not first[:1].isalpha() or first.isupper():
@@ -576,7 +576,7 @@ def _partners(
     tried = []
     for partner in dict.fromkeys(getattr(other, f"attribute_{side}") for other in known):
         # at the start of a sentence only a word with a capital stands in for another
-        fits = partner[:1].isupper() if not before else _article_fits(before[-1], partner)
+        fits = partner[:1].isupper() if not before else article_fits(before[-1], partner)
         if fits and partner not in (pair.attribute_a, pair.attribute_b, ""):
             prompt = pair.template.replace("{}", partner)
             tried.append((partner, replace(pair, **{f"prompt_{side}": prompt})))

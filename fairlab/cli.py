@@ -5,6 +5,7 @@ What a command prints is for people; with `--json` standard output is one strict
 nothing else. Progress bars and notices go to standard error. `_about` lists the exit codes.
 """
 
+import functools
 import json
 import sys
 from contextlib import contextmanager
@@ -32,7 +33,25 @@ Pairs = Annotated[
     str, Option(help="article, all, a category such as race, or a CSV file (see fairlab --help).")
 ]
 Neutral = Annotated[
-    str | None, Option(help="CSV file of neutral pairs, the control; fairlab's own without it.")
+    str | None,
+    Option(
+        help="CSV file of neutral pairs, the control. Without it fairlab's own, or, for pairs from "
+        "a file, neutral words in their own sentences."
+    ),
+]
+NeutralWords = Annotated[
+    str | None,
+    Option(help='Neutral words to put there instead of ours, such as "tired/hungry, calm/happy".'),
+]
+Language = Annotated[
+    str,
+    Option(
+        help="Of the pairs: en, de, fr or es, for neutral words and texts. For another one give "
+        "--neutral and --text."
+    ),
+]
+Text = Annotated[
+    Path | None, Option(help="Text file of plain prose for the perplexity; fairlab's without it.")
 ]
 Method = Annotated[
     str,
@@ -185,6 +204,8 @@ def diagnose(
     model: Model = DEFAULT,
     pairs: Pairs = "all",
     neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
     fail_if: FailIf = None,
     out: Table = None,
     force: Force = False,
@@ -217,10 +238,11 @@ def diagnose(
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
-    check_pairs_named(pairs, neutral, skip_invalid)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid)
+    check_pairs_named(pairs, control, skip_invalid)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    demographic = load_pool(loaded[1], pairs, skip_invalid)
-    neutral_ones = neutral_pairs(loaded[1], neutral, skip_invalid=skip_invalid)
+    demographic = load_pool(loaded[1], pairs, skip_invalid, language)
+    neutral_ones = neutral_pairs(loaded[1], control, demographic)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
     gaps = gap_table(readings)
     words = diagnosis(gaps)
@@ -230,6 +252,7 @@ def diagnose(
         "weights_sha256": bits_of(loaded[0]),
         "dtype": dtype_of(loaded[0]),
         "environment": environment(),
+        "neutral pairs": control.neutral_name,
         "sentences": words,
         "failed": failed,
         "categories": gaps.to_dict("records"),
@@ -247,6 +270,9 @@ def score(
     pairs: Pairs = "all",
     method: Method = "guarded",
     bias_weight: Weight = 0.5,
+    neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
@@ -273,13 +299,14 @@ def score(
     """
     import pandas as pd
 
-    check_output_file(out, force, model, pairs)
-    check_pairs_named(pairs, None, skip_invalid)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid)
+    check_output_file(out, force, model, pairs, neutral)
+    check_pairs_named(pairs, control, skip_invalid)
     check_choice(method, bias_weight)
     check_batch_size(batch_size)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
-    tables = score_tables(loaded, choosing, method, bias_weight, batch_size)
+    choosing = choosing_and_held_out(loaded[1], control)[0]
+    tables = score_tables(loaded, choosing, method, bias_weight, control, batch_size)
     index = pd.MultiIndex.from_product(map(range, tables["score"].shape))
     index.names = ["layer", "neuron"]
     columns = {name: values.flatten() for name, values in tables.items()}
@@ -313,6 +340,9 @@ def prune(
         str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
     ] = None,
     neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
     quick: Quick = False,
@@ -329,8 +359,8 @@ def prune(
 
     Writes a model folder that stock transformers loads, with the neurons in selection.json, in the
     dtype of the original (or of --dtype). Whether the cut helped is another question: --report
-    answers it in the same run, before the model is cut. The options from --neutral to --no-cache
-    are for that, as in fairlab report.
+    answers it in the same run, before the model is cut. The options from --text to --no-cache are
+    for that, as in fairlab report.
 
     \b
     Example: fairlab prune --out pruned --report pruned/report.html --card
@@ -340,29 +370,32 @@ def prune(
 
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
-    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs])
+    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
     terms = {"license": license, "base_model": base_model}
-    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral])
-    check_pairs_named(pairs, neutral, skip_invalid)
+    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, text)
+    check_pairs_named(pairs, control, skip_invalid)
     check_choice(method, bias_weight, fraction)
     check_batch_size(batch_size)
     plan = report and Plan(
-        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache
-    )
+        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
+        control=control,
+    )  # fmt: skip
     facts = {"folder": str(out)}
     with told_if_stopped(plan and plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
+            choosing, held_out = choosing_and_judging(loaded[1], control)
             measured = carry_out(plan, loaded, choosing, held_out)
             selection = measured.selections[method]
             facts["verdict"] = write_page(
                 report, measured, plan, loaded, model, pairs, choosing, force
             )
         else:
-            choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
-            selection = choose_neurons(loaded, choosing, method, bias_weight, fraction, batch_size)
+            choosing = choosing_and_held_out(loaded[1], control)[0]
+            choice = (method, bias_weight, fraction, batch_size, control)
+            selection = choose_neurons(loaded, choosing, *choice)
     cut = fl.prune(loaded[0], selection, inplace=True)
     facts["parameters_after"] = cut.num_parameters()
     if dtype == "auto":  # measured in float32 where it fits, but stored as it came
@@ -385,6 +418,9 @@ def compare(
     selection: Given = None,
     changed: Changed = None,
     neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
     quick: Quick = False,
@@ -416,22 +452,23 @@ def compare(
     \b
     Example: fairlab compare --pairs race --method guarded,article,random --out race.csv
     """
-    check_output_file(out, force, model, pairs, neutral, selection, changed)
+    check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
-    check_pairs_named(pairs, neutral, skip_invalid)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, text)
+    check_pairs_named(pairs, control, skip_invalid)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        selection, changed,
+        selection, changed, control=control,
     )  # fmt: skip
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        judging = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid, plan.chooses)
+        judging = choosing_and_judging(loaded[1], control, plan.chooses)
         measured = carry_out(plan, loaded, *judging)
     table = measured.table
     notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
     failed = failed_of_each(conditions, table)
     facts = {"model": model, "dtype": measured.dtype, "seed": seed, "quick": quick}
-    facts |= {"failed": failed, "rows": table.to_dict("records")}
+    facts |= control.facts | {"failed": failed, "rows": table.to_dict("records")}
     emit(facts, as_json, "\n".join([*table["sentence"], *notes]), table, out)
     end_if_failed(failed)
 
@@ -447,6 +484,9 @@ def report(
     selection: Given = None,
     changed: Changed = None,
     neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
     quick: Quick = False,
@@ -469,18 +509,17 @@ def report(
     \b
     Example: fairlab report --pairs gender --out gender.html
     """
-    check_page(out, "out", force, [model, pairs, neutral, selection, changed])
+    check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
-    check_pairs_named(pairs, neutral, skip_invalid)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, text)
+    check_pairs_named(pairs, control, skip_invalid)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        selection, changed,
+        selection, changed, control=control,
     )  # fmt: skip
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        choosing, held_out = choosing_and_judging(
-            loaded[1], pairs, neutral, skip_invalid, plan.chooses
-        )
+        choosing, held_out = choosing_and_judging(loaded[1], control, plan.chooses)
         measured = carry_out(plan, loaded, choosing, held_out)
         verdict = write_page(out, measured, plan, loaded, model, pairs, choosing, force)
     numbers = out.with_suffix(".json")
@@ -546,17 +585,26 @@ def main() -> None:
 # ---- what can be refused before the model is loaded, which takes longer
 
 
-def check_pairs_named(pairs, neutral, skip_invalid):
-    """Refuse a category or a file that is not there, and a file whose text has problems."""
+def check_pairs_named(pairs, control, skip_invalid):
+    """Refuse a category, a file, words, a language or a text that is not there, and a file whose
+    text has problems."""
     from fairlab.checking import is_file_name
 
-    for name in (pairs, neutral):
-        if name and (is_file_name(name) or name == neutral):
+    fl.load_text("evaluation", control.language)
+    if control.neutral and control.words:
+        raise ValueError("neutral, neutral_words: expected one of them; got both")
+    words_given(control.words)
+    if control.text:
+        text_of_file(control.text)
+    for name in (pairs, control.neutral):
+        if name and (is_file_name(name) or name == control.neutral):
             checked = fl.check_file(name)
             if not skip_invalid:
                 refuse_problems(checked, name)
-    if pairs not in ("article", "all") and not is_file_name(pairs):
-        fl.load_pairs(pairs)
+    if pairs == "article" and control.language != "en":
+        raise ValueError(f"language: the article's pair is in English; got {control.language!r}")
+    if pairs != "article" and not is_file_name(pairs):
+        fl.load_pairs(None if pairs == "all" else pairs, language=control.language)
 
 
 def check_page(page, argument, force, inputs):
@@ -626,6 +674,43 @@ def read_conditions(texts, of_a_change=False):
 
 
 @dataclass(frozen=True)
+class Control:
+    """What pairs are held against, as the options say: neutral pairs, and a text."""
+
+    pairs: str
+    neutral: str | None
+    words: str | None
+    language: str
+    skip_invalid: bool
+    text: Path | None = None
+
+    @property
+    def is_built(self):
+        """Whether neutral words are put into the sentences of the pairs."""
+        from fairlab.checking import is_file_name
+
+        own = self.words or self.language != "en" or is_file_name(self.pairs)
+        return bool(own and not self.neutral)
+
+    @property
+    def neutral_name(self):
+        """Which neutral pairs are taken, in words."""
+        if self.is_built:
+            words = f"words given ({self.words})" if self.words else f"fairlab's ({self.language})"
+            return f"neutral words in the sentences of the pairs: {words}"
+        return Path(self.neutral).name if self.neutral else "fairlab's own"
+
+    @property
+    def facts(self):
+        """Which neutral pairs and which text are taken, for the report."""
+        text = self.text.name if self.text else f"fairlab's evaluation text ({self.language})"
+        facts = {"neutral pairs": self.neutral_name, "text": text}
+        # "en" is what nobody has to say, so it is no fact
+        names = {"de": "German", "es": "Spanish", "fr": "French"}
+        return facts | ({"language": names[self.language]} if self.language in names else {})
+
+
+@dataclass(frozen=True)
 class Plan:
     """What compare and report judge, and how; what can be refused before the model loads, is."""
 
@@ -640,6 +725,7 @@ class Plan:
     no_cache: bool
     selection: Path | None = None
     changed: str | None = None
+    control: Control | None = None
 
     def __post_init__(self):
         from fairlab.weights import find_weights
@@ -690,6 +776,7 @@ class Plan:
             # guarded scores have no weights
             if not all(is_causal(method) or method == "random" for method in self.methods):
                 facts["bias weight"] = self.bias_weight
+        facts |= self.control.facts
         return facts | ({"quick look": QUICK_LOOK} if self.quick else {})
 
 
@@ -741,7 +828,7 @@ def refuse_problems(checked, path):
 # ---- which pairs
 
 
-def load_pool(tokenizer, name, skip_invalid=False):
+def load_pool(tokenizer, name, skip_invalid=False, language="en"):
     """Return the valid pairs that --pairs names, of all splits."""
     from fairlab.checking import is_file_name
 
@@ -749,7 +836,8 @@ def load_pool(tokenizer, name, skip_invalid=False):
         return pairs_of_file(tokenizer, name, skip_invalid)
     if name == "article":
         return valid_pairs(tokenizer, [fl.ARTICLE_PAIR], name)
-    return valid_pairs(tokenizer, fl.load_pairs(None if name == "all" else name), name)
+    pairs = fl.load_pairs(None if name == "all" else name, language=language)
+    return valid_pairs(tokenizer, pairs, name)
 
 
 def pairs_of_file(tokenizer, path, skip_invalid):
@@ -771,9 +859,10 @@ def part_of(pool, split):
     return [pair for pair in pool if pair.split == split and pair.attribute_split in ("", split)]
 
 
-def choosing_and_held_out(tokenizer, name, skip_invalid, chooses=True):
+def choosing_and_held_out(tokenizer, control, chooses=True):
     """Return the pairs that choose the neurons, and pairs whose template and words do not."""
-    pool = load_pool(tokenizer, name, skip_invalid)
+    name = control.pairs
+    pool = load_pool(tokenizer, name, control.skip_invalid, control.language)
     if name == "article":  # a single pair: nothing of it can be held out
         return pool, valid_pairs(tokenizer, fl.load_pairs(split="held_out"), "all")
     choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
@@ -785,18 +874,17 @@ def choosing_and_held_out(tokenizer, name, skip_invalid, chooses=True):
     return choosing, held_out
 
 
-def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid, chooses=True):
+def choosing_and_judging(tokenizer, control, chooses=True):
     """Return the pairs that choose the neurons, and all that judges the cut."""
-    choosing, held_out = choosing_and_held_out(tokenizer, pairs, skip_invalid, chooses)
+    choosing, held_out = choosing_and_held_out(tokenizer, control, chooses)
     if not held_out:
         raise ValueError(
-            f"pairs: nothing in {pairs} is held out, and a cut measured on the pairs that chose it "
-            "looks good by construction; add sentences, or a column split with train and held_out"
+            f"pairs: nothing in {control.pairs} is held out, and a cut measured on the pairs that "
+            "chose it looks good by construction; add sentences, or a column split with train and "
+            "held_out"
         )
-    # the start of the text, since every random cut reads it again
-    text = start_of(fl.load_text("evaluation"), tokenizer, 2048)
-    controls = neutral_pairs(tokenizer, neutral, skip_invalid=skip_invalid)
-    return choosing, fl.HeldOut(held_out, controls, text)
+    controls = neutral_pairs(tokenizer, control, held_out, "held_out")
+    return choosing, fl.HeldOut(held_out, controls, evaluation_text(tokenizer, control))
 
 
 def start_of(text, tokenizer, count):
@@ -805,11 +893,82 @@ def start_of(text, tokenizer, count):
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def neutral_pairs(tokenizer, path, split="held_out", skip_invalid=False):
-    """Return the neutral pairs of a file, or fairlab's own of a split."""
-    if path:
-        return pairs_of_file(tokenizer, path, skip_invalid)
-    return valid_pairs(tokenizer, fl.load_pairs(kind="neutral", split=split), "neutral")
+def neutral_pairs(tokenizer, control, pairs, split=None):
+    """Return neutral pairs: of a file, of words in the sentences of some pairs, or fairlab's own.
+
+    With a split those that choose ("train") or judge ("held_out"); without, all of a file, and
+    else those that judge.
+    """
+    if control.neutral:
+        found = pairs_of_file(tokenizer, control.neutral, control.skip_invalid)
+        found = part_of(found, split) if split else found
+    elif control.is_built:
+        words = words_given(control.words)
+        found = built_pairs(tokenizer, tuple(pairs), split or "held_out", control.language, words)
+    else:
+        own = fl.load_pairs(kind="neutral", split=split or "held_out")
+        found = valid_pairs(tokenizer, own, "neutral")
+    if not found:
+        raise ValueError(
+            f"neutral: no pair of these is of the split {split}: {control.neutral_name}; "
+            "give others (--neutral, --neutral-words)"
+        )
+    return found
+
+
+@functools.cache  # several methods choose on the same pairs, and the notice is for once
+def built_pairs(tokenizer, pairs, split, language, words):
+    """Put the neutral words of a split into the sentences of some pairs, and show two prompts."""
+    built = fl.build_neutral_pairs(tokenizer, pairs, language=language, words=words)
+    built = [pair for pair in built if pair.attribute_split == split]
+    if not built:
+        return []
+    of_all = counted(len({pair.template for pair in pairs}), "sentence")
+    count = len({pair.template for pair in built})
+    which = "the words given" if words else f"fairlab's neutral words ({language})"
+    notice = f"{which} put into {count} of {of_all}, such as:"
+    shown = [built[0].prompt_a, built[-1].prompt_b]
+    advice = "If they read badly, give --neutral-words or --neutral."
+    print("\n  ".join([f"fairlab: {notice}", *shown, advice]), file=sys.stderr)
+    return built
+
+
+def words_given(text):
+    """Return the pairs of words of --neutral-words: "a/b, c/d"."""
+    if text is None:
+        return None
+    words = [tuple(word.strip() for word in both.split("/")) for both in text.split(",")]
+    if len(words) < 2 or any(len(both) != 2 or not all(both) for both in words):
+        raise ValueError(
+            'neutral_words: expected at least two pairs of words such as "tired/hungry, '
+            f'calm/happy"; got {text!r}'
+        )
+    return tuple(words)
+
+
+def evaluation_text(tokenizer, control):
+    """Return the text for the perplexity: its start, since every random cut reads it again."""
+    from fairlab.evaluation.rows import BLOCK
+
+    text = fl.load_text("evaluation", control.language)
+    text = text_of_file(control.text) if control.text else text
+    count = len(tokenizer(text, verbose=False).input_ids)
+    if count <= 2 * BLOCK and control.text:
+        raise ValueError(
+            f"text: expected more than {2 * BLOCK} tokens, since an interval needs two blocks of "
+            f"{BLOCK}; {control.text} has {count}"
+        )
+    return start_of(text, tokenizer, 2048)
+
+
+def text_of_file(path):
+    """Read a text file; refuse an empty one."""
+    from fairlab.files import read_text
+
+    text = read_text("text", path)[0].strip()
+    if not text:
+        raise ValueError(f"text: {path} is empty")
+    return text
 
 
 def valid_pairs(tokenizer, pairs, name):
@@ -836,17 +995,17 @@ def is_causal(method):
     return method == "guarded" or method.partition("+")[0] in ("attribution", "patching")
 
 
-def score_tables(loaded, pairs, method, bias_weight, batch_size=32):
+def score_tables(loaded, pairs, method, bias_weight, control, batch_size=32):
     """Return the tables of a method: its score, and what that is made of."""
     from fairlab.recipes import guarded_tables
 
     bias_method, _, importance_method = method.partition("+")
-    text = fl.load_text("calibration")
+    text = fl.load_text("calibration", control.language)
     if is_causal(method):
         return guarded_tables(
             *loaded,
             pairs,
-            neutral_pairs(loaded[1], None, split="train"),
+            neutral_pairs(loaded[1], control, pairs, "train"),
             text=text,
             method="attribution" if method == "guarded" else bias_method,
             importance=importance_method or "fisher",
@@ -860,16 +1019,16 @@ def score_tables(loaded, pairs, method, bias_weight, batch_size=32):
     return {"score": combined, "bias": bias, "importance": importance}
 
 
-def choose_neurons(loaded, pairs, method, bias_weight, fraction, batch_size):
+def choose_neurons(loaded, pairs, method, bias_weight, fraction, batch_size, control):
     """Choose the neurons by a recipe's name, or by the scores that are named."""
     options = {"fraction": fraction, "batch_size": batch_size}
     if method == "guarded":
-        neutral = neutral_pairs(loaded[1], None, split="train")
-        text = fl.load_text("calibration")
+        neutral = neutral_pairs(loaded[1], control, pairs, "train")
+        text = fl.load_text("calibration", control.language)
         return fl.guarded_cut(*loaded, pairs, neutral, text=text, **options)
     if method == "article":
         return fl.article_cut(*loaded, pairs, bias_weight=bias_weight, **options)
-    tables = score_tables(loaded, pairs, method, bias_weight, batch_size)
+    tables = score_tables(loaded, pairs, method, bias_weight, control, batch_size)
     scores = tables["score"]  # (layers, neurons)
     # hybrid scores are scaled within each layer, so only causal ones compare across layers
     if is_causal(method):
@@ -886,7 +1045,7 @@ def cuts_to_judge(plan, loaded, pairs):
     cuts = {}
     for method in plan.methods:
         if method != "random":
-            choice = (method, plan.bias_weight, plan.fraction, plan.batch_size)
+            choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.control)
             cuts[method] = choose_neurons(loaded, pairs, *choice)
     if "random" in plan.methods:
         cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))

@@ -18,6 +18,7 @@ import fairlab as fl
 from fairlab import cli, files
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
+from fairlab.files import load_text
 from fairlab.report.verdict import diagnosis
 from fairlab.statistics import jackknife_interval
 from tiny_models import tiny_model
@@ -46,7 +47,7 @@ def run(folder, capfd, monkeypatch, tmp_path_factory):
     """Run the command line on the tiny model and a short text; return exit code, standard output
     and error."""
     text = "The tide comes in twice a day, and twice a day it goes out again. " * 5
-    monkeypatch.setattr(fl, "load_text", lambda name: text)
+    monkeypatch.setattr(fl, "load_text", lambda name, language="en": text)
     cache = tmp_path_factory.mktemp("cache") / "fairlab" / "readings"
     monkeypatch.setattr(files, "readings_folder", lambda: cache)
 
@@ -374,7 +375,9 @@ def test_a_file_is_split_by_sentence(run, pairs_csv, tmp_path):
         "2 of the 2 word pairs measured also chose the neurons, in other sentences"
         in facts["warnings"][0]
     )
-    assert len(facts["pairs"]["neutral"]) == 6
+    # the sentences of the neutral file that are held out judge
+    assert {pair["template"] for pair in facts["pairs"]["neutral"]} == {SENTENCES[1]}
+    assert facts["method"]["neutral pairs"] == path.name
 
 
 def test_a_file_with_splits_keeps_them(run, pairs_csv, monkeypatch):
@@ -424,12 +427,21 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, m
         (["--method", "guarded+maw"], "method: expected one of activation"),
         (["--bias-weight", "2"], "bias_weight: expected a number from 0 to 1; got 2.0"),
         (["--fraction", "2"], "fraction: expected a float between 0 and 1"),
+        (["--language", "it"], "language: expected one of de, en, es, fr; got 'it'"),
+        (["--language", "fr"], "language: expected one of en, es for demographic pairs"),
+        (["--language", "es", "--pairs", "article"], "language: the article's pair is in English"),
+        (["--neutral-words", "tired/hungry"], "neutral_words: expected at least two pairs of"),
+        (["--neutral-words", "a/b, c/d", "--neutral", "blank.csv"], "expected one of them"),
+        (["--text", "missing.txt"], "text: no such file: missing.txt"),
+        (["--text", "empty.txt"], "text: empty.txt is empty"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_loads(
     run, pairs_csv, tmp_path, monkeypatch, command, options, message
 ):
-    takes = {"--neutral": ("diagnose", "compare", "report"), "--pairs": COMMANDS}
+    monkeypatch.setattr(fl, "load_text", load_text)  # it knows the languages
+    takes = dict.fromkeys(("--neutral", "--neutral-words", "--language", "--pairs"), COMMANDS)
+    takes["--text"] = ("compare", "report")
     takes |= {"--fraction": ("prune", "compare", "report")}
     if command not in takes.get(options[0], COMMANDS[1:]):
         pytest.skip("has no such option")
@@ -437,6 +449,7 @@ def test_what_is_wrong_is_said_before_the_model_loads(
     rows = rows_of(SENTENCES[:1])
     rows[1]["prompt_a"] += " "
     pairs_csv(rows, "blank.csv")
+    Path("empty.txt").write_text("\n", encoding="utf-8")
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     out = {"prune": ["--out", "cut"], "report": ["--out", "page.html"]}.get(command, [])
     code, _, err = run(command, *options, *out)
@@ -497,6 +510,151 @@ def test_diagnose_measures_what_is_left_of_a_file(run, pairs_csv):
     code, out, err = run("diagnose", "--pairs", path, "--skip-invalid", "--json")
     assert (code, strict(out)["categories"][0]["pairs"]) == (0, 6)
     assert err.startswith(f"fairlab: 1 of 7 rows of {path} left out, not valid:\n  row 8: ")
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """Record which pairs and texts choose and judge, and choose no neuron."""
+    seen = {}
+
+    def guarded_cut(model, tokenizer, pairs, neutral, *, text, **options):
+        seen.update(choosing=pairs, choosing_neutral=neutral, calibration=text)
+        return fl.NeuronSelection({0: (1,)}, (2, 16))
+
+    def compare(model, tokenizer, selections, held_out, **options):
+        seen.update(judging=held_out.pairs, neutral=held_out.neutral, text=held_out.text)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "guarded_cut", guarded_cut)
+    monkeypatch.setattr(fl, "compare", compare)
+    monkeypatch.setattr(fl, "load_text", load_text)
+    return seen
+
+
+def words_of(pairs):
+    return {word for pair in pairs for word in (pair.attribute_a, pair.attribute_b)}
+
+
+def templates_of(pairs):
+    return {pair.template for pair in pairs}
+
+
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_neutral_pairs_of_a_file_stand_in_its_own_sentences(
+    run, used, pairs_csv, tmp_path, command
+):
+    path = pairs_csv(rows_of(SENTENCES))
+    code, _, err = run(command, "--pairs", path, *["--out", tmp_path / "r.html"])
+    assert (code, err.endswith("fairlab: far enough\n")) == (2, True)
+    assert templates_of(used["choosing"]) == {SENTENCES[0], SENTENCES[2]}
+    assert templates_of(used["choosing_neutral"]) == templates_of(used["choosing"])
+    assert templates_of(used["neutral"]) == templates_of(used["judging"]) == {SENTENCES[1]}
+    own = {split: fl.load_pairs(kind="neutral", split=split) for split in ("train", "held_out")}
+    assert words_of(used["choosing_neutral"]) == words_of(own["train"])
+    assert words_of(used["neutral"]) == words_of(own["held_out"])
+    # said once for the pairs that choose and once for those that judge, with two prompts each
+    assert "fairlab's neutral words (en) put into 2 of 2 sentences, such as:" in err
+    assert "  The tired man called the office, and\n" in err
+    assert "  My curious friend read the letter. Then\n" in err
+    assert err.count("such as:") == 2
+
+
+@pytest.mark.parametrize("command", ["score", "prune"])
+def test_score_and_prune_take_neutral_pairs_in_the_own_sentences(
+    run, used, pairs_csv, tmp_path, monkeypatch, command
+):
+    def guarded_tables(model, tokenizer, pairs, neutral, **options):
+        used.update(choosing=pairs, choosing_neutral=neutral)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("fairlab.recipes.guarded_tables", guarded_tables)
+    run(command, "--pairs", pairs_csv(rows_of(SENTENCES)), "--out", tmp_path / "out")
+    assert templates_of(used["choosing_neutral"]) == templates_of(used["choosing"])
+    assert "tired" in words_of(used["choosing_neutral"])
+
+
+def test_spanish_pairs_have_spanish_words_and_texts(run, used, pairs_csv):
+    sentences = ("La mujer {} esperaba", "La señora {} comía", "La clienta {} pagó")
+    path = pairs_csv(rows_of(sentences, [("negra", "blanca")]))
+    run("compare", "--pairs", path, "--language", "es")
+    assert {"feliz", "del jueves"} <= words_of(used["choosing_neutral"])
+    assert {"prudente", "de marzo"} <= words_of(used["neutral"])
+    assert used["calibration"] == load_text("calibration", "es")
+    assert load_text("evaluation", "es").startswith(used["text"])
+    facts = cli.Control(str(path), None, None, "es", False).facts
+    assert facts["language"] == "Spanish" and "(es)" in facts["neutral pairs"]
+    assert "language" not in cli.Control(str(path), None, None, "en", False).facts
+    # fairlab's own Spanish pairs are read in Spanish, too
+    run("compare", "--pairs", "race", "--language", "es")
+    assert templates_of(used["choosing"]) == templates_of(
+        fl.load_pairs("race", language="es", split="train")
+    )
+    assert any(pair.prompt_a.startswith("La persona feliz") for pair in used["choosing_neutral"])
+
+
+def test_without_a_file_nothing_changes(run, used, tokenizer):
+    _, _, err = run("compare", "--pairs", "race")
+    assert err == "fairlab: far enough\n"
+    assert used["choosing_neutral"] == fl.load_pairs(kind="neutral", split="train")
+    assert list(used["neutral"]) == fl.load_pairs(kind="neutral", split="held_out")
+    assert used["calibration"] == load_text("calibration")
+    ids = tokenizer(load_text("evaluation"), verbose=False).input_ids[:2048]
+    assert used["text"] == tokenizer.decode(ids)
+
+
+def test_neutral_words_of_ones_own_choose_and_judge(run, used, pairs_csv):
+    path = pairs_csv(rows_of(SENTENCES))
+    words = "wet/dry, big/small,early/late"
+    _, _, err = run("compare", "--pairs", path, "--neutral-words", words)
+    assert words_of(used["choosing_neutral"]) == {"wet", "dry", "early", "late"}
+    assert words_of(used["neutral"]) == {"big", "small"}
+    assert "the words given put into 2 of 2 sentences" in err
+
+
+def test_a_neutral_file_chooses_and_judges_with_different_sentences(run, used, pairs_csv):
+    path = pairs_csv(rows_of(SENTENCES))
+    mood = pairs_csv(rows_of(SENTENCES, [("tired", "hungry")]), "mood.csv")
+    run("compare", "--pairs", path, "--neutral", mood)
+    assert templates_of(used["choosing_neutral"]) == {SENTENCES[0], SENTENCES[2]}
+    assert templates_of(used["neutral"]) == {SENTENCES[1]}
+    one = pairs_csv(rows_of(SENTENCES[:1], [("tired", "hungry")]), "one.csv")
+    code, _, err = run("compare", "--pairs", path, "--neutral", one)
+    assert code == 2 and "neutral: no pair of these is of the split held_out: one.csv" in err
+
+
+def test_the_text_of_ones_own_is_the_one_read(run, used, tmp_path):
+    path = tmp_path / "prose.txt"
+    prose = "The tide comes in twice a day, and twice a day it goes out again. " * 20
+    path.write_text(f"\n{prose}\n", encoding="utf-8")
+    run("compare", "--text", path)
+    assert used["text"] == prose.strip()
+    path.write_text(prose[:400], encoding="utf-8")
+    code, _, err = run("compare", "--text", path)
+    assert code == 2
+    assert "text: expected more than 128 tokens, since an interval needs two blocks of 64" in err
+
+
+def test_diagnose_says_which_control_was_taken(run, pairs_csv):
+    path = pairs_csv(rows_of(SENTENCES))
+    facts = strict(run("diagnose", "--pairs", path, "--json")[1])
+    assert facts["neutral pairs"] == "neutral words in the sentences of the pairs: fairlab's (en)"
+    mood = next(row for row in facts["categories"] if row["category"] == "mood")
+    assert (mood["kind"], mood["templates"]) == ("neutral", 3)
+
+
+def test_the_report_says_which_control_and_text_were_taken(run, pairs_csv, tmp_path):
+    path = pairs_csv(rows_of(SENTENCES))
+    prose = tmp_path / "prose.txt"
+    prose.write_text("The tide comes in twice a day, and it goes out. " * 20, encoding="utf-8")
+    page = tmp_path / "r.html"
+    options = ["--pairs", path, "--text", prose, "--n-random", "1", "--out", page]
+    code, _, err = run("report", *CUT[:-2], *options)
+    assert code == 0, err
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert facts["method"]["text"] == "prose.txt"
+    assert "in the sentences of the pairs" in facts["method"]["neutral pairs"]
+    assert {pair["template"] for pair in facts["pairs"]["neutral"]} == {SENTENCES[1]}
+    assert "prose.txt" in page.read_text(encoding="utf-8")
 
 
 def test_an_unknown_option_is_code_2():

@@ -1,0 +1,156 @@
+"""Neutral pairs, the control of a comparison, in the sentences of one's own pairs.
+
+Contents: `build_neutral_pairs`. Those that come with fairlab's own pairs: `load_pairs`.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from transformers import PreTrainedTokenizerBase
+
+from fairlab.checking import article_fits
+from fairlab.files import DATA
+from fairlab.pairs import PromptPair, as_pairs, check_pairs
+
+# what a slot that opens its sentence holds, such as a name: a word of mood alone would be no
+# sentence there
+_PHRASES = {
+    "de": "Die {} Person",
+    "en": "The {} person",
+    "es": "La persona {}",
+    "fr": "La personne {}",
+}
+_REMEDY = "give other words (words=…, --neutral-words) or neutral pairs of your own (--neutral)"
+
+
+def build_neutral_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    language: str = "en",
+    words: Sequence[tuple[str, str]] | None = None,
+) -> list[PromptPair]:
+    """Put neutral words into the sentences of demographic pairs: the control in the same places.
+
+    The words of a language are adjectives of mood ("tired", "hungry") and words of time, in the
+    form that goes beside a noun. Where the slot opens its sentence it may hold a name, so "The
+    tired person" goes there. German words take the ending that both words of the sentence's first
+    pair have (-er, -en, -es, -em). French and Spanish ones have one form in the singular, and
+    follow their noun best. Slots of other kinds (a noun after its article, a plural in French or
+    Spanish) make broken sentences: read some, and give `words` of your own for these.
+
+    Parameters
+    ----------
+    pairs : list of PromptPair
+        Pairs with a `template`: each different one is a sentence, and keeps its split.
+    language : str
+        Of the sentences: "en", "de", "fr" or "es".
+    words : list of (str, str), optional
+        In place of those of the language, at least two pairs. They go into the slot as they are,
+        with a capital at the start of a sentence. Every third pair (the second, the fifth, …) is of
+        the attribute split "held_out", the others of "train".
+
+    Returns
+    -------
+    list of PromptPair
+        Those that are valid for the tokenizer: sentence by sentence, each with all words that fit.
+        `split` is that of the sentence and `attribute_split` that of the words, so that no word
+        that chooses neurons also judges them. The category is "mood" or "time", and of words of
+        your own "neutral".
+
+    Raises
+    ------
+    ValueError
+        Another language, fewer than two pairs of words, a pair without a template, or no words that
+        fit.
+    """
+    rows = _words_of(language) if words is None else _rows_of(words)
+    in_slot = partial(_phrase, language=language) if words is None else _with_capital
+    sentences = {}  # template → the first pair in it
+    for pair in as_pairs(pairs):
+        if pair.template.count("{}") != 1:
+            raise ValueError(
+                "pairs: each needs a template with {} where the words go; "
+                f"got {pair.template!r} for {pair.prompt_a!r}"
+            )
+        sentences.setdefault(pair.template, pair)
+    built = []
+    for number, pair in enumerate(sentences.values(), start=1):
+        for category, attribute_split, *both in rows:
+            filled = [in_slot(word, pair) for word in both]
+            if words is None and language == "en" and not _articles_fit(pair, filled):
+                continue
+            new = replace(
+                pair,
+                prompt_a=pair.template.replace("{}", filled[0]),
+                prompt_b=pair.template.replace("{}", filled[1]),
+                attribute_a=both[0],
+                attribute_b=both[1],
+                category=category,
+                attribute_split=attribute_split,
+                id=f"{category}-{number:02d}-{'-'.join(both)}".lower().replace(" ", "-"),
+            )
+            built.append(new)
+    valid = list(check_pairs(tokenizer, built).valid) if built else []
+    if not any(valid):
+        raise ValueError(
+            f"pairs: none of {len(rows)} pairs of neutral words fits in the {len(sentences)} "
+            f"sentences (both words need as many tokens, and a or an may not change); {_REMEDY}"
+        )
+    return [pair for pair, holds in zip(built, valid, strict=True) if holds]
+
+
+def _words_of(language: str) -> list[tuple[str, str, str, str]]:
+    """Return category, split and both words of each pair of neutral words of a language."""
+    with (DATA / "prompts" / "words_neutral.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    known = sorted({row["language"] for row in rows})
+    if language not in known:
+        raise ValueError(
+            f"language: expected one of {', '.join(known)} (for others, {_REMEDY}); "
+            f"got {language!r}"
+        )
+    columns = ("category", "attribute_split", "attribute_a", "attribute_b")
+    return [tuple(row[name] for name in columns) for row in rows if row["language"] == language]
+
+
+def _rows_of(words: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
+    """Return the same of words that are given; every third pair judges."""
+    words = [tuple(both) for both in words]
+    if len(words) < 2 or any(len(both) != 2 or both[0] == both[1] for both in words):
+        raise ValueError(
+            "words: expected at least two pairs of different words, one to choose and one to "
+            f"judge; got {words!r}"
+        )
+    return [
+        ("neutral", "held_out" if number % 3 == 1 else "train", *both)
+        for number, both in enumerate(words)
+    ]
+
+
+def _articles_fit(pair: PromptPair, filled: Sequence[str]) -> bool:
+    """Say whether the slot's words may stand there: after "a" not "angry"."""
+    before = pair.template.partition("{}")[0].split()
+    return not before or all(article_fits(before[-1], word) for word in filled)
+
+
+def _phrase(word: str, pair: PromptPair, language: str) -> str:
+    """Return what the slot holds with a neutral word: the word in its form, or a phrase with it."""
+    if _opens_sentence(pair.template):
+        return _PHRASES[language].replace("{}", word)
+    if language == "de":  # ein müder Mann, die müden Leute: as the words of the pair end
+        for letter in "rnsm":
+            if pair.attribute_a.endswith(f"e{letter}") and pair.attribute_b.endswith(f"e{letter}"):
+                return word + letter
+    return word
+
+
+def _with_capital(word: str, pair: PromptPair) -> str:
+    return word[:1].upper() + word[1:] if _opens_sentence(pair.template) else word
+
+
+def _opens_sentence(template: str) -> bool:
+    before = template.partition("{}")[0].rstrip()
+    return not before or before[-1] in ".!?¿¡"
