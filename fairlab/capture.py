@@ -213,6 +213,7 @@ def run_pairs(
     *,
     see_next: Callable[[PairBatch, Tensor], None] | None = None,
     positions: Literal["differing", "all"] = "differing",
+    aligned: bool = True,
     batch_size: int = 32,
 ) -> None:
     """Run both prompts of every pair once and hand each activation to a callback; nothing is kept.
@@ -225,6 +226,9 @@ def run_pairs(
     see_next : callable
         Called as `see_next(batch, log_p)` with the next-token log-probabilities of the prompts,
         shape (prompts, vocabulary). Without it no logits are computed.
+    aligned : bool
+        As in `encode_pair`; False also takes pairs of unequal length, whose `batch.weights` are
+        NaN.
 
     Raises
     ------
@@ -236,7 +240,8 @@ def run_pairs(
     def hand_over(point: str, layer: int, values: Tensor) -> None:
         visit(point, layer, batch, at_least_float32(values[:, batch.start :]))
 
-    batches = pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size)
+    options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
+    batches = pair_batches(model, tokenizer, pairs, **options)
     with torch.no_grad(), _hooks(model, check_points(model, points), None, hand_over):
         for batch in batches:
             if see_next is None:
