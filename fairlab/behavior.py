@@ -154,10 +154,14 @@ def next_token_divergence(
     Raises
     ------
     TypeError, ValueError
-        No pairs, an invalid pair, or one string in place of a list of words.
+        No pairs, a pair that is not measurable (`check_pairs`), or one string in place of a list
+        of words.
 
     Notes
     -----
+    The two prompts of a pair may differ in their number of tokens. Then part of the gap may come
+    from the length alone: read it beside neutral pairs whose prompts differ in length by as much.
+
     In half precision the model's own rounding adds to the gap. Measured on the default model, 126
     pairs with a mean gap of 0.0099 nats: float16 errs by 0.0001 a pair (root mean square; at most
     0.0005) and by -0.3 % on average, bfloat16 by 0.001 (at most 0.004) and by +3.5 %. The batch
@@ -172,7 +176,7 @@ def next_token_divergence(
     def note(batch: PairBatch, log_p: Tensor) -> None:
         gaps[batch.pairs] = divergence(leave_out_tokens(log_p, tokens), batch).cpu()
 
-    run_pairs(model, tokenizer, pairs, see_next=note, batch_size=batch_size)
+    run_pairs(model, tokenizer, pairs, see_next=note, aligned=False, batch_size=batch_size)
     return gaps
 
 
@@ -195,7 +199,7 @@ def top_token_shifts(
     Raises
     ------
     ValueError
-        k below 1, or an invalid pair.
+        k below 1, or a pair that is not measurable (`check_pairs`).
     """
     if not 1 <= k <= len(tokenizer):
         raise ValueError(f"k: expected a number from 1 to {len(tokenizer)}; got {k!r}")
@@ -205,7 +209,7 @@ def top_token_shifts(
         probabilities.append(log_p[batch.rows_a.item()].exp().cpu())
         probabilities.append(log_p[batch.rows_b.item()].exp().cpu())
 
-    run_pairs(model, tokenizer, [pair], see_next=note)
+    run_pairs(model, tokenizer, [pair], see_next=note, aligned=False)
     p_a, p_b = probabilities
     shifts = p_a - p_b
     top = shifts.abs().topk(k).indices  # (k,), the largest first

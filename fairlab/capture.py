@@ -170,6 +170,7 @@ def pair_differences(
     *,
     points: Iterable[str],
     positions: Literal["differing", "all"] = "differing",
+    batch_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """Measure the difference and the scale of activations for each pair, point and layer.
 
@@ -198,7 +199,7 @@ def pair_differences(
         sizes = (sizes[batch.rows_a] + sizes[batch.rows_b]) / 2  # (pairs, tokens)
         scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
 
-    run_pairs(model, tokenizer, pairs, points, note, positions=positions)
+    run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
     _check_finite(difference, "the points asked for")
     return difference, scale
 
@@ -213,6 +214,7 @@ def run_pairs(
     *,
     see_next: Callable[[PairBatch, Tensor], None] | None = None,
     positions: Literal["differing", "all"] = "differing",
+    aligned: bool = True,
     batch_size: int = 32,
 ) -> None:
     """Run both prompts of every pair once and hand each activation to a callback; nothing is kept.
@@ -225,6 +227,9 @@ def run_pairs(
     see_next : callable
         Called as `see_next(batch, log_p)` with the next-token log-probabilities of the prompts,
         shape (prompts, vocabulary). Without it no logits are computed.
+    aligned : bool
+        As in `encode_pair`; False also takes pairs of unequal length, whose `batch.weights` are
+        NaN.
 
     Raises
     ------
@@ -236,7 +241,8 @@ def run_pairs(
     def hand_over(point: str, layer: int, values: Tensor) -> None:
         visit(point, layer, batch, at_least_float32(values[:, batch.start :]))
 
-    batches = pair_batches(model, tokenizer, pairs, positions=positions, batch_size=batch_size)
+    options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
+    batches = pair_batches(model, tokenizer, pairs, **options)
     with torch.no_grad(), _hooks(model, check_points(model, points), None, hand_over):
         for batch in batches:
             if see_next is None:

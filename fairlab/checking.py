@@ -5,8 +5,9 @@ Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `sp
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
-problem is not valid; a notice is worth reading, and its row is valid. Rows have the numbers that a
-spreadsheet shows: the header is row 1.
+problem is not valid; a notice is worth reading, and its row is valid. So a row is valid here where
+its pair is measurable: prompts of unequal length, such as those of names, are a notice. Rows have
+the numbers that a spreadsheet shows: the header is row 1.
 """
 
 import csv
@@ -42,6 +43,11 @@ _DEFAULTS = {
 }
 # a sentence with one of them is taken for English, and a/an is looked at
 _ENGLISH = {"the", "and", "of", "is", "was", "were", "with", "to", "my", "his", "her"}
+_OF_UNEQUAL_LENGTH = (
+    "gap and decision gap are measured, and guarded and attribution scores take these rows; the "
+    "article's metric and scores that compare token by token can't; part of such a gap may come "
+    "from the length, so some neutral pairs should differ by as much"
+)
 # words that sound otherwise than they are written
 _NO_VOWEL = re.compile(r"one\b|once|eu|ewe|u[ks]|uni(?!n|m)|ut[aeio]", re.IGNORECASE)
 _NO_CONSONANT = re.compile(r"hour|hono|heir|honest", re.IGNORECASE)
@@ -156,8 +162,9 @@ def check_file(
     path : path
         As in `read_pairs`.
     tokenizer : PreTrainedTokenizerBase, optional
-        Also check that the pairs are valid for it, and suggest words that fit. Without it only the
-        text is checked.
+        Also check that the pairs can be measured with it, name those whose two prompts differ in
+        their number of tokens (a notice), and suggest words that fit. Without it only the text is
+        checked.
 
     Returns
     -------
@@ -518,22 +525,25 @@ def _row_problems(pairs: dict[int, PromptPair]) -> list[Problem]:
 def _token_problems(
     tokenizer: PreTrainedTokenizerBase, pairs: dict[int, PromptPair]
 ) -> list[Problem]:
-    """Find the pairs that `check_pairs` refuses, with words that would fit."""
+    """Find the pairs that `check_pairs` refuses; name those of unequal length, with words that
+    would fit."""
     if not pairs:
         return []
-    found = []
-    reasons = dict(zip(pairs, check_pairs(tokenizer, list(pairs.values())).reason, strict=True))
-    for row, reason in reasons.items():
-        if not reason:
-            continue
-        if " tokens" in reason:
+    found, unequal = [], 0
+    table = check_pairs(tokenizer, list(pairs.values()))
+    for row, reason, measurable in zip(pairs, table.reason, table.measurable, strict=True):
+        if reason and measurable:
             what = f"{reason}: {_both_split(tokenizer, pairs[row])}"
             remedy = _suggestion(tokenizer, pairs[row], list(pairs.values()))
-        else:
-            what = reason
+            found.append(Problem(row, "", what, remedy, notice=True))
+            unequal += 1
+        elif reason:
             equal = pairs[row].prompt_a == pairs[row].prompt_b
             remedy = "write another word in one of them" if equal else ONE_PLACE
-        found.append(Problem(row, "", what, remedy))
+            found.append(Problem(row, "", reason, remedy))
+    if unequal:
+        what = f"in {unequal} of {len(pairs)} rows the two prompts differ in their number of tokens"
+        found.append(Problem(0, "", what, _OF_UNEQUAL_LENGTH, notice=True))
     return found
 
 
@@ -564,7 +574,7 @@ def _suggestion(
         if words:
             shown = ", ".join(f'"{partner}"' for partner in words[:3])
             fitting.append(f'in place of "{word}" these have as many tokens: {shown}')
-    return "; ".join(fitting) or "choose two words with the same number of tokens"
+    return "; ".join(fitting) or "no other word of this category fits"
 
 
 def _partners(

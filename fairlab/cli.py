@@ -7,6 +7,7 @@ nothing else. Progress bars and notices go to standard error. `_about` lists the
 
 import functools
 import json
+import math
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -167,10 +168,12 @@ def check(
     """Find every problem in a file of pairs; load no model, only its tokenizer.
 
     Prints each problem with the row's number in a spreadsheet (the header is row 1) and a remedy:
-    words that the tokenizer splits into unlike numbers of tokens, with words that would fit; blanks
-    too many; templates that are not the prompts' sentence; what is there twice; a sentence that is
-    both for training and held out. Then notices, which leave a row valid, and how the valid rows
-    are split. Exit code 0: every row is valid; 2: there are problems, or the file can't be read.
+    blanks too many; templates that are not the prompts' sentence; what is there twice; a sentence
+    that is both for training and held out. Then notices, which leave a row valid: words that the
+    tokenizer splits into unlike numbers of tokens (names often are; their gap is measured, but
+    scores that compare token by token refuse them), with words that would fit. Last, how the valid
+    rows are split. Exit code 0: every row is valid; 2: there are problems, or the file can't be
+    read.
 
     \b
     Example: fairlab check mine.csv --fix valid.csv
@@ -218,9 +221,10 @@ def diagnose(
     """Measure the gap between prompts; cut nothing.
 
     Prints, for each category and for neutral pairs (the control), the mean gap of the next-token
-    distributions in nats with its 95 % interval, and the article's mean activation difference; then
-    which category has the largest gap, and whether that is more than neutral words have. --out and
-    --json have a row for every pair.
+    distributions in nats with its 95 % interval, and the article's mean activation difference (of
+    the pairs whose two prompts have the same number of tokens); then which category has the largest
+    gap, and whether that is more than neutral words have. --out and --json have a row for every
+    pair.
 
     --fail-if takes gap (the mean over categories), largest_gap (that of a category) and neutral_gap
     (the mean over neutral pairs), all in nats, with > or < and a number. Compared is the gap
@@ -306,6 +310,7 @@ def score(
     check_batch_size(batch_size)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     choosing = choosing_and_held_out(loaded[1], control)[0]
+    choosing = pairs_for(loaded[1], choosing, method)
     tables = score_tables(loaded, choosing, method, bias_weight, control, batch_size)
     index = pd.MultiIndex.from_product(map(range, tables["score"].shape))
     index.names = ["layer", "neuron"]
@@ -394,6 +399,7 @@ def prune(
             )
         else:
             choosing = choosing_and_held_out(loaded[1], control)[0]
+            choosing = pairs_for(loaded[1], choosing, method)
             choice = (method, bias_weight, fraction, batch_size, control)
             selection = choose_neurons(loaded, choosing, *choice)
     cut = fl.prune(loaded[0], selection, inplace=True)
@@ -851,6 +857,11 @@ def pairs_of_file(tokenizer, path, skip_invalid):
         left_out = len(checked.pairs) - len(checked.valid)
         notice = f"{left_out} of {len(checked.pairs)} rows of {path} left out, not valid:"
         print("\n  ".join([f"fairlab: {notice}", *map(str, checked.problems)]), file=sys.stderr)
+    unequal = (~fl.check_pairs(tokenizer, checked.valid)["valid"]).sum()
+    if unequal:
+        notice = f"in {unequal} of {len(checked.valid)} pairs of {path} the two prompts differ in "
+        notice += "their number of tokens, so part of their gap may come from the length, and the "
+        print(f"fairlab: {notice}article's metric leaves them out", file=sys.stderr)
     return checked.valid
 
 
@@ -872,6 +883,22 @@ def choosing_and_held_out(tokenizer, control, chooses=True):
             "choose the neurons"
         )
     return choosing, held_out
+
+
+def pairs_for(tokenizer, choosing, method):
+    """Return the pairs that a method can choose on: one that compares token by token needs two
+    prompts of one length. Say how many others there are, or refuse, if there are no others."""
+    if method.partition("+")[0] in ("guarded", "attribution"):
+        return choosing
+    valid = list(fl.check_pairs(tokenizer, choosing)["valid"])
+    if all(valid):
+        return choosing
+    found = f"in {valid.count(False)} of {len(valid)} pairs that choose the neurons the two prompts"
+    found += f" differ in their number of tokens, and {method} compares token by token"
+    if not any(valid):
+        raise ValueError(f"pairs: {found}; take --method guarded")
+    print(f"fairlab: {found}: the others choose", file=sys.stderr)
+    return [pair for pair, holds in zip(choosing, valid, strict=True) if holds]
 
 
 def choosing_and_judging(tokenizer, control, chooses=True):
@@ -1042,11 +1069,13 @@ def cuts_to_judge(plan, loaded, pairs):
     """Return the cuts that the methods of a plan choose, or the one that is given, by name."""
     if plan.selection:
         return {plan.selection.stem: plan.given_cut()}
-    cuts = {}
+    choosing, cuts = {}, {}
     for method in plan.methods:
         if method != "random":
-            choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.control)
-            cuts[method] = choose_neurons(loaded, pairs, *choice)
+            choosing[method] = pairs_for(loaded[1], pairs, method)
+    for method, some in choosing.items():
+        choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.control)
+        cuts[method] = choose_neurons(loaded, some, *choice)
     if "random" in plan.methods:
         cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))
     return {method: cuts[method] for method in plan.methods}
@@ -1167,8 +1196,12 @@ def pair_readings(loaded, demographic, neutral, batch_size=32):
     readings.insert(0, "kind", kinds)
     readings["gap"] = fl.next_token_divergence(*loaded, pairs, batch_size=batch_size).numpy()
     options = {"points": article_points(loaded[0]), "positions": "all", "batch_size": batch_size}
-    difference, _ = pair_differences(*loaded, pairs, **options)
-    readings["metric"] = difference.mean((1, 2)).numpy()  # over points and layers
+    readings["metric"] = math.nan
+    valid = fl.check_pairs(loaded[1], pairs)["valid"]  # the others can't be compared by token
+    aligned = [pair for pair, holds in zip(pairs, valid, strict=True) if holds]
+    if aligned:
+        difference, _ = pair_differences(*loaded, aligned, **options)
+        readings.loc[valid, "metric"] = difference.mean((1, 2)).numpy()  # over points and layers
     return readings
 
 
@@ -1307,7 +1340,7 @@ def check_text(checked, facts):
     if checked.problems:
         lines += ["", "Problems:", *map(str, checked.problems)]
     if checked.notices:
-        lines += ["", "Notices (these rows are valid):", *map(str, checked.notices)]
+        lines += ["", "Notices (no row is invalid for them):", *map(str, checked.notices)]
     how = (
         "as the column split says"
         if facts["split_by_file"]

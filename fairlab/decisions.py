@@ -59,8 +59,12 @@ def decision_gap(
     Raises
     ------
     ValueError
-        No pairs, an invalid pair, a pair whose template has no outcomes, or a continuation that the
-        tokenizer merges with the end of the prompt.
+        No pairs, a pair that is not measurable (`check_pairs`) or whose template has no outcomes,
+        or a continuation that the tokenizer merges with the end of the prompt.
+
+    Notes
+    -----
+    The two prompts of a pair may differ in their number of tokens; see `next_token_divergence`.
     """
     pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
@@ -252,7 +256,7 @@ def _encoded_lists(
             f"outcomes: expected a harsher and a kinder list for every template; "
             f"none for {pair.template!r}"
         )
-    encode_pair(tokenizer, pair)  # refuses an invalid pair
+    encode_pair(tokenizer, pair, aligned=False)  # refuses a pair that is not measurable
     of_template = outcomes[pair.template]
     lists = []
     for prompt in (pair.prompt_a, pair.prompt_b):

@@ -113,7 +113,8 @@ def layer_differences(
     Raises
     ------
     ValueError
-        No pairs, an invalid pair, or an unknown point.
+        No pairs, a pair that is not valid (`check_pairs`), such as one of unequal length, or an
+        unknown point.
     """
     points = check_points(model, points)
     categories = defaultdict(list)
@@ -227,7 +228,8 @@ def project_pair(
     Raises
     ------
     ValueError
-        An invalid pair, an unknown point, or a start that leaves no token that differs.
+        A pair that is not valid (`check_pairs`), such as one of unequal length; an unknown point,
+        or a start that leaves no token that differs.
     """
     check_option("point", point, CAPTURE_POINTS)
     ids_a, ids_b, first = encode_pair(tokenizer, pair)

@@ -137,7 +137,7 @@ class _Sampler:
         before = torch.stack(before).float()  # (pairs,)
         weights = torch.stack(weights).float() / len(pairs)
         after = 0
-        for batch in pair_batches(model, tokenizer, pairs):
+        for batch in pair_batches(model, tokenizer, pairs, aligned=False):
             after = after + _weighted_gap(model, batch, weights)
         return after - (before @ weights).to(model.device)
 

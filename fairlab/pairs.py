@@ -9,6 +9,14 @@ exactly one span. Then token `t` of one prompt stands opposite token `t` of the 
 differs inside the model comes from that span. Before the first differing token a causal model's
 activations are equal by construction. Neither prompt may end in a blank: in most tokenizers the
 blank belongs to the word that follows, and after a lone one a model expects something else.
+
+A pair of *unequal length*, such as one of names (for the default model Emily is one token, Lakisha
+three), can't be compared token by token, but what a model says after it can: it is *measurable*. So
+`next_token_divergence`, `top_token_shifts`, `decision_gap`, `compare`, attribution and decision
+scores, `refine_scores` and `learned_gates` take it. All that compares activations refuses it:
+difference and patching scores, `neuron_differences`, `layer_differences`, `project_pair` and the
+article's metric, which `compare` leaves out for such a pair. Part of its gap may come from the
+length alone; the control is neutral pairs whose prompts differ in length by as much.
 """
 
 import csv
@@ -29,6 +37,10 @@ SPLITS = ("train", "validation", "held_out")
 _SEPARATE_SPLITS = ("test", "extra")
 BLANKS = (" ", "\t", "\u00a0")  # the last one is the blank at which no line may break
 ONE_PLACE = "change one word, or words in a row"
+FOR_UNEQUAL_LENGTH = (
+    "next_token_divergence, top_token_shifts, decision_gap, compare, and "
+    'bias_scores(method="attribution") or guarded_cut to choose neurons'
+)
 # which words go with the templates of a split; with all others, those for training
 _WORDS_OF = {"held_out": "held_out", "test": "test"}
 
@@ -261,18 +273,23 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     Returns
     -------
     pandas.DataFrame
-        Columns `id`, `valid` (bool), `tokens_a`, `tokens_b` (counts, special tokens included),
-        `first` (index of the first differing token, -1 if there is none), `span` (number of tokens
-        from the first to the last that differ, -1 where the counts differ) and `reason` ("" where
-        valid).
+        Columns `id`, `valid` (bool: everything takes the pair), `measurable` (bool: valid, or of
+        unequal length and otherwise in order, which is enough for what needs no comparison token by
+        token, such as `next_token_divergence`, `decision_gap` and `compare`), `tokens_a`,
+        `tokens_b` (counts, special tokens included), `first` (index of the first differing token,
+        -1 if there is none), `span` (number of tokens from the first to the last that differ, -1
+        where the counts differ) and `reason` ("" where valid).
     """
     rows = []
     for pair in as_pairs(pairs):
         ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
         first, span, reason = compare_ids(ids_a, ids_b)
-        reason = reason or _blank_at_the_end(pair)
-        rows.append((pair.id, not reason, len(ids_a), len(ids_b), first, span, reason))
-    columns = ["id", "valid", "tokens_a", "tokens_b", "first", "span", "reason"]
+        blank = _blank_at_the_end(pair)
+        valid = not reason and not blank
+        measurable = valid or (len(ids_a) != len(ids_b) and not blank)
+        counts = (len(ids_a), len(ids_b))
+        rows.append((pair.id, valid, measurable, *counts, first, span, reason or blank))
+    columns = ["id", "valid", "measurable", "tokens_a", "tokens_b", "first", "span", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -301,29 +318,38 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: PromptPair
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, *, aligned: bool = True
 ) -> tuple[list[int], list[int], int]:
     """Return the token ids of both prompts and the index of the first differing token.
+
+    Parameters
+    ----------
+    aligned : bool
+        Whether token t of one prompt must stand opposite token t of the other. False also takes
+        prompts of unequal length.
 
     Raises
     ------
     ValueError
-        A pair that `check_pairs` calls invalid: equal prompts, different numbers of tokens (the
-        message shows both token lists), differences in more than one place, or a blank at the end.
+        A pair that `check_pairs` does not call valid, or without `aligned` not measurable: equal
+        prompts, different numbers of tokens (the message shows both token lists), differences in
+        more than one place, or a blank at the end.
     """
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
-    if len(ids_a) != len(ids_b):
+    unequal = len(ids_a) != len(ids_b)
+    if unequal and aligned:
         tokens_a = tokenizer.convert_ids_to_tokens(ids_a)
         tokens_b = tokenizer.convert_ids_to_tokens(ids_b)
         raise ValueError(
             "pairs: both prompts need the same number of tokens; "
             f"got {len(ids_a)} {tokens_a} and {len(ids_b)} {tokens_b}; "
-            "choose words of equal token count (fairlab.check_pairs lists the pairs that hold)"
+            "choose words of equal token count (fairlab.check_pairs lists the pairs that hold), or "
+            f"measure the pair by what needs no comparison token by token: {FOR_UNEQUAL_LENGTH}"
         )
     if ids_a == ids_b:
         raise ValueError(f"pairs: the two prompts must differ; got {pair.prompt_a!r} twice")
     first, _, reason = compare_ids(ids_a, ids_b)
-    if reason:
+    if reason and not unequal:
         raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; {ONE_PLACE}")
     if reason := _blank_at_the_end(pair):
         raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; take it away")

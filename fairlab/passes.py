@@ -119,7 +119,7 @@ class PairBatch:
         The first position that counts for any pair.
     weights : Tensor of shape (pairs, tokens - start)
         1 / (number of positions that count for the pair) at these positions, 0 elsewhere, so that
-        each row sums to 1.
+        each row sums to 1. NaN for a pair of unequal length, which has no such positions.
     """
 
     input_ids: Tensor
@@ -138,6 +138,7 @@ def pair_batches(
     pairs: Sequence[PromptPair],
     *,
     positions: Literal["differing", "all"] = "differing",
+    aligned: bool = True,
     batch_size: int = 32,
 ) -> Iterator[PairBatch]:
     """Yield batches of unique prompts, shortest first, with both prompts of a pair in one batch.
@@ -145,15 +146,16 @@ def pair_batches(
     A prompt that several pairs share is run once, unless the pairs that are connected through
     shared prompts have more than `batch_size` prompts. In half precision each pair is a batch of
     its own: what a prompt's neighbours in a batch change by rounding would be as large as what is
-    measured. All input is checked before the first batch.
+    measured. All input is checked before the first batch. `aligned` is that of `encode_pair`: pass
+    False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
     if not isinstance(batch_size, int) or batch_size < 2:
         raise ValueError(
             f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
         )
-    encoded = [encode_pair(tokenizer, pair) for pair in as_pairs(pairs)]
-    check_ready(model, longest=max(len(ids_a) for ids_a, _, _ in encoded))
+    encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
+    check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
     first_positions = [first for _, _, first in encoded]
     if positions == "all":
@@ -187,10 +189,11 @@ def _pair_batch(
     lengths = torch.tensor([len(prompt) for prompt in row_of])  # (prompts,)
     steps = torch.arange(input_ids.shape[1])  # (tokens,)
 
-    # a pair's positions run from its first one to the end of its prompts, which are equally long
+    # a pair's positions run from its first one to the end of its prompts, if these are equally long
     first = torch.tensor([first_positions[index] for index in indices])  # (pairs,)
     counts = (steps >= first[:, None]) & (steps < lengths[rows_a][:, None])  # (pairs, tokens)
     weights = counts / counts.sum(1, keepdim=True)
+    weights[lengths[rows_a] != lengths[rows_b]] = math.nan
     start = int(first.min())
 
     device = next(model.parameters()).device

@@ -42,7 +42,8 @@ def guarded_cut(
     Parameters
     ----------
     pairs, neutral : list of PromptPair
-        Demographic pairs, and neutral pairs in the same templates.
+        Demographic pairs, and neutral pairs in the same templates. The two prompts of a pair may
+        differ in their number of tokens.
     text : str, optional
         Plain prose for Fisher's importance, `load_text("calibration")` by default. Measure the
         price of the cut on another text.
@@ -101,7 +102,8 @@ def article_cut(
     """Choose neurons as the article does: by a mix of reaction and small weights.
 
     `hybrid_scores` of `bias_scores(method="article")` and `importance_scores(method="maw")`. The
-    article takes a single pair, `ARTICLE_PAIR`.
+    article takes a single pair, `ARTICLE_PAIR`. Both prompts of a pair need the same number of
+    tokens.
 
     Parameters
     ----------

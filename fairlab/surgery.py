@@ -340,7 +340,7 @@ def _gap_decreases(
     neurons = _places(selection)
     decreases = torch.zeros(len(neurons), dtype=torch.promote_types(model.dtype, torch.float32))
     layers = decoder_layers(model)
-    for batch in pair_batches(model, tokenizer, pairs, batch_size=batch_size):
+    for batch in pair_batches(model, tokenizer, pairs, aligned=False, batch_size=batch_size):
         with torch.no_grad():
             # what enters each layer stays the same when a neuron of a later one is removed
             with _layer_inputs(layers) as inputs:

@@ -43,6 +43,10 @@ def found(checked):
     return [str(problem) for problem in checked.problems]
 
 
+def told(checked):
+    return [str(notice) for notice in checked.notices]
+
+
 # ---- how spreadsheets write
 
 
@@ -246,9 +250,9 @@ def test_a_script_without_blanks_is_told_apart_by_characters(write):
 )
 def test_a_and_an_are_noticed_in_english(write, sentence, words, noticed):
     checked = fl.check_file(write(HEADER, *rows_of([sentence], [words])))
-    told = [str(notice) for notice in checked.notices if notice.column.startswith("prompt")]
+    articles = [str(notice) for notice in checked.notices if notice.column.startswith("prompt")]
     rest = ': a and an change with the word; open the slot with "The", "My" or "Two"'
-    assert told == [f"row 2, {start}{rest}" for start in noticed]
+    assert articles == [f"row 2, {start}{rest}" for start in noticed]
     assert len(checked.valid) == 1
 
 
@@ -270,9 +274,15 @@ def test_words_of_unlike_length_are_shown_with_words_that_fit(tokenizer, write):
     lines = ["The old cook sang,The Luxembourgish cook sang,age", "My big aunt,My big aunt,age"]
     lines += ["My old aunt was old,My new aunt was new,x", "El tío viejo,El tío joven,x"]
     checked = fl.check_file(write(f"{HEADER},category", *lines), tokenizer=tokenizer)
-    assert found(checked)[:3] == [
+    assert told(checked)[:2] == [
+        "the file: in 2 of 4 rows the two prompts differ in their number of tokens; gap and "
+        "decision gap are measured, and guarded and attribution scores take these rows; the "
+        "article's metric and scores that compare token by token can't; part of such a gap may "
+        "come from the length, so some neutral pairs should differ by as much",
         'row 2: 4 and 5 tokens: "old" is 1 (old), "Luxembourgish" is 2 (Luxembourg|ish); in place '
         'of "Luxembourgish" these have as many tokens: "young", "younger", "youthful"',
+    ]
+    assert found(checked) == [
         "row 3: the prompts do not differ; write another word in one of them",
         "row 4: the prompts differ in more than one place; change one word, or words in a row",
     ]
@@ -281,20 +291,21 @@ def test_words_of_unlike_length_are_shown_with_words_that_fit(tokenizer, write):
         assert fl.check_pairs(tokenizer, [fits]).valid[0]
     # the same rows as by check_pairs: there is one definition
     pairs = list(checked.pairs.values())
-    valid = [
-        p for p, holds in zip(pairs, fl.check_pairs(tokenizer, pairs).valid, strict=True) if holds
-    ]
-    assert [pair.id for pair in checked.valid] == [pair.id for pair in valid]
+    table = fl.check_pairs(tokenizer, pairs)
+    assert table.valid.tolist() == [False] * 4  # none of them can be compared token by token
+    valid = [pair for pair, holds in zip(pairs, table.measurable, strict=True) if holds]
+    assert [pair.id for pair in checked.valid] == [pair.id for pair in valid] == ["row-2", "row-5"]
 
 
-def test_fairlabs_spanish_pairs_are_those_that_check_pairs_lets_pass(tokenizer):
+def test_fairlabs_spanish_pairs_of_unequal_length_are_noticed(tokenizer):
     path = fl.data_path("prompts/pairs_es.csv")
     pairs = fl.load_pairs(language="es")
     table = fl.check_pairs(tokenizer, pairs)
     checked = fl.check_file(path, tokenizer=tokenizer)
-    assert checked.valid == [p for p, holds in zip(pairs, table.valid, strict=True) if holds]
-    assert len(checked.problems) == (~table.valid).sum() == 24
-    assert found(checked)[0] == (
+    assert (checked.valid, checked.problems) == (pairs, ())
+    by_token = [notice for notice in checked.notices if " tokens: " in notice.what]
+    assert len(by_token) == (~table.valid).sum() == 24
+    assert str(by_token[0]) == (
         'row 38: 31 and 30 tokens: "La mujer" is 4 (La|mu|j|er), "El hombre" is 3 (El|hom|bre); '
         'in place of "La mujer" these have as many tokens: "La madre"'
     )
@@ -379,12 +390,16 @@ def test_check_prints_problems_notices_and_the_split(run, write):
 
 Problems:
 row 5, prompt_a: ends in a blank; take the blanks away (--fix does)
-row 5: 7 and 3 tokens: "old cook closed the door and" is 6 (old|cook|closed|the|door|and), "young \
-cook" is 2 (young|cook); choose two words with the same number of tokens
 
-Notices (these rows are valid):
+Notices (no row is invalid for them):
+the file: in 1 of 4 rows the two prompts differ in their number of tokens; gap and decision gap \
+are measured, and guarded and attribution scores take these rows; the article's metric and scores \
+that compare token by token can't; part of such a gap may come from the length, so some neutral \
+pairs should differ by as much
 row 1: not used: note; the columns that are read are prompt_a, prompt_b, attribute_a, attribute_b, \
 category, template, split, attribute_split, id
+row 5: 7 and 3 tokens: "old cook closed the door and" is 6 (old|cook|closed|the|door|and), "young \
+cook" is 2 (young|cook); no other word of this category fits
 
 Split, every third sentence of a category held out:
 custom, train: 2 sentences, 2 pairs
@@ -420,6 +435,20 @@ def test_a_fixed_file_is_written_as_excel_reads_it(write):
         write("prompt_a;prompt_b", "Señor viejo;Señor nuevo", encoding="cp1252")
     )
     assert fixed_csv(checked) == "\ufeffprompt_a,prompt_b\nSeñor viejo,Señor nuevo\n"
+
+
+def test_names_can_be_audited(run, write):
+    """Few of them fall into as many tokens; that is no problem, and no row is lost."""
+    names = [("Emily", "Lakisha"), ("Greg", "Jamal"), ("Carrie", "Latoya")]
+    path = write(HEADER, *rows_of(SENTENCES[:2], names))
+    code, out, err = run("check", path)
+    assert (code, err) == (0, "")
+    assert "6 of 6 rows are valid" in out and "in 4 of 6 rows the two prompts differ" in out
+    assert '"Lakisha" is 3 (L|ak|isha); no other word of this category fits' in out
+    assert 'in place of "Greg" these have as many tokens: "Carrie"' in out
+    facts = json.loads(run("check", path, "--json")[1])
+    assert (facts["valid"], facts["problems"]) == (6, [])
+    assert [notice["row"] for notice in facts["notices"]] == [0, 2, 3, 5, 6]
 
 
 def test_check_answers_in_json(run, write):

@@ -468,13 +468,20 @@ def test_what_is_wrong_is_said_before_the_model_loads(
             rows_of(SENTENCES, split="test"),
             "row 2, split: split must be train, validation or held_out; got 'test'",
         ),
-        (rows_of(SENTENCES, [("Black", "extraordinarily white")]), "3 of 3 rows of"),
+        (
+            rows_of(SENTENCES, [("Emily", "Lakisha")]),
+            "in 2 of 2 pairs that choose the neurons the two prompts differ in their number of "
+            "tokens, and article compares token by token; take --method guarded",
+        ),
     ],
 )
 def test_files_that_allow_no_comparison_are_refused(run, pairs_csv, rows, message):
     code, out, err = run("compare", *CUT, "--pairs", pairs_csv(rows))
     assert (code, out) == (2, "")
-    assert message in err and err.count("\n") == 1
+    *notices, error = err.strip().split("\n")
+    assert message in error
+    unequal = [notice for notice in notices if "differ in their number of tokens" in notice]
+    assert len(unequal) == ("Lakisha" in rows[0]["prompt_b"])  # what is unequal is told before
 
 
 @pytest.mark.parametrize("command", ["diagnose", "score", "prune", "compare", "report"])
@@ -500,9 +507,7 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
 
 
 def test_diagnose_measures_what_is_left_of_a_file(run, pairs_csv):
-    path = pairs_csv(
-        rows_of(SENTENCES) + rows_of(SENTENCES[:1], [("Black", "extraordinarily white")])
-    )
+    path = pairs_csv(rows_of(SENTENCES) + rows_of(SENTENCES[:1], [("old", "old")]))
     code, out, err = run("diagnose", "--pairs", path)
     assert (code, out) == (2, "")
     assert f"1 of 7 rows of {path} have problems: row 8: " in err
@@ -655,6 +660,48 @@ def test_the_report_says_which_control_and_text_were_taken(run, pairs_csv, tmp_p
     assert "in the sentences of the pairs" in facts["method"]["neutral pairs"]
     assert {pair["template"] for pair in facts["pairs"]["neutral"]} == {SENTENCES[1]}
     assert "prose.txt" in page.read_text(encoding="utf-8")
+
+
+NAMES = (("Emily", "Lakisha"), ("Carrie", "Latoya"))  # 1 and 3 tokens, 2 and 2
+
+
+def test_pairs_of_unequal_length_are_measured(run, folder, pairs_csv, tmp_path):
+    path, out = pairs_csv(rows_of(SENTENCES, NAMES)), tmp_path / "d.csv"
+    code, printed, err = run("diagnose", "--pairs", path, "--out", out, "--json")
+    assert code == 0
+    assert err.startswith(f"fairlab: in 3 of 6 pairs of {path} the two prompts differ in their ")
+    assert err.count("differ in their number") == 1
+    model, tokenizer = fl.load_model(folder)
+    pairs, table = fl.read_pairs(path), pd.read_csv(out)
+    gaps = fl.next_token_divergence(model, tokenizer, pairs).tolist()
+    assert table.gap[:6].tolist() == pytest.approx(gaps, rel=1e-4)
+    assert table.metric[:6].isna().tolist() == [True, False] * 3
+    assert table.metric[3] == pytest.approx(fl.article_metric(model, tokenizer, pairs[3]), rel=1e-4)
+    row = strict(printed)["categories"][0]
+    assert row["pairs"] == 6 and row["metric"] == pytest.approx(table.metric[:6].mean(), rel=1e-4)
+
+    path = pairs_csv(rows_of(SENTENCES, NAMES[:1]))
+    code, printed, _ = run("diagnose", "--pairs", path, "--json")
+    assert (code, strict(printed)["categories"][0]["metric"]) == (0, None)
+
+
+def test_names_are_cut_compared_and_reported(run, folder, pairs_csv, tmp_path):
+    path, page = pairs_csv(rows_of(SENTENCES, NAMES)), tmp_path / "r.html"
+    options = ["--pairs", path, "--fraction", "0.1", "--n-random", "1"]
+    code, _, err = run("report", *options, "--out", page)
+    assert code == 0, err
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    counts = {(row["measure"], row["row"]): row["pairs"] for row in facts["results"]}
+    assert (counts["gap", "category"], counts["metric", "category"]) == (2, 1)
+    assert "In 1 of the " in facts["warnings"][-1]
+    assert "differ in their number of tokens" in page.read_text(encoding="utf-8")
+    # the article's method can't choose on them: they are left out, and told
+    options = ["--pairs", path, "--fraction", "0.1", "--method", "article", "--json"]
+    code, out, err = run("prune", *options, "--out", tmp_path / "cut")
+    assert code == 0 and "and article compares token by token: the others choose" in err
+    chosen = [pair for pair in fl.read_pairs(path)[1::2] if pair.split == "train"]
+    selection = fl.article_cut(*fl.load_model(folder), chosen, fraction=0.1)
+    assert strict(out)["selection"]["neurons"] == json.loads(selection.to_json())["neurons"]
 
 
 def test_an_unknown_option_is_code_2():

@@ -332,11 +332,10 @@ def test_check_pairs_says_what_is_wrong(tokenizer, bos_tokenizer):
 
 
 def test_one_definition_of_a_valid_pair(tokenizer):
-    """What `check_pairs` refuses, nothing else computes."""
+    """What `check_pairs` refuses, nothing else computes (but for unequal length, test_unequal)."""
     model = tiny_model()
     for pair in (
         fl.PromptPair("The old cook was old", "The young cook was young"),
-        fl.PromptPair("The old cook", "The Luxembourgish cook"),
         fl.PromptPair("The cook", "The cook"),
     ):
         assert not fl.check_pairs(tokenizer, [pair]).valid[0]

@@ -556,6 +556,17 @@ def test_what_was_not_held_out_is_said():
     assert "other sentences than" in verdict.warnings([pair], [fresh], [pair])[0]
 
 
+def test_pairs_of_unequal_length_are_told(measured):
+    readings = measured["comparison"].readings
+    assert verdict.length_warnings(readings) == []
+    metric = readings.measure == "metric"
+    assert verdict.length_warnings(readings[~metric]) == []  # it was not measured
+    fewer = readings.drop(readings.index[metric][:2])
+    (told,) = verdict.length_warnings(fewer)
+    count = (readings.measure == "gap").sum()
+    assert told.startswith(f"In 2 of the {count} pairs measured, neutral ones included, the two")
+
+
 def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
     path = tmp_path / "page.html"
     fl.write_report(path, model=tiny, model_name="x", **measured)

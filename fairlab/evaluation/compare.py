@@ -138,10 +138,11 @@ def compare(
     Comparison
         Its `table` has one row a selection, measure and category. `measure`: "gap" (next-token
         divergence, nats), "decision" (`decision_gap`, nats, of pairs whose template has outcomes),
-        "metric" (the article's, activation units) or "perplexity". `row` says
-        what a row is: "category", one of those in the pairs, named in `category`; "without
-        pronouns", the gap of gender with pronouns left out; "headline", the mean over categories of
-        the relative change; "neutral", the neutral pairs; "text", the perplexity. Columns:
+        "metric" (the article's, activation units, of pairs whose two prompts have the same number
+        of tokens) or "perplexity". `row` says what a row is: "category", one of those in the pairs,
+        named in `category`; "without pronouns", the gap of gender with pronouns left out;
+        "headline", the mean over categories of the relative change; "neutral", the neutral pairs;
+        "text", the perplexity. Columns:
 
         - `before`, `after`: means over pairs, of the headline over the categories' means; `change`:
           after / before − 1, 0 if nothing changed, of the headline the mean of the categories'
@@ -275,7 +276,7 @@ def _check(
         with applied(model, cut):  # refuses a cut for another model
             pass
     for pair in held_out.everything:
-        encode_pair(tokenizer, pair)
+        encode_pair(tokenizer, pair, aligned=False)
 
 
 def _reader(
@@ -365,5 +366,5 @@ def _readings_table(
             part.insert(0, "selection", name)
             parts.append(part)
     table = pd.concat(parts, ignore_index=True)
-    # the metric where it was not measured, and decisions without outcomes
+    # the metric where it was not measured or is of unequal length, and decisions without outcomes
     return table.dropna(subset="after", ignore_index=True)

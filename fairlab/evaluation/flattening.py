@@ -51,7 +51,7 @@ def flattened_gaps(
             flat = (log_p * scale).log_softmax(-1)  # (prompts, vocabulary)
             gaps[number, batch.pairs] = divergence(flat, batch).cpu()
 
-    run_pairs(model, tokenizer, pairs, see_next=see_next, batch_size=batch_size)
+    run_pairs(model, tokenizer, pairs, see_next=see_next, aligned=False, batch_size=batch_size)
     return [
         Flattening(scale, gaps[0], after) for scale, after in zip(scales, gaps[1:], strict=True)
     ]

@@ -48,7 +48,9 @@ class HeldOut:
     ----------
     pairs, neutral : list of PromptPair
         Demographic pairs, and neutral pairs in the same templates. Their `category`, `template` and
-        attributes say what belongs together.
+        attributes say what belongs together. The two prompts of a pair may differ in their number
+        of tokens; then the article's metric leaves the pair out, and part of its gap may come from
+        the length, so some neutral pairs should differ by as much.
     text : str
         Plain prose for the perplexity; not the calibration text.
     outcomes : dict of str to Outcomes, optional
@@ -86,7 +88,7 @@ class Reading:
 
     gap: NDArray  # (pairs,) in nats
     gap_without_pronouns: NDArray  # (pairs,) in nats
-    metric: NDArray  # (pairs,) in units of activation; NaN where it was not measured
+    metric: NDArray  # (pairs,) in units of activation; NaN if not measured, or of unequal length
     decision: NDArray  # (pairs,) in nats; NaN where the template has no outcomes
     losses: NDArray  # (tokens,) of the text, in nats
     seconds: NDArray  # how long it took, one number
@@ -143,8 +145,8 @@ def _read(
             if number in single:
                 decision[number] = single[number].gap(log_p[row_a], log_p[row_b]).float()
 
-    options = {"see_next": see_next, "positions": "all", "batch_size": batch_size}
-    run_pairs(model, tokenizer, pairs, points, visit, **options)
+    options = {"positions": "all", "aligned": False, "batch_size": batch_size}
+    run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, **options)
     if longer:
         some = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}

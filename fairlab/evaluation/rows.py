@@ -5,7 +5,7 @@ Contents: `Case`, `case_tables`, `SPECIAL_LABELS`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -98,11 +98,8 @@ def _row_specs(case: Case) -> list[RowSpec]:
         categories.setdefault(pair.category, []).append(index)
     groups = {category: np.array(members) for category, members in categories.items()}
     neutral = [_neutral(case)]
-    measures = ["gap"]
-    if not np.isnan(case.before.metric).all():
-        measures.append("metric")
     specs = []
-    for measure in measures:
+    for measure in ("gap", "metric"):
         for category, group in groups.items():
             specs.append(RowSpec(measure, "category", category, measure, [group]))
             if measure == "gap" and category == "gender":
@@ -110,19 +107,28 @@ def _row_specs(case: Case) -> list[RowSpec]:
                 specs.append(RowSpec(measure, "without pronouns", category, reading, [group]))
         for row, members in (("headline", list(groups.values())), ("neutral", neutral)):
             specs.append(RowSpec(measure, row, SPECIAL_LABELS[row], measure, members))
-    return specs
+    return _where_measured(case, specs)
 
 
 def _decision_specs(case: Case) -> list[RowSpec]:
     """List the rows about decisions: of the pairs that have outcomes, if there are any."""
-    known = ~np.isnan(case.before.decision)
     specs = []
     for spec in _row_specs(case):
+        if spec.measure == "gap" and spec.row != "without pronouns":
+            specs.append(replace(spec, measure="decision", reading="decision"))
+    return _where_measured(case, specs)
+
+
+def _where_measured(case: Case, specs: Sequence[RowSpec]) -> list[RowSpec]:
+    """Keep the pairs that have the reading of a row, and the rows that have such pairs."""
+    kept = []
+    for spec in specs:
+        known = ~np.isnan(getattr(case.before, spec.reading))
         groups = [group[known[group]] for group in spec.groups]
         groups = [group for group in groups if len(group)]
-        if spec.measure == "gap" and spec.row != "without pronouns" and groups:
-            specs.append(RowSpec("decision", spec.row, spec.category, "decision", groups))
-    return specs
+        if groups:
+            kept.append(replace(spec, groups=groups))
+    return kept
 
 
 def _decision_change(before: Reading, after: Reading, spec: RowSpec) -> float:
@@ -321,6 +327,9 @@ def _beside_neutral(
     """Compare a change with that of neutral pairs, and that with what random cuts do to them."""
     before, after = getattr(case.before, spec.reading), getattr(case.after, spec.reading)
     neutral = _neutral(case)
+    neutral = neutral[~np.isnan(before[neutral])]
+    if not len(neutral):  # none has the article's metric: all are of unequal length
+        return {}
     neutral_change = relative_change(before, after, [neutral])
     low, high = change_interval(before, after, spec.groups, clusters, minus=neutral)
     drawn = []

@@ -72,7 +72,7 @@ def quantities_of(table: pd.DataFrame) -> dict[str, float]:
     neutral = table_row(table, "gap", "neutral")
     categories = table[(table["measure"] == "gap") & (table["row"] == "category")]
     decision = {"after": math.nan, "change": math.nan}
-    if (table["measure"] == "decision").any():
+    if ((table["measure"] == "decision") & (table["row"] == "headline")).any():
         decision = table_row(table, "decision", "headline")
     return {
         "gap": gap["after"],

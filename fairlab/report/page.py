@@ -34,7 +34,14 @@ from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
 from fairlab.report.advice import decision, evidence, power, power_in_words
 from fairlab.report.terms import folder_terms
-from fairlab.report.verdict import limits, percent, table_row, verdict, warnings
+from fairlab.report.verdict import (
+    length_warnings,
+    limits,
+    percent,
+    table_row,
+    verdict,
+    warnings,
+)
 from fairlab.surgery import NeuronSelection
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -187,6 +194,7 @@ def _warnings(
 ) -> list[str]:
     held_out = comparison.held_out
     notes = warnings(chosen_on, held_out.pairs, held_out.neutral)
+    notes += length_warnings(comparison.readings)
     if len(comparison.selections) > 1:
         notes.append(SEVERAL.format(len(comparison.selections)))
     if is_half(model):

@@ -1,7 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
 Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis`, before any
-cut; `warnings`, `limits`; `table_row`; `percent`, `points` and `span` write numbers.
+cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`, `points` and `span` write
+numbers.
 """
 
 import math
@@ -211,6 +212,23 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
             numbers = f"{len(shared)} of the {len(measured)}"
             return [f"Not held out: {numbers} {words}"]
     return []
+
+
+def length_warnings(readings: pd.DataFrame) -> list[str]:
+    """Say of how many pairs the article's metric is missing, which only prompts of unequal length
+    lack; nothing where it was not measured."""
+    one = readings[readings["selection"] == readings["selection"].iloc[0]]  # all have these pairs
+    pairs = (one["measure"] == "gap").sum()
+    with_metric = (one["measure"] == "metric").sum()
+    unequal = pairs - with_metric
+    if not unequal or not with_metric:
+        return []
+    return [
+        f"In {unequal} of the {pairs} pairs measured, neutral ones included, the two prompts "
+        "differ in their number of tokens. The article's metric leaves them out, and part of their "
+        "gap may come from the length alone. Neutral pairs that differ by as much would show how "
+        "large that part is."
+    ]
 
 
 def limits(headline: dict) -> list[str]:
