@@ -170,6 +170,7 @@ def pair_differences(
     *,
     points: Iterable[str],
     positions: Literal["differing", "all"] = "differing",
+    batch_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """Measure the difference and the scale of activations for each pair, point and layer.
 
@@ -198,7 +199,7 @@ def pair_differences(
         sizes = (sizes[batch.rows_a] + sizes[batch.rows_b]) / 2  # (pairs, tokens)
         scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
 
-    run_pairs(model, tokenizer, pairs, points, note, positions=positions)
+    run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
     _check_finite(difference, "the points asked for")
     return difference, scale
 
