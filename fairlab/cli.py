@@ -659,7 +659,7 @@ def check_choice(method, bias_weight, fraction=0.002, also=()):
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
     if "+" not in method:
-        known = ("guarded", *also, *known)
+        known = ("guarded", *known, *also)
     check_option("method", name, known)
     if importance:
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))

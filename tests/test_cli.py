@@ -977,7 +977,7 @@ def test_a_changed_model_with_another_tokenizer_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "article,magic"], "method: expected one of guarded, random, activation"),
+        (["--method", "article,magic"], "patching, random; got 'magic'"),
         (["--method", "article,article"], "method: expected each method once"),
         (["--method", "article", "--selection", "s.json"], "method, selection: expected one"),
         (["--selection", "s.json", "--changed", "x"], "selection, changed: expected one of them"),
