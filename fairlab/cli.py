@@ -85,6 +85,13 @@ Skip = Annotated[
         "--skip-invalid", help="Leave out the rows of a file that have problems, and list them."
     ),
 ]
+Chat = Annotated[
+    str | None,
+    Option(
+        help="Put prompts through the model's chat template: answer (a prompt begins the model's "
+        "answer; for unfinished sentences) or message (it is the user's; for questions)."
+    ),
+]
 Device = Annotated[str, Option(help="auto, cpu, cuda, …")]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
 Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
@@ -189,6 +196,7 @@ def diagnose(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -218,9 +226,11 @@ def diagnose(
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
     check_pairs_named(pairs, neutral, skip_invalid)
+    check_chat(chat, model)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = load_pool(loaded[1], pairs, skip_invalid)
     neutral_ones = neutral_pairs(loaded[1], neutral, skip_invalid=skip_invalid)
+    demographic, neutral_ones = in_chat(loaded[1], chat, demographic, neutral_ones)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
     gaps = gap_table(readings)
     words = diagnosis(gaps)
@@ -250,6 +260,7 @@ def score(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -275,10 +286,12 @@ def score(
 
     check_output_file(out, force, model, pairs)
     check_pairs_named(pairs, None, skip_invalid)
+    check_chat(chat, model)
     check_choice(method, bias_weight)
     check_batch_size(batch_size)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
+    (choosing,) = in_chat(loaded[1], chat, choosing)
     tables = score_tables(loaded, choosing, method, bias_weight, batch_size)
     index = pd.MultiIndex.from_product(map(range, tables["score"].shape))
     index.names = ["layer", "neuron"]
@@ -320,6 +333,7 @@ def prune(
     no_cache: NoCache = False,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -344,6 +358,7 @@ def prune(
     terms = {"license": license, "base_model": base_model}
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral])
     check_pairs_named(pairs, neutral, skip_invalid)
+    check_chat(chat, model)
     check_choice(method, bias_weight, fraction)
     check_batch_size(batch_size)
     plan = report and Plan(
@@ -354,7 +369,9 @@ def prune(
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            choosing, held_out = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid)
+            choosing, held_out = choosing_and_judging(
+                loaded[1], pairs, neutral, skip_invalid, chat=chat
+            )
             measured = carry_out(plan, loaded, choosing, held_out)
             selection = measured.selections[method]
             facts["verdict"] = write_page(
@@ -362,6 +379,7 @@ def prune(
             )
         else:
             choosing = choosing_and_held_out(loaded[1], pairs, skip_invalid)[0]
+            (choosing,) = in_chat(loaded[1], chat, choosing)
             selection = choose_neurons(loaded, choosing, method, bias_weight, fraction, batch_size)
     cut = fl.prune(loaded[0], selection, inplace=True)
     facts["parameters_after"] = cut.num_parameters()
@@ -394,6 +412,7 @@ def compare(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -419,13 +438,14 @@ def compare(
     check_output_file(out, force, model, pairs, neutral, selection, changed)
     conditions = read_conditions(fail_if, of_a_change=True)
     check_pairs_named(pairs, neutral, skip_invalid)
+    check_chat(chat, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         selection, changed,
     )  # fmt: skip
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        judging = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid, plan.chooses)
+        judging = choosing_and_judging(loaded[1], pairs, neutral, skip_invalid, plan.chooses, chat)
         measured = carry_out(plan, loaded, *judging)
     table = measured.table
     notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
@@ -455,6 +475,7 @@ def report(
     fail_if: FailIf = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -472,6 +493,7 @@ def report(
     check_page(out, "out", force, [model, pairs, neutral, selection, changed])
     conditions = read_conditions(fail_if, of_a_change=True)
     check_pairs_named(pairs, neutral, skip_invalid)
+    check_chat(chat, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         selection, changed,
@@ -479,7 +501,7 @@ def report(
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
         choosing, held_out = choosing_and_judging(
-            loaded[1], pairs, neutral, skip_invalid, plan.chooses
+            loaded[1], pairs, neutral, skip_invalid, plan.chooses, chat
         )
         measured = carry_out(plan, loaded, choosing, held_out)
         verdict = write_page(out, measured, plan, loaded, model, pairs, choosing, force)
@@ -595,6 +617,16 @@ def check_batch_size(batch_size):
         raise ValueError(
             f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size}"
         )
+
+
+def check_chat(chat, model):
+    """Refuse a use of the chat template that is not known, and a tokenizer that has none."""
+    from fairlab.models import load_tokenizer
+    from fairlab.passes import check_option
+
+    if chat is not None:
+        check_option("chat", chat, ("answer", "message"))
+        fl.chat_pairs(load_tokenizer(model), [fl.ARTICLE_PAIR])
 
 
 def check_choice(method, bias_weight, fraction=0.002, also=()):
@@ -785,7 +817,7 @@ def choosing_and_held_out(tokenizer, name, skip_invalid, chooses=True):
     return choosing, held_out
 
 
-def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid, chooses=True):
+def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid, chooses=True, chat=None):
     """Return the pairs that choose the neurons, and all that judges the cut."""
     choosing, held_out = choosing_and_held_out(tokenizer, pairs, skip_invalid, chooses)
     if not held_out:
@@ -796,6 +828,9 @@ def choosing_and_judging(tokenizer, pairs, neutral, skip_invalid, chooses=True):
     # the start of the text, since every random cut reads it again
     text = start_of(fl.load_text("evaluation"), tokenizer, 2048)
     controls = neutral_pairs(tokenizer, neutral, skip_invalid=skip_invalid)
+    held_out, controls = in_chat(tokenizer, chat, held_out, controls)
+    if choosing:
+        (choosing,) = in_chat(tokenizer, chat, choosing)
     return choosing, fl.HeldOut(held_out, controls, text)
 
 
@@ -810,6 +845,14 @@ def neutral_pairs(tokenizer, path, split="held_out", skip_invalid=False):
     if path:
         return pairs_of_file(tokenizer, path, skip_invalid)
     return valid_pairs(tokenizer, fl.load_pairs(kind="neutral", split=split), "neutral")
+
+
+def in_chat(tokenizer, chat, *lists):
+    """Put lists of pairs through the chat template as --chat says, if it was given."""
+    if not chat:
+        return lists
+    request = {} if chat == "answer" else {"request": None}
+    return tuple(fl.chat_pairs(tokenizer, pairs, **request) for pairs in lists)
 
 
 def valid_pairs(tokenizer, pairs, name):
@@ -843,10 +886,12 @@ def score_tables(loaded, pairs, method, bias_weight, batch_size=32):
     bias_method, _, importance_method = method.partition("+")
     text = fl.load_text("calibration")
     if is_causal(method):
+        neutral = neutral_pairs(loaded[1], None, split="train")
+        (neutral,) = in_chat(loaded[1], pairs[0].chat, neutral)
         return guarded_tables(
             *loaded,
             pairs,
-            neutral_pairs(loaded[1], None, split="train"),
+            neutral,
             text=text,
             method="attribution" if method == "guarded" else bias_method,
             importance=importance_method or "fisher",
@@ -865,6 +910,7 @@ def choose_neurons(loaded, pairs, method, bias_weight, fraction, batch_size):
     options = {"fraction": fraction, "batch_size": batch_size}
     if method == "guarded":
         neutral = neutral_pairs(loaded[1], None, split="train")
+        (neutral,) = in_chat(loaded[1], pairs[0].chat, neutral)
         text = fl.load_text("calibration")
         return fl.guarded_cut(*loaded, pairs, neutral, text=text, **options)
     if method == "article":

@@ -61,6 +61,16 @@ def decision_gap(
     ValueError
         No pairs, an invalid pair, a pair whose template has no outcomes, or a continuation that the
         tokenizer merges with the end of the prompt.
+
+    Examples
+    --------
+    Answers of your own, a list or one on each side (the blank before them is put there, except at
+    the start of a line):
+
+    >>> template = "The {} applicant asked for a loan. The bank will"
+    >>> pairs = build_pairs([template], [("Black", "white"), ("poor", "rich")])
+    >>> outcomes = {template: Outcomes(harsher=("deny", "refuse"), kinder=("approve", "grant"))}
+    >>> decision_gap(model, tokenizer, pairs, outcomes=outcomes)
     """
     pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
@@ -257,10 +267,11 @@ def _encoded_lists(
     lists = []
     for prompt in (pair.prompt_a, pair.prompt_b):
         start = tuple(prompt_ids(tokenizer, prompt))
+        blank = "" if prompt[-1:].isspace() else " "  # none at the start of a line
         for continuations in (of_template.harsher, of_template.kinder):
             encoded = []
             for continuation in continuations:
-                whole = tuple(prompt_ids(tokenizer, f"{prompt} {continuation}"))
+                whole = tuple(prompt_ids(tokenizer, f"{prompt}{blank}{continuation}"))
                 if whole[: len(start)] != start or len(whole) == len(start):
                     raise ValueError(
                         f"outcomes: the tokenizer merges {continuation!r} with {prompt!r}"
