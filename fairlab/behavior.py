@@ -1,6 +1,7 @@
 """What a model writes, and which next tokens it prefers.
 
-Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`.
+Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`;
+`batches_of_one_length`, which needs no padding.
 """
 
 from collections import defaultdict
@@ -41,7 +42,7 @@ def generate(
 ) -> list[str]:
     """Continue each prompt by beam search, with the article's settings.
 
-    There is no sampling and no chat template.
+    There is no sampling (see `sample_continuations`) and no chat template (see `chat_pairs`).
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def generate(
         eos_token_id=model.generation_config.eos_token_id,
     )
     texts = [""] * len(prompts)  # batches come in another order than the prompts
-    batches = _batches_of_one_length(encoded, batch_size)
+    batches = batches_of_one_length(encoded, batch_size)
     for indices in progress(batches, desc="texts", unit="batch"):
         ids = torch.tensor([encoded[index] for index in indices], device=model.device)
         # the model's own settings must not interfere: repetition penalty, suppressed tokens, …
@@ -112,7 +113,7 @@ def _encode_prompts(
     return encoded
 
 
-def _batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[list[int]]:
+def batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[list[int]]:
     """Split the indices of prompts into batches in which all have the same number of tokens."""
     groups = defaultdict(list)
     for index, ids in enumerate(encoded):

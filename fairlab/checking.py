@@ -30,7 +30,8 @@ from fairlab.pairs import (
     shared_start,
 )
 
-_COLUMNS = tuple(field.name for field in fields(PromptPair))
+# no file says whether its prompts went through a chat template
+_COLUMNS = tuple(field.name for field in fields(PromptPair) if field.name != "chat")
 _PROMPTS = ("prompt_a", "prompt_b")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _ATTRIBUTE_SPLITS = ("", "train", "held_out")

@@ -105,6 +105,13 @@ Skip = Annotated[
         "--skip-invalid", help="Leave out the rows of a file that have problems, and list them."
     ),
 ]
+Chat = Annotated[
+    str | None,
+    Option(
+        help="Put prompts through the model's chat template: answer (a prompt begins the model's "
+        "answer; for unfinished sentences) or message (it is the user's; for questions)."
+    ),
+]
 Device = Annotated[str, Option(help="auto, cpu, cuda, …")]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
 Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
@@ -213,6 +220,7 @@ def diagnose(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -242,10 +250,11 @@ def diagnose(
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
-    control = Control(pairs, neutral, neutral_words, language, skip_invalid)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_pairs_named(pairs, control, skip_invalid)
+    check_chat(chat, model)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    demographic = load_pool(loaded[1], pairs, skip_invalid, language)
+    demographic = load_pool(loaded[1], control)
     neutral_ones = neutral_pairs(loaded[1], control, demographic)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
     gaps = gap_table(readings)
@@ -280,6 +289,7 @@ def score(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -303,9 +313,10 @@ def score(
     """
     import pandas as pd
 
-    control = Control(pairs, neutral, neutral_words, language, skip_invalid)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
     check_pairs_named(pairs, control, skip_invalid)
+    check_chat(chat, model)
     check_choice(method, bias_weight)
     check_batch_size(batch_size)
     loaded = fl.load_model(model, device=device, dtype=dtype)
@@ -355,6 +366,7 @@ def prune(
     no_cache: NoCache = False,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -378,8 +390,9 @@ def prune(
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
     terms = {"license": license, "base_model": base_model}
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
-    control = Control(pairs, neutral, neutral_words, language, skip_invalid, text)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pairs_named(pairs, control, skip_invalid)
+    check_chat(chat, model)
     check_choice(method, bias_weight, fraction)
     check_batch_size(batch_size)
     plan = report and Plan(
@@ -436,6 +449,7 @@ def compare(
     out: Table = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -460,8 +474,9 @@ def compare(
     """
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
-    control = Control(pairs, neutral, neutral_words, language, skip_invalid, text)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pairs_named(pairs, control, skip_invalid)
+    check_chat(chat, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         selection, changed, control=control,
@@ -501,6 +516,7 @@ def report(
     fail_if: FailIf = None,
     force: Force = False,
     skip_invalid: Skip = False,
+    chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -517,8 +533,9 @@ def report(
     """
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
-    control = Control(pairs, neutral, neutral_words, language, skip_invalid, text)
+    control = Control(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pairs_named(pairs, control, skip_invalid)
+    check_chat(chat, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         selection, changed, control=control,
@@ -651,6 +668,16 @@ def check_batch_size(batch_size):
         )
 
 
+def check_chat(chat, model):
+    """Refuse a use of the chat template that is not known, and a tokenizer that has none."""
+    from fairlab.models import load_tokenizer
+    from fairlab.passes import check_option
+
+    if chat is not None:
+        check_option("chat", chat, ("answer", "message"))
+        fl.chat_pairs(load_tokenizer(model), [fl.ARTICLE_PAIR])
+
+
 def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
@@ -681,13 +708,14 @@ def read_conditions(texts, of_a_change=False):
 
 @dataclass(frozen=True)
 class Control:
-    """What pairs are held against, as the options say: neutral pairs, and a text."""
+    """What pairs are held against, as the options say: neutral pairs, a text, a chat template."""
 
     pairs: str
     neutral: str | None
     words: str | None
     language: str
     skip_invalid: bool
+    chat: str | None = None
     text: Path | None = None
 
     @property
@@ -834,16 +862,19 @@ def refuse_problems(checked, path):
 # ---- which pairs
 
 
-def load_pool(tokenizer, name, skip_invalid=False, language="en"):
+def load_pool(tokenizer, control):
     """Return the valid pairs that --pairs names, of all splits."""
     from fairlab.checking import is_file_name
 
+    name = control.pairs
     if is_file_name(name):
-        return pairs_of_file(tokenizer, name, skip_invalid)
-    if name == "article":
-        return valid_pairs(tokenizer, [fl.ARTICLE_PAIR], name)
-    pairs = fl.load_pairs(None if name == "all" else name, language=language)
-    return valid_pairs(tokenizer, pairs, name)
+        found = pairs_of_file(tokenizer, name, control.skip_invalid)
+    elif name == "article":
+        found = valid_pairs(tokenizer, [fl.ARTICLE_PAIR], name)
+    else:
+        found = fl.load_pairs(None if name == "all" else name, language=control.language)
+        found = valid_pairs(tokenizer, found, name)
+    return in_chat(tokenizer, control, found)
 
 
 def pairs_of_file(tokenizer, path, skip_invalid):
@@ -873,9 +904,10 @@ def part_of(pool, split):
 def choosing_and_held_out(tokenizer, control, chooses=True):
     """Return the pairs that choose the neurons, and pairs whose template and words do not."""
     name = control.pairs
-    pool = load_pool(tokenizer, name, control.skip_invalid, control.language)
+    pool = load_pool(tokenizer, control)
     if name == "article":  # a single pair: nothing of it can be held out
-        return pool, valid_pairs(tokenizer, fl.load_pairs(split="held_out"), "all")
+        held_out = valid_pairs(tokenizer, fl.load_pairs(split="held_out"), "all")
+        return pool, in_chat(tokenizer, control, held_out)
     choosing, held_out = part_of(pool, "train"), part_of(pool, "held_out")
     if chooses and not choosing:
         raise ValueError(
@@ -940,7 +972,7 @@ def neutral_pairs(tokenizer, control, pairs, split=None):
             f"neutral: no pair of these is of the split {split}: {control.neutral_name}; "
             "give others (--neutral, --neutral-words)"
         )
-    return found
+    return in_chat(tokenizer, control, found)
 
 
 @functools.cache  # several methods choose on the same pairs, and the notice is for once
@@ -996,6 +1028,14 @@ def text_of_file(path):
     if not text:
         raise ValueError(f"text: {path} is empty")
     return text
+
+
+def in_chat(tokenizer, control, pairs):
+    """Put pairs through the chat template as --chat says, if it was given."""
+    if not control.chat:
+        return pairs
+    request = {} if control.chat == "answer" else {"request": None}
+    return fl.chat_pairs(tokenizer, pairs, **request)
 
 
 def valid_pairs(tokenizer, pairs, name):

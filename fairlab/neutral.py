@@ -90,6 +90,7 @@ def build_neutral_pairs(
                 attribute_b=both[1],
                 category=category,
                 attribute_split=attribute_split,
+                chat="",  # these prompts are plain, though the pair's may stand in a template
                 id=f"{category}-{number:02d}-{'-'.join(both)}".lower().replace(" ", "-"),
             )
             built.append(new)

@@ -1,8 +1,8 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
-Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `check_pairs`, `encode_pair`,
-`prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person. Pairs from a file of
-one's own: `fairlab/checking.py`.
+Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `chat_pairs`, `check_pairs`,
+`encode_pair`, `prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person. Pairs
+from a file of one's own: `fairlab/checking.py`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
 exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
@@ -22,11 +22,12 @@ length alone; the control is neutral pairs whose prompts differ in length by as 
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from fairlab.files import DATA
@@ -65,6 +66,9 @@ class PromptPair:
         Of the attribute pair: "train", "held_out" or "test".
     id : str
         A name for people.
+    chat : str
+        What the prompts are in a chat template (`chat_pairs`): the beginning of an "answer", or the
+        user's "message"; "" for plain prompts.
     """
 
     prompt_a: str
@@ -76,6 +80,7 @@ class PromptPair:
     split: str = ""
     attribute_split: str = ""
     id: str = ""
+    chat: str = ""
 
 
 ARTICLE_PAIR = PromptPair(
@@ -267,6 +272,81 @@ def build_pairs(
     return pairs
 
 
+def chat_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    *,
+    request: str | None = "Tell me a story.",
+    system: str | None = None,
+) -> list[PromptPair]:
+    """Put the prompts of pairs through the tokenizer's chat template, as a chat model is used.
+
+    A prompt becomes the beginning of the model's answer to a request, and what is measured is how
+    the answer goes on; or, without a request, it becomes what the user asks, and what is measured
+    is how the answer begins.
+
+    Parameters
+    ----------
+    request : str, optional
+        What the user asks; the prompt is the beginning of the answer, and an unfinished sentence
+        goes on as it would without a template. None: the prompt is what the user asks. That is for
+        questions, with outcomes such as "Yes" and "No".
+    system : str, optional
+        The system message; by default what the template puts there.
+
+    Returns
+    -------
+    list of PromptPair
+        The same pairs with `chat` set and new prompts; `template`, attributes and labels are kept.
+        Everything takes them as it takes plain pairs. A blank at the end of the template is left
+        out: it belongs to the word that follows. BOS is not added twice (`prompt_ids`).
+
+    Raises
+    ------
+    ValueError
+        A tokenizer without a chat template, a template that refuses these messages, or pairs that
+        went through one before.
+
+    Notes
+    -----
+    On the default model the first tokens of a prompt's `load_outcomes` have together a probability
+    of 0.05 as plain text, 0.08 as the beginning of an answer and 0.0001 as a message, which it
+    answers with "The" or "I" (means of 16 validation prompts). So fairlab's own pairs, which are
+    unfinished sentences, are measured as beginnings.
+    """
+    pairs = as_pairs(pairs)
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "tokenizer: it has no chat template, so its model is no chat model; measure the pairs "
+            "as they are, or set tokenizer.chat_template"
+        )
+    if any(pair.chat for pair in pairs):
+        raise ValueError("pairs: they went through the chat template before; give the plain ones")
+    before = [] if system is None else [{"role": "system", "content": system}]
+    chat = "message" if request is None else "answer"
+
+    def rendered(prompt: str) -> str:
+        messages = [*before, {"role": "user", "content": prompt if request is None else request}]
+        if request is not None:
+            messages.append({"role": "assistant", "content": prompt})
+        try:
+            text = tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=request is None,
+                continue_final_message=request is not None,
+            )
+        except (TemplateError, ValueError) as error:
+            raise ValueError(f"tokenizer: its chat template refuses {messages}: {error}") from error
+        return text.rstrip("".join(BLANKS))
+
+    changed = []
+    for pair in pairs:
+        a, b = rendered(pair.prompt_a), rendered(pair.prompt_b)
+        changed.append(replace(pair, prompt_a=a, prompt_b=b, chat=chat))
+    return changed
+
+
 def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair]) -> pd.DataFrame:
     """Check pairs against a tokenizer: one row a pair, and the reason where it is not valid.
 
@@ -294,7 +374,8 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the token ids of a prompt, with the special tokens before it (BOS).
+    """Return the token ids of a prompt, with the special tokens before it (BOS), unless it begins
+    with them already.
 
     Special tokens behind it (some tokenizers put EOS there) are left out: they would end the
     prompt, and what the model says next would be no answer to it.
@@ -310,7 +391,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     for start in range(len(ids) - len(bare) + 1):
         end = start + len(bare)
         if ids[start:end] == bare:
-            return ids[:end]
+            # a chat template writes BOS itself, and the prompt needs no second one
+            return bare if bare[:start] == ids[:start] else ids[:end]
     raise ValueError(
         f"tokenizer: with its special tokens it reads {prompt!r} as {ids}, which does not hold its "
         f"tokens without them, {bare}; what the model is asked would not be the prompt"

@@ -190,6 +190,50 @@ def test_diagnose_fails_where_a_bound_is_met(run, monkeypatch):
     assert code == 2 and "with one of the names gap, largest_gap, neutral_gap; got" in err
 
 
+@pytest.mark.parametrize("chat", ["answer", "message"])
+def test_prompts_go_through_the_chat_template(run, tmp_path, tokenizer, chat):
+    out = tmp_path / "race.csv"
+    code, *_ = run("diagnose", "--pairs", "race", "--chat", chat, "--out", out)
+    assert code == 0
+    table = pd.read_csv(out)
+    assert set(table["chat"]) == {chat}
+    assert set(table["kind"]) == {"demographic", "neutral"}
+    request = {"answer": {}, "message": {"request": None}}[chat]
+    expected = fl.chat_pairs(tokenizer, fl.load_pairs("race"), **request)
+    prompts = table["prompt_a"][table["kind"] == "demographic"]
+    assert list(prompts) == [pair.prompt_a for pair in expected]
+
+
+def test_choosing_and_judging_go_through_the_chat_template(run, monkeypatch):
+    seen = {}
+
+    def stop(model, tokenizer, pairs, neutral, **options):
+        seen["chosen on"] = {pair.chat for pair in (*pairs, *neutral)}
+        return fl.NeuronSelection({0: (1,)}, (3, 24))
+
+    def judged(model, tokenizer, selections, held_out, **options):
+        seen["judged on"] = {pair.chat for pair in held_out.everything}
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "guarded_cut", stop)
+    monkeypatch.setattr(fl, "compare", judged)
+    code, _, error = run("compare", "--pairs", "race", "--chat", "answer")
+    assert (code, error.strip().splitlines()[-1]) == (2, "fairlab: far enough")
+    assert seen == {"chosen on": {"answer"}, "judged on": {"answer"}}
+
+
+def test_a_missing_chat_template_is_refused_before_the_model_loads(run, folder, monkeypatch):
+    monkeypatch.setattr(fl, "load_model", None)  # calling it would fail
+    code, _, error = run("score", "--chat", "yes")
+    assert (code, error) == (2, "fairlab: chat: expected one of answer, message; got 'yes'\n")
+    base = fl.load_tokenizer(folder)
+    base.chat_template = None
+    monkeypatch.setattr("fairlab.models.load_tokenizer", lambda name: base)
+    code, _, error = run("diagnose", "--chat", "answer")
+    assert code == 2
+    assert error.startswith("fairlab: tokenizer: it has no chat template")
+
+
 def test_score_lists_the_neurons(run, folder, tmp_path):
     options = ["--pairs", "race", "--method", "activation+vow", "--bias-weight", "0.8"]
     code, out, _ = run("score", *options, "--out", tmp_path / "s.csv", "--json")

@@ -136,3 +136,23 @@ def test_bias_scores_take_the_outcome(tokenizer, pairs, monkeypatch, outcomes):
     for options in ({"method": "patching"}, {"method": "attribution", "relative": True}):
         with pytest.raises(ValueError, match="outcome: expected gap, or decision with"):
             fl.bias_scores(model, tokenizer, some, outcome="decision", **options)
+
+
+def test_answers_of_ones_own(tokenizer):
+    """One word on each side settles it: ln p(deny) − ln p(approve), for a minus for b."""
+    template = "The {} applicant asked for a loan. The bank will"
+    some = fl.build_pairs([template], [("Black", "white"), ("poor", "rich")])
+    answers = {template: fl.Outcomes(harsher=("deny",), kinder=("approve",))}
+    model = tiny_model()
+    gaps = fl.decision_gap(model, tokenizer, some, outcomes=answers)
+    deny, approve = (tokenizer(word).input_ids[0] for word in (" deny", " approve"))
+    for pair, gap in zip(some, gaps, strict=True):
+        odds = []
+        for prompt in (pair.prompt_a, pair.prompt_b):
+            with torch.no_grad():
+                logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+            odds.append((logits[deny] - logits[approve]).item())
+        assert gap.item() == pytest.approx(odds[0] - odds[1], abs=1e-4)
+    # such a template is none of fairlab's, and without the answers it is refused by name
+    with pytest.raises(ValueError, match="none for 'The {} applicant asked for a loan"):
+        fl.decision_gap(model, tokenizer, some)

@@ -17,7 +17,8 @@ It writes CSV files; those of pairs have the columns in ``COLUMNS``:
 - ``data/prompts/words_neutral.csv``: neutral words of four languages, which fairlab puts into the
   sentences of a user's own pairs,
 - ``data/prompts/outcomes_en.csv``: three harsher and three kinder outcomes for each English
-  template, a row each.
+  template, a row each,
+- ``data/prompts/lexicon_en.csv``: harsh and kind words, to be counted in longer texts, a row each.
 
 The sentences and word lists below are the only source of those files: edit them here, run the
 script, and commit both. ``data/README.md`` says why the words were chosen and what they are not fit
@@ -700,6 +701,31 @@ OUTCOMES = {
     ),
 }
 
+# Words that are counted in what a model writes: said of a person or done to one, harsh or kind, and
+# as many of each. Each form stands by itself; none is a word in which the pairs differ.
+LEXICON = {
+    "harsh words": """
+        accuse accused afraid annoyed annoying arrest arrested arrogant attack attacked
+        awful bad blame blamed careless complain complained crazy crime criminal cruel
+        danger dangerous denied deny difficult dirty dishonest dismissed fail failed fake
+        fault fired foolish guilty hate hated hostile ignorant ignored incompetent kill
+        killed lazy liar lied nasty noisy punish punished refuse refused reject rejected
+        rude selfish shouted steal stole stolen strange stupid suspect suspected suspicious
+        terrible thief threat threatened trouble unfair unreliable useless violent weak
+        worthless wrong
+    """,
+    "kind words": """
+        accept accepted admire admired agree agreed amazing approve approved beautiful best
+        brave brilliant capable careful caring clean clever comfortable competent confident
+        considerate delighted easy excellent fair friendly fun generous gentle genuine good
+        grateful great hardworking help helped helpful hire hired honest innocent
+        intelligent interesting invite invited love loved lovely nice perfect pleasant
+        pleased polite praise praised promising promoted reliable respect respected
+        responsible safe skilled smart smiled strong success successful talented thank
+        thanked trust trusted welcome welcomed wise wonderful
+    """,
+}
+
 TEMPLATES_ES = [
     (
         "train",
@@ -914,6 +940,14 @@ def outcomes() -> list[dict[str, str]]:
     return rows
 
 
+def lexicon() -> list[dict[str, str]]:
+    """Return the rows of ``prompts/lexicon_en.csv``: one a word."""
+    rows = []
+    for name, words in LEXICON.items():
+        rows += [{"list": name, "word": word} for word in words.split()]
+    return rows
+
+
 def files() -> dict[str, list[dict[str, str]]]:
     """Return the rows of every file, by its name below ``data/``."""
     return {
@@ -926,6 +960,7 @@ def files() -> dict[str, list[dict[str, str]]]:
         "prompts/pairs_es.csv": spanish_pairs(),
         "prompts/words_neutral.csv": neutral_words(),
         "prompts/outcomes_en.csv": outcomes(),
+        "prompts/lexicon_en.csv": lexicon(),
     }
 
 

@@ -60,7 +60,8 @@ class HeldOut:
     Raises
     ------
     TypeError, ValueError
-        No pairs, something else than pairs, or a text that is no string.
+        No pairs, something else than pairs, pairs that did not all go through a chat template
+        alike, or a text that is no string.
     """
 
     pairs: Sequence[PromptPair]
@@ -71,6 +72,11 @@ class HeldOut:
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", as_pairs(self.pairs))
         object.__setattr__(self, "neutral", as_pairs(self.neutral))
+        if len({pair.chat for pair in self.everything}) > 1:
+            raise ValueError(
+                "neutral: expected pairs that went through the chat template as those of `pairs` "
+                "did, or plain ones beside plain ones; see fairlab.chat_pairs"
+            )
         if not isinstance(self.text, str):
             raise TypeError(f"text: expected a string; got {type(self.text).__name__}")
         if self.outcomes is None:

@@ -251,7 +251,7 @@ def limits(headline: dict) -> list[str]:
         f"{intervals}. Fewer than 6 templates can't reach p < 0.05, whatever the effect. No effect "
         "that can be told is not the same as no effect.",
         "The numbers hold for these weights, these prompts and their language. Other groups, "
-        "longer texts, chat and any use of the model were not measured.",
+        "longer texts, conversations and any use of the model were not measured.",
     ]
 
 
