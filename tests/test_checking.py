@@ -470,12 +470,16 @@ def test_check_answers_in_json(run, write):
     )
 
 
+def options_for(path, skip_invalid=False):
+    return cli.Control(str(path), None, None, "en", skip_invalid)
+
+
 def test_a_file_with_problems_is_refused_or_loses_these_rows(tokenizer, write, capsys):
     path = write(HEADER, f"{ROW} ", *rows_of(SENTENCES))
     with pytest.raises(ValueError, match=r"1 of 5 .*fairlab check .*mine.csv .*--skip-invalid"):
-        cli.load_pool(tokenizer, str(path))
+        cli.load_pool(tokenizer, options_for(path))
     assert capsys.readouterr().err == ""
-    pool = cli.load_pool(tokenizer, str(path), skip_invalid=True)
+    pool = cli.load_pool(tokenizer, options_for(path, skip_invalid=True))
     assert [pair.id for pair in pool] == ["row-3", "row-4", "row-5", "row-6"]
     assert [pair.split for pair in pool] == ["train", "held_out", "train", "train"]
     assert capsys.readouterr().err == (
@@ -484,4 +488,4 @@ def test_a_file_with_problems_is_refused_or_loses_these_rows(tokenizer, write, c
     )
     only = write(HEADER, f"{ROW} ", name="only.tsv")
     with pytest.raises(ValueError, match="1 of 1 rows of .*: no row is left"):
-        cli.load_pool(tokenizer, str(only), skip_invalid=True)
+        cli.load_pool(tokenizer, options_for(only, skip_invalid=True))
