@@ -111,6 +111,8 @@ def load_model(
                 source,
                 config=config,
                 dtype=dtype,
+                # straight to a GPU, tensor by tensor: a free one has more memory than its computer
+                device_map=None if target.type == "cpu" else str(target),
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -387,11 +389,11 @@ def float32_bytes(config: PretrainedConfig) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on a device, and on the way there, in bytes."""
-    free = psutil.virtual_memory().available  # weights are read into it first
+    """Return the memory that is free on a device, in bytes."""
     if device.type == "cuda":
-        free = min(free, torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    if device.type == "mps":  # it shares the computer's memory
         free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return free
 

@@ -78,6 +78,7 @@ SLOW = {
 LONG = [
     "test_the_quickstart_runs_on_colab",
     "test_lessons_for_any_model_run_on_another_family",
+    "test_what_lesson_11_does_on_a_gpu_runs_here",
     "test_perplexity_of_wikitext",
     "test_attribution_orders_neurons_as_removing_them_one_by_one_does",
     "test_every_file_follows_the_address",

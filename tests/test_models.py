@@ -341,10 +341,23 @@ def test_what_is_free_on_a_gpu(monkeypatch):
     monkeypatch.setattr(models.psutil, "virtual_memory", lambda: SimpleNamespace(available=12e9))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (15e9, 16e9))
     assert models.free_bytes(torch.device("cpu")) == 12e9
-    # weights pass through the memory of the CPU
-    assert models.free_bytes(torch.device("cuda")) == 12e9
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (3e9, 16e9))
-    assert models.free_bytes(torch.device("cuda")) == 3e9
+    # weights do not pass through the memory of the CPU
+    assert models.free_bytes(torch.device("cuda")) == 15e9
+
+
+@pytest.mark.parametrize(("device", "asked_for"), [("cpu", None), ("meta", "meta")])
+def test_weights_go_straight_to_the_device(device, asked_for, bfloat16_folder, monkeypatch):
+    """The meta device stands in for a GPU."""
+    read, asked = models.AutoModelForCausalLM.from_pretrained, []
+
+    def see(*arguments, **options):
+        asked.append(options["device_map"])
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", see)
+    model, _ = fl.load_model(bfloat16_folder[0], device=device, dtype="bfloat16")
+    assert asked == [asked_for]
+    assert {parameter.device.type for parameter in model.parameters()} == {device}
 
 
 def test_llama_1b_fits_a_t4_in_float32():

@@ -6,7 +6,9 @@ import os
 import re
 import statistics
 import sys
+import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import nbformat
 import pytest
@@ -318,9 +320,7 @@ def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, c
     model, tokenizer = fl.load_model(dtype=dtype)
     scores = fl.importance_scores(model)
     selection = fl.select_neurons(scores, fraction=0.002)
-    (cell,) = [
-        source(cell) for cell in code_cells(LESSONS[-1]) if "same predictions" in source(cell)
-    ]
+    cell = cell_with("12", "same predictions")
     if not right:
         cell = cell.replace("fl.prune(model, selection", "fl.prune(model, other")
     names = {
@@ -328,45 +328,139 @@ def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, c
         "torch": torch,
         "AutoModelForCausalLM": transformers.AutoModelForCausalLM,
         "OUT": tmp_path,
+        "RECIPE": "guarded",
+        "cuts": {"guarded": selection},
     }
     names |= {
         "model": model,
         "tokenizer": tokenizer,
-        "selection": selection,
         "prompts": [fl.ARTICLE_PAIR.prompt_a],
     }
     exec(cell, names | {"other": fl.random_selections(selection, 1)[0]})
     assert capsys.readouterr().out == f"same predictions, but for rounding: {right}\n"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["Qwen3", "Gemma 3"])
-@pytest.mark.parametrize("number", ["11", "12"])
-def test_lessons_for_any_model_run_on_another_family(
-    number, family, tokenizer, bos_tokenizer, tmp_path
-):
-    """Change nothing but the model: a folder with small random weights, once with a tokenizer that
-    adds BOS."""
-    small = tiny_model(family, intermediate_size=512, num_hidden_layers=9)
-    fl.save_model(small, bos_tokenizer if family == "Gemma 3" else tokenizer, tmp_path)
+SETTINGS = {
+    "11": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
+    "12": {
+        *("MODEL", "CATEGORY", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED", "OUT", "PUSH_TO"),
+    },
+}
+
+
+def lesson(number):
     (path,) = FOLDER.glob(f"{number}_*.ipynb")
-    notebook = nbformat.read(path, as_version=4)
-    (cell,) = [
-        cell for cell in notebook.cells if re.search(r"^MODEL = ", cell.source, re.MULTILINE)
-    ]
-    cell.source = re.sub(
-        r"^MODEL = .*", f"MODEL = {str(tmp_path)!r}", cell.source, flags=re.MULTILINE
-    )
+    return path
+
+
+def cell_with(number, text):
+    (cell,) = [source(cell) for cell in code_cells(lesson(number)) if text in source(cell)]
+    return cell
+
+
+@pytest.mark.parametrize("number", SETTINGS)
+def test_papermill_finds_the_settings(number):
+    """One cell has the tag, and each of its lines sets one name: that is what papermill reads."""
+    (cell,) = [cell for cell in code_cells(lesson(number)) if "parameters" in tags(cell)]
+    names = {re.match(r"(\w+) = ", line)[1] for line in source(cell).splitlines()}
+    assert names == SETTINGS[number]
+
+
+def run_with(number, settings, folder):
+    """Run a lesson as papermill would, with other settings in a cell behind the tagged one; return
+    what it prints."""
+    notebook = nbformat.read(lesson(number), as_version=4)
+    (place,) = [n for n, cell in enumerate(notebook.cells) if "parameters" in tags(cell)]
+    lines = [f"{name} = {value!r}" for name, value in settings.items()]
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", extra_arguments=["--log-level=ERROR"]
     )
-    client.execute(env={**os.environ, "TMPDIR": str(tmp_path)})  # where lesson 12 puts its result
+    client.execute(env={**os.environ, "TMPDIR": str(folder)})
     texts = [
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
     ]
-    assert any(type(small).__name__ in text for text in texts)
+    return "".join(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma 3"])
+@pytest.mark.parametrize("number", SETTINGS)
+def test_lessons_for_any_model_run_on_another_family(
+    number, family, tokenizer, bos_tokenizer, tmp_path
+):
+    """Change settings alone: a folder with small random weights, once with a tokenizer that adds
+    BOS."""
+    small = tiny_model(family, intermediate_size=512, num_hidden_layers=9)
+    fl.save_model(small, bos_tokenizer if family == "Gemma 3" else tokenizer, tmp_path / "model")
+    settings = {"MODEL": str(tmp_path / "model")}
     if number == "12":
-        (out,) = tmp_path.glob("fairlab-cut-*")
+        settings |= {"OUT": str(tmp_path / "out"), "RECIPE": "article", "N_RANDOM": 3}
+    printed = run_with(number, settings, tmp_path)
+    assert type(small).__name__ in printed
+    if number == "12":
+        out = tmp_path / "out"
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert report["model"]["class"] == type(small).__name__
         assert set(path.name for path in out.iterdir()) >= {"README.md", "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_what_lesson_11_does_on_a_gpu_runs_here(tokenizer, tmp_path):
+    """All categories, the longer text, float16; only the device and the number of random cuts are
+    others."""
+    small = tiny_model("Llama", intermediate_size=512, num_hidden_layers=9)
+    fl.save_model(small, tokenizer, tmp_path / "model")
+    settings = {"GPU": True, "N_RANDOM": 1, "DEVICE": "cpu", "DTYPE": "float16"}
+    printed = run_with("11", {"MODEL": str(tmp_path / "model"), **settings}, tmp_path)
+    assert "float16 on cpu" in printed
+    assert "61 demographic and 28 neutral pairs hold in this tokenizer; 1 random cuts" in printed
+
+
+@pytest.mark.parametrize(
+    ("token", "error", "message"),
+    [
+        (None, None, "No token was found, so this run takes SmolLM2"),
+        ("hf_1", PermissionError("it is gated: ask for access"), "ask for access"),
+        ("hf_1", ValueError("could not load it"), "could not load it"),
+    ],
+)
+def test_without_access_lesson_11_takes_an_open_model(token, error, message, capsys):
+    llama, asked = "meta-llama/Llama-3.2-1B", []
+
+    def load_model(name, **options):
+        asked.append(name)
+        if name == llama:
+            raise error
+        return f"model {name}", "tokenizer"
+
+    names = {"LLAMA": llama, "MODEL": llama, "DEVICE": "auto", "DTYPE": "auto", "time": time}
+    names["get_token"] = lambda: token
+    names["fl"] = SimpleNamespace(DEFAULT_MODEL=fl.DEFAULT_MODEL, load_model=load_model)
+    exec(cell_with("11", "get_token()"), names)
+    assert names["MODEL"] == fl.DEFAULT_MODEL and names["model"] == f"model {fl.DEFAULT_MODEL}"
+    assert asked == [fl.DEFAULT_MODEL] if error is None else [llama, fl.DEFAULT_MODEL]
+    assert message in capsys.readouterr().out
+
+
+def test_a_model_of_ones_own_that_does_not_load_stops_lesson_11():
+    def load_model(name, **options):
+        raise ValueError("no such folder")
+
+    names = {"LLAMA": "", "MODEL": "mine", "DEVICE": "auto", "DTYPE": "auto", "time": time}
+    names["get_token"] = lambda: None
+    names["fl"] = SimpleNamespace(load_model=load_model)
+    with pytest.raises(ValueError, match="no such folder"):
+        exec(cell_with("11", "get_token()"), names)
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_lesson_12_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
+    downloaded = []
+    if on_colab:
+        module = ModuleType("google.colab")
+        module.files = SimpleNamespace(download=downloaded.append)
+        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+        monkeypatch.setitem(sys.modules, "google.colab", module)
+    exec(cell_with("12", "files.download"), {"sys": sys, "OUT": Path("out")})
+    assert downloaded == [str(Path("out") / "report.html")] * on_colab
