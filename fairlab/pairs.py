@@ -309,10 +309,8 @@ def chat_pairs(
 
     Notes
     -----
-    On the default model the first tokens of a prompt's `load_outcomes` have together a probability
-    of 0.05 as plain text, 0.08 as the beginning of an answer and 0.0001 as a message, which it
-    answers with "The" or "I" (means of 16 validation prompts). So fairlab's own pairs, which are
-    unfinished sentences, are measured as beginnings.
+    fairlab's own pairs are unfinished sentences. A chat model goes on with one as the beginning of
+    an answer, and answers it as a message: so they are measured as beginnings.
     """
     pairs = as_pairs(pairs)
     if not tokenizer.chat_template:

@@ -212,6 +212,20 @@ def test_several_changes_stand_in_one_table_each_with_its_verdict(
     assert table.count("random: –") == 4 and table.count("random: ") == 12
 
 
+def test_words_in_sampled_texts_stand_on_the_page(tiny, measured, tmp_path):
+    comparison, options = measured["comparison"], {"model": tiny, "model_name": "x"}
+    sentence = f"before: in 100 continuations 5.0 more harsh words after {HOSTILE} than after the"
+    table = pd.DataFrame([{"score": "harsh words", "name": "before", "sentence": sentence}])
+    for path, continuations in ((tmp_path / "a.html", table), (tmp_path / "b.html", None)):
+        told = replace(comparison, continuations=continuations)
+        fl.write_report(path, told, chosen_on=measured["chosen_on"], **options)
+    text = Page(tmp_path / "a.html").text
+    assert sentence in text and "Words in longer texts" in text
+    assert "Words in longer texts" not in Page(tmp_path / "b.html").text
+    assert strict(tmp_path / "a.json")["continuations"] == table.to_dict("records")
+    assert strict(tmp_path / "b.json")["continuations"] == []
+
+
 def test_a_changed_model_alone_has_a_page(tiny, measured, tmp_path):
     comparison = measured["comparison"]
     table = comparison.table.assign(random_low=np.nan, random_high=np.nan, n_random=0)

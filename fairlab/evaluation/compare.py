@@ -67,6 +67,9 @@ class Comparison:
         Of the random cuts.
     seconds : float
         What measuring took, whenever it was done.
+    continuations : DataFrame, optional
+        What sampled texts come to, from `summarize_continuations`, for the report. `compare` leaves
+        it None: put it there with `dataclasses.replace(comparison, continuations=…)`.
     """
 
     table: pd.DataFrame
@@ -78,6 +81,7 @@ class Comparison:
     dtype: str
     seed: int
     seconds: float
+    continuations: pd.DataFrame | None = None
 
 
 def compare(

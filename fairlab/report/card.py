@@ -39,8 +39,8 @@ def model_card(
 
     Licence, base model and language are those asked for; else those that the model's own card
     states, on the Hub or in its folder; of Gemma and of Meta's Llama also without it. The card
-    repeats what these two licences ask to be said. Llama's also asks that the name of the model,
-    which you give to `push_to_hub`, begin with "Llama".
+    repeats what these licences ask to be said. Those of Llama 3 and later also ask that the name of
+    the model, which you give to `push_to_hub`, begin with "Llama 3" (3.0) or "Llama" (3.1 to 3.3).
 
     Parameters
     ----------

@@ -83,7 +83,7 @@ def write_report(
         known, it warns that nothing is known of that.
     method : dict, optional
         How was chosen, such as {"recipe": "guarded", "fraction": 0.002}; of several selections,
-        what they have in common. What each of them is stands below it under its own name. The
+        what they have in common. What each of them is stands above it under its own name. The
         prompts' "language" stands at the top.
     texts : dict, optional
         Prompt → {"before": text, NAME: text, …} from `generate`, with the names of selections.
@@ -276,7 +276,12 @@ def _what_was_measured(
             "neutral": [asdict(pair) for pair in held_out.neutral],
         },
         "texts": [{"prompt": prompt, "written": told} for prompt, told in (texts or {}).items()],
+        "continuations": _rows_of(comparison.continuations),
     }
+
+
+def _rows_of(table: pd.DataFrame | None) -> list[dict[str, object]]:
+    return [] if table is None else table.to_dict("records")
 
 
 def _words_by_category(pairs: Sequence[PromptPair]) -> dict[str, list[str]]:
