@@ -2,9 +2,9 @@
 
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
 → `checking` → `neutral`, `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`,
-`behavior` → `scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`, `evaluation` →
-`suites` → `plots` → `widgets`, `report` → `cli`. The names that lessons use are here; nothing runs
-on import, and a room is opened when the first of its names is used.
+`behavior` → `continuations`, `scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`,
+`evaluation` → `suites` → `plots` → `widgets`, `report` → `cli`. The names that lessons use are
+here; nothing runs on import, and a room is opened when the first of its names is used.
 
 What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
 `PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from

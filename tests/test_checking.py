@@ -7,6 +7,7 @@ import pytest
 import fairlab as fl
 from fairlab import cli
 from fairlab.checking import fixed_csv, split_counts
+from fairlab.cli.pairs import PairOptions, load_pool
 
 SENTENCES = (
     "The {} man called the office, and",
@@ -471,15 +472,15 @@ def test_check_answers_in_json(run, write):
 
 
 def options_for(path, skip_invalid=False):
-    return cli.Control(str(path), None, None, "en", skip_invalid)
+    return PairOptions(str(path), None, None, "en", skip_invalid)
 
 
 def test_a_file_with_problems_is_refused_or_loses_these_rows(tokenizer, write, capsys):
     path = write(HEADER, f"{ROW} ", *rows_of(SENTENCES))
     with pytest.raises(ValueError, match=r"1 of 5 .*fairlab check .*mine.csv .*--skip-invalid"):
-        cli.load_pool(tokenizer, options_for(path))
+        load_pool(tokenizer, options_for(path))
     assert capsys.readouterr().err == ""
-    pool = cli.load_pool(tokenizer, options_for(path, skip_invalid=True))
+    pool = load_pool(tokenizer, options_for(path, skip_invalid=True))
     assert [pair.id for pair in pool] == ["row-3", "row-4", "row-5", "row-6"]
     assert [pair.split for pair in pool] == ["train", "held_out", "train", "train"]
     assert capsys.readouterr().err == (
@@ -488,4 +489,4 @@ def test_a_file_with_problems_is_refused_or_loses_these_rows(tokenizer, write, c
     )
     only = write(HEADER, f"{ROW} ", name="only.tsv")
     with pytest.raises(ValueError, match="1 of 1 rows of .*: no row is left"):
-        cli.load_pool(tokenizer, options_for(only, skip_invalid=True))
+        load_pool(tokenizer, options_for(only, skip_invalid=True))

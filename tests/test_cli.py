@@ -16,6 +16,10 @@ from typer.testing import CliRunner
 
 import fairlab as fl
 from fairlab import cli, files
+from fairlab.cli.measure import tell_time
+from fairlab.cli.options import DEFAULT
+from fairlab.cli.output import emit
+from fairlab.cli.pairs import PairOptions, start_of
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import load_text
@@ -105,7 +109,7 @@ def test_help_comes_at_once():
         ).stdout
         == "[]\n"
     )
-    assert cli.DEFAULT == fl.DEFAULT_MODEL
+    assert DEFAULT == fl.DEFAULT_MODEL
 
 
 def test_version_and_the_short_name_of_help():
@@ -442,6 +446,10 @@ def test_a_file_with_splits_keeps_them(run, pairs_csv, monkeypatch):
         (["score", "--method", "magic"], "method: expected one of"),
         (["score", "--method", "article+magic"], "method: expected one of"),
         (["score", "--method", "guarded+maw"], "method: expected one of"),
+        (
+            ["score", "--method", "activation+vow", "--neutral-words", "a/b, c/d"],
+            "neutral_words: activation+vow takes no neutral pairs",
+        ),
         (["prune", "--fraction", "0.001", "--out", "cut"], "is less than one neuron"),
         (["report", "--out", "page.txt"], "out: expected a name that ends in .html"),
         (["diagnose", "--pairs", "missing.csv"], "path: no such file: missing.csv"),
@@ -539,8 +547,9 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
             raise ValueError("far enough")
         return fl.load_pairs("race")
 
-    monkeypatch.setattr(cli, "pairs_of_file", pairs_of_file)
-    monkeypatch.setattr(cli, "check_pairs_named", lambda *names: None)  # no such files
+    monkeypatch.setattr("fairlab.cli.pairs.pairs_of_file", pairs_of_file)
+    # there are no such files
+    monkeypatch.setattr("fairlab.cli.commands.check_pair_options", lambda *given: None)
     options = ["--pairs", "mine.csv", *["--skip-invalid"] * skip]
     expected = [("mine.csv", skip)]
     if command not in ("score", "prune"):
@@ -630,9 +639,9 @@ def test_spanish_pairs_have_spanish_words_and_texts(run, used, pairs_csv):
     assert {"prudente", "de marzo"} <= words_of(used["neutral"])
     assert used["calibration"] == load_text("calibration", "es")
     assert load_text("evaluation", "es").startswith(used["text"])
-    facts = cli.Control(str(path), None, None, "es", False).facts
+    facts = PairOptions(str(path), None, None, "es", False).facts
     assert facts["language"] == "Spanish" and "(es)" in facts["neutral pairs"]
-    assert "language" not in cli.Control(str(path), None, None, "en", False).facts
+    assert "language" not in PairOptions(str(path), None, None, "en", False).facts
     # fairlab's own Spanish pairs are read in Spanish, too
     run("compare", "--pairs", "race", "--language", "es")
     assert templates_of(used["choosing"]) == templates_of(
@@ -790,7 +799,7 @@ def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
 @pytest.mark.parametrize("as_json", [False, True])
 def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json):
     """A Windows terminal in cp1252, and words in another script."""
-    emitted = f"cli.emit({{'word': 'κόσμος'}}, {as_json}, 'κόσμος')"
+    emitted = f"cli.commands.emit({{'word': 'κόσμος'}}, {as_json}, 'κόσμος')"
     code = f"from fairlab import cli; cli.app = lambda: {emitted}; cli.main()"
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -807,7 +816,7 @@ def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json):
 def test_what_was_measured_is_printed_before_it_is_written(monkeypatch, capsys, tmp_path):
     table = pd.DataFrame({"gap": [0.1]})
     with pytest.raises(OSError):
-        cli.emit({}, False, "the gap is 0.1", table, tmp_path)
+        emit({}, False, "the gap is 0.1", table, tmp_path)
     assert capsys.readouterr().out == "the gap is 0.1\n"
 
 
@@ -914,7 +923,10 @@ def test_a_random_cut_alone_has_the_fraction_of_each_layer(run, few, comparisons
 )
 def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, known):
     seen = []
-    monkeypatch.setattr(cli, "check_choice", lambda method, *rest, **more: seen.append(method))
+    for place in ("commands", "plan"):
+        monkeypatch.setattr(
+            f"fairlab.cli.{place}.check_choice", lambda method, *rest, **more: seen.append(method)
+        )
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
     with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
         run(command, "--method", asked)
@@ -1060,6 +1072,15 @@ def test_what_can_not_be_judged_is_said_before_the_model_loads(
         (["--report", "p.html", "--card", "--license", "my own"], "license: expected"),
         (["--method", "random"], "method: expected one of guarded, activation"),
         (["--method", "article,guarded"], "method: expected one of guarded, activation"),
+        (["--seed", "0"], "seed: only a report needs this; add --report report.html"),
+        (["--quick", "--no-cache"], "quick, no_cache: only a report needs this"),
+        (["--text", "there.html", "--n-random", "5"], "text, n_random: only a report needs this"),
+        (["--cache", "c"], "cache: only a report needs this"),
+        (
+            ["--method", "article", "--neutral", "there.csv"],
+            "neutral, neutral_words: article takes no neutral pairs; leave them out, or take "
+            "--method guarded",
+        ),
     ],
 )
 def test_what_prune_can_not_write_is_said_before_the_model_loads(
@@ -1067,10 +1088,11 @@ def test_what_prune_can_not_write_is_said_before_the_model_loads(
 ):
     monkeypatch.chdir(tmp_path)
     Path("there.html").write_text("mine", encoding="utf-8")
+    Path("there.csv").write_text("prompt_a,prompt_b\nA b,A c\n", encoding="utf-8")
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     code, out, err = run("prune", "--out", "m", *options)
     assert (code, out) == (2, "") and message in err
-    assert [path.name for path in tmp_path.iterdir()] == ["there.html"]
+    assert {path.name for path in tmp_path.iterdir()} == {"there.html", "there.csv"}
 
 
 def test_prune_measures_reports_cuts_and_describes_in_one_run(
@@ -1124,7 +1146,7 @@ def test_a_quick_look_is_short_and_says_so(run, few, comparisons):
         "A quick look: few random cuts, a short text, no article metric. Measure "
         "again without --quick before you conclude.\n"
     )
-    assert cli.start_of("one two three", FakeTokenizer(), 2) == "one two"
+    assert start_of("one two three", FakeTokenizer(), 2) == "one two"
 
 
 class FakeTokenizer:
@@ -1147,7 +1169,7 @@ class FakeTokenizer:
     ],
 )
 def test_the_time_is_told_before_the_long_part(capsys, facts, said):
-    cli.tell_time(*facts)
+    tell_time(*facts)
     assert capsys.readouterr() == ("", said)
 
 

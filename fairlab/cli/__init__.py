@@ -1,0 +1,28 @@
+"""The surgery from a terminal: `fairlab check`, `diagnose`, `score`, `prune`, `compare`, `report`;
+`fairlab cache` for what they keep.
+
+Contents: `main`; `commands` (each from its options to what it prints), `options` (what they can be
+told), `pairs` (which choose and which judge), `neurons` (which are chosen), `plan` (what is judged,
+and how), `measure` (carries it out), `gaps` (what diagnose measures), `reports` (page and card),
+`output` (what is printed, and exit codes).
+
+What a command prints is for people; with `--json` standard output is one strict JSON document and
+nothing else. Progress bars and notices go to standard error. `fairlab --help` lists the exit codes.
+Whatever imports torch is imported inside the functions, so that help comes at once.
+"""
+
+import sys
+
+from fairlab.cli.commands import app
+
+
+def main() -> None:
+    """Run the command line; a refused input is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print("fairlab: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

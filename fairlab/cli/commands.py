@@ -1,0 +1,531 @@
+"""The commands, each from its options to what it prints.
+
+Contents: `app`, with `check`, `diagnose`, `score`, `prune`, `compare`, `report`, and `kept` for
+`fairlab cache`.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+import fairlab as fl  # loads its modules at first use, so that --help comes at once
+from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
+from fairlab.cli.measure import carry_out, told_if_stopped
+from fairlab.cli.neurons import (
+    check_choice,
+    check_neutral_is_used,
+    choose_neurons,
+    ranking_of,
+    score_tables,
+)
+from fairlab.cli.options import (
+    DEFAULT,
+    BatchSize,
+    Cache,
+    Changed,
+    Chat,
+    Device,
+    Dtype,
+    FailIf,
+    Force,
+    Fraction,
+    Given,
+    Json,
+    Language,
+    Method,
+    Methods,
+    Model,
+    Neutral,
+    NeutralWords,
+    NoCache,
+    Pairs,
+    Quick,
+    Random,
+    Seed,
+    Skip,
+    Table,
+    Text,
+    Version,
+    Weight,
+)
+from fairlab.cli.output import (
+    check_output_file,
+    check_text,
+    counted,
+    dtype_of,
+    emit,
+    end_if_failed,
+    facts_of,
+    failed_of_each,
+    precision_note,
+    prune_text,
+    read_conditions,
+)
+from fairlab.cli.pairs import (
+    PairOptions,
+    check_pair_options,
+    choosing_and_judging,
+    load_pool,
+    neutral_pairs,
+    pairs_that_choose,
+)
+from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
+from fairlab.cli.reports import (
+    check_nothing_for_a_report,
+    check_page,
+    check_prune_reports,
+    write_page,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _about(version: Version = False) -> None:
+    """Find, measure and cut the neurons of a language model that react to a demographic word.
+
+    \b
+    The whole surgery on the default model:  fairlab prune --out pruned
+    Whether it helped, as a page to read:    fairlab report --out report.html
+    The article's recipe instead:            add --method article --pairs article
+
+    A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
+    template, attribute_a, attribute_b and split. Pairs of the split train choose the neurons, those
+    of the split held_out measure; without the column, every third sentence of a category is held
+    out. fairlab check mine.csv finds every problem in such a file within seconds.
+
+    Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
+    problems; 3 done, and a bound of --fail-if holds; 130 you stopped it; 1 anything else.
+    """
+
+
+@app.command()
+def check(
+    file: Annotated[Path, Argument(help="CSV file of pairs, as a spreadsheet writes it.")],
+    model: Model = DEFAULT,
+    fix: Annotated[
+        Path | None, Option(help="CSV file to write the valid rows to, without surplus blanks.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Find every problem in a file of pairs; load no model, only its tokenizer.
+
+    Prints each problem with the row's number in a spreadsheet (the header is row 1) and a remedy:
+    blanks too many; templates that are not the prompts' sentence; what is there twice; a sentence
+    that is both for training and held out. Then notices, which leave a row valid: words that the
+    tokenizer splits into unlike numbers of tokens (names often are; their gap is measured, but
+    scores that compare token by token refuse them), with words that would fit. Last, how the valid
+    rows are split. Exit code 0: every row is valid; 2: there are problems, or the file can't be
+    read.
+
+    \b
+    Example: fairlab check mine.csv --fix valid.csv
+    """
+    from fairlab.checking import fixed_csv, split_counts
+    from fairlab.files import write_text
+    from fairlab.models import load_tokenizer
+
+    check_output_file(fix, force, file, model, argument="fix")
+    checked = fl.check_file(file, tokenizer=load_tokenizer(model))
+    if fix:
+        write_text(fix, fixed_csv(checked))
+    facts = {
+        "file": str(file),
+        "form": checked.form,
+        "rows": len(checked.pairs),
+        "valid": len(checked.valid),
+        "problems": [facts_of(problem) for problem in checked.problems],
+        "notices": [facts_of(problem) for problem in checked.notices],
+        "split_by_file": "split" in checked.columns,
+        "split": split_counts(checked.valid),
+        "fixed": fix and str(fix),
+    }
+    emit(facts, as_json, check_text(checked, facts))
+    if checked.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def diagnose(
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    fail_if: FailIf = None,
+    out: Table = None,
+    force: Force = False,
+    skip_invalid: Skip = False,
+    chat: Chat = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure the gap between prompts; cut nothing.
+
+    Prints, for each category and for neutral pairs (the control), the mean gap of the next-token
+    distributions in nats with its 95 % interval, and the article's mean activation difference (of
+    the pairs whose two prompts have the same number of tokens); then which category has the largest
+    gap, and whether that is more than neutral words have. --out and --json have a row for every
+    pair.
+
+    --fail-if takes gap (the mean over categories), largest_gap (that of a category) and neutral_gap
+    (the mean over neutral pairs), all in nats, with > or < and a number. Compared is the gap
+    itself, whatever its interval is.
+
+    \b
+    Example: fairlab diagnose --pairs race --out race.csv
+    In a pipeline: fairlab diagnose --model org/name --fail-if "largest_gap>0.05"
+    """
+    from fairlab.evaluation.readings import bits_of
+    from fairlab.report.conditions import failures
+    from fairlab.report.page import environment
+    from fairlab.report.verdict import diagnosis
+
+    check_output_file(out, force, model, pairs, neutral)
+    conditions = read_conditions(fail_if)
+    check_batch_size(batch_size)
+    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
+    check_pair_options(pair_options, model)
+    loaded = fl.load_model(model, device=device, dtype=dtype)
+    demographic = load_pool(loaded[1], pair_options)
+    neutral_ones = neutral_pairs(loaded[1], pair_options, demographic)
+    readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
+    gaps = gap_table(readings)
+    words = diagnosis(gaps)
+    failed = failures(conditions, diagnosed(readings, gaps))
+    facts = {
+        "model": model,
+        "weights_sha256": bits_of(loaded[0]),
+        "dtype": dtype_of(loaded[0]),
+        "environment": environment(),
+        "neutral pairs": pair_options.neutral_name,
+        "sentences": words,
+        "failed": failed,
+        "categories": gaps.to_dict("records"),
+        "pairs": readings.to_dict("records"),
+    }
+    table = gaps.to_string(index=False)
+    text = "\n".join([table, precision_note(loaded[0]), "", *words])
+    emit(facts, as_json, text, readings, out)
+    end_if_failed(failed)
+
+
+@app.command()
+def score(
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Method = "guarded",
+    bias_weight: Weight = 0.5,
+    neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    out: Table = None,
+    force: Force = False,
+    skip_invalid: Skip = False,
+    chat: Chat = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Rank the neurons: which react, which matter.
+
+    --method guarded, the default, is fairlab.guarded_cut: neurons that cause the gap (attribution),
+    less a charge for neutral pairs, over Fisher's importance. --method article is
+    fairlab.article_cut.
+
+    Or name a bias score of fairlab.bias_scores (activation, optipfair, …) and, after a plus, an
+    importance score of fairlab.importance_scores (maw if none is given); a wrong name gets the list
+    of all. The two are combined as hybrid score with --bias-weight; the article weights them 0.5,
+    optipfair 0.8. Hybrid scores are scaled within each layer: ranks across layers compare unlike
+    units. attribution and patching are guarded as above, and their neurons are ranked over all
+    layers. Prints the twenty neurons with the highest score.
+
+    \b
+    Example: fairlab score --pairs race --method activation+vow --out scores.csv
+    """
+    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
+    check_output_file(out, force, model, pairs, neutral)
+    check_pair_options(pair_options, model)
+    check_choice(method, bias_weight)
+    check_neutral_is_used(method, pair_options)
+    check_batch_size(batch_size)
+    loaded = fl.load_model(model, device=device, dtype=dtype)
+    choosing = pairs_that_choose(loaded[1], pair_options, method)
+    tables = score_tables(loaded, choosing, method, bias_weight, pair_options, batch_size)
+    ranking = ranking_of(tables)
+    top = ranking.head(20)
+    text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
+    facts = {"model": model, "dtype": dtype_of(loaded[0]), "top": top.to_dict("records")}
+    emit(facts, as_json, text, ranking, out)
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    out: Annotated[Path, Option(help="Folder for the cut model.")],
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Method = "guarded",
+    bias_weight: Weight = 0.5,
+    fraction: Fraction = 0.002,
+    report: Annotated[
+        Path | None,
+        Option(help="Also compare the cut with its controls, and write this page, NAME.html."),
+    ] = None,
+    card: Annotated[
+        bool, Option("--card", help="With --report: also write the model card, README.md.")
+    ] = False,
+    license: Annotated[
+        str | None, Option(help="Of the model, for the card; by default what its own card says.")
+    ] = None,
+    base_model: Annotated[
+        str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
+    ] = None,
+    neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    text: Text = None,
+    n_random: Random = 20,
+    seed: Seed = 0,
+    quick: Quick = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    force: Force = False,
+    skip_invalid: Skip = False,
+    chat: Chat = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score, select, cut and save: the whole surgery.
+
+    Writes a model folder that stock transformers loads, with the neurons in selection.json, in the
+    dtype of the original (or of --dtype). Whether the cut helped is another question: --report
+    answers it in the same run, before the model is cut. The options from --text to --no-cache are
+    for that, as in fairlab report, and refused without it.
+
+    \b
+    Example: fairlab prune --out pruned --report pruned/report.html --card
+    """
+    from fairlab.files import check_output_folder, write_text
+    from fairlab.models import stored_dtype
+
+    # selection.json is not among them, since it is written anew
+    reports = ("README.md", "report.html", "report.json")
+    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
+    terms = {"license": license, "base_model": base_model}
+    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
+    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    check_pair_options(pair_options, model)
+    check_choice(method, bias_weight, fraction)
+    check_batch_size(batch_size)
+    plan = None
+    if report:
+        plan = Plan(
+            method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
+            pair_options,
+        )  # fmt: skip
+    else:
+        check_nothing_for_a_report(context)
+        check_neutral_is_used(method, pair_options)
+    facts = {"folder": str(out)}
+    with told_if_stopped(plan and plan.cache):
+        loaded = fl.load_model(model, device=device, dtype=dtype)
+        facts["parameters_before"] = loaded[0].num_parameters()
+        if report:
+            choosing, held_out = choosing_and_judging(loaded[1], pair_options)
+            measured = carry_out(plan, loaded, choosing, held_out)
+            selection = measured.selections[method]
+            facts["verdict"] = write_page(report, measured, plan, loaded, model, choosing, force)
+        else:
+            choosing = pairs_that_choose(loaded[1], pair_options, method)
+            choice = (method, bias_weight, fraction, batch_size, pair_options)
+            selection = choose_neurons(loaded, choosing, *choice)
+    cut = fl.prune(loaded[0], selection, inplace=True)
+    facts["parameters_after"] = cut.num_parameters()
+    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+        cut = cut.to(stored_dtype(model))
+    facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
+    fl.save_model(cut, loaded[1], out, force=force)
+    write_text(out / "selection.json", selection.to_json())
+    if card:
+        write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))
+    emit(facts, as_json, prune_text(facts, selection, report))
+
+
+@app.command()
+def compare(
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Methods = None,
+    bias_weight: Weight = 0.5,
+    fraction: Fraction = 0.002,
+    selection: Given = None,
+    changed: Changed = None,
+    neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    text: Text = None,
+    n_random: Random = 20,
+    seed: Seed = 0,
+    quick: Quick = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    fail_if: FailIf = None,
+    out: Table = None,
+    force: Force = False,
+    skip_invalid: Skip = False,
+    chat: Chat = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure cuts beside their controls.
+
+    Chooses on training pairs and measures on held-out ones (with --pairs article: on fairlab's own,
+    of all categories), beside random cuts of the same size and neutral pairs. Several methods share
+    the random cuts. Prints a sentence for each measure and category. On a laptop's CPU the default
+    takes several minutes. Stopped (Ctrl-C) and started again, it goes on where it was.
+
+    With --selection it judges a cut that is there, with --changed any changed model. A changed
+    model has random cuts beside it where its folder holds a selection.json of fairlab prune.
+
+    --fail-if takes gap, largest_gap, neutral_gap and decision (in nats, of the changed model),
+    gap_change, neutral_change and perplexity_change (shares: -0.1 is 10 % less) and decision_change
+    (nats), with > or < and a number; it looks at the value itself, whatever its interval is.
+
+    \b
+    Example: fairlab compare --pairs race --method guarded,article,random --out race.csv
+    """
+    check_output_file(out, force, model, pairs, neutral, selection, changed, text)
+    conditions = read_conditions(fail_if, of_a_change=True)
+    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    check_pair_options(pair_options, model)
+    plan = Plan(
+        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
+        pair_options, selection, changed,
+    )  # fmt: skip
+    with told_if_stopped(plan.cache):
+        loaded = fl.load_model(model, device=device, dtype=dtype)
+        judging = choosing_and_judging(loaded[1], pair_options, plan.chooses)
+        measured = carry_out(plan, loaded, *judging)
+    table = measured.table
+    notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
+    failed = failed_of_each(conditions, table)
+    facts = {"model": model, "dtype": measured.dtype, "seed": seed, "quick": quick}
+    facts |= pair_options.facts | {"failed": failed, "rows": table.to_dict("records")}
+    emit(facts, as_json, "\n".join([*table["sentence"], *notes]), table, out)
+    end_if_failed(failed)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, Option(help="The page, NAME.html; the numbers go to NAME.json.")],
+    model: Model = DEFAULT,
+    pairs: Pairs = "all",
+    method: Methods = None,
+    bias_weight: Weight = 0.5,
+    fraction: Fraction = 0.002,
+    selection: Given = None,
+    changed: Changed = None,
+    neutral: Neutral = None,
+    neutral_words: NeutralWords = None,
+    language: Language = "en",
+    text: Text = None,
+    n_random: Random = 20,
+    seed: Seed = 0,
+    quick: Quick = False,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    fail_if: FailIf = None,
+    force: Force = False,
+    skip_invalid: Skip = False,
+    chat: Chat = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare, and write a page to read.
+
+    It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, a figure,
+    texts before and after, limits, method and environment. Prints the verdict. What it judges, what
+    it keeps if you stop it, and --fail-if are as in fairlab compare.
+
+    \b
+    Example: fairlab report --pairs gender --out gender.html
+    """
+    check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
+    conditions = read_conditions(fail_if, of_a_change=True)
+    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    check_pair_options(pair_options, model)
+    plan = Plan(
+        method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
+        pair_options, selection, changed,
+    )  # fmt: skip
+    with told_if_stopped(plan.cache):
+        loaded = fl.load_model(model, device=device, dtype=dtype)
+        choosing, held_out = choosing_and_judging(loaded[1], pair_options, plan.chooses)
+        measured = carry_out(plan, loaded, choosing, held_out)
+        verdict = write_page(out, measured, plan, loaded, model, choosing, force)
+    numbers = out.with_suffix(".json")
+    failed = failed_of_each(conditions, measured.table)
+    facts = {"verdict": verdict, "failed": failed, "page": str(out), "numbers": str(numbers)}
+    emit(facts, as_json, f"{verdict}\nWritten: {out} and {numbers}")
+    end_if_failed(failed)
+
+
+@app.command("cache")
+def kept(
+    clean: Annotated[bool, Option("--clean", help="Remove the readings.")] = False,
+    clean_weights: Annotated[
+        bool,
+        Option("--clean-weights", help="Remove the unpacked weights; the next use unpacks again."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what fairlab keeps in your cache folder, and how large it is; remove it.
+
+    Readings are what compare, report and prune --report measured, so that a run that was stopped
+    goes on; unpacked weights are those of the packaged models and of .gguf files. A folder named
+    by --cache is yours: it is not looked at.
+
+    \b
+    Example: fairlab cache --clean
+    """
+    import shutil
+
+    from fairlab.files import readings_folder
+
+    readings = readings_folder()
+    weights = sorted(readings.parent.glob("*-transformers-*"))
+    lines, facts = [], {}
+    for what, folders, remove in (
+        ("readings", [readings], clean),
+        ("unpacked weights", weights, clean_weights),
+    ):
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        if remove:
+            for folder in filter(Path.exists, folders):
+                shutil.rmtree(folder)
+        facts[what] = {"files": len(files), "bytes": size, "removed": remove}
+        words = f"{what}: {counted(len(files), 'file')}, {size / 1e6:.1f} MB"
+        lines.append(f"{words}, removed" if remove else words)
+    where = str(readings.parent)
+    emit({"folder": where, **facts}, as_json, "\n".join([f"In {where}:", *lines]))

@@ -1,0 +1,135 @@
+"""What compare and report judge, and how; all that can be refused before the model loads.
+
+Contents: `Plan`; `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import fairlab as fl
+from fairlab.cli.neurons import check_choice, is_causal
+from fairlab.cli.pairs import PairOptions
+
+QUICK_LOOK = (
+    "A quick look: few random cuts, a short text, no article metric. Measure again without --quick "
+    "before you conclude."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What compare and report judge, and how; what can be refused before the model loads, is."""
+
+    method: str | None
+    bias_weight: float
+    fraction: float
+    n_random: int
+    seed: int
+    quick: bool
+    batch_size: int
+    cache: Path | None
+    no_cache: bool
+    pair_options: PairOptions
+    selection: Path | None = None
+    changed: str | None = None
+
+    def __post_init__(self):
+        from fairlab.weights import find_weights
+
+        asked = [name for name in ("method", "selection", "changed") if getattr(self, name)]
+        if len(asked) > 1:
+            raise ValueError(f"{', '.join(asked)}: expected one of them; got {len(asked)}")
+        for method in self.methods or ["random"]:
+            check_choice(method, self.bias_weight, self.fraction, also=["random"])
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"method: expected each method once; got {self.method}")
+        if self.n_random < 1:
+            raise ValueError(f"n_random: expected at least 1 random cut; got {self.n_random}")
+        check_batch_size(self.batch_size)
+        self.given_cut()
+        if self.changed:
+            find_weights(self.changed)
+        # the dataclass is frozen, so its field is set through object
+        object.__setattr__(self, "cache", readings_are_kept_in(self.cache, self.no_cache))
+
+    @property
+    def chooses(self):
+        """Whether neurons are chosen, and not given."""
+        return not (self.selection or self.changed)
+
+    @property
+    def methods(self):
+        """The methods that choose, in the order given."""
+        names = [name.strip() for name in (self.method or "guarded").split(",")]
+        return names if self.chooses else []
+
+    def given_cut(self):
+        """Return the cut of --selection, or the one that made the model of --changed, if known."""
+        path = self.selection
+        if self.changed:
+            path = Path(self.changed).expanduser() / "selection.json"
+            path = path if path.is_file() else None
+        return path and read_cut_file(path)
+
+    @property
+    def facts(self):
+        """How the neurons were chosen, for the report."""
+        if self.selection:
+            facts = {"cut": f"given, in {self.selection.name}"}
+        elif self.changed:
+            facts = {"changed model": Path(self.changed).name}
+        else:
+            facts = {
+                "pairs": self.pair_options.pairs,
+                "score": ", ".join(self.methods),
+                "fraction": self.fraction,
+            }
+            # guarded scores have no weights
+            if not all(is_causal(method) or method == "random" for method in self.methods):
+                facts["bias weight"] = self.bias_weight
+        facts |= self.pair_options.facts
+        return facts | ({"quick look": QUICK_LOOK} if self.quick else {})
+
+
+def check_batch_size(batch_size):
+    """Refuse a batch that has no room for a pair."""
+    if batch_size < 2:
+        raise ValueError(
+            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size}"
+        )
+
+
+def read_cut_file(path):
+    """Read a cut, or gates, from their JSON file."""
+    from fairlab.files import read_text
+
+    text = read_text("selection", path)[0]
+    kind = fl.NeuronGates if '"gates"' in text else fl.NeuronSelection
+    try:
+        return kind.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"selection: {path} is no cut that fairlab wrote ({error})") from error
+
+
+def readings_are_kept_in(folder, no_cache):
+    """Return the folder that keeps the readings, made where it is missing; None for none."""
+    import os
+
+    from fairlab.files import digest_of_code, readings_folder
+
+    if no_cache:
+        if folder:
+            raise ValueError("cache, no_cache: expected one of them; got both")
+        return None
+    folder = (folder or readings_folder()).expanduser() / digest_of_code()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(
+            f"cache: {folder.parent} can't be written; choose another folder (--cache FOLDER), "
+            "or keep nothing (--no-cache)"
+        )
+    return folder
