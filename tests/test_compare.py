@@ -498,7 +498,9 @@ def test_no_interval_of_a_change_reaches_below_minus_one():
     assert -1 < low < y.sum() / x.sum() - 1 < high
 
 
-def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, data, cut):
+def test_the_cache_knows_the_model_as_it_is_now(
+    tiny, tokenizer, bos_tokenizer, data, cut, monkeypatch
+):
     def key(model=tiny, tokenizer=tokenizer, metric=True, **changes):
         held_out = fl.HeldOut(**data | changes)
         return readings.cache_key(model, tokenizer, held_out, metric=metric)
@@ -508,6 +510,8 @@ def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, 
         key(tokenizer=bos_tokenizer),
         key(text=TEXT + "More."),
         key(pairs=data["pairs"][:-1]),
+        key(pairs=[replace(pair, template="") for pair in data["pairs"]]),  # no outcomes of theirs
+        key(outcomes={}),
     ]
     keys += [key(metric=False), key(model=tiny_model(dtype=torch.bfloat16))]
     with fl.ablate(tiny, cut):
@@ -515,8 +519,11 @@ def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, 
     other = tiny_model()
     other.config.rms_norm_eps = 1e-3
     keys.append(key(model=other))
-    assert len(set(keys)) == len(keys)
     assert key() == keys[0]
+    for name, value in (("PRONOUNS", ["he"]), ("__version__", "another")):
+        monkeypatch.setattr(readings, name, value)
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
 
 
 def test_matched_random_cuts_are_of_the_same_kind(cut):

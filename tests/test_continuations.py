@@ -228,6 +228,9 @@ def test_the_sentence_counts_words(gaps):
         "cut: in 100 continuations 25.0 fewer harsh words after old than after young "
         "[4.5, 45.5] (25.0 and 50.0); against before a change of -50.0 [-91.1, -8.9]"
     )
+    alone = {name: part[part["template"] == "t"] for name, part in one.items()}
+    for text in fl.summarize_continuations(alone)["sentence"]:
+        assert "[no interval]" in text and "nan" not in text
     both = fl.summarize_continuations(gaps)["sentence"]
     assert all(" the first word of a pair than after the second [" in text for text in both)
 

@@ -369,16 +369,17 @@ def test_decisions_that_set_the_groups_apart_are_told():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("change", "low", "high", "said"),
     [
-        (0.01, 0.03, "The price: plain text is harder to predict, +2.0% (+1.0% … +3.0%)."),
-        (-0.01, 0.03, "No price could be told"),
-        (-0.03, -0.01, "Plain text is no harder to predict"),
+        (0.02, 0.01, 0.03, "The price: plain text is harder to predict, +2.0% (+1.0% … +3.0%)."),
+        (0.02, -0.01, 0.03, "No price could be told: plain text is harder to predict by +2.0%"),
+        (-0.01, -0.03, 0.01, "No price could be told: plain text is no harder to predict, -1.0%"),
+        (-0.02, -0.03, -0.01, "Plain text is no harder to predict"),
     ],
 )
-def test_the_price_is_told_by_its_interval(low, high, said):
+def test_the_price_is_told_by_its_interval(change, low, high, said):
     table = table_with()
-    table.loc[table.measure == "perplexity", ["low", "high"]] = low, high
+    table.loc[table.measure == "perplexity", ["change", "low", "high"]] = change, low, high
     assert said in advice.decision(table)
 
 

@@ -111,7 +111,8 @@ def _price(text: dict) -> str:
         return f"The price: plain text is harder to predict, {amount}."
     if text["high"] < 0:
         return f"Plain text is no harder to predict, {amount}."
-    return f"No price could be told: plain text is harder to predict by {amount}."
+    harder = "harder to predict by" if text["change"] > 0 else "no harder to predict,"
+    return f"No price could be told: plain text is {harder} {amount}."
 
 
 def _beyond_random(gap: dict, kind: str) -> str:
