@@ -249,6 +249,8 @@ def test_changed_models_alone_have_no_draws(tiny, tokenizer, data, cut):
 def test_a_changed_model_that_does_not_compare_is_refused(tiny, tokenizer, data, change, message):
     with pytest.raises(ValueError, match=message):
         fl.compare(tiny, tokenizer, {"pruned": tiny_model(**change)}, fl.HeldOut(**data))
+    with pytest.raises(ValueError, match="model: it is in training mode"):
+        fl.compare(tiny, tokenizer, {"pruned": tiny_model().train()}, fl.HeldOut(**data))
 
 
 def test_only_changed_models_imitate(tiny, tokenizer, data, cut):
@@ -326,6 +328,13 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
     assert table.sentence.str.contains("lower than 0 of 2 random cuts, equal to 2").all()
     # what is left is what the model's over-confidence gives away for nothing
     assert (table.flattening_scale.dropna() < 1).all()
+    # and each of several cuts has the flattening of its own price
+    both = {**nothing, "some": fl.NeuronSelection({0: tuple(range(20))}, (3, 24))}
+    found = fl.compare(tiny, tokenizer, both, fl.HeldOut(**data), n_random=1, metric=False).table
+    scales = found.groupby("selection").flattening_scale.first()
+    assert scales["none"] == table.flattening_scale.dropna().iloc[0]
+    perplexity = found[found.measure == "perplexity"].set_index("selection").change
+    assert perplexity["some"] != 0 and scales["some"] != scales["none"]
 
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):

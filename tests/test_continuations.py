@@ -212,6 +212,13 @@ def test_the_summary_has_intervals_over_templates_and_words(gaps):
         assert (row.change_low, row.change_high) == pytest.approx(interval(change, part))
         assert row.pairs == 8
     assert table.loc["before", "change"] == 0
+    # of a category with a single pair of words the interval is for these words
+    apart = {name: part.assign(category=part["attribute_a"]) for name, part in gaps.items()}
+    row = fl.summarize_continuations(apart).set_index("name").loc["cut"]
+    columns = np.stack([100 * gaps["cut"]["gap"], np.ones(8)], 1)
+    templates = [list(gaps["cut"]["template"])]
+    expected = jackknife_interval(columns, lambda sums: sums[:, 0] / sums[:, 1], templates)
+    assert (row.low, row.high) == pytest.approx(expected)
 
 
 def test_the_sentence_counts_words(gaps):

@@ -9,12 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import transformers
 import yaml
 
 import fairlab as fl
 from fairlab.evaluation.readings import bits_of
-from fairlab.models import glu_blocks
+from fairlab.models import HALF_PRECISION_COSTS, glu_blocks
 from fairlab.report import advice, conditions, terms, upload, verdict
 from fairlab.report.card import escaped
 from tiny_models import tiny_model
@@ -566,6 +567,27 @@ def test_pairs_of_unequal_length_are_told(measured):
     (told,) = verdict.length_warnings(fewer)
     count = (readings.measure == "gap").sum()
     assert told.startswith(f"In 2 of the {count} pairs measured, neutral ones included, the two")
+    # several selections were measured on the same pairs
+    assert verdict.length_warnings(pd.concat([fewer, fewer.assign(selection="b")])) == [told]
+
+
+def test_the_page_warns_of_what_weakens_its_numbers(measured, tmp_path):
+    """Half precision, neutral pairs in other sentences, and prompts of unequal length."""
+    half, comparison = tiny_model(dtype=torch.bfloat16), measured["comparison"]
+    held_out, readings = comparison.held_out, comparison.readings
+    elsewhere = fl.build_pairs(["A {} cook came"], [("tired", "hungry")])
+    weak = replace(
+        comparison,
+        held_out=replace(held_out, neutral=elsewhere),
+        readings=readings.drop(readings.index[readings.measure == "metric"][:2]),
+        weights_sha256=bits_of(half),
+    )
+    options = {"model": half, "model_name": "x", "chosen_on": None}
+    fl.write_report(tmp_path / "p.html", weak, **options, method={"language": "German"})
+    facts = strict(tmp_path / "p.json")
+    for words in ("stand in other sentences", "differ in their number", HALF_PRECISION_COSTS):
+        assert any(words in warning for warning in facts["warnings"]), words
+    assert facts["language"] == "German"
 
 
 def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
