@@ -519,6 +519,7 @@ def test_the_cache_knows_the_model_as_it_is_now(
         key(tokenizer=bos_tokenizer),
         key(text=TEXT + "More."),
         key(pairs=data["pairs"][:-1]),
+        key(pairs=[*data["pairs"][:-1], replace(data["pairs"][-1], prompt_b="Another")]),
         key(pairs=[replace(pair, template="") for pair in data["pairs"]]),  # no outcomes of theirs
         key(outcomes={}),
     ]
