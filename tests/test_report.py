@@ -204,6 +204,8 @@ def test_several_changes_stand_in_one_table_each_with_its_verdict(
     }
     assert "3 random gates of the same size" in lines[1]
     assert "random" not in lines[2]
+    advised = facts["methods"][1]["power_in_words"], " ".join(facts["methods"][1]["evidence"])
+    assert all("random gates" in told and "random cuts" not in told for told in advised)
     assert facts["settings"]["pairs that chose"] is None
     assert facts["settings"]["random cuts"] == 3
     assert "Which pairs chose is not known" in facts["warnings"][0]
@@ -273,7 +275,14 @@ def table_with(**numbers):
             ["It is specific"],
         ),
         ({"flattening_change": -0.5}, ["narrowed", "Flattening all predictions", "-50.0%"], []),
+        ({"flattening_change": -0.3}, ["would do as much or more: -30.0%"], []),
         ({"high": 0.1}, ["No effect can be told", "includes 0"], ["narrowed", "specific"]),
+        # below all random cuts, which widen it, but not below 0
+        (
+            {"change": 0.0, "low": -0.02, "high": 0.02, "random_low": 0.05, "random_high": 0.2},
+            ["No effect can be told", "includes 0"],
+            ["narrowed"],
+        ),
         (
             {"random_low": -0.35},
             ["No effect can be told", "not clear of"],
@@ -367,6 +376,8 @@ def test_decisions_that_set_the_groups_apart_are_told():
     assert "set the groups further apart (+0.200 nats)" in advice.decision(table)
     table.loc[table.measure == "decision", "random_high"] = 0.15
     assert "further apart" not in advice.decision(table)
+    table.loc[table.measure == "decision", "random_high"] = np.nan  # then the interval alone tells
+    assert "further apart" in advice.decision(table)
 
 
 @pytest.mark.parametrize(
@@ -397,6 +408,9 @@ def test_power_by_hand():
     assert alone["smallest narrowing"] == pytest.approx(alone["smallest by interval"])
     needed = 24 * (np.log(1.25) / np.log(0.8)) ** 2
     assert alone["sentences to see the change"] == pytest.approx(needed)
+    wider = row | {"change": 0.2, "low": 1.2 / 1.25 - 1, "high": 1.2 * 1.25 - 1}
+    needed = 24 * (np.log(1.25) / np.log(1.2 / 1.1)) ** 2
+    assert advice.power(wider)["sentences to see the change"] == pytest.approx(needed)
     words = advice.power_in_words(row)
     assert "20 % or more" in words and "it takes 28 %" in words and "96 sentences" in words
     assert "A rule of thumb" in words and "in proportion" not in words
@@ -417,7 +431,14 @@ def test_power_by_hand():
             ],
         ),
         ({"specificity_high": 0.1}, ["then it is about these groups' words"]),
-        (NO_RANDOM, ["ends above 0:", "Random changes of the same kind"]),
+        (
+            NO_RANDOM,
+            [
+                "ends above 0:",
+                "Random changes of the same kind",
+                "then it is about these groups' words",
+            ],
+        ),
         ({"high": 0.1}, ["ends below -10.0%, the lowest", "begins above +10.0%, the highest"]),
         ({"change": 0.3, "low": 0.2, "high": 0.4}, ["begins below +10.0%", "+20.0% … +40.0%"]),
         ({"low": np.nan, "high": np.nan}, ["Six sentences or more"]),
