@@ -113,11 +113,12 @@ def _sample(
     ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     cache, tokens, written = None, ids, [[] for _ in ids]
     running = set(range(len(ids)))
-    for draw in draws.to(ids.device).unbind(1):  # (rows,)
+    for draw in draws.unbind(1):  # (rows,)
         with torch.no_grad():
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
-        logits = at_least_float32(out.logits[:, -1]) / temperature  # (rows, vocabulary)
+        # on the CPU, since not every device has float64 or sums in the same order each time
+        logits = at_least_float32(out.logits[:, -1]).cpu() / temperature  # (rows, vocabulary)
         sums = logits.softmax(-1).double().cumsum(-1)  # (rows, vocabulary)
         if not torch.isfinite(sums).all():
             raise ValueError(
@@ -125,6 +126,7 @@ def _sample(
             )
         # the last sum is 1 but for rounding
         tokens = torch.searchsorted(sums, draw[:, None] * sums[:, -1:], right=True)  # (rows, 1)
+        tokens = tokens.to(ids.device)
         for row, token in enumerate(tokens[:, 0].tolist()):
             if token in ends:
                 running.discard(row)
@@ -275,9 +277,14 @@ def _sentence(row: Mapping, part: pd.DataFrame, first: str) -> str:
     low, high = sorted((sign * row["low"], sign * row["high"]))
     told = (
         f"{row['name']}: in 100 continuations {abs(row['gap']):.1f} {more} {row['score']} after "
-        f"{a} than after {b} [{low:.1f}, {high:.1f}] ({row['a']:.1f} and {row['b']:.1f})"
+        f"{a} than after {b} {_interval(low, high)} ({row['a']:.1f} and {row['b']:.1f})"
     )
     if row["name"] == first:
         return told
-    span = f"[{row['change_low']:+.1f}, {row['change_high']:+.1f}]"
+    span = _interval(row["change_low"], row["change_high"], "+")
     return f"{told}; against {first} a change of {row['change']:+.1f} {span}"
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    """Write an interval; one template gives none."""
+    return "[no interval]" if math.isnan(low) else f"[{low:{sign}.1f}, {high:{sign}.1f}]"

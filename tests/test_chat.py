@@ -51,6 +51,15 @@ def test_bos_is_never_there_twice(tokenizer, bos_tokenizer):
     assert ids == bos_tokenizer(pair.prompt_a, add_special_tokens=False).input_ids
     assert ids.count(bos) == 1
     assert bos_tokenizer(pair.prompt_a).input_ids == [bos, *ids]  # what it does by itself
+    model, seen = tiny_model(), []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    fl.sample_continuations(model, bos_tokenizer, [pair], n=1, max_new_tokens=1)
+    fl.generate(model, bos_tokenizer, [pair.prompt_a], max_length=len(ids) + 1)
+    hook.remove()
+    assert seen[-1][0].tolist() == ids
+    assert all((given == bos).sum(1).eq(1).all() for given in seen)
     # a plain prompt still gets one, and a tokenizer that adds none still adds none
     assert prompt_ids(bos_tokenizer, PAIR.prompt_a) == bos_tokenizer(PAIR.prompt_a).input_ids
     assert prompt_ids(tokenizer, PAIR.prompt_a) == tokenizer(PAIR.prompt_a).input_ids
@@ -102,6 +111,8 @@ def test_everything_takes_chat_pairs(tokenizer, pairs, tmp_path):
     fl.write_report(tmp_path / "page.html", measured, **facts)
     numbers = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
     assert numbers["settings"]["chat template"] == "answer"
+    plain = fl.build_neutral_pairs(tokenizer, chat)
+    assert {pair.chat for pair in plain} == {""} and "<|im_start|>" not in plain[0].prompt_a
     texts = fl.sample_continuations(model, tokenizer, chat, n=2, max_new_tokens=3)
     assert list(texts["template"].unique()) == list(dict.fromkeys(p.template for p in pairs))
     with pytest.raises(ValueError, match="neutral: expected pairs that went through the chat"):

@@ -246,12 +246,18 @@ def test_changed_models_alone_have_no_draws(tiny, tokenizer, data, cut):
         ({"dtype": torch.bfloat16}, "pruned predicts 49152 tokens in bfloat16"),
     ],
 )
-def test_a_changed_model_that_does_not_compare_is_refused(tiny, tokenizer, data, change, message):
+def test_a_changed_model_that_does_not_compare_is_refused(
+    tiny, tokenizer, data, change, message, monkeypatch
+):
+    monkeypatch.setattr(compare, "read_cut", lambda *a, **o: pytest.fail("measured"))
     with pytest.raises(ValueError, match=message):
         fl.compare(tiny, tokenizer, {"pruned": tiny_model(**change)}, fl.HeldOut(**data))
+    with pytest.raises(ValueError, match="model: it is in training mode"):
+        fl.compare(tiny, tokenizer, {"pruned": tiny_model().train()}, fl.HeldOut(**data))
 
 
-def test_only_changed_models_imitate(tiny, tokenizer, data, cut):
+def test_only_changed_models_imitate(tiny, tokenizer, data, cut, monkeypatch):
+    monkeypatch.setattr(compare, "read_cut", lambda *a, **o: pytest.fail("measured"))
     with pytest.raises(ValueError, match=r"imitated: expected names of changed models \(none\)"):
         fl.compare(tiny, tokenizer, {"cut": cut}, fl.HeldOut(**data), imitated={"cut": cut})
     small = fl.NeuronSelection({0: (1,)}, (3, 25))
@@ -261,13 +267,14 @@ def test_only_changed_models_imitate(tiny, tokenizer, data, cut):
 
 
 def test_the_names_of_changed_models_tell_them_apart(cut):
-    one, other, third = tiny_model(), tiny_model(), tiny_model()
+    one, other, third, fourth = (tiny_model() for _ in range(4))
     other.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1e-3
     third.config.rms_norm_eps = 1e-3
-    names = [readings.name_of(model) for model in (one, other, third)]
+    fourth.model.embed_tokens.weight.data[9] += 1  # a token that the answer does not tell of
+    names = [readings.name_of(model) for model in (one, other, third, fourth)]
     with fl.ablate(one, cut):
         names.append(readings.name_of(one))
-    assert len(set(names)) == 4
+    assert len(set(names)) == 5
     assert readings.name_of(tiny_model()) == names[0]
 
 
@@ -326,6 +333,13 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
     assert table.sentence.str.contains("lower than 0 of 2 random cuts, equal to 2").all()
     # what is left is what the model's over-confidence gives away for nothing
     assert (table.flattening_scale.dropna() < 1).all()
+    # and each of several selections has the flattening of its own price
+    dear = tiny_model()
+    dear.lm_head.weight.data *= 3
+    both = {**nothing, "dear": dear}
+    found = fl.compare(tiny, tokenizer, both, fl.HeldOut(**data), n_random=1, metric=False).table
+    scales = found.groupby("selection").flattening_scale.first()
+    assert scales["dear"] < scales["none"] == table.flattening_scale.dropna().iloc[0]
 
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
@@ -498,7 +512,11 @@ def test_no_interval_of_a_change_reaches_below_minus_one():
     assert -1 < low < y.sum() / x.sum() - 1 < high
 
 
-def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, data, cut):
+def test_the_cache_knows_the_model_as_it_is_now(
+    tiny, tokenizer, bos_tokenizer, data, cut, monkeypatch
+):
+    data = {"pairs": data["pairs"][:3], "neutral": data["neutral"][:2], "text": TEXT}
+
     def key(model=tiny, tokenizer=tokenizer, metric=True, **changes):
         held_out = fl.HeldOut(**data | changes)
         return readings.cache_key(model, tokenizer, held_out, metric=metric)
@@ -508,6 +526,9 @@ def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, 
         key(tokenizer=bos_tokenizer),
         key(text=TEXT + "More."),
         key(pairs=data["pairs"][:-1]),
+        key(pairs=[*data["pairs"][:-1], replace(data["pairs"][-1], prompt_b="Another")]),
+        key(pairs=[replace(pair, template="") for pair in data["pairs"]]),  # no outcomes of theirs
+        key(outcomes={}),
     ]
     keys += [key(metric=False), key(model=tiny_model(dtype=torch.bfloat16))]
     with fl.ablate(tiny, cut):
@@ -515,8 +536,11 @@ def test_the_cache_knows_the_model_as_it_is_now(tiny, tokenizer, bos_tokenizer, 
     other = tiny_model()
     other.config.rms_norm_eps = 1e-3
     keys.append(key(model=other))
-    assert len(set(keys)) == len(keys)
     assert key() == keys[0]
+    for name, value in (("PRONOUNS", ["he"]), ("__version__", "another")):
+        monkeypatch.setattr(readings, name, value)
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
 
 
 def test_matched_random_cuts_are_of_the_same_kind(cut):

@@ -212,6 +212,13 @@ def test_the_summary_has_intervals_over_templates_and_words(gaps):
         assert (row.change_low, row.change_high) == pytest.approx(interval(change, part))
         assert row.pairs == 8
     assert table.loc["before", "change"] == 0
+    # of a category with a single pair of words the interval is for these words
+    apart = {name: part.assign(category=part["attribute_a"]) for name, part in gaps.items()}
+    row = fl.summarize_continuations(apart).set_index("name").loc["cut"]
+    columns = np.stack([100 * gaps["cut"]["gap"], np.ones(8)], 1)
+    templates = [list(gaps["cut"]["template"])]
+    expected = jackknife_interval(columns, lambda sums: sums[:, 0] / sums[:, 1], templates)
+    assert (row.low, row.high) == pytest.approx(expected)
 
 
 def test_the_sentence_counts_words(gaps):
@@ -228,6 +235,9 @@ def test_the_sentence_counts_words(gaps):
         "cut: in 100 continuations 25.0 fewer harsh words after old than after young "
         "[4.5, 45.5] (25.0 and 50.0); against before a change of -50.0 [-91.1, -8.9]"
     )
+    alone = {name: part[part["template"] == "t"] for name, part in one.items()}
+    for text in fl.summarize_continuations(alone)["sentence"]:
+        assert "[no interval]" in text and "nan" not in text
     both = fl.summarize_continuations(gaps)["sentence"]
     assert all(" the first word of a pair than after the second [" in text for text in both)
 

@@ -93,7 +93,8 @@ def test_neutral_pairs_stand_in_the_sentences_of_the_pairs(tokenizer):
     ],
 )
 def test_german_words_end_as_those_of_the_pair(tokenizer, sentence, words, first):
-    pairs = fl.build_pairs([f"{sentence} ging nach Hause"], [words])
+    # the second pair of a sentence, which ends in nothing, has no say
+    pairs = fl.build_pairs([f"{sentence} ging nach Hause"], [words, ("lila", "rosa")])
     built = fl.build_neutral_pairs(tokenizer, pairs, language="de")
     assert built[0].prompt_a == f"{first} ging nach Hause"
     assert built[0].attribute_a == "müde"

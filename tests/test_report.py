@@ -9,12 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import transformers
 import yaml
 
 import fairlab as fl
 from fairlab.evaluation.readings import bits_of
-from fairlab.models import glu_blocks
+from fairlab.models import HALF_PRECISION_COSTS, glu_blocks
 from fairlab.report import advice, conditions, terms, upload, verdict
 from fairlab.report.card import escaped
 from tiny_models import tiny_model
@@ -203,6 +204,8 @@ def test_several_changes_stand_in_one_table_each_with_its_verdict(
     }
     assert "3 random gates of the same size" in lines[1]
     assert "random" not in lines[2]
+    advised = facts["methods"][1]["power_in_words"], " ".join(facts["methods"][1]["evidence"])
+    assert all("random gates" in told and "random cuts" not in told for told in advised)
     assert facts["settings"]["pairs that chose"] is None
     assert facts["settings"]["random cuts"] == 3
     assert "Which pairs chose is not known" in facts["warnings"][0]
@@ -286,7 +289,14 @@ def table_with(**numbers):
             ["It is specific"],
         ),
         ({"flattening_change": -0.5}, ["narrowed", "Flattening all predictions", "-50.0%"], []),
+        ({"flattening_change": -0.3}, ["would do as much or more: -30.0%"], []),
         ({"high": 0.1}, ["No effect can be told", "includes 0"], ["narrowed", "specific"]),
+        # below all random cuts, which widen it, but not below 0
+        (
+            {"change": 0.0, "low": -0.02, "high": 0.02, "random_low": 0.05, "random_high": 0.2},
+            ["No effect can be told", "includes 0"],
+            ["narrowed"],
+        ),
         (
             {"random_low": -0.35},
             ["No effect can be told", "not clear of"],
@@ -380,19 +390,22 @@ def test_decisions_that_set_the_groups_apart_are_told():
     assert "set the groups further apart (+0.200 nats)" in advice.decision(table)
     table.loc[table.measure == "decision", "random_high"] = 0.15
     assert "further apart" not in advice.decision(table)
+    table.loc[table.measure == "decision", "random_high"] = np.nan  # then the interval alone tells
+    assert "further apart" in advice.decision(table)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("change", "low", "high", "said"),
     [
-        (0.01, 0.03, "The price: plain text is harder to predict, +2.0% (+1.0% … +3.0%)."),
-        (-0.01, 0.03, "No price could be told"),
-        (-0.03, -0.01, "Plain text is no harder to predict"),
+        (0.02, 0.01, 0.03, "The price: plain text is harder to predict, +2.0% (+1.0% … +3.0%)."),
+        (0.02, -0.01, 0.03, "No price could be told: the perplexity of plain text changes by +2.0%"),
+        (-0.01, -0.03, 0.01, "No price could be told: the perplexity of plain text changes by -1.0%"),
+        (-0.02, -0.03, -0.01, "Plain text is no harder to predict"),
     ],
 )
-def test_the_price_is_told_by_its_interval(low, high, said):
+def test_the_price_is_told_by_its_interval(change, low, high, said):
     table = table_with()
-    table.loc[table.measure == "perplexity", ["low", "high"]] = low, high
+    table.loc[table.measure == "perplexity", ["change", "low", "high"]] = change, low, high
     assert said in advice.decision(table)
 
 
@@ -409,6 +422,9 @@ def test_power_by_hand():
     assert alone["smallest narrowing"] == pytest.approx(alone["smallest by interval"])
     needed = 24 * (np.log(1.25) / np.log(0.8)) ** 2
     assert alone["sentences to see the change"] == pytest.approx(needed)
+    wider = row | {"change": 0.2, "low": 1.2 / 1.25 - 1, "high": 1.2 * 1.25 - 1}
+    needed = 24 * (np.log(1.25) / np.log(1.2 / 1.1)) ** 2
+    assert advice.power(wider)["sentences to see the change"] == pytest.approx(needed)
     words = advice.power_in_words(row)
     assert "20 % or more" in words and "it takes 28 %" in words and "96 sentences" in words
     assert "A rule of thumb" in words and "in proportion" not in words
@@ -429,7 +445,14 @@ def test_power_by_hand():
             ],
         ),
         ({"specificity_high": 0.1}, ["then it is about these groups' words"]),
-        (NO_RANDOM, ["ends above 0:", "Random changes of the same kind"]),
+        (
+            NO_RANDOM,
+            [
+                "ends above 0:",
+                "Random changes of the same kind",
+                "then it is about these groups' words",
+            ],
+        ),
         ({"high": 0.1}, ["ends below -10.0%, the lowest", "begins above +10.0%, the highest"]),
         ({"change": 0.3, "low": 0.2, "high": 0.4}, ["begins below +10.0%", "+20.0% … +40.0%"]),
         ({"low": np.nan, "high": np.nan}, ["Six sentences or more"]),
@@ -579,6 +602,27 @@ def test_pairs_of_unequal_length_are_told(measured):
     (told,) = verdict.length_warnings(fewer)
     count = (readings.measure == "gap").sum()
     assert told.startswith(f"In 2 of the {count} pairs measured, neutral ones included, the two")
+    # several selections were measured on the same pairs
+    assert verdict.length_warnings(pd.concat([fewer, fewer.assign(selection="b")])) == [told]
+
+
+def test_the_page_warns_of_what_weakens_its_numbers(measured, tmp_path):
+    """Half precision, neutral pairs in other sentences, and prompts of unequal length."""
+    half, comparison = tiny_model(dtype=torch.bfloat16), measured["comparison"]
+    held_out, readings = comparison.held_out, comparison.readings
+    elsewhere = fl.build_pairs(["A {} cook came"], [("tired", "hungry")])
+    weak = replace(
+        comparison,
+        held_out=replace(held_out, neutral=elsewhere),
+        readings=readings.drop(readings.index[readings.measure == "metric"][:2]),
+        weights_sha256=bits_of(half),
+    )
+    options = {"model": half, "model_name": "x", "chosen_on": None}
+    fl.write_report(tmp_path / "p.html", weak, **options, method={"language": "German"})
+    facts = strict(tmp_path / "p.json")
+    for words in ("stand in other sentences", "differ in their number", HALF_PRECISION_COSTS):
+        assert any(words in warning for warning in facts["warnings"]), words
+    assert facts["language"] == "German"
 
 
 def test_decisions_are_told_in_nats(tiny, measured, tmp_path):

@@ -132,7 +132,7 @@ def compare(
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
         was. A reading is used again only for the same cut, tokens and versions, and a model with
         the same weights, settings, precision and hooks.
-    announce : callable
+    announce : callable, optional
         Told once, before the long part, how many cuts there are to read, how many of these the
         cache holds, and about how many seconds each of the others takes: as many as the uncut
         model took.

@@ -219,13 +219,12 @@ def cache_key(
 ) -> str:
     """Return a short name for all that readings depend on beside the cut: the model as it answers
     now, and the tokens it is given."""
-    tokens = []
+    tokens, outcomes = [], []
     for pair in held_out.everything:
         tokens += [prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)]
-    outcomes = [
-        [template, *map(list, (lists.harsher, lists.kinder))]
-        for template, lists in sorted(held_out.outcomes.items())
-    ]
+        # those of its template: the same prompts under another one have others, or none
+        lists = held_out.outcomes.get(pair.template)
+        outcomes.append(lists and [list(lists.harsher), list(lists.kinder)])
     facts = {
         **_facts_of(model, tokens[0]),
         "tokens": tokens,
