@@ -230,8 +230,9 @@ def summarize_continuations(gaps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         One row a score and name: `score`, `name`; `a`, `b`, the means over pairs in 100
         continuations of the first and of the second prompt; `gap`, `a − b`, with its 95 % interval,
         `low` and `high` (`jackknife_interval` over templates, and over word pairs within their
-        category; NaN with one template); `change`, the gap less that of the first name, with
-        `change_low` and `change_high`; `pairs`; `sentence`, the row in words.
+        category; NaN with one template, or where all pairs count the same); `change`, the gap less
+        that of the first name, with `change_low` and `change_high`; `pairs`; `sentence`, the row in
+        words.
 
     Raises
     ------
@@ -262,9 +263,11 @@ def _mean_with_interval(part: pd.DataFrame, values: pd.Series, *names: str) -> d
     """Return under three names 100 times the mean over pairs, and its interval."""
     columns = np.stack([100 * values, np.ones(len(values))], 1)  # (pairs, 2)
     labels = [part["template"], part["attribute_a"] + " / " + part["attribute_b"]]
-    interval = jackknife_interval(
-        columns, lambda sums: sums[:, 0] / sums[:, 1], labels, strata=part["category"]
-    )
+    interval = (math.nan, math.nan)
+    if values.nunique() > 1:  # counts that are all the same would seem to be certain
+        interval = jackknife_interval(
+            columns, lambda sums: sums[:, 0] / sums[:, 1], labels, strata=part["category"]
+        )
     return dict(zip(names, (100 * values.mean(), *map(float, interval)), strict=True))
 
 
@@ -286,5 +289,5 @@ def _sentence(row: Mapping, part: pd.DataFrame, first: str) -> str:
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:
-    """Write an interval; one template gives none."""
+    """Write an interval, if there is one."""
     return "[no interval]" if math.isnan(low) else f"[{low:{sign}.1f}, {high:{sign}.1f}]"

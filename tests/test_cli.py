@@ -715,6 +715,26 @@ def test_the_report_says_which_control_and_text_were_taken(run, pairs_csv, tmp_p
     assert "prose.txt" in page.read_text(encoding="utf-8")
 
 
+def test_words_in_sampled_texts_are_counted_for_the_report(run, pairs_csv, tmp_path):
+    path, page = pairs_csv(rows_of(SENTENCES)), tmp_path / "r.html"
+    options = ["--pairs", path, "--n-random", "1", "--quick", "--out", page]
+    code, _, err = run("report", *CUT[:-2], *options, "--continuations", "2")
+    assert code == 0, err
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    held_out = [pair for pair in fl.read_pairs(path) if pair.split == "held_out"]
+    rows = facts["continuations"]
+    names = ["before", *(judged["name"] for judged in facts["methods"]), "a random cut"]
+    assert [row["name"] for row in rows] == 2 * names
+    assert {row["pairs"] for row in rows} == {len(held_out)}
+    assert rows[0]["sentence"] in page.read_text(encoding="utf-8")
+    for option, message in (
+        (["--continuations", "-1"], "continuations: expected 0 or more; got -1"),
+        (["--continuations", "1", "--language", "de"], "continuations: the words that are counted"),
+    ):
+        code, _, err = run("report", *options[:-1], tmp_path / "other.html", *option)
+        assert code == 2 and message in err
+
+
 NAMES = (("Emily", "Lakisha"), ("Carrie", "Latoya"))  # 1 and 3 tokens, 2 and 2
 
 

@@ -398,8 +398,18 @@ def test_decisions_that_set_the_groups_apart_are_told():
     ("change", "low", "high", "said"),
     [
         (0.02, 0.01, 0.03, "The price: plain text is harder to predict, +2.0% (+1.0% … +3.0%)."),
-        (0.02, -0.01, 0.03, "No price could be told: the perplexity of plain text changes by +2.0%"),
-        (-0.01, -0.03, 0.01, "No price could be told: the perplexity of plain text changes by -1.0%"),
+        (
+            0.02,
+            -0.01,
+            0.03,
+            "No price could be told: the perplexity of plain text changes by +",
+        ),
+        (
+            -0.01,
+            -0.03,
+            0.01,
+            "No price could be told: the perplexity of plain text changes by -1",
+        ),
         (-0.02, -0.03, -0.01, "Plain text is no harder to predict"),
     ],
 )

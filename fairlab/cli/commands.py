@@ -27,6 +27,7 @@ from fairlab.cli.options import (
     Cache,
     Changed,
     Chat,
+    Continuations,
     Device,
     Dtype,
     FailIf,
@@ -398,9 +399,10 @@ def compare(
     """Measure cuts beside their controls.
 
     Chooses on training pairs and measures on held-out ones (with --pairs article: on fairlab's own,
-    of all categories), beside random cuts of the same size and neutral pairs. Several methods share
-    the random cuts. Prints a sentence for each measure and category. On a laptop's CPU the default
-    takes several minutes. Stopped (Ctrl-C) and started again, it goes on where it was.
+    of all categories), beside random cuts of the same size and neutral pairs. Methods that cut as
+    many neurons of each layer (guarded, article, …) share the random cuts. Prints a sentence for
+    each measure and category. On a laptop's CPU the default takes several minutes. Stopped (Ctrl-C)
+    and started again, it goes on where it was.
 
     With --selection it judges a cut that is there, with --changed any changed model. A changed
     model has random cuts beside it where its folder holds a selection.json of fairlab prune.
@@ -452,6 +454,7 @@ def report(
     quick: Quick = False,
     cache: Cache = None,
     no_cache: NoCache = False,
+    continuations: Continuations = 0,
     fail_if: FailIf = None,
     force: Force = False,
     skip_invalid: Skip = False,
@@ -476,7 +479,7 @@ def report(
     check_pair_options(pair_options, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        pair_options, selection, changed,
+        pair_options, selection, changed, continuations,
     )  # fmt: skip
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)

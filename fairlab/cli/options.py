@@ -28,8 +28,9 @@ Pairs = Annotated[
 Neutral = Annotated[
     str | None,
     Option(
-        help="CSV file of neutral pairs, the control. Without it fairlab's own, or, for pairs from "
-        "a file, neutral words in their own sentences."
+        help="CSV file of neutral pairs, the control. Without it fairlab's own; for pairs from a "
+        "file, in another language than English, or with --neutral-words, neutral words in their "
+        "own sentences."
     ),
 ]
 NeutralWords = Annotated[
@@ -88,6 +89,13 @@ NoCache = Annotated[bool, Option("--no-cache", help="Keep nothing of what was me
 Quick = Annotated[
     bool,
     Option("--quick", help="A first look: at most 5 random cuts, a short text, no article metric."),
+]
+Continuations = Annotated[
+    int,
+    Option(
+        help="English texts to sample after each held-out prompt, before and after; harsh and kind "
+        "words are counted in them. 0: none. 10 take some minutes more."
+    ),
 ]
 BatchSize = Annotated[int, Option(help="Prompts in a forward pass; fewer need less memory.")]
 Table = Annotated[Path | None, Option(help="CSV file to write the whole table to.")]

@@ -32,6 +32,7 @@ class Plan:
     pair_options: PairOptions
     selection: Path | None = None
     changed: str | None = None
+    continuations: int = 0
 
     def __post_init__(self):
         from fairlab.weights import find_weights
@@ -46,6 +47,13 @@ class Plan:
         if self.n_random < 1:
             raise ValueError(f"n_random: expected at least 1 random cut; got {self.n_random}")
         check_batch_size(self.batch_size)
+        if self.continuations < 0:
+            raise ValueError(f"continuations: expected 0 or more; got {self.continuations}")
+        if self.continuations and self.pair_options.language != "en":
+            raise ValueError(
+                "continuations: the words that are counted are English; for another language see "
+                "fairlab.continuation_gaps"
+            )
         self.given_cut()
         if self.changed:
             find_weights(self.changed)

@@ -1,10 +1,11 @@
 """The page of a comparison, and what `fairlab prune` writes beside a model.
 
 Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`.
+loads); `write_page`, `words_counted`.
 """
 
 import sys
+from dataclasses import replace
 
 import fairlab as fl
 from fairlab.cli.output import check_output_file
@@ -52,6 +53,8 @@ def check_nothing_for_a_report(context):
 def write_page(page, measured, plan, loaded, model_name, choosing, force):
     """Write the report of what was measured; return the verdict."""
     shown = [*choosing[:1], measured.held_out.pairs[0]]
+    if plan.continuations:
+        measured = replace(measured, continuations=words_counted(plan, loaded, measured))
     try:
         verdict = fl.write_report(
             page,
@@ -67,6 +70,26 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
         print("\n".join(measured.table["sentence"]), file=sys.stderr)
         raise
     return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
+
+
+def words_counted(plan, loaded, measured):
+    """Sample texts after the held-out prompts, before and under each selection and a random cut;
+    return what the words in them come to."""
+    from fairlab.gating import applied
+
+    changes = dict(measured.selections)
+    for selection in measured.selections.values():
+        if isinstance(selection, fl.NeuronSelection):
+            (changes["a random cut"],) = fl.random_selections(selection, 1, seed=plan.seed)
+            break
+    options = {"n": plan.continuations, "seed": plan.seed}
+    pairs = measured.held_out.pairs
+    gaps = {"before": fl.continuation_gaps(fl.sample_continuations(*loaded, pairs, **options))}
+    for name, change in changes.items():
+        with applied(loaded[0], change) as changed:
+            texts = fl.sample_continuations(changed, loaded[1], pairs, **options)
+        gaps[name] = fl.continuation_gaps(texts)
+    return fl.summarize_continuations(gaps)
 
 
 def texts_of(loaded, selections, pairs):
