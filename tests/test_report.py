@@ -479,6 +479,7 @@ def test_without_random_cuts_nothing_is_claimed_beyond_them():
     assert "The other model narrowed the gap" in told and "lies below 0. Random changes" in told
     assert "can't be told without random changes" in told
     assert "It is specific" not in told and "nan" not in told
+    assert not verdict.is_specific(table_with(**NO_RANDOM).iloc[0].to_dict())
     assert "–" not in told.replace(" … ", "")
 
 
