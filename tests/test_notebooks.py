@@ -343,7 +343,8 @@ def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, c
 SETTINGS = {
     "11": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
     "12": {
-        *("MODEL", "CATEGORY", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED", "OUT", "PUSH_TO"),
+        *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED"),
+        *("OUT", "PUSH_TO"),
     },
 }
 

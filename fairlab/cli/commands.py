@@ -102,10 +102,11 @@ def _about(version: Version = False) -> None:
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
     template, attribute_a, attribute_b and split. Pairs of the split train choose the neurons, those
     of the split held_out measure; without the column, every third sentence of a category is held
-    out. fairlab check mine.csv finds every problem in such a file within seconds.
+    out. fairlab check mine.csv finds the problems of form in such a file within seconds.
 
     Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
-    problems; 3 done, and a bound of --fail-if holds; 130 you stopped it; 1 anything else.
+    problems; 3 done, and a bound of --fail-if holds or could not be measured; 130 you stopped it;
+    1 anything else.
     """
 
 
@@ -114,12 +115,13 @@ def check(
     file: Annotated[Path, Argument(help="CSV file of pairs, as a spreadsheet writes it.")],
     model: Model = DEFAULT,
     fix: Annotated[
-        Path | None, Option(help="CSV file to write the valid rows to, without surplus blanks.")
+        Path | None,
+        Option(help="CSV file for the valid rows, and those with surplus blanks, repaired."),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Find every problem in a file of pairs; load no model, only its tokenizer.
+    """Find every problem of form in a file of pairs; load no model, only its tokenizer.
 
     Prints each problem with the row's number in a spreadsheet (the header is row 1) and a remedy:
     blanks too many; templates that are not the prompts' sentence; what is there twice; a sentence
@@ -410,6 +412,7 @@ def compare(
     --fail-if takes gap, largest_gap, neutral_gap and decision (in nats, of the changed model),
     gap_change, neutral_change and perplexity_change (shares: -0.1 is 10 % less) and decision_change
     (nats), with > or < and a number; it looks at the value itself, whatever its interval is.
+    decision needs sentences with outcomes, which a file of your own mostly lacks.
 
     \b
     Example: fairlab compare --pairs race --method guarded,article,random --out race.csv

@@ -40,8 +40,8 @@ NeutralWords = Annotated[
 Language = Annotated[
     str,
     Option(
-        help="Of the pairs: en, de, fr or es, for neutral words and texts. For another one give "
-        "--neutral and --text."
+        help="Of the pairs: en, de, fr or es, for neutral words and texts. For another one "
+        "leave this out and give --neutral and --text; importance is then weighed on English prose."
     ),
 ]
 Text = Annotated[
@@ -77,7 +77,7 @@ Fraction = Annotated[
     float, Option(help="Share of each layer to cut (of the model with attribution or patching).")
 ]
 Random = Annotated[int, Option(help="Random cuts of the same size to compare with.")]
-Seed = Annotated[int, Option(help="Of the random cuts.")]
+Seed = Annotated[int, Option(help="Of the random cuts, and of sampled texts.")]
 Cache = Annotated[
     Path | None,
     Option(
@@ -93,8 +93,8 @@ Quick = Annotated[
 Continuations = Annotated[
     int,
     Option(
-        help="English texts to sample after each held-out prompt, before and after; harsh and kind "
-        "words are counted in them. 0: none. 10 take some minutes more."
+        help="English texts to sample after each held-out prompt, before, after and under a "
+        "random cut; harsh and kind words are counted in them. 0: none. 10 take some minutes more."
     ),
 ]
 BatchSize = Annotated[int, Option(help="Prompts in a forward pass; fewer need less memory.")]
@@ -117,7 +117,10 @@ Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
 Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
 FailIf = Annotated[
     list[str] | None,
-    Option(help='Exit code 3 if this holds, such as "gap>0.02"; give it again for more.'),
+    Option(
+        help='Exit code 3 if this, such as "gap>0.02", holds or can not be measured; give it '
+        "again for more."
+    ),
 ]
 Json = Annotated[bool, Option("--json", help="Print strict JSON and nothing else.")]
 

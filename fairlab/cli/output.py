@@ -103,7 +103,7 @@ def check_text(checked, facts):
         counts = [counted(part[what], what.removesuffix("s")) for what in ("sentences", "pairs")]
         lines.append(f"{part['category']}, {part['split']}: {', '.join(counts)}")
     if facts["fixed"]:
-        lines += ["", f"The valid rows, without surplus blanks, are in {facts['fixed']}."]
+        lines += ["", f"The valid rows, and those with surplus blanks, repaired: {facts['fixed']}"]
     return "\n".join(lines)
 
 
