@@ -416,7 +416,7 @@ def test_check_fixes_blanks_and_nothing_else(run, write, tmp_path):
     before = path.read_bytes()
     assert run("check", path, "--fix", path, "--force")[0] == 2  # an input is never overwritten
     code, printed, _ = run("check", path, "--fix", out)
-    assert (code, f"surplus blanks, are in {out}." in printed) == (2, True)
+    assert (code, f"surplus blanks, repaired: {out}" in printed) == (2, True)
     with out.open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
             ["prompt_a", "prompt_b", "note"],
