@@ -7,7 +7,8 @@ kernel is a fork of it: its memory is a copy, so no lesson sees what another one
     python tools/forked_kernel.py serve SOCKET             # the process that is forked
     python tools/forked_kernel.py start SOCKET CONNECTION  # what Jupyter runs as the kernel
 
-`serving` starts the first and names the kernel for Jupyter. Not on Windows, which can't fork.
+`serving` starts the first and names the kernel for Jupyter. For Linux: Windows
+can't fork, and on macOS a fork after such imports is not safe.
 """
 
 import importlib
