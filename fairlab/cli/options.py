@@ -41,7 +41,8 @@ Language = Annotated[
     str,
     Option(
         help="Of the pairs: en, de, fr or es, for neutral words and texts. For another one "
-        "leave this out and give --neutral and --text; importance is then weighed on English prose."
+        "leave this out and give --neutral (and --text, where perplexity is measured); importance "
+        "is then weighed on English prose."
     ),
 ]
 Text = Annotated[
