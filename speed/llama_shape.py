@@ -1,4 +1,4 @@
-"""Walk through lesson 11 on random weights of Llama-3.2-1B's shape: does it fit, and how long does
+"""Walk through lesson 12 on random weights of Llama-3.2-1B's shape: does it fit, and how long does
 it take?
 
     python speed/llama_shape.py --dtype bfloat16

