@@ -1,4 +1,4 @@
-"""The glossary and the references: what the lessons link to is there, and is linked at first use."""
+"""The glossary and the references: lessons link to a term where it first stands, and to sources."""
 
 import json
 import re
