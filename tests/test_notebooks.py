@@ -72,7 +72,7 @@ def prose(path):
     """Return the sentences of a lesson: no code, headings, links, list numbers, or facts of the
     course itself."""
     text = markdown(path)
-    text = re.sub(r"\*Before you start\*:.*", "", text)
+    text = re.sub(r"\*Before you start\*:.*|^Course map: .*", "", text, flags=re.MULTILINE)
     text = re.sub(
         r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
         " ",
@@ -203,12 +203,13 @@ class TestEveryLesson:
             rf"\n# {path.name[:2]} · ",
             r"\n\*\*[^*]+\?\*\*\n",
             r"\n\*You will learn\*\n\n- .*\n- .*\n- .*\n",
-            r"\n\*Before you start\*: .*minute",
+            r"\n\*Before you start\*: .*minutes to read and work through.*minute.* of computing",
             r"\n## 1 ",
             r"\n## What this does and does not show\n",
             r"\n## Exercises\n",
             r"\n## Quiz\n\n1\. .*\n2\. .*\n3\. .*\n",
             r"\n## In this notebook we\n\n- .*\n- .*\n- ",
+            r"\n## References\n\n- ",
             r"\n\*\*Next\*\*: ",
         ]
         text, start = markdown(path), 0
@@ -234,25 +235,24 @@ class TestEveryLesson:
             any(output["output_type"] == "error" for output in cell["outputs"]) for cell in checks
         )
 
+    def test_exercises_have_stars_hints_and_an_open_task(self, path):
+        text = markdown(path).split("## Exercises")[1].split("\nSolutions: ")[0]
+        exercises, open_task = text.split("**An open task.**")
+        assert "<details>" in open_task, "a model answer to compare with"
+        for exercise in re.split(r"^\*\*\d\. ", exercises, flags=re.MULTILINE)[1:]:
+            assert re.match(r".*\*\* (★☆☆|★★☆|★★★)", exercise), exercise[:60]
+            folds = re.findall(r"<details><summary>(.*?)</summary>", exercise)
+            assert folds == ["Hint", "Second hint", "Solution"], exercise[:60]
+
+    def test_stubs_give_nothing_away(self, path):
+        for cell in code_cells(path):
+            for message in re.findall(r"raise NotImplementedError\((.*)\)", source(cell)):
+                assert message == '"your code here"'
+
     def test_has_a_toy_example_checked_against_the_helper(self, path):
         assert any(
             "by_hand" in source(cell) and "assert" in source(cell) for cell in code_cells(path)
         )
-
-    def test_prose_and_code_are_in_balance(self, path):
-        cells = read(path)["cells"]
-        heads = [
-            place
-            for place, cell in enumerate(cells)
-            if source(cell).startswith(("## 1 ", "## What this does"))
-        ]
-        words, code = 0, 0
-        for cell in cells[slice(*heads)]:
-            if cell["cell_type"] == "code":
-                code += lines(cell)
-            else:
-                words += len(source(cell).split())
-        assert 4 <= words / code <= 10
 
     def test_is_in_the_lesson_tables_and_has_a_solution(self, path):
         for table in (FOLDER / "README.md", FOLDER.parent / "README.md"):

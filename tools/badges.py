@@ -4,9 +4,9 @@
 
 A fork puts its own address there first.
 
-Every lesson gets its Colab and Binder badges and the cell that installs on Colab. In every text
-file of the checkout the address that the README's Binder badge holds, the old one, becomes the new
-one.
+Every lesson gets its Colab and Binder badges, a line that says where in the course it stands, and
+the cell that installs on Colab. In every text file of the checkout the address that the README's
+Binder badge holds, the old one, becomes the new one.
 """
 
 import re
@@ -22,6 +22,16 @@ BADGES = """\
 [![Launch Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{repository}/main?labpath=notebooks/{name})
 
 """
+# the stages of the course, as its map (data/pictures/course_map.svg) draws them
+STAGES = {
+    "see": ("00", "01"),
+    "measure": ("02", "03"),
+    "cut": ("04", "05"),
+    "test": ("06",),
+    "find causes": ("07", "08"),
+    "generalise": ("09", "10", "11"),
+    "your own": ("12", "13"),
+}
 INSTALL = """\
 # @title On Colab, install the package and the default model
 import sys
@@ -51,14 +61,27 @@ def repository(root: Path) -> str:
     return match[1]
 
 
-def lesson(text: str, name: str, repository: str) -> str:
-    """Return the JSON of a lesson with its badges and its install cell; what was run keeps its
-    outputs."""
+def trail(name: str, names: list[str]) -> str:
+    """Return the line that says where in the course a lesson stands, with links to the others."""
+    stages = []
+    for stage, numbers in STAGES.items():
+        steps = []
+        for other in names:
+            if other == name and name[:2] in numbers:
+                steps.append(f"**{name[:2]} (you are here)**")
+            elif other[:2] in numbers:
+                steps.append(f"[{other[:2]}]({other})")
+        stages.append(f"{stage} {' '.join(steps)}")
+    return f"Course map: {' → '.join(stages)}\n\n"
+
+
+def lesson(text: str, name: str, names: list[str], repository: str) -> str:
+    """Return the JSON of a lesson with its badges, its place in the course and its install cell;
+    what was run keeps its outputs."""
     notebook = nbformat.reads(text, as_version=4)
     start = notebook.cells[0]
-    start.source = BADGES.format(repository=repository, name=name) + re.sub(
-        r"\A(\[!\[.*\n|\n)*", "", start.source
-    )
+    rest = re.sub(r"\A(\[!\[.*\n|Course map: .*\n|\n)*", "", start.source)
+    start.source = BADGES.format(repository=repository, name=name) + trail(name, names) + rest
     install = next(
         (cell for cell in notebook.cells if "colab" in cell.metadata.get("tags", [])), None
     )
@@ -88,6 +111,7 @@ def changes(root: Path) -> dict[Path, str]:
     names = subprocess.run(
         listing, cwd=root, check=True, capture_output=True, text=True
     ).stdout.split("\0")
+    lessons = sorted(path.name for path in (root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     changed = {}
     for path in (root / name for name in sorted(names)):
         if not path.is_file():
@@ -98,7 +122,7 @@ def changes(root: Path) -> dict[Path, str]:
             continue
         after = address.sub(new, before)
         if path.parent == root / "notebooks" and path.suffix == ".ipynb":
-            after = lesson(after, path.name, new)
+            after = lesson(after, path.name, lessons, new)
         if after != before:
             changed[path] = after
     return changed
