@@ -24,13 +24,14 @@ BADGES = """\
 """
 # the stages of the course, as its map (data/pictures/course_map.svg) draws them
 STAGES = {
-    "see": ("00", "01"),
-    "measure": ("02", "03"),
-    "cut": ("04", "05"),
+    "start": ("00",),
+    "see": ("01", "02", "03"),
+    "measure": ("04",),
+    "cut": ("05",),
     "test": ("06",),
-    "find causes": ("07", "08"),
-    "generalise": ("09", "10", "11"),
-    "your own": ("12", "13"),
+    "causes": ("07", "08"),
+    "generalise": ("09", "10", "11", "12"),
+    "your own": ("13",),
 }
 INSTALL = """\
 # @title On Colab, install the package and the default model
