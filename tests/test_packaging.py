@@ -56,6 +56,7 @@ def test_the_wheel_carries_the_data(tmp_path):
         "print(fl.__file__, len(fl.load_pairs()), len(fl.load_pairs(kind='neutral')), "
         "len(fl.load_pairs(language='es')), "
         "fl.data_path('text/calibration_en.txt'), fl.data_path('results/published.csv'), "
+        "*sorted(fl.data_path('pictures/course_map.svg').parent.iterdir()), "
         "*(Path(fl.__file__).parent / 'templates').iterdir())"
     )
     run = subprocess.run(
@@ -63,7 +64,8 @@ def test_the_wheel_carries_the_data(tmp_path):
     )
     origin, english, neutral, spanish, *files = run.stdout.split()
     assert str(tmp_path) in origin
-    assert len(files) == 5  # two data files, three templates
+    pictures = len(list((ROOT / "data" / "pictures").iterdir()))
+    assert len(files) == 2 + pictures + 3  # two data files, the pictures, three templates
     assert all(str(tmp_path) in file for file in files)
     counts = [
         len(fairlab.load_pairs()),
