@@ -39,6 +39,7 @@ SLOW = {
     "test_diagnose_measures_what_the_functions_do",
     "test_divergence_is_symmetric_and_bounded",
     "test_every_file_follows_the_address",
+    "test_every_text_can_be_read",
     "test_families_and_dtypes",
     "test_gates_are_read_once_and_kept",
     "test_half_a_gguf_is_one_sentence",
