@@ -344,7 +344,7 @@ SETTINGS = {
     "11": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
     "12": {
         *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED"),
-        *("OUT", "PUSH_TO"),
+        *("TEXT_TOKENS", "OUT", "PUSH_TO"),
     },
 }
 
