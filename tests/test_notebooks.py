@@ -344,7 +344,7 @@ SETTINGS = {
     "12": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
     "13": {
         *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED"),
-        *("OUT", "PUSH_TO"),
+        *("TEXT_TOKENS", "OUT", "PUSH_TO"),
     },
 }
 
