@@ -3,8 +3,9 @@
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
 → `checking` → `neutral`, `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`,
 `behavior` → `continuations`, `scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`,
-`evaluation` → `suites` → `plots` → `widgets`, `report` → `cli`. The names that lessons use are
-here; nothing runs on import, and a room is opened when the first of its names is used.
+`evaluation` → `suites` → `plots` → `widgets`, `predictions`, `report` → `cli`. The names that
+lessons use are here; nothing runs on import, and a room is opened when the first of its names is
+used.
 
 What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
 `PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from
@@ -53,6 +54,7 @@ _ROOMS = {
     "plots.layers": ("plot_layer_differences", "plot_token_shifts"),
     "plots.neurons": ("plot_overlap", "plot_score_plane", "plot_transfer"),
     "plots.projections": ("plot_distances", "plot_projection"),
+    "predictions": ("predict",),
     "recipes": ("article_cut", "guarded_cut"),
     "report.card": ("model_card",),
     "report.page": ("write_report",),

@@ -5,7 +5,7 @@ they return.
 
 No model runs here. An explorer keeps one figure, moves its artists, and sends a PNG to an image
 widget: about twice as fast as a new figure at every step. This is the only module that needs
-ipywidgets.
+ipywidgets; `predictions` uses it where it is there.
 """
 
 import base64

@@ -21,6 +21,7 @@ SLOW = {
     "test_a_comparison_is_frozen_in_the_form_of_controls",
     "test_a_file_is_split_by_sentence",
     "test_a_new_lesson_gets_badges_and_an_install_cell",
+    "test_a_notebook_keeps_question_and_choices_as_text",
     "test_a_stopped_run_goes_on_from_its_cache",
     "test_an_address_elsewhere_is_refused",
     "test_an_empty_cut_changes_nothing",

@@ -1,5 +1,5 @@
-"""The explorers in a real JupyterLab and a real Chromium: a key pressed on a slider changes the
-picture.
+"""The explorers and a prediction in a real JupyterLab and a real Chromium: a key pressed on a
+slider changes the picture, and a guess is made and locked in by key.
 
 Each lesson runs as a copy, all its cells at once, as a learner would run them. Of what follows the
 last explorer only the exercises are kept, whose errors must not stop the others: the rest runs with
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
 sync_api = pytest.importorskip(
@@ -25,6 +26,11 @@ sync_api = pytest.importorskip(
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 BUILD = Path(__file__).parent.parent / "build"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PREDICTION = [
+    "import fairlab as fl",
+    "guess = fl.predict('Which *word*?', ['white', 'tall'])",
+    "guess.reveal('white')",
+]
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FOLDERS = [
     f"JUPYTER{name}_DIR"
@@ -71,6 +77,10 @@ def lab(tmp_path_factory):
             if cell["cell_type"] == "code":
                 cell.update(outputs=[], execution_count=None)
         path.write_text(json.dumps(notebook), encoding="utf-8")
+    cells = [nbformat.v4.new_code_cell(source) for source in PREDICTION]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    nbformat.write(notebook, folder / "prediction.ipynb")
     own = {name: str(place / name) for name in (*FOLDERS, "IPYTHONDIR")}
     overrides = Path(own["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
@@ -205,3 +215,24 @@ def test_a_key_on_the_slider_changes_the_picture(number, label, lab, page, capsy
         print(
             f"\n{path.name}: ran in {seconds:.0f} s; {wait:.0f} ms from the key to the new picture"
         )
+
+
+@pytest.mark.slow
+def test_a_guess_is_locked_in_by_key(lab, page):
+    cells = run_all(page, lab.format("prediction.ipynb"))
+    assert cells[2]["outputs"][0]["text"] == "No guess was locked in. It is: white.\n"
+    asked, revealed = [page.locator(".jp-Notebook .jp-Cell").nth(place) for place in (1, 2)]
+    asked.get_by_text("Which word?").wait_for()
+    asked.get_by_role("radio", name="tall").press("Space")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.innerText") == "That's my guess"
+    page.keyboard.press("Space")
+    compared = "You said: tall. It is: white. It turned out differently."
+    asked.get_by_role("status").filter(has_text=compared).wait_for()
+    BUILD.mkdir(exist_ok=True)
+    page.screenshot(path=BUILD / "browser_prediction.png")
+    assert asked.get_by_role("radio", name="white").is_disabled()
+    assert asked.get_by_role("button", name="That's my guess").is_disabled()
+    revealed.locator(".jp-InputArea-editor").click()
+    page.keyboard.press("Control+Enter")
+    revealed.get_by_text(compared).wait_for()
