@@ -60,8 +60,9 @@ def unlinked(path):
     links = {}
     for match in re.finditer(r"\[([^\]]+)\]\(glossary\.md#([^)]+)\)", text):
         links.setdefault(match[2], match.span())
-    # the address of a link and the words of other links are not text
-    shown = re.sub(r"\]\([^)]*\)", lambda match: " " * len(match[0]), text)
+    # neither the address of a link nor the title of what another link leads to is text
+    other = r"\[[^\]]*\]\((?!glossary\.md)[^)]*\)|\]\([^)]*\)"
+    shown = re.sub(other, lambda match: " " * len(match[0]), text)
     missing = []
     for term, (start, end) in first_uses(shown).items():
         link = links.get(anchor(term))
