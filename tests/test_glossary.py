@@ -35,8 +35,9 @@ def running_text(path):
     text = "\n\n".join(texts[1:])
     text = re.sub(r"```.*?```", " ", text, flags=re.DOTALL)
     text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", " ", text, flags=re.DOTALL)
-    # a term in a span of code counts, since `maw` is written so; a call or a name does not
-    text = re.sub(r"`(?!(?:maw|vow|pon)`)[^`]*`", " ", text)
+    # a score's name is a term, though it is written as code; other code is not text
+    text = re.sub(r"`(maw|vow|pon)`", r" \1 ", text)
+    text = re.sub(r"`[^`]*`", " ", text)
     return re.sub(r"^#+ .*$", " ", text, flags=re.MULTILINE)
 
 
