@@ -81,7 +81,7 @@ def prose(path):
         flags=re.MULTILINE,
     )
     return re.sub(
-        r"\b(?:sections?|exercises?) \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |"
+        r"\b(?:[Ss]ections?|[Ee]xercises?) \d+|\b[Ll]essons? \d+(?: and \d+)?|\[\d\d · |"
         r"range from 0 to 1\b|\bin nats; 0\b",
         " ",
         text,
