@@ -46,6 +46,8 @@ from fairlab.scores import hybrid_scores
 
 PAGE = Path(__file__).parent / "templates" / "explorer.html"
 
+LINEAR_TO = 20  # per cent: farther out the axis of `surgery_explorer` is logarithmic
+
 
 class Explorer:
     """Controls above a picture and its sentence; the last line of a cell displays it.
@@ -343,7 +345,11 @@ def _border(places: np.ndarray, hybrid: float, weight: float) -> np.ndarray:
 
 
 def surgery_explorer(
-    table: pd.DataFrame, *, settings: Sequence[str], measures: Sequence[str]
+    table: pd.DataFrame,
+    *,
+    settings: Sequence[str],
+    measures: Sequence[str],
+    start: Mapping[str, Any] | None = None,
 ) -> Explorer:
     """Explore what precomputed cuts did: numbers and texts, by the settings of the cut.
 
@@ -356,20 +362,32 @@ def surgery_explorer(
         The columns that get a slider.
     measures : list of str
         The columns that get a row of the picture: relative changes; 0: none.
+    start : dict of str to value, optional
+        Where sliders stand at first, by their column; the others at their lowest value.
 
     Raises
     ------
     ValueError
-        Missing columns, or settings that are no full grid of combinations with one row each.
+        Missing columns, settings that are no full grid of combinations with one row each, or a
+        start that the table does not have.
     ImportError
         As `pca_explorer`.
     """
     row_of = _rows_by_setting(table, settings, measures)
+    start = dict(start or {})
+    if not set(start) <= set(settings):
+        raise ValueError(
+            f"start: expected names among {', '.join(settings)}; got {', '.join(start)}"
+        )
     widgets = _import_ipywidgets()
     controls = {}
     for name in settings:
+        values = sorted(table[name].unique().tolist())
+        first = start.get(name, values[0])
+        if first not in values:
+            raise ValueError(f"start: expected {name} among {values}; got {first!r}")
         controls[name] = widgets.SelectionSlider(
-            options=sorted(table[name].unique().tolist()), description=name.replace("_", " ")
+            options=values, value=first, description=name.replace("_", " ")
         )
     figure = Figure(figsize=(9, 1.4 + 0.4 * len(measures)), dpi=90)
     margins = {"left": 0.25, "right": 0.8, "bottom": 0.55 / figure.get_figheight()}
@@ -381,11 +399,11 @@ def surgery_explorer(
     cross = {"color": COLORS[3], "markersize": 10, "label": "this setting"}
     (chosen_row,) = ax.plot([], [], "X", **cross)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    ax.set_xscale("symlog", linthresh=20)
+    ax.set_xscale("symlog", linthresh=LINEAR_TO)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_yticks(places, measures)
     ax.set_ylim(len(measures) - 0.5, -0.5)
-    ax.set(xlabel="change in %")
+    ax.set(xlabel=f"change in % (logarithmic beyond ±{LINEAR_TO})")
     legend_beside(ax)
 
     def draw(**setting: Any) -> tuple[str, str]:

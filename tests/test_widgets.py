@@ -220,6 +220,15 @@ def test_surgery_shows_the_row_of_the_settings():
     )
 
 
+def test_the_surgery_explorer_opens_where_it_is_told():
+    explorer = surgery(start={"layer": CUTS.layer.max()})
+    assert explorer.values() == {"count": CUTS["count"].min(), "layer": CUTS.layer.max()}
+    assert "logarithmic beyond ±20" in explorer.figure.axes[0].get_xlabel()
+    for start in ({"depth": 1}, {"layer": 99}):
+        with pytest.raises(ValueError, match="start: expected"):
+            surgery(start=start)
+
+
 @pytest.mark.parametrize("name", ["pca", "layer", "score"])
 def test_the_page_has_a_frame_a_layer_and_needs_no_network(name, tmp_path):
     explorer = EXPLORERS[name](layer=2)
