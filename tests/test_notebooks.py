@@ -73,6 +73,7 @@ def prose(path):
     course itself."""
     text = markdown(path)
     text = re.sub(r"\*Before you start\*:.*|^Course map: .*", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
     text = re.sub(r"^## References\n.*?(?=^\*\*Next)", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(
         r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
