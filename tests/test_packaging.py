@@ -412,7 +412,7 @@ def test_the_top_folder_holds_what_the_project_is_made_of():
         pytest.skip("needs a checkout of git")
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
     assert top == {
-        *(".ci", ".github", ".gitignore"),
+        *(".ci", ".gitattributes", ".github", ".gitignore"),
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"),
         *("Makefile", "conftest.py", "environment.yml", "pyproject.toml"),
         *("constraints.txt", "constraints-lowest.txt"),

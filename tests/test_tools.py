@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def test_the_last_line_counts_what_passed(tmp_path):
 
 def test_a_part_that_fails_is_told_and_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
-    monkeypatch.setitem(run_tests.PARTS, "lint", [["false"], ["true"]])
+    commands = [[sys.executable, "-c", f"raise SystemExit({code})"] for code in (1, 0)]
+    monkeypatch.setitem(run_tests.PARTS, "lint", commands)
     text, passed = run_tests.run("lint", 1, None)
     assert (text.startswith("lint failed (0 min 0"), passed) == (True, False)
 
