@@ -97,6 +97,9 @@ def pytest_collection_modifyitems(items):
     """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs
     them.
 
+    A test that loads it without these fixtures is marked where it stands. Those of the browser and
+    of Colab are not: the lessons that they run are run by `make robust` itself.
+
     Tests that share something expensive (a fixture of their module, the second model) go to one
     worker. pytest-xdist starts these groups first, and then the other tests in their order.
     """

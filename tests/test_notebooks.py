@@ -315,6 +315,7 @@ def test_the_lesson_table_is_not_stale():
         )
 
 
+@pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("right", [True, False])

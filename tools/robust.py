@@ -124,14 +124,19 @@ def movement(settings: list[str]) -> dict[str, tuple[float, float, float]]:
 
 def run(setting: str, lessons: list[str], workers: int, *, unit: bool) -> dict[str, str]:
     """Run lessons, and the tests on the real model, in a setting; return an entry of the table for
-    each test."""
+    each test, and "FAIL" for pytest itself where it stopped or ran nothing."""
     entries, reports = {}, {"lessons": [*PYTEST, *NBVAL, *lessons]}
     if unit:
         reports["unit"] = [*PYTEST, "-m", "real"]
     for name, command in reports.items():
         report = FOLDER / f"{setting}-{name}.xml"
+        report.unlink(missing_ok=True)  # an earlier run's must not pass for this one's
         command = [*command, f"--junitxml={report}", *(["-n", str(workers)] if workers > 1 else [])]
-        run_command(command, {**environment(workers), **variables(setting)})
+        code = run_command(command, {**environment(workers), **variables(setting)})
+        # 0: all passed; 1: some failed, and the report says which
+        if code not in (0, 1) or not report.is_file():
+            entries[f"{name}: pytest ended with {code}"] = "FAIL"
+            continue
         for case in ET.parse(report).getroot().iter("testcase"):
             entries[f"{case.get('classname')} {case.get('name')}"] = table_entry(case)
     return entries
