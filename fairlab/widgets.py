@@ -42,6 +42,7 @@ from fairlab.plots.projections import (
     token_labels,
 )
 from fairlab.plots.style import COLORS, as_written, legend_beside, set_limits
+from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 
 PAGE = Path(__file__).parent / "templates" / "explorer.html"
@@ -94,7 +95,7 @@ class Explorer:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Show the widget; where there is no kernel (GitHub, a page), the picture."""
         return {
-            **self.widget._repr_mimebundle_(),
+            **view_of(self.widget),
             "image/png": base64.b64encode(self.picture.value).decode(),
             "text/plain": f"{self.title} (run the cell for sliders)",
         }
