@@ -40,6 +40,7 @@ from fairlab.plots.projections import (
     move_tokens,
     token_artists,
     token_labels,
+    without_special,
 )
 from fairlab.plots.style import COLORS, as_written, legend_beside, set_limits
 from fairlab.predictions import view_of
@@ -191,7 +192,8 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
         set_bars(projection, distances, longest)
         sentence = _largest_distance(pair, projection, layer, distances)
         share = projection.explained[layer].sum()
-        return f"{sentence} The two axes show {share:.0%} of the variance.", ""
+        left_out = without_special(projection)
+        return f"{sentence} The two axes show {share:.0%} of the variance{left_out}.", ""
 
     return Explorer("Tokens of both prompts", figure, controls, draw)
 
