@@ -1,7 +1,7 @@
 """Find weights, load them, and find the MLP neurons in them.
 
-Contents: `load_model`, `load_tokenizer`, `stored_dtype`, `describe_model`, `decoder_layers`,
-`glu_blocks`, `glu_weights`.
+Contents: `load_model`, `load_tokenizer`, `stored_dtype`, `source_dtype`, `describe_model`,
+`decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
@@ -97,7 +97,7 @@ def load_model(
     """
     target = _check_device(device)
     if dtype != "auto":
-        dtype = _check_dtype(dtype)
+        dtype = check_dtype(dtype)
     source, unpacked = find_weights(name)
     with hub_errors_explained(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -156,6 +156,20 @@ def stored_dtype(name: str | Path) -> torch.dtype:
     source, _ = find_weights(name)
     with hub_errors_explained(name):
         return _dtype_in(AutoConfig.from_pretrained(source, trust_remote_code=False))
+
+
+def source_dtype(model: PreTrainedModel) -> torch.dtype | None:
+    """Return the dtype in which the weights are stored that a model was loaded from; None where it
+    was not loaded, or where they are not on this computer any more."""
+    if not model.name_or_path:
+        return None
+    try:  # the source of a Hub model is in the cache, so no network is needed
+        config = AutoConfig.from_pretrained(
+            model.name_or_path, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError):
+        return None
+    return _dtype_in(config)
 
 
 def _dtype_in(config: PretrainedConfig) -> torch.dtype:
@@ -421,7 +435,8 @@ def _check_device(device: str) -> torch.device:
     return target
 
 
-def _check_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return a floating-point dtype that is given by its name or as it is; refuse all others."""
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         raise ValueError(

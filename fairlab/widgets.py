@@ -40,8 +40,10 @@ from fairlab.plots.projections import (
     move_tokens,
     token_artists,
     token_labels,
+    without_special,
 )
 from fairlab.plots.style import COLORS, as_written, legend_beside, set_limits
+from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 
 PAGE = Path(__file__).parent / "templates" / "explorer.html"
@@ -96,7 +98,7 @@ class Explorer:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Show the widget; where there is no kernel (GitHub, a page), the picture."""
         return {
-            **self.widget._repr_mimebundle_(),
+            **view_of(self.widget),
             "image/png": base64.b64encode(self.picture.value).decode(),
             "text/plain": f"{self.title} (run the cell for sliders)",
         }
@@ -192,7 +194,8 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
         set_bars(projection, distances, longest)
         sentence = _largest_distance(pair, projection, layer, distances)
         share = projection.explained[layer].sum()
-        return f"{sentence} The two axes show {share:.0%} of the variance.", ""
+        left_out = without_special(projection)
+        return f"{sentence} The two axes show {share:.0%} of the variance{left_out}.", ""
 
     return Explorer("Tokens of both prompts", figure, controls, draw)
 

@@ -356,8 +356,8 @@ NO_RANDOM = {"random_low": np.nan, "random_high": np.nan, "n_random": 0}
         ),
         (
             {"change": 0.3, "low": 0.2, "high": 0.4},
-            ["Do not use it", "30 % more differently"],
-            ["price", "fairer"],
+            ["Do not use it", "30 % more differently", "The price: plain text"],
+            ["fairer"],
         ),
         # the half-width is log(1.2 / 0.8) / 2 = 0.203, and 1 − 0.9 · exp(−0.203) = 0.265
         (
@@ -392,6 +392,23 @@ def test_decisions_that_set_the_groups_apart_are_told():
     assert "further apart" not in advice.decision(table)
     table.loc[table.measure == "decision", "random_high"] = np.nan  # then the interval alone tells
     assert "further apart" in advice.decision(table)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"change": 0.3, "low": 0.2, "high": 0.4},  # widened
+        {"high": 0.1},
+        {"low": np.nan, "high": np.nan, "templates": 1},
+    ],
+)
+def test_a_price_is_told_where_nothing_was_bought(numbers):
+    table, of_text = table_with(**numbers), ["change", "low", "high"]
+    text = table.measure == "perplexity"
+    price = "The price: plain text is harder to predict, +14.2% (+8.0% … +21.0%)."
+    assert "rice" not in advice.decision(table.assign(low=table.low.mask(text, 0.0)))
+    table.loc[text, of_text] = 0.142, 0.08, 0.21
+    assert advice.decision(table).endswith(f" {price}")
 
 
 @pytest.mark.parametrize(

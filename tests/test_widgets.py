@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 import fairlab as fl
 from fairlab.diagnosis import Projection
+from fairlab.predictions import VIEW
 
 LAYERS = 3
 A = (
@@ -105,9 +107,21 @@ def test_every_control_changes_the_picture_and_leaves_no_trace(name):
     for control, value in zip(controls, before, strict=True):
         control.value = value
     assert shown(explorer) == first and first[0].startswith(b"\x89PNG")
-    assert (
-        bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
-    )
+    assert bundle[VIEW]["model_id"] == explorer.widget.model_id
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_ipywidgets_7_shows_them_too(name, monkeypatch):
+    """Colab holds it, and its widgets have no method that returns what shows them."""
+    monkeypatch.delattr(ipywidgets.Widget, "_repr_mimebundle_")
+    explorer = EXPLORERS[name]()
+    bundle = explorer._repr_mimebundle_()
+    assert bundle[VIEW] == {
+        "model_id": explorer.widget.model_id,
+        "version_major": 2,
+        "version_minor": 0,
+    }
+    assert base64.b64decode(bundle["image/png"]) == shown(explorer)[0]
 
 
 def test_tokens_arrows_and_bars_stand_where_the_projection_says():

@@ -363,7 +363,7 @@ def prune(
     if dtype == "auto":  # measured in float32 where it fits, but stored as it came
         cut = cut.to(stored_dtype(model))
     facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
-    fl.save_model(cut, loaded[1], out, force=force)
+    fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force)
     write_text(out / "selection.json", selection.to_json())
     if card:
         write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))

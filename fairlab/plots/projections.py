@@ -1,7 +1,7 @@
 """The tokens of a pair in two dimensions, and how far apart they are.
 
 Contents: `plot_projection`, `plot_distances`; `token_artists`, `move_tokens`, `move_texts`,
-`token_labels`, `distances_to_show` and the styles, which the explorers share.
+`token_labels`, `without_special`, `distances_to_show` and the styles, which the explorers share.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ SLANTED = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math
 def plot_projection(projection: Projection, *, layer: int, ax: Axes | None = None) -> Axes:
     """Draw the tokens of both prompts in the two main axes of one layer.
 
-    An arrow leads from prompt a to prompt b.
+    An arrow leads from prompt a to prompt b. The title says where BOS was left out.
 
     Parameters
     ----------
@@ -83,6 +83,12 @@ def token_labels(projection: Projection) -> list[str]:
         same = a.strip() or repr(a)  # a token of blanks alone is shown with its quotes
         labels.append(same if a == b else f"{a.strip()}/{b.strip()}")
     return labels
+
+
+def without_special(projection: Projection) -> str:
+    """Return the end of a title: ", without BOS" where it was left out; else ""."""
+    count = len(projection.left_out)
+    return ", without " + ("BOS" if count == 1 else f"{count} special tokens") if count else ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ def move_tokens(
     ax.set_xlabel(f"axis 1 ({shares[0]:.0f} % of the variance)")
     ax.set_ylabel(f"axis 2 ({shares[1]:.0f} %)")
     # `set_title` would look for a free place again, which takes time
-    ax.title.set_text(f"{projection.point}, layer {layer}")
+    ax.title.set_text(f"{projection.point}, layer {layer}{without_special(projection)}")
     set_limits(ax, projection.coordinates if shared else projection.coordinates[layer], 0.12)
 
 
