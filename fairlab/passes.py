@@ -325,11 +325,15 @@ def text_windows(
     return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
-    """Cut a text into windows of one size, without an incomplete one at its end.
+def text_chunks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
+) -> list[list[int]]:
+    """Cut a text into windows of one size that the model can read, without an incomplete one at its
+    end.
 
     A text of fewer than `size` tokens is one chunk.
     """
+    size = min(size, context_length(model) - 1)  # BOS needs one place
     windows = text_windows(tokenizer, text, size)
     return [window for window in windows if len(window) == len(windows[0])]
 

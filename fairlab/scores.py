@@ -30,7 +30,6 @@ from fairlab.passes import (
     check_option,
     check_ready,
     chunk_loss,
-    context_length,
     divergence,
     full_precision,
     next_log_p,
@@ -572,8 +571,7 @@ def fisher_scores(
     Source: P. Molchanov et al. (2019, arXiv 1906.10771).
     """
     glu_blocks(model)  # refuses a model without GLU neurons
-    size = min(256, context_length(model) - 1)  # BOS needs one place
-    chunks = text_chunks(tokenizer, text, size)
+    chunks = text_chunks(model, tokenizer, text)
     check_ready(model, longest=max(map(len, chunks)))
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):

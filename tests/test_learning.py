@@ -73,7 +73,7 @@ def test_the_first_step_follows_the_slope_of_what_is_promised(tokenizer, data, s
     learned = fl.learned_gates(model, tokenizer, *data, start, text=TEXT, steps=1)
     pairs, neutral = data
     gaps = {id(some): fl.next_token_divergence(model, tokenizer, some) for some in (pairs, neutral)}
-    chunk = learning.text_chunks(tokenizer, TEXT)[0]
+    chunk = learning.text_chunks(model, tokenizer, TEXT)[0]
     loss = learning.chunk_loss(model, chunk).item()
 
     def promised(gates):
