@@ -24,7 +24,8 @@ import fairlab
 from fairlab.weights import DEFAULT_WEIGHTS, GEMMA, PACKAGED
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 UNIX = pytest.mark.skipif(
     os.name == "nt", reason="runs shell scripts, or looks into an environment as on Unix"
@@ -77,6 +78,19 @@ def test_the_wheel_carries_the_data(tmp_path):
         len(fairlab.load_pairs(language="es")),
     ]
     assert [int(english), int(neutral), int(spanish)] == counts
+
+
+def test_the_wheel_carries_the_tables_that_lessons_read():
+    """And no others: they are for those who have the checkout."""
+    read = set()
+    for path in (ROOT / "notebooks").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            read |= set(re.findall(r"data_path\(\\?[\"'](results/[\w.]+)", text))
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {f"data/{name}" for name in read} == {key for key in wheel if "/results/" in key}
+    folders = {path.name for path in (ROOT / "data").iterdir() if path.name != "results"}
+    assert {f"data/{name}" for name in folders} == {key for key in wheel if "/results/" not in key}
 
 
 def bounds(requirements):
