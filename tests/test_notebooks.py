@@ -74,7 +74,7 @@ def prose(path):
     text = markdown(path)
     text = re.sub(r"\*Before you start\*:.*|^Course map: .*", "", text, flags=re.MULTILINE)
     text = re.sub(
-        r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
+        r"`[^`]*`|(?:\(\d{4}\))?\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
         " ",
         text,
         flags=re.MULTILINE,
