@@ -76,7 +76,7 @@ def prose(path):
     text = re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
     text = re.sub(r"^## References\n.*?(?=^\*\*Next)", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(
-        r"`[^`]*`|\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
+        r"`[^`]*`|(?:\(\d{4}\))?\]\([^)]*\)|^#+ .*$|^\*\*\d+\. |^\d+\. |\(Pere Martra, 2025\)",
         " ",
         text,
         flags=re.MULTILINE,
