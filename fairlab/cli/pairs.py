@@ -112,12 +112,22 @@ def pairs_of_file(tokenizer, path, skip_invalid):
         left_out = len(checked.pairs) - len(checked.valid)
         notice = f"{left_out} of {len(checked.pairs)} rows of {path} left out, not valid:"
         print("\n  ".join([f"fairlab: {notice}", *map(str, checked.problems)]), file=sys.stderr)
+    tell_of_articles(checked, path)
     unequal = (~fl.check_pairs(tokenizer, checked.valid)["valid"]).sum()
     if unequal:
         notice = f"in {unequal} of {len(checked.valid)} pairs of {path} the two prompts differ in "
         notice += "their number of tokens, so part of their gap may come from the length, and the "
         print(f"fairlab: {notice}article's metric leaves them out", file=sys.stderr)
     return checked.valid
+
+
+def tell_of_articles(checked, path):
+    """Print where "a" or "an" does not fit the word: these rows are measured, and read badly."""
+    wrong = [notice for notice in checked.notices if notice.column in ("prompt_a", "prompt_b")]
+    if wrong:
+        shown = [*map(str, wrong[:3]), *[f"… and {len(wrong) - 3} more"] * (len(wrong) > 3)]
+        notice = f"a or an does not fit the word in {counted(len(wrong), 'prompt')} of {path}:"
+        print("\n  ".join([f"fairlab: {notice}", *shown]), file=sys.stderr)
 
 
 def refuse_problems(checked, path):
