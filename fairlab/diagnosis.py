@@ -115,6 +115,12 @@ def layer_differences(
     ValueError
         No pairs, a pair that is not valid (`check_pairs`), such as one of unequal length, or an
         unknown point.
+
+    Notes
+    -----
+    In half precision the activations carry its rounding: on the default model and 126 pairs the
+    differences of single layers are 0.1 % lower in float16 (at most 0.2 % off) and 0.7 % higher in
+    bfloat16 (at most 3.1 % off; `experiments/precision.py`).
     """
     points = check_points(model, points)
     categories = defaultdict(list)
