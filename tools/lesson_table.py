@@ -54,6 +54,12 @@ def question(path: Path) -> str:
     )[1]
 
 
+def learning_time(path: Path) -> str:
+    """Return how long a lesson says that it takes to read and to work through."""
+    start = nbformat.read(path, as_version=4).cells[0].source
+    return re.search(r"bout (\d+ min)utes to read and work through", start)[1]
+
+
 def measure(path: Path) -> tuple[float, float]:
     """Run a lesson in a fresh kernel; return the seconds it took and its peak memory in GB."""
     peak = []
@@ -109,7 +115,7 @@ def write_tables(known: dict[str, tuple[str, str, str]]) -> None:
 
 def table_row(path: Path, link: str, values: tuple[str, ...]) -> str:
     """Return the row of a lesson: its number, a link, its question and what was measured."""
-    cells = [path.name[:2], f"[{path.name}]({link})", question(path), *values]
+    cells = [path.name[:2], f"[{path.name}]({link})", question(path), learning_time(path), *values]
     return f"| {' | '.join(cells)} |"
 
 
