@@ -1,7 +1,7 @@
 """Pairs of one's own, from a file: read them, find every problem, and say how they are split.
 
 Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
-`is_file_name`, `article_fits`.
+`is_file_name`, `article_fits`, `reads_as_english`.
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
@@ -426,7 +426,7 @@ def _article_notices(row: int, pair: PromptPair) -> list[Problem]:
     """Find "a Asian" and "an Black", unless the sentence is plainly not English."""
     found = []
     before = pair.template.partition("{}")[0].split()
-    if before and not _OTHER_LANGUAGES & set(pair.prompt_a.split()):
+    if before and not _is_foreign(pair.prompt_a):
         article = before[-1].lstrip("'\"([‘“")
         for side in "ab":
             word = _in_slot(pair.template, getattr(pair, f"prompt_{side}"))
@@ -435,6 +435,22 @@ def _article_notices(row: int, pair: PromptPair) -> list[Problem]:
                 remedy = 'open the slot with "The", "My" or "Two"'
                 found.append(Problem(row, f"prompt_{side}", what, remedy, notice=True))
     return found
+
+
+def reads_as_english(sentences: Sequence[str]) -> bool:
+    """Say whether half of some sentences or more have a common English word, and none has one of
+    another language."""
+    if any(map(_is_foreign, sentences)):
+        return False
+    english = [bool(_ENGLISH & set(sentence.lower().split())) for sentence in sentences]
+    return 2 * sum(english) >= len(english) > 0
+
+
+def _is_foreign(sentence: str) -> bool:
+    """Say whether a sentence has a word that tells another language than English, other than in a
+    name, such as Los Angeles."""
+    first, *others = sentence.split() or [""]
+    return bool(_OTHER_LANGUAGES & {first.lower(), *others})
 
 
 def article_fits(article: str, word: str) -> bool:

@@ -1088,8 +1088,10 @@ def test_what_can_not_be_judged_is_said_before_the_model_loads(
         (["--report", "page.txt"], "report: expected a name that ends in .html"),
         (["--report", "m/page.html"], "report: in the model's folder the page has to be m/report"),
         (["--report", "there.html"], "report: "),
-        (["--license", "mit"], "license, base_model: they are for the model card; add --card"),
+        (["--license", "mit"], "license: only the model card says this; add --card"),
+        (["--license-link", "x", "--base-model", "a/b"], "license_link, base_model: only the"),
         (["--report", "p.html", "--card", "--license", "my own"], "license: expected"),
+        (["--report", "p.html", "--card", "--license", "other"], "license_name: the license"),
         (["--method", "random"], "method: expected one of guarded, activation"),
         (["--method", "article,guarded"], "method: expected one of guarded, activation"),
         (["--seed", "0"], "seed: only a report needs this; add --report report.html"),
@@ -1123,7 +1125,7 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     out = tmp_path / "cut"
     options = ["--model", tmp_path / "source", *few, "--method", "article"]
     options += ["--out", out, "--report", out / "report.html", "--card", "--json"]
-    options += ["--license", "mit"]
+    options += ["--license", "other", "--license-name", "own", "--license-link", "https://a.b/c"]
     code, printed, err = run("prune", *options)
     assert code == 0, err
     told, page = strict(printed), strict((out / "report.json").read_text(encoding="utf-8"))
@@ -1133,7 +1135,8 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     assert saved == json.loads(measured.selections["article"].to_json())
     assert page["model"]["dtype"] == measured.dtype == "float32"
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert page["model"]["weights_sha256"] in card and "license: mit" in card
+    assert page["model"]["weights_sha256"] in card and "license_name: own" in card
+    assert "license_link: https://a.b/c" in card
     again = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert again.dtype == torch.bfloat16 and told["dtype"] == "bfloat16"
     expected = fl.prune(tiny_model(dtype=torch.bfloat16), measured.selections["article"])

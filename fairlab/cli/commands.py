@@ -294,6 +294,12 @@ def prune(
     license: Annotated[
         str | None, Option(help="Of the model, for the card; by default what its own card says.")
     ] = None,
+    license_name: Annotated[
+        str | None, Option(help="Short name of a licence that the Hub does not list: other.")
+    ] = None,
+    license_link: Annotated[
+        str | None, Option(help="Address where the license other can be read.")
+    ] = None,
     base_model: Annotated[
         str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
     ] = None,
@@ -330,7 +336,8 @@ def prune(
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
-    terms = {"license": license, "base_model": base_model}
+    terms = {"license": license, "license_name": license_name, "license_link": license_link}
+    terms["base_model"] = base_model
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pair_options(pair_options, model)
