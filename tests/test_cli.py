@@ -1,7 +1,7 @@
 import csv
+import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -817,20 +817,18 @@ def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json):
+def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json, monkeypatch):
     """A Windows terminal in cp1252, and words in another script."""
-    emitted = f"cli.commands.emit({{'word': 'κόσμος'}}, {as_json}, 'κόσμος')"
-    code = f"from fairlab import cli; cli.app = lambda: {emitted}; cli.main()"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
-    )
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "app", lambda: emit({"word": "κόσμος"}, as_json, "κόσμος"))
+    cli.main()
+    terminal.flush()
+    printed = terminal.buffer.getvalue()
     if as_json:
-        assert json.loads(run.stdout) == {"word": "κόσμος"}
+        assert json.loads(printed) == {"word": "κόσμος"}
     else:
-        assert run.stdout.strip() == "κόσμος".encode("cp1252", "backslashreplace")
+        assert printed.strip() == "κόσμος".encode("cp1252", "backslashreplace")
 
 
 def test_what_was_measured_is_printed_before_it_is_written(monkeypatch, capsys, tmp_path):

@@ -99,6 +99,12 @@ def test_a_run_that_did_not_happen_fails(code, report, tmp_path, monkeypatch):
     assert entries == {f"lessons: pytest ended with {code}": "FAIL"}
 
 
+def test_what_make_test_runs_changes_the_kernels_of_every_processor():
+    """With avx2 nothing would change on a processor that has no newer kernels."""
+    (kernel, _), *others = [setting.split("+") for setting in robust.CHEAP]
+    assert robust.KERNELS[kernel] == {"ATEN_CPU_CAPABILITY": "default"} and not others
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     source = tmp_path / "cache" / "fairlab" / "tiny"
