@@ -221,7 +221,7 @@ def test_choosing_and_judging_go_through_the_chat_template(run, monkeypatch):
 
     monkeypatch.setattr(fl, "guarded_cut", stop)
     monkeypatch.setattr(fl, "compare", judged)
-    code, _, error = run("compare", "--pairs", "race", "--chat", "answer")
+    code, _, error = run("compare", "--pairs", "race", "--chat", "answer", "--fraction", "0.1")
     assert (code, error.strip().splitlines()[-1]) == (2, "fairlab: far enough")
     assert seen == {"chosen on": {"answer"}, "judged on": {"answer"}}
 
@@ -508,6 +508,82 @@ def test_what_is_wrong_is_said_before_the_model_loads(
     assert code == 2 and message in err
 
 
+CUTTING = ("prune", "compare", "report")
+UNEQUAL = rows_of(SENTENCES, (("Emily", "Lakisha"),))  # 1 and 3 tokens
+TWICE = [  # two places, of one word each
+    {"prompt_a": "The old man saw a black cat and", "prompt_b": "The young man saw a white cat and"}
+]
+
+
+@pytest.mark.parametrize(
+    ("commands", "options", "message"),
+    [
+        (COMMANDS, ["--pairs", "twice.csv"], "prompts differ in more than one place"),
+        (COMMANDS, ["--neutral", "twice.csv"], "prompts differ in more than one place"),
+        (("compare", "report"), ["--pairs", "one.csv"], "nothing in one.csv is held out"),
+        (("score", "prune"), ["--pairs", "held_out.csv"], "is of the split train, and those"),
+        (("compare", "report"), ["--text", "short.txt"], "expected more than 128 tokens"),
+        (
+            ("compare", "report"),
+            ["--method", "article,guarded", "--neutral", "held_out.csv"],
+            "neutral: no pair of these is of the split train: held_out.csv",
+        ),
+        (("score", "prune"), ["--neutral", "held_out.csv"], "is of the split train: held_out.csv"),
+        (("compare", "report"), ["--neutral", "train.csv"], "of the split held_out: train.csv"),
+        (
+            COMMANDS[1:],
+            ["--pairs", "unequal.csv", "--method", "article"],
+            "article compares token by token; take --method guarded",
+        ),
+        (CUTTING, ["--fraction", "0.01"], "0.01 of 24 neurons is less than one neuron"),
+        (
+            CUTTING,
+            ["--method", "attribution", "--fraction", "0.01"],
+            "0.01 of 72 neurons is less than one neuron",
+        ),
+        (("compare", "report"), ["--selection", "cut.json"], "made for 3 layers of 25 neurons"),
+        (("compare", "report"), ["--selection", "gates.json"], "made for 3 layers of 25 neurons"),
+        (("compare", "report"), ["--changed", "other"], "as other tokens than the original does"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_read(
+    run, pairs_csv, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    pairs_csv(TWICE, "twice.csv")
+    pairs_csv(rows_of(SENTENCES[:1]), "one.csv")
+    pairs_csv(rows_of(SENTENCES, split="train"), "train.csv")
+    pairs_csv(rows_of(SENTENCES, split="held_out"), "held_out.csv")
+    pairs_csv(UNEQUAL, "unequal.csv")
+    Path("short.txt").write_text("Two", encoding="utf-8")
+    cut = fl.NeuronSelection({0: (1,)}, (3, 25))
+    Path("cut.json").write_text(cut.to_json(), encoding="utf-8")
+    gates = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 25))
+    Path("gates.json").write_text(gates.to_json(), encoding="utf-8")
+    if "other" in options:
+        fl.save_model(tiny_model(), bos_tokenizer, tmp_path / "other")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    outputs = {"prune": ["--out", "m"], "report": ["--out", "page.html"]}
+    for command in commands:
+        enough = ["--fraction", "0.1"] if command in CUTTING else []
+        code, out, err = run(command, *enough, *options, *outputs.get(command, []))
+        assert (code, out) == (2, ""), command
+        assert message in err.strip().splitlines()[-1]
+        assert not Path("m").exists() and not Path("page.html").exists()
+
+
+def test_a_model_without_neurons_to_cut_is_refused_by_its_configuration(
+    run, tokenizer, tmp_path, monkeypatch
+):
+    model = tiny_model("GPT-2")
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    for command in ("score", *CUTTING):
+        code, _, err = run(command, "--model", tmp_path / "gpt2", "--out", tmp_path / "o.html")
+        assert code == 2 and "is not a gated linear unit" in err
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -586,6 +662,8 @@ def used(monkeypatch):
     monkeypatch.setattr(fl, "guarded_cut", guarded_cut)
     monkeypatch.setattr(fl, "compare", compare)
     monkeypatch.setattr(fl, "load_text", load_text)
+    for place in ("neurons", "measure"):  # of so small a model the default fraction is no neuron
+        monkeypatch.setattr(f"fairlab.cli.{place}.check_size", lambda *given: None)
     return seen
 
 

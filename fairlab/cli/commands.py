@@ -13,11 +13,12 @@ from typer import Argument, Option
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.measure import carry_out, told_if_stopped
+from fairlab.cli.measure import carry_out, material_of, told_if_stopped
 from fairlab.cli.neurons import (
     check_choice,
     check_neutral_is_used,
     choose_neurons,
+    pairs_taken,
     ranking_of,
     score_tables,
 )
@@ -68,10 +69,8 @@ from fairlab.cli.output import (
 from fairlab.cli.pairs import (
     PairOptions,
     check_pair_options,
-    choosing_and_judging,
     load_pool,
     neutral_pairs,
-    pairs_that_choose,
 )
 from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
 from fairlab.cli.reports import (
@@ -192,6 +191,7 @@ def diagnose(
     In a pipeline: fairlab diagnose --model org/name --fail-if "largest_gap>0.05"
     """
     from fairlab.evaluation.readings import bits_of
+    from fairlab.models import load_tokenizer
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
     from fairlab.report.verdict import diagnosis
@@ -200,10 +200,11 @@ def diagnose(
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
+    tokenizer = load_tokenizer(model)
+    demographic = load_pool(tokenizer, pair_options)
+    neutral_ones = neutral_pairs(tokenizer, pair_options, demographic)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    demographic = load_pool(loaded[1], pair_options)
-    neutral_ones = neutral_pairs(loaded[1], pair_options, demographic)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
     gaps = gap_table(readings)
     words = diagnosis(gaps)
@@ -261,13 +262,13 @@ def score(
     """
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     check_choice(method, bias_weight)
     check_neutral_is_used(method, pair_options)
     check_batch_size(batch_size)
+    taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing = pairs_that_choose(loaded[1], pair_options, method)
-    tables = score_tables(loaded, choosing, method, bias_weight, pair_options, batch_size)
+    tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
     text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
@@ -340,7 +341,7 @@ def prune(
     terms["base_model"] = base_model
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     check_choice(method, bias_weight, fraction)
     check_batch_size(batch_size)
     plan = None
@@ -349,22 +350,23 @@ def prune(
             method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
             pair_options,
         )  # fmt: skip
+        material = material_of(plan, model)
     else:
         check_nothing_for_a_report(context)
         check_neutral_is_used(method, pair_options)
+        taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
     with told_if_stopped(plan and plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            choosing, held_out = choosing_and_judging(loaded[1], pair_options)
-            measured = carry_out(plan, loaded, choosing, held_out)
+            measured = carry_out(plan, loaded, material)
             selection = measured.selections[method]
+            choosing = material.choosing
             facts["verdict"] = write_page(report, measured, plan, loaded, model, choosing, force)
         else:
-            choosing = pairs_that_choose(loaded[1], pair_options, method)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
-            selection = choose_neurons(loaded, choosing, *choice)
+            selection = choose_neurons(loaded, *taken, *choice)
     cut = fl.prune(loaded[0], selection, inplace=True)
     facts["parameters_after"] = cut.num_parameters()
     if dtype == "auto":  # measured in float32 where it fits, but stored as it came
@@ -427,15 +429,15 @@ def compare(
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         pair_options, selection, changed,
     )  # fmt: skip
+    material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        judging = choosing_and_judging(loaded[1], pair_options, plan.chooses)
-        measured = carry_out(plan, loaded, *judging)
+        measured = carry_out(plan, loaded, material)
     table = measured.table
     notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
     failed = failed_of_each(conditions, table)
@@ -486,16 +488,16 @@ def report(
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         pair_options, selection, changed, continuations,
     )  # fmt: skip
+    material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        choosing, held_out = choosing_and_judging(loaded[1], pair_options, plan.chooses)
-        measured = carry_out(plan, loaded, choosing, held_out)
-        verdict = write_page(out, measured, plan, loaded, model, choosing, force)
+        measured = carry_out(plan, loaded, material)
+        verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)
     numbers = out.with_suffix(".json")
     failed = failed_of_each(conditions, measured.table)
     facts = {"verdict": verdict, "failed": failed, "page": str(out), "numbers": str(numbers)}

@@ -1,8 +1,9 @@
 """Which pairs choose and which judge, their neutral pairs and the text, as the options say.
 
-Contents: `PairOptions`, `check_pair_options` (before the model loads); `load_pool`,
-`pairs_that_choose`, `choosing_and_judging`, `pairs_for` (a method), `neutral_pairs`; `start_of` (a
-text).
+All of it needs the tokenizer alone, so that what is wrong is said before the model loads.
+
+Contents: `PairOptions`, `check_pair_options`; `load_pool`, `choosing_and_held_out`,
+`choosing_and_judging`, `pairs_for` (a method), `neutral_pairs`; `start_of` (a text).
 """
 
 import functools
@@ -52,10 +53,11 @@ class PairOptions:
         return facts | ({"language": names[self.language]} if self.language in names else {})
 
 
-def check_pair_options(options, model):
-    """Refuse a category, a file, words, a language or a text that is not there, a file whose text
-    has problems, and a chat template that the model lacks."""
+def check_pair_options(options):
+    """Refuse what needs no tokenizer to be refused: a category, a file, words, a language, a text
+    or a use of the chat template that is not there, and a file whose text has problems."""
     from fairlab.checking import is_file_name
+    from fairlab.passes import check_option
 
     pairs = options.pairs
     fl.load_text("evaluation", options.language)
@@ -73,17 +75,8 @@ def check_pair_options(options, model):
         raise ValueError(f"language: the article's pair is in English; got {options.language!r}")
     if pairs != "article" and not is_file_name(pairs):
         fl.load_pairs(None if pairs == "all" else pairs, language=options.language)
-    check_chat(options.chat, model)
-
-
-def check_chat(chat, model):
-    """Refuse a use of the chat template that is not known, and a tokenizer that has none."""
-    from fairlab.models import load_tokenizer
-    from fairlab.passes import check_option
-
-    if chat is not None:
-        check_option("chat", chat, ("answer", "message"))
-        fl.chat_pairs(load_tokenizer(model), [fl.ARTICLE_PAIR])
+    if options.chat is not None:
+        check_option("chat", options.chat, ("answer", "message"))
 
 
 def load_pool(tokenizer, options):
@@ -198,11 +191,6 @@ def pairs_for(tokenizer, choosing, method):
         raise ValueError(f"pairs: {found}; take --method guarded")
     print(f"fairlab: {found}: the others choose", file=sys.stderr)
     return [pair for pair, holds in zip(choosing, valid, strict=True) if holds]
-
-
-def pairs_that_choose(tokenizer, options, method):
-    """Return the pairs that choose the neurons by a method, and that it can take."""
-    return pairs_for(tokenizer, choosing_and_held_out(tokenizer, options)[0], method)
 
 
 def choosing_and_judging(tokenizer, options, chooses=True):
