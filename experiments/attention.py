@@ -63,7 +63,7 @@ def attention_means(model, tokenizer, text: str) -> Tensor:
     for number, layer in enumerate(layers):
         hook = partial(add, number)
         handles.append(layer.self_attn.o_proj.register_forward_pre_hook(hook))
-    chunks = text_chunks(tokenizer, text)
+    chunks = text_chunks(model, tokenizer, text)
     for chunk in chunks:
         with torch.no_grad():
             model(torch.tensor([chunk], device=model.device), use_cache=False)

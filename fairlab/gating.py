@@ -25,7 +25,7 @@ from fairlab.files import load_text
 from fairlab.gates import gate
 from fairlab.models import glu_blocks
 from fairlab.pairs import PromptPair
-from fairlab.passes import context_length, full_precision, progress, text_chunks
+from fairlab.passes import full_precision, progress, text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
 from fairlab.surgery import NeuronSelection, ablate, json_object, matching_blocks
 
@@ -286,7 +286,7 @@ def mean_activations(
     ValueError
         A text of fewer than two tokens, or a model without GLU neurons.
     """
-    chunks = text_chunks(tokenizer, text, min(256, context_length(model) - 1))
+    chunks = text_chunks(model, tokenizer, text)
     total = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="mean activations", unit="chunk"):
         ids = torch.tensor([chunk], device=model.device)  # (1, tokens)

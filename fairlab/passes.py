@@ -325,12 +325,16 @@ def text_windows(
     return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+def text_chunks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
+) -> list[list[int]]:
     """Cut a text into windows of one size, without an incomplete one at its end.
 
-    A text of fewer than `size` tokens is one chunk.
+    They have `size` tokens (BOS not counted), or as many as the model reads. A text of fewer
+    tokens is one chunk.
     """
-    windows = text_windows(tokenizer, text, size)
+    windows = text_windows(tokenizer, text, size, longest=context_length(model))
+    check_ready(model, longest=len(windows[0]))
     return [window for window in windows if len(window) == len(windows[0])]
 
 
