@@ -261,7 +261,7 @@ def last_states(model, tokenizer, prompts: list[str]) -> Tensor:
 def text_states(model, tokenizer, chunks: int = 12) -> Tensor:
     """Return the same at the tokens of plain text, (layers + 1, tokens, hidden)."""
     states = []
-    for chunk in text_chunks(tokenizer, fl.load_text("calibration"))[:chunks]:
+    for chunk in text_chunks(model, tokenizer, fl.load_text("calibration"))[:chunks]:
         ids = torch.tensor([chunk], device=model.device)
         with torch.no_grad():
             outputs = model(ids, logits_to_keep=1, output_hidden_states=True)

@@ -28,7 +28,6 @@ from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair
 from fairlab.passes import (
     PairBatch,
     check_option,
-    check_ready,
     chunk_loss,
     divergence,
     full_precision,
@@ -572,7 +571,6 @@ def fisher_scores(
     """
     glu_blocks(model)  # refuses a model without GLU neurons
     chunks = text_chunks(model, tokenizer, text)
-    check_ready(model, longest=max(map(len, chunks)))
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
         slopes = gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward)

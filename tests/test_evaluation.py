@@ -25,26 +25,21 @@ def one_token_at_a_time(model, ids, window, bos=()):
     return losses
 
 
-def test_chunks_fit_into_a_short_context(bos_tokenizer):
-    model = tiny_model(max_position_embeddings=40)
-    chunks = text_chunks(model, bos_tokenizer, 30 * TEXT)
-    assert {len(chunk) for chunk in chunks} == {40}
-
-
 def test_windows_hold_the_whole_text_and_chunks_the_full_windows(tokenizer, bos_tokenizer):
-    model = tiny_model()
-    ids = tokenizer(TEXT).input_ids
+    tiny, ids = tiny_model(), tokenizer(TEXT).input_ids
     for some_tokenizer, bos in ((tokenizer, []), (bos_tokenizer, [bos_tokenizer.bos_token_id])):
         windows = text_windows(some_tokenizer, TEXT, 5)
         assert all(window[: len(bos)] == bos for window in windows)
         without_bos = [window[len(bos) :] for window in windows]
         assert list(chain.from_iterable(without_bos)) == ids
         assert len(ids) % 5 and len(windows[-1]) < len(windows[0]) == len(bos) + 5
-        assert text_chunks(model, some_tokenizer, TEXT, 5) == windows[:-1]
-        # shorter than one chunk
-        assert text_chunks(model, some_tokenizer, TEXT, 100) == [bos + ids]
+        assert text_chunks(tiny, some_tokenizer, TEXT, 5) == windows[:-1]
+        assert text_chunks(tiny, some_tokenizer, TEXT, 512) == [bos + ids]  # shorter than one chunk
         shorter = text_windows(some_tokenizer, TEXT, 5, longest=4)
         assert max(len(window) for window in shorter) == 4
+        reads_six = tiny_model(max_position_embeddings=6)
+        chunks = text_chunks(reads_six, some_tokenizer, TEXT)
+        assert {len(chunk) for chunk in chunks} == {6} and len(chunks) == len(ids) // (6 - len(bos))
 
 
 @pytest.mark.parametrize("window", [5, 8, 512])
