@@ -186,6 +186,8 @@ class Projection:
         Distance between the prompts at each position, in all dimensions.
     norms : array of shape (layers, tokens)
         Length of the representation, the mean of both prompts.
+    attribute_a, attribute_b : str
+        The words in which the prompts differ, as the pair names them: what figures call the two.
     """
 
     point: str
@@ -195,6 +197,8 @@ class Projection:
     explained: np.ndarray
     distances: np.ndarray
     norms: np.ndarray
+    attribute_a: str
+    attribute_b: str
 
 
 def project_pair(
@@ -263,6 +267,8 @@ def project_pair(
         explained=np.stack(explained),
         distances=np.stack(distances),
         norms=np.stack(norms),
+        attribute_a=pair.attribute_a,
+        attribute_b=pair.attribute_b,
     )
 
 

@@ -258,6 +258,7 @@ def test_labels_stand_at_their_own_tokens_with_bos_too(model, tokenizer, bos_tok
         assert (projection.distances[:, :word] == 0).all()
         assert (projection.distances[:, word:] > 0).all()
         assert projection.coordinates.shape == (30, 2, len(projection.tokens_a), 2)
+        assert (projection.attribute_a, projection.attribute_b) == ("Black", "white")
 
 
 def test_axes_keep_their_direction_from_layer_to_layer(model, tokenizer):
