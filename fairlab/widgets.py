@@ -38,6 +38,7 @@ from fairlab.plots.projections import (
     distances_to_show,
     move_texts,
     move_tokens,
+    prompt_names,
     token_artists,
     token_labels,
     without_special,
@@ -180,14 +181,17 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
     _fix_places(plane)
     _fix_places(side)
     artists = token_artists(plane, tokens)
-    set_bars = _bars(side, tokens, "distance, a to b")
+    set_bars = _bars(side, tokens, "distance in all dimensions")
     plane.locator_params(nbins=2)  # text is what takes the time of a frame
-    plane.get_legend().remove()  # two texts are drawn in a fifth of its time
-    figure.text(0.07, 0.03, "● prompt a", color=COLORS[0])
-    figure.text(0.2, 0.03, "◇ prompt b", color=COLORS[1])
+    # two texts are drawn in a fifth of the time that a legend takes
+    legend_a = figure.text(0.07, 0.03, "", color=COLORS[0], parse_math=False)
+    legend_b = figure.text(0.3, 0.03, "", color=COLORS[1], parse_math=False)
 
     def draw(pair: str, point: str, layer: int, shared: bool) -> tuple[str, str]:
         projection = projection_of[pair, point]
+        name_a, name_b = prompt_names(projection)
+        legend_a.set_text(f"● {name_a}")
+        legend_b.set_text(f"◇ {name_b}")
         move_tokens(artists, projection, layer, shared=shared)
         distances = projection.distances[layer]  # (tokens,)
         longest = projection.distances.max() if shared else distances.max()
