@@ -187,7 +187,7 @@ class _Placement(Artist):
     def draw(self, renderer: RendererBase) -> None:
         pixels = self.axes.figure.dpi / 72  # in a point
         starts, ends = self.dots_a.get_offsets(), self.dots_b.get_offsets()  # (tokens, 2) each
-        steps = np.linspace(0, 1, 5)[:, None, None]
+        steps = np.linspace(0, 1, 9)[:, None, None]
         marks = np.asarray(starts + steps * (ends - starts)).reshape(-1, 2)  # along the arrows
         marks = self.axes.transData.transform(marks)
         # left, bottom, right and top of what should stay visible
