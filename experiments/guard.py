@@ -64,7 +64,7 @@ def rank_correlations(
 ) -> dict[str, float]:
     """Correlate what forecasts the rise of the loss with the rise, over the best candidates."""
     neurons = candidates(fl.guarded_scores(**tables), count)
-    chunks = text_chunks(tokenizer, text)
+    chunks = text_chunks(model, tokenizer, text)
     slope = torch.zeros_like(tables["importance"])  # (layers, neurons)
     for chunk in chunks:
         slope += gate_slopes(model, partial(chunk_loss, model, chunk)) / len(chunks)

@@ -1,7 +1,7 @@
 """Gates on chosen neurons: which, how far, toward what. Choose them, try them, make them permanent.
 
 Contents: `NeuronGates`; `gated` (reversible) and `applied` (for cuts, gates and changed models);
-`fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 07, made of `gate_tables`
+`fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 08, made of `gate_tables`
 and `solve_gates`; `mean_activations`.
 
 A removal is the special case of a gate of 0 toward 0. Gates can do less (0.5), more (2), or move a
@@ -25,7 +25,7 @@ from fairlab.files import load_text
 from fairlab.gates import gate
 from fairlab.models import glu_blocks
 from fairlab.pairs import PromptPair
-from fairlab.passes import context_length, full_precision, progress, text_chunks
+from fairlab.passes import full_precision, progress, text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
 from fairlab.surgery import NeuronSelection, ablate, json_object, matching_blocks
 
@@ -286,7 +286,7 @@ def mean_activations(
     ValueError
         A text of fewer than two tokens, or a model without GLU neurons.
     """
-    chunks = text_chunks(tokenizer, text, min(256, context_length(model) - 1))
+    chunks = text_chunks(model, tokenizer, text)
     total = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="mean activations", unit="chunk"):
         ids = torch.tensor([chunk], device=model.device)  # (1, tokens)

@@ -1,13 +1,13 @@
 """Run prompts and texts through a model.
 
-Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `text_windows`,
-`text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of texts); `full_precision`,
-`check_ready` and other conditions under which everything is measured.
+Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
+`log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
+texts); `full_precision`, `check_ready` and other conditions under which everything is measured.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -263,16 +263,31 @@ def run_decoder(model: PreTrainedModel, batch: PairBatch) -> None:
 def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
     """Compute the next-token log-probabilities of the prompts, in at least float32; shape
     (prompts, vocabulary)."""
-    # logits only at positions where some prompt ends
-    ends, column = batch.last.unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=ends,
-    ).logits  # (prompts, ends, vocabulary)
-    rows = torch.arange(len(column))
-    return at_least_float32(logits[rows, column.cpu()]).log_softmax(-1)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    logits, ends = logits_at(model, batch.last, inputs)
+    prompts = torch.arange(len(ends), device=ends.device)
+    return log_probabilities(logits[prompts, ends])
+
+
+def logits_at(
+    model: PreTrainedModel, positions: Tensor, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Run a batch and compute logits at these positions alone; all of them would cost much more.
+
+    Returns
+    -------
+    logits : Tensor of shape (rows, different positions, vocabulary)
+    places : Tensor of the shape of `positions`
+        Where each position stands among the different ones.
+    """
+    kept, places = positions.unique(return_inverse=True)
+    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return logits, places
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Turn logits (…, vocabulary) into log-probabilities, in at least float32."""
+    return at_least_float32(logits).log_softmax(-1)
 
 
 def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
@@ -325,12 +340,16 @@ def text_windows(
     return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+def text_chunks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
+) -> list[list[int]]:
     """Cut a text into windows of one size, without an incomplete one at its end.
 
-    A text of fewer than `size` tokens is one chunk.
+    They have `size` tokens (BOS not counted), or as many as the model reads. A text of fewer
+    tokens is one chunk.
     """
-    windows = text_windows(tokenizer, text, size)
+    windows = text_windows(tokenizer, text, size, longest=context_length(model))
+    check_ready(model, longest=len(windows[0]))
     return [window for window in windows if len(window) == len(windows[0])]
 
 

@@ -108,7 +108,7 @@ def plant_neurons(
     layers = _layers_to_plant_in(model, n)
     _check_cost(cost)
     unkind = _unkind_direction(model, tokenizer)  # (hidden,)
-    chunks = text_chunks(tokenizer, load_text("calibration"), 128)
+    chunks = text_chunks(model, tokenizer, load_text("calibration"), 128)
     # both hold all subjects of the text, and they share no chunk
     plain_chunks, cost_chunks = chunks[::4], chunks[2::8]
     planted = model if inplace else copy.deepcopy(model)

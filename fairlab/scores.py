@@ -28,9 +28,7 @@ from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair
 from fairlab.passes import (
     PairBatch,
     check_option,
-    check_ready,
     chunk_loss,
-    context_length,
     divergence,
     full_precision,
     next_log_p,
@@ -572,9 +570,7 @@ def fisher_scores(
     Source: P. Molchanov et al. (2019, arXiv 1906.10771).
     """
     glu_blocks(model)  # refuses a model without GLU neurons
-    size = min(256, context_length(model) - 1)  # BOS needs one place
-    chunks = text_chunks(tokenizer, text, size)
-    check_ready(model, longest=max(map(len, chunks)))
+    chunks = text_chunks(model, tokenizer, text)
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
         slopes = gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward)

@@ -1,7 +1,8 @@
 """The tokens of a pair in two dimensions, and how far apart they are.
 
 Contents: `plot_projection`, `plot_distances`; `token_artists`, `move_tokens`, `move_texts`,
-`token_labels`, `prompt_names`, `distances_to_show` and the styles, which the explorers share.
+`token_labels`, `without_special`, `prompt_names`, `distances_to_show` and the styles, which the
+explorers share.
 """
 
 from collections.abc import Collection, Sequence
@@ -42,7 +43,8 @@ def plot_projection(
 ) -> Axes:
     """Draw the tokens of both prompts in the two main axes of one layer.
 
-    An arrow leads from each token of the first prompt to the same of the second.
+    An arrow leads from each token of the first prompt to the same of the second. The title says
+    where BOS was left out.
 
     Parameters
     ----------
@@ -113,6 +115,12 @@ def token_labels(projection: Projection) -> list[str]:
         same = a.strip() or repr(a)  # a token of blanks alone is shown with its quotes
         labels.append(same if a == b else f"{a.strip()}/{b.strip()}")
     return labels
+
+
+def without_special(projection: Projection) -> str:
+    """Return the end of a title: ", without BOS" where it was left out; else ""."""
+    count = len(projection.left_out)
+    return ", without " + ("BOS" if count == 1 else f"{count} special tokens") if count else ""
 
 
 def prompt_names(projection: Projection) -> tuple[str, str]:
@@ -250,7 +258,7 @@ def move_tokens(
     ax.set_xlabel(f"axis 1 ({shares[0]:.0f} % of the variance)")
     ax.set_ylabel(f"axis 2 ({shares[1]:.0f} %)")
     # `set_title` would look for a free place again, which takes time
-    ax.title.set_text(f"{projection.point}, layer {layer}")
+    ax.title.set_text(f"{projection.point}, layer {layer}{without_special(projection)}")
     set_limits(ax, projection.coordinates if shared else projection.coordinates[layer], 0.12)
 
 
