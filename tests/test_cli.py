@@ -631,6 +631,8 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
     if command not in ("score", "prune"):
         options += ["--neutral", "neutral.tsv"]
         expected += [("neutral.tsv", skip)]
+    if command in CUTTING:
+        options += ["--fraction", "0.1"]
     code, _, err = run(command, *options, "--out", tmp_path / "out.html")
     assert (code, err, asked) == (2, "fairlab: far enough\n", expected)
 
@@ -1026,8 +1028,9 @@ def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, kno
             f"fairlab.cli.{place}.check_choice", lambda method, *rest, **more: seen.append(method)
         )
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
+    enough = ["--fraction", "0.1"] if command == "compare" else []
     with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
-        run(command, "--method", asked)
+        run(command, "--method", asked, *enough)
 
 
 def test_a_report_of_several_methods_has_a_verdict_for_each(run, few, tmp_path):
@@ -1217,6 +1220,128 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     expected = fl.prune(tiny_model(dtype=torch.bfloat16), measured.selections["article"])
     for name, tensor in expected.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_found_is_printed_before_it_is_saved(run, few, tmp_path, monkeypatch, as_json):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fl, "save_model", full)
+    page = tmp_path / "r.html"
+    options = ["--method", "article", "--out", tmp_path / "cut", "--report", page]
+    code, out, err = run("prune", *few, *options, *["--json"] * as_json)
+    assert code == 2 and err.endswith("No space left on device\n")
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    if as_json:
+        printed = strict(out)
+        assert printed["verdict"] == " ".join(facts["verdict"])
+        assert printed["selection"] == facts["selection"]
+    else:
+        assert " ".join(facts["verdict"]) in out and "NeuronSelection(6 neurons in" in out
+    assert "saved in" not in out
+
+
+def papers_of(folder):
+    """Read what lies in a folder beside weights, tokenizer and configuration."""
+    texts = {}
+    for path in folder.iterdir():
+        named = path.name in ("report.json", "selection.json")
+        if named or path.suffix in (".html", ".md", ".txt"):
+            texts[path.name] = path.read_text(encoding="utf-8")
+    return texts
+
+
+@pytest.fixture
+def cut_before(run, few, tmp_path):
+    """Make a cut model with page and card, the way to make another in its place, and its papers."""
+    out = tmp_path / "cut"
+    options = [*few, "--method", "article", "--license", "mit", "--quick", "--out", out]
+    options += ["--report", out / "report.html", "--card"]
+    assert run("prune", *options)[0] == 0
+    assert set(papers_of(out)) == {"README.md", "report.html", "report.json", "selection.json"}
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    return out, [*options, "--force", "--fraction", "0.2"], papers_of(out)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers(
+    run, cut_before, monkeypatch, moment
+):
+    """Not new weights beside the old selection, and not the old ones beside the new page."""
+    out, again, papers = cut_before
+    bits = bits_of(fl.load_model(out)[0])
+    exchange = files._exchange
+
+    def stop(folder, fresh):
+        if moment == "after":
+            exchange(folder, fresh)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_exchange", stop)
+    code, _, err = run("prune", *again)
+    assert (code, "fairlab: stopped; what was measured" in err) == (130, True)
+    found = papers_of(out)
+    if moment == "before":
+        assert found == papers and bits_of(fl.load_model(out)[0]) == bits
+        return
+    assert found.pop("notes.txt") == "mine"
+    cut = fl.NeuronSelection.from_json(found["selection.json"])
+    assert (len(cut), cut.shape[1] - len(cut.neurons[0])) == (12, 20)
+    assert fl.load_model(out)[0].config.intermediate_size == 20
+    assert json.loads(found["report.json"])["selection"] == json.loads(found["selection.json"])
+    assert "# tiny" in found["README.md"] and "12 of 72 MLP neurons" in found["README.md"]
+
+
+def test_what_is_said_of_the_model_before_goes_with_it(run, few, cut_before):
+    out, _, papers = cut_before
+    options = ["prune", *few[:4], "--method", "guarded", "--fraction", "0.2", "--out", out]
+    code, _, err = run(*options)
+    assert (code, papers_of(out)) == (2, papers) and "holds " in err
+    code, _, err = run(*options, "--force")
+    assert code == 0, err
+    found = papers_of(out)
+    assert set(found) == {"selection.json", "notes.txt"}
+    assert "guarded" in found["selection.json"] and "article" in papers["selection.json"]
+    # a README that is no card of fairlab is somebody's own
+    (out / "README.md").write_text("mine", encoding="utf-8")
+    assert run(*options, "--force")[0] == 0
+    assert papers_of(out)["README.md"] == "mine"
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "check", "cache"])
+def test_a_command_that_is_stopped_says_so(run, pairs_csv, tmp_path, monkeypatch, command):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for place in ("fairlab.models.load_tokenizer", "fairlab.files.readings_folder"):
+        monkeypatch.setattr(place, stop)
+    path = [] if command == "cache" else [pairs_csv(rows_of(SENTENCES))]
+    path = ["--pairs", *path] if command in COMMANDS else path
+    more = ["--fraction", "0.1", "--out", tmp_path / "out.html"]
+    more = {"diagnose": [], "score": [], "check": [], "cache": []}.get(command, more)
+    assert run(command, *path, *more) == (130, "", "fairlab: stopped\n")
+
+
+@pytest.mark.parametrize("command", ["diagnose", "score"])
+def test_a_measurement_that_is_stopped_says_so(run, monkeypatch, command):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl, "load_model", stop)
+    code, out, err = run(command, "--pairs", "race")
+    assert (code, out, err) == (130, "", "fairlab: stopped\n")
+
+
+def test_a_prune_that_is_stopped_while_it_saves_says_so(run, few, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl, "save_model", stop)
+    options = [*few[:2], "--method", "article", "--fraction", "0.1", "--out", tmp_path / "cut"]
+    code, out, err = run("prune", *options)
+    assert code == 130 and "NeuronSelection(" in out
+    assert err.endswith("fairlab: stopped; nothing was kept\n")
 
 
 @pytest.mark.parametrize(("asked", "saved"), [("auto", "bfloat16"), ("float32", "float32")])

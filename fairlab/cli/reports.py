@@ -1,11 +1,12 @@
 """The page of a comparison, and what `fairlab prune` writes beside a model.
 
 Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`.
+loads); `write_page`, `words_counted`; `place_of_page`, `papers_beside` (of a cut model).
 """
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import fairlab as fl
 from fairlab.cli.output import check_output_file
@@ -30,9 +31,8 @@ def check_prune_reports(out, page, card, terms, force, inputs):
         raise ValueError("license, base_model: they are for the model card; add --card")
     if page:
         check_page(page, "report", force, inputs)
-        folder = out.expanduser().resolve()
         place = page.expanduser().resolve()
-        if folder in place.parents and place != folder / "report.html":
+        if is_inside(page, out) and place != out.expanduser().resolve() / "report.html":
             raise ValueError(
                 f"report: in the model's folder the page has to be {out / 'report.html'}; "
                 f"got {str(page)!r}"
@@ -40,6 +40,11 @@ def check_prune_reports(out, page, card, terms, force, inputs):
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
         terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def is_inside(page, folder):
+    """Say whether a page lies in a folder."""
+    return folder.expanduser().resolve() in page.expanduser().resolve().parents
 
 
 def check_nothing_for_a_report(context):
@@ -111,3 +116,25 @@ def texts_of(loaded, selections, pairs):
     for number, prompt in enumerate(prompts):
         texts[prompt] = {name: some[number] for name, some in written.items()}
     return texts
+
+
+def place_of_page(page, out, private):
+    """Return where a page is written: as asked, but one in the model's folder to a private folder,
+    from which it goes there together with the weights, so that it never lies beside others."""
+    return Path(private, "report.html") if page and is_inside(page, out) else page
+
+
+def papers_beside(out, selection, private, card):
+    """Return what takes its place with the weights, name → text: the selection, the page that lies
+    in the private folder, a card. None has an old one go, which is about another model."""
+    from fairlab.report.card import is_card_of_a_cut
+
+    papers = {"selection.json": selection.to_json()}
+    for name in ("report.html", "report.json"):
+        written = Path(private, name)
+        papers[name] = written.read_text(encoding="utf-8") if written.is_file() else None
+    if card:
+        papers["README.md"] = str(card)
+    elif is_card_of_a_cut(out / "README.md"):  # any other README is somebody's own
+        papers["README.md"] = None
+    return papers
