@@ -965,7 +965,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(run, few, reads, tmp_path):
     stop[0] = 3
     code, out, err = run(*options)
     assert (code, out, err.count("\n")) == (130, "", 1)
-    assert "fairlab: stopped; what was measured (2 readings) is kept in " in err
+    assert "fairlab: stopped; what was done (1 chosen cut, 2 readings) is kept in " in err
     assert "the same command goes on from there" in err
     assert not (tmp_path / "c.csv").exists()
     code, resumed, _ = run(*options)
@@ -975,16 +975,81 @@ def test_a_stopped_comparison_goes_on_where_it_was(run, few, reads, tmp_path):
     assert strict(again) == strict(resumed) and len(calls) == 3 + 2 + 4
 
 
-@pytest.mark.parametrize(
-    ("options", "said"), [([], "nothing new was measured"), (["--no-cache"], "nothing was kept")]
-)
-def test_where_nothing_is_kept_a_stop_says_so(run, few, reads, tmp_path, options, said):
-    reads[1][0] = 1
+def test_where_nothing_is_kept_a_stop_says_so(run, few, reads, tmp_path, monkeypatch):
+    calls, stop = reads
     page = ["--out", tmp_path / "r.html"]
-    code, out, err = run("report", *few, "--method", "article", *page, *options)
-    assert (code, out, err.count("\n")) == (130, "", 1)
-    assert f"fairlab: stopped; {said}" in err
-    assert not list(tmp_path.glob("r.*"))
+    for options, said in (
+        (["--no-cache"], "nothing was kept"),
+        ([], "what was done (1 chosen cut) is kept in "),
+        ([], "nothing new was done"),
+    ):
+        stop[0] = len(calls) + 1
+        code, out, err = run("report", *few, "--method", "article", *page, *options)
+        assert (code, out, err.count("\n")) == (130, "", 1)
+        assert f"fairlab: stopped; {said}" in err
+        assert not list(tmp_path.glob("r.*"))
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """Count what is chosen."""
+    calls = []
+    for name in ("guarded_cut", "article_cut"):
+        recipe = getattr(fl, name)
+
+        def choose(*arguments, recipe=recipe, **options):
+            calls.append((recipe.__name__, options["fraction"]))
+            return recipe(*arguments, **options)
+
+        monkeypatch.setattr(fl, name, choose)
+    return calls
+
+
+def test_a_cut_is_chosen_once(run, few, pairs_csv, reads, choices, tmp_path):
+    """As long as model, pairs and options are the same."""
+    options = ["compare", *few, "--method", "guarded,article", "--quick", "--json"]
+    reads[1][0] = 2
+    assert run(*options)[0] == 130
+    code, resumed, _ = run(*options)
+    assert (code, choices) == (0, [("guarded_cut", 0.1), ("article_cut", 0.1)])
+    assert strict(run(*options, "--no-cache")[1]) == strict(resumed)
+    assert len(choices) == 4
+    run(*options, "--fraction", "0.2")
+    assert choices[4:] == [("guarded_cut", 0.2), ("article_cut", 0.2)]
+    run("compare", *few, "--method", "article", "--bias-weight", "0.7", "--quick")
+    assert len(choices) == 7
+    # the same prompts in other categories weigh differently
+    same = pairs_csv(rows_of(SENTENCES, category="x"), "same.csv")
+    run(*options, "--pairs", same)
+    assert len(choices) == 9
+    for path in files.readings_folder().glob("*/cuts/*.json"):
+        path.write_text("{", encoding="utf-8")
+    assert run(*options)[1] == resumed and len(choices) == 11
+
+
+def test_texts_are_sampled_once(run, few, tmp_path, monkeypatch):
+    original, calls = fl.sample_continuations, []
+
+    def sample(*arguments, **options):
+        calls.append(options["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(fl, "sample_continuations", sample)
+    options = ["report", *few, "--method", "article", "--quick", "--continuations", "2"]
+    code, _, err = run(*options, "--out", tmp_path / "r.html")
+    assert code == 130 and "4 readings, 1 text sample) is kept in " in err
+    assert run(*options, "--out", tmp_path / "r.html")[0] == 0
+    assert len(calls) == 2 + 2  # before was kept; the cut and a random one were not
+    assert run(*options, "--out", tmp_path / "again.html", "--no-cache")[0] == 0
+    assert len(calls) == 4 + 3
+    first, again = (
+        strict((tmp_path / name).read_text(encoding="utf-8")) for name in ("r.json", "again.json")
+    )
+    assert first["continuations"] == again["continuations"]
+    run(*options, "--out", tmp_path / "other.html", "--seed", "1")
+    assert calls[7:] == [1, 1, 1]
 
 
 def test_several_methods_share_the_random_cuts(run, few, reads, comparisons):
@@ -1280,7 +1345,7 @@ def test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers(
 
     monkeypatch.setattr(files, "_exchange", stop)
     code, _, err = run("prune", *again)
-    assert (code, "fairlab: stopped; what was measured" in err) == (130, True)
+    assert (code, "fairlab: stopped; what was done" in err) == (130, True)
     found = papers_of(out)
     if moment == "before":
         assert found == papers and bits_of(fl.load_model(out)[0]) == bits
@@ -1404,13 +1469,14 @@ def test_the_cache_is_shown_and_emptied(run, few, tmp_path):
     weights.write_bytes(b"0" * 2_000_000)
     code, out, _ = run("cache", "--json")
     facts = strict(out)
-    assert (facts["readings"]["files"], facts["readings"]["removed"]) == (4, False)
+    # four readings and the cut that was chosen
+    assert (facts["readings"]["files"], facts["readings"]["removed"]) == (5, False)
     assert facts["unpacked weights"] == {"files": 1, "bytes": 2_000_000, "removed": False}
     code, out, _ = run("cache", "--clean")
     assert (
         code == 0 and f"In {cache.parent}:" in out and "unpacked weights: 1 file, 2.0 MB\n" in out
     )
-    assert "readings: 4 files, 0.0 MB, removed" in out
+    assert "readings: 5 files, 0.0 MB, removed" in out
     assert not cache.exists() and weights.exists()
     assert run("cache", "--clean-weights")[0] == 0
     assert not weights.parent.exists() and cache.parent.exists()

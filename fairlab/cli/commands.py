@@ -16,7 +16,8 @@ from typer.core import TyperGroup
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.measure import carry_out, material_of, told_if_stopped
+from fairlab.cli.kept import told_if_stopped
+from fairlab.cli.measure import carry_out, material_of
 from fairlab.cli.neurons import (
     check_choice,
     check_neutral_is_used,
@@ -534,9 +535,10 @@ def kept(
 ) -> None:
     """Say what fairlab keeps in your cache folder, and how large it is; remove it.
 
-    Readings are what compare, report and prune --report measured, so that a run that was stopped
-    goes on; unpacked weights are those of the packaged models and of .gguf files. A folder named
-    by --cache is yours: it is not looked at.
+    Readings are what compare, report and prune --report measured, with the cuts that they chose and
+    the texts that they sampled, so that a run that was stopped goes on; unpacked weights are those
+    of the packaged models and of .gguf files. A folder named by --cache is yours: it is not looked
+    at.
 
     \b
     Example: fairlab cache --clean

@@ -5,10 +5,13 @@ loads); `write_page`, `words_counted`; `place_of_page`, `papers_beside` (of a cu
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fairlab as fl
+from fairlab.cli.kept import kept_texts
 from fairlab.cli.output import check_output_file
 from fairlab.cli.plan import QUICK_LOOK
 
@@ -80,6 +83,7 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
 def words_counted(plan, loaded, measured):
     """Sample texts after the held-out prompts, before and under each selection and a random cut;
     return what the words in them come to."""
+    from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
     changes = dict(measured.selections)
@@ -88,12 +92,14 @@ def words_counted(plan, loaded, measured):
             (changes["a random cut"],) = fl.random_selections(selection, 1, seed=plan.seed)
             break
     options = {"n": plan.continuations, "seed": plan.seed}
-    pairs = measured.held_out.pairs
-    gaps = {"before": fl.continuation_gaps(fl.sample_continuations(*loaded, pairs, **options))}
-    for name, change in changes.items():
-        with applied(loaded[0], change) as changed:
-            texts = fl.sample_continuations(changed, loaded[1], pairs, **options)
-        gaps[name] = fl.continuation_gaps(texts)
+    model, tokenizer = loaded
+    key = cache_key(*loaded, measured.held_out, metric=False)
+    gaps = {}
+    for name, change in {"before": None, **changes}.items():
+        with nullcontext(model) if change is None else applied(model, change) as changed:
+            args = (changed, tokenizer, measured.held_out.pairs)
+            sample = partial(fl.sample_continuations, *args, **options)
+            gaps[name] = fl.continuation_gaps(kept_texts(plan, key, change, sample))
     return fl.summarize_continuations(gaps)
 
 
