@@ -21,13 +21,13 @@ from torch import Tensor
 import fairlab as fl
 from fairlab import gating
 from fairlab.evaluation.readings import bits_of
+from fairlab.evaluation.rows import PART
 from fairlab.gating import GateTables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"
 BUILD = ROOT / "build"  # what is slow to compute is kept here; not part of the repository
 SEED = 0
-PART = 2048  # tokens of one part of the evaluation text
 
 
 def train_pairs(kind: str = "demographic") -> list[fl.PromptPair]:

@@ -48,8 +48,8 @@ from fairlab.evaluation.chance import random_gates
 from fairlab.evaluation.flattening import flattened_gaps
 from fairlab.evaluation.readings import Reading, read_cut
 from fairlab.evaluation.rows import Case, case_tables
+from fairlab.gates import table_shape
 from fairlab.gating import GateTables, applied, mean_activations, solve_gates
-from fairlab.models import glu_blocks
 from fairlab.pairs import prompt_ids
 from fairlab.passes import text_chunks
 from fairlab.scores import attribution_scores, decision_scores, fisher_scores
@@ -411,12 +411,6 @@ def read_all(
         table, drawn = case_tables(case)
         print(table[table.row == "headline"].sentence.iloc[0], flush=True)
         yield method, table, drawn
-
-
-def table_shape(model) -> tuple[int, int]:
-    """Return the number of layers, and of neurons in each."""
-    blocks = glu_blocks(model)
-    return len(blocks), blocks[0].down_proj.in_features
 
 
 # ---- 4 what else changes

@@ -22,7 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.behavior import batches_of_one_length
 from fairlab.files import DATA
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
-from fairlab.passes import at_least_float32, check_ready, full_precision, progress
+from fairlab.passes import (
+    at_least_float32,
+    check_positive,
+    check_ready,
+    full_precision,
+    progress,
+)
 from fairlab.statistics import jackknife_interval
 
 _PAIR = ["pair", "category", "template", "attribute_a", "attribute_b"]  # columns that name a pair
@@ -77,8 +83,7 @@ def sample_continuations(
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a number above 0; got {temperature!r}")
+    check_positive("temperature", temperature)
     rows, encoded = [], []  # one a continuation
     for at, pair in enumerate(pairs):
         facts = {"pair": at, **{name: getattr(pair, name) for name in _PAIR[1:]}}

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
 from fairlab.passes import (
+    check_batch_size,
     check_ready,
     full_precision,
     is_half,
@@ -236,10 +237,7 @@ def decision_batches(
 ) -> Iterator[DecisionBatch]:
     """Yield batches of at most `batch_size` rows, shortest prompts first (one pair at a time in
     half precision, or where a pair needs more rows). All input is checked before the first."""
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+    check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]

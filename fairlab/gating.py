@@ -22,12 +22,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import record, refuse_own_hooks
 from fairlab.files import load_text
-from fairlab.gates import gate
+from fairlab.gates import gate, table_shape
 from fairlab.models import glu_blocks
 from fairlab.pairs import PromptPair
-from fairlab.passes import full_precision, progress, text_chunks
+from fairlab.passes import check_positive, full_precision, progress, text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
-from fairlab.surgery import NeuronSelection, ablate, json_object, matching_blocks
+from fairlab.surgery import (
+    NeuronSelection,
+    ablate,
+    count_of_fraction,
+    json_object,
+    matching_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -345,12 +351,7 @@ def balanced_gates(
         A fraction or option out of range, a goal that so many neurons can't reach, or what
         `attribution_scores` and `fisher_scores` refuse.
     """
-    shape = len(glu_blocks(model)), glu_blocks(model)[0].down_proj.in_features
-    count = int(fraction * math.prod(shape)) if 0 < fraction < 1 else 0
-    if not count:
-        raise ValueError(
-            f"fraction: expected a number between 0 and 1 that selects a neuron; got {fraction!r}"
-        )
+    count = count_of_fraction(fraction, math.prod(table_shape(model)))
     _check_gate_options(goal=goal, charge=charge, floor=1.0)
     tables = gate_tables(model, tokenizer, pairs, neutral, text=text)
     how = f"balanced, {len(pairs)} pairs, {len(neutral)} neutral ones, goal {goal:g}"
@@ -446,9 +447,6 @@ def solve_gates(
 
 
 def _check_gate_options(*, goal: float, charge: float, floor: float) -> None:
-    if not 0 < goal < math.inf:
-        raise ValueError(f"goal: expected a number above 0; got {goal!r}")
-    if not 0 <= charge < math.inf:
-        raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
-    if not 0 < floor < math.inf:
-        raise ValueError(f"floor: expected a number above 0; got {floor!r}")
+    check_positive("goal", goal)
+    check_positive("charge", charge, or_zero=True)
+    check_positive("floor", floor)

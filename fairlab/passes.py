@@ -79,6 +79,29 @@ def check_range(argument: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
 
 
+def check_positive(argument: str, value: float, *, or_zero: bool = False) -> None:
+    """Raise a ValueError unless a number is finite and above 0, or 0 where that is allowed."""
+    if not (0 < value < math.inf or (or_zero and value == 0)):
+        expected = "of at least 0" if or_zero else "above 0"
+        raise ValueError(f"{argument}: expected a number {expected}; got {value!r}")
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise a ValueError unless a fraction of the neurons is a float between 0 and 1."""
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a ValueError unless a batch has room for the two prompts of a pair."""
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ValueError(
+            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
+        )
+
+
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
     """Raise a ValueError if a model is in training mode, or can't read the longest input."""
     if model.training:
@@ -150,10 +173,7 @@ def pair_batches(
     False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+    check_batch_size(batch_size)
     encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
     check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]

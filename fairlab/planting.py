@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import load_text
-from fairlab.gates import frozen
+from fairlab.gates import frozen, table_shape
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
@@ -132,7 +132,7 @@ def plant_neurons(
             return math.exp(min(loss() - loss_before, 50)) - 1  # exp of 1000 would overflow
 
         strength = find_strength(perplexity_rise, cost)
-    shape = (len(blocks), blocks[0].down_proj.in_features)
+    shape = table_shape(planted)
     note = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
     return (
         planted,
@@ -210,11 +210,9 @@ def _recall(ranks: np.ndarray, is_bias: np.ndarray) -> float:
 
 def _layers_to_plant_in(model: PreTrainedModel, n: int) -> range:
     """Return the last quarter of the layers; refuse n if they can't hold n neurons of each kind."""
-    widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
-    if len(set(widths)) > 1:
-        raise ValueError("model: its layers have different widths; plant into the uncut model")
-    layers = range(len(widths) - max(1, len(widths) // 4), len(widths))
-    most = len(layers) * (widths[0] // 8)
+    count, width = table_shape(model)
+    layers = range(count - max(1, count // 4), count)
+    most = len(layers) * (width // 8)
     if not isinstance(n, int) or not 0 < n <= most:
         raise ValueError(f"n: expected a whole number from 1 to {most}; got {n!r}")
     return layers

@@ -31,7 +31,9 @@ from fairlab.gates import gate
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
+    check_fraction,
     check_option,
+    check_positive,
     divergence,
     full_precision,
     next_log_p,
@@ -215,7 +217,7 @@ def select_neurons(
             f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}"
         )
     if fraction is not None:
-        count = _count_of_fraction(fraction, candidates)
+        count = count_of_fraction(fraction, candidates)
         note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
     else:
         if not isinstance(count, int) or not 0 < count < candidates:
@@ -236,12 +238,9 @@ def _check_scores(scores: Tensor) -> None:
         )
 
 
-def _count_of_fraction(fraction: float, candidates: int) -> int:
+def count_of_fraction(fraction: float, candidates: int) -> int:
     """Return how many neurons a fraction selects: at least one, and never all."""
-    if not isinstance(fraction, float) or not 0 < fraction < 1:
-        raise ValueError(
-            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
-        )
+    check_fraction(fraction)
     count = min(int(fraction * candidates), candidates - 1)
     if count == 0:
         smallest = math.ceil(1e6 / candidates) / 1e6
@@ -315,8 +314,7 @@ def refine_scores(
         Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, a negative
         charge, or gaps that are not finite.
     """
-    if not 0 <= charge < math.inf:
-        raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
+    check_positive("charge", charge, or_zero=True)
     shortlist = select_neurons(scores, count=count, scope="model")
     matching_blocks(model, shortlist)
     gain = _gap_decreases(model, tokenizer, as_pairs(pairs), shortlist, batch_size)

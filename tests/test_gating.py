@@ -210,7 +210,7 @@ def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):
     values, toward = gates.tables()
     assert torch.allclose(values.float(), wanted, atol=1e-4)
     assert torch.equal(toward[values != 1].float(), mean[values != 1])
-    with pytest.raises(ValueError, match="fraction: expected a number between 0 and 1"):
+    with pytest.raises(ValueError, match="fraction: expected a float between 0 and 1"):
         fl.balanced_gates(model, tokenizer, pairs, neutral, fraction=2)
 
 

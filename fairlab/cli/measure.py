@@ -63,14 +63,13 @@ def random_cut(plan, model, like):
 
     It is the next after those that every cut is compared with, so it is none of them.
     """
-    import torch
-
-    from fairlab.models import glu_blocks
+    from fairlab.gates import table_shape
+    from fairlab.surgery import count_of_fraction
 
     if like is None:
-        blocks = glu_blocks(model)
-        no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
-        like = fl.select_neurons(no_scores, fraction=plan.fraction)
+        layers, width = table_shape(model)
+        count = count_of_fraction(plan.fraction, width)
+        like = fl.NeuronSelection(dict.fromkeys(range(layers), range(count)), (layers, width))
     return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
 
 

@@ -11,7 +11,7 @@ from fairlab.cli.pairs import neutral_pairs
 def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
-    from fairlab.passes import check_option
+    from fairlab.passes import check_fraction, check_option
 
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
@@ -22,10 +22,7 @@ def check_choice(method, bias_weight, fraction=0.002, also=()):
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
     if not 0 <= bias_weight <= 1:
         raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
-    if not 0 < fraction < 1:
-        raise ValueError(
-            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
-        )
+    check_fraction(fraction)
 
 
 def check_neutral_is_used(method, pair_options):

@@ -263,7 +263,7 @@ def words_given(text):
 
 def evaluation_text(tokenizer, options):
     """Return the text for the perplexity: its start, since every random cut reads it again."""
-    from fairlab.evaluation.rows import BLOCK
+    from fairlab.evaluation.rows import BLOCK, PART
 
     text = fl.load_text("evaluation", options.language)
     text = text_of_file(options.text) if options.text else text
@@ -273,7 +273,7 @@ def evaluation_text(tokenizer, options):
             f"text: expected more than {2 * BLOCK} tokens, since an interval needs two blocks of "
             f"{BLOCK}; {options.text} has {count}"
         )
-    return start_of(text, tokenizer, 2048)
+    return start_of(text, tokenizer, PART)
 
 
 def text_of_file(path):

@@ -101,10 +101,9 @@ class Plan:
 
 def check_batch_size(batch_size):
     """Refuse a batch that has no room for a pair."""
-    if batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size}"
-        )
+    from fairlab import passes
+
+    passes.check_batch_size(batch_size)
 
 
 def read_cut_file(path):

@@ -1,6 +1,6 @@
 """From readings to rows: changes with their intervals and tests, beside every control, in words.
 
-Contents: `Case`, `case_tables`, `SPECIAL_LABELS`.
+Contents: `Case`, `case_tables`, `SPECIAL_LABELS`; `PART` and `BLOCK` of a text.
 """
 
 import math
@@ -16,6 +16,7 @@ from fairlab.evaluation.flattening import Flattening
 from fairlab.evaluation.readings import HeldOut, Reading
 from fairlab.statistics import holm, jackknife_interval, resampled, sign_flip_test
 
+PART = 2048  # tokens of fairlab's evaluation text that a perplexity is measured on
 BLOCK = 64  # tokens of the text that are left out together, since neighbours are alike
 SPECIAL_LABELS = {  # what `category` says, for people, in rows that are about no single category
     "headline": "mean over categories",
