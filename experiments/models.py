@@ -12,7 +12,7 @@ words that nothing else in the project has; perplexity is read on the second par
    those that cost at most `DEAREST` of perplexity and move neutral pairs by at most `NEUTRAL`.
    Their scores are then computed again with the validation pairs among the training pairs.
 2. Baselines that touch no neuron, at one layer: concept erasure (LEACE, Belrose et al. 2023) and
-   the projection of lesson 07, with layer and strength found on validation pairs by the same rule.
+   the projection of lesson 08, with layer and strength found on validation pairs by the same rule.
 3. All, with the article's cut, the guarded one, balanced and learned gates, on the test pairs,
    beside as many random ones of the same kind.
 4. What else changes: gaps of the seven other categories under a guarded cut for one, and whether

@@ -3,7 +3,7 @@
 The rooms, in the order in which data flows through them: `files`, `statistics` → `weights`, `pairs`
 → `checking` → `neutral`, `models` → `passes` → `decisions` → `capture`, `gates` → `diagnosis`,
 `behavior` → `continuations`, `scores` → `surgery` → `gating` → `recipes`, `learning`, `planting`,
-`evaluation` → `suites` → `plots` → `widgets`, `predictions`, `report` → `cli`. The names that
+`evaluation` → `suites` → `plots` → `predictions` → `widgets`, `report` → `cli`. The names that
 lessons use are here; nothing runs on import, and a room is opened when the first of its names is
 used.
 

@@ -1,7 +1,7 @@
 """Pairs of one's own, from a file: read them, find every problem, and say how they are split.
 
 Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
-`is_file_name`, `article_fits`.
+`is_file_name`, `article_fits`, `reads_as_english`.
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
@@ -13,6 +13,7 @@ the numbers that a spreadsheet shows: the header is row 1.
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -42,8 +43,14 @@ _DEFAULTS = {
     "template": "it is taken from the prompts",
     "attribute_split": "the words of this row go with every split",
 }
-# a sentence with one of them is taken for English, and a/an is looked at
+# a sentence with one of them is taken for English, and English words are suggested
 _ENGLISH = {"the", "and", "of", "is", "was", "were", "with", "to", "my", "his", "her"}
+# a sentence with one of them, in small letters, is not in English, and "a" is no article there
+_OTHER_LANGUAGES = {
+    "az", "che", "das", "de", "del", "della", "der", "des", "di", "du", "een", "egy",
+    "el", "elle", "en", "es", "est", "et", "het", "ils", "la", "las", "le", "les", "los",
+    "não", "os", "para", "por", "que", "se", "un", "una", "une", "y",
+}  # fmt: skip
 _OF_UNEQUAL_LENGTH = (
     "gap and decision gap are measured, and guarded and attribution scores take these rows; the "
     "article's metric and scores that compare token by token can't; part of such a gap may come "
@@ -359,10 +366,11 @@ def _slot_problems(row: int, given: PromptPair, pair: PromptPair) -> list[Proble
     if pair.template.count("{}") != 1:
         what = f"needs exactly one {{}}; got {pair.template!r}"
         return [Problem(row, "template", what, "write {} where the words go, and nowhere else")]
-    slots = {side: _in_slot(pair.template, getattr(pair, f"prompt_{side}")) for side in "ab"}
-    for side, slot in slots.items():
-        if slot is None:
-            prompt = getattr(pair, f"prompt_{side}")
+    prompts = {"a": pair.prompt_a, "b": pair.prompt_b}
+    slots = {side: _in_slot(pair.template, prompt) for side, prompt in prompts.items()}
+    replaced = _replaced_sides(pair) if given.template and None not in slots.values() else ""
+    for side, prompt in prompts.items():
+        if slots[side] is None or side in replaced:
             what = f"is not the sentence of prompt_{side}: {pair.template!r} and {prompt!r}"
             remedy = "write the sentence with {} in it, or leave the cell empty"
             return [Problem(row, "template", what, remedy)]
@@ -377,24 +385,72 @@ def _slot_problems(row: int, given: PromptPair, pair: PromptPair) -> list[Proble
     return found
 
 
+def _replaced_sides(pair: PromptPair) -> str:
+    """Return the sides whose prompt has other words where the template has words of its own.
+
+    "The woman left" leaves a word of "The {} applicant left" out: one word stands for two. "The
+    Black driver left" has another one in its place. So have two prompts that leave a word out and
+    end their slots alike.
+    """
+    slots, left_out = {}, {}
+    for side in "ab":
+        prompt = getattr(pair, f"prompt_{side}")
+        slots[side] = _in_slot(pair.template, prompt).split()
+        left_out[side] = _left_out(pair.template, prompt) or 0  # None where no word stands there
+    if all(left_out.values()):
+        return "ab" if slots["a"][-1:] == slots["b"][-1:] else ""
+    return "".join(side for side in "ab" if 0 < left_out[side] < len(slots[side]))
+
+
 def _is_form_of(word: str, slot: str) -> bool:
-    """Say whether an attribute may be what stands in the slot: "woman" for "women", not "man"."""
-    word, slot = word.casefold(), slot.casefold()
-    return word in slot.split() or word[:1] == slot[:1]
+    """Say whether an attribute may be what stands in the slot: "woman" for "women", not "man".
+
+    Forms begin alike, and share half of the shorter one's letters or more at their two ends.
+    """
+    word, slot = _plain_letters(word), _plain_letters(slot)
+    for part in (slot, *slot.split()):
+        start = shared_start(word, part)
+        end = shared_start(word[start:][::-1], part[start:][::-1])
+        if start and 2 * (start + end) >= min(len(word), len(part)):
+            return True
+    return False
+
+
+def _plain_letters(word: str) -> str:
+    """Return a word in small letters without accents, which change with the form: Mann, Männer."""
+    letters = unicodedata.normalize("NFD", word.casefold())
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 def _article_notices(row: int, pair: PromptPair) -> list[Problem]:
-    """Find "a Asian" and "an Black", in English."""
+    """Find "a Asian" and "an Black", unless the sentence is plainly not English."""
     found = []
     before = pair.template.partition("{}")[0].split()
-    if before and _ENGLISH & set(pair.prompt_a.lower().split()):
+    if before and not _is_foreign(pair.prompt_a):
+        article = before[-1].lstrip("'\"([‘“")
         for side in "ab":
-            word = getattr(pair, f"attribute_{side}")
-            if not article_fits(before[-1], word):
-                what = f'"{before[-1]} {word}": a and an change with the word'
+            word = _in_slot(pair.template, getattr(pair, f"prompt_{side}"))
+            if word and not article_fits(article, word):
+                what = f'"{article} {word}": a and an change with the word'
                 remedy = 'open the slot with "The", "My" or "Two"'
                 found.append(Problem(row, f"prompt_{side}", what, remedy, notice=True))
     return found
+
+
+def reads_as_english(sentences: Sequence[str]) -> bool:
+    """Say whether half of some sentences or more have a common English word, and none has one of
+    another language."""
+    if any(map(_is_foreign, sentences)):
+        return False
+    english = [bool(_ENGLISH & set(sentence.lower().split())) for sentence in sentences]
+    return 2 * sum(english) >= len(english) > 0
+
+
+def _is_foreign(sentence: str) -> bool:
+    """Say whether a sentence has a word that tells another language than English, other than in a
+    name, such as Los Angeles."""
+    first, *others = sentence.split() or [""]
+    return bool(_OTHER_LANGUAGES & {first.lower(), *others})
 
 
 def article_fits(article: str, word: str) -> bool:
@@ -461,14 +517,30 @@ def _in_slot(template: str, prompt: str) -> str | None:
     """
     if prompt in (template.replace("{} ", "", 1), template.replace(" {}", "", 1)):
         return ""
-    start, _, end = template.partition("{}")
-    after = end.split(" ")  # the first one belongs to the slot, and is mostly ""
-    for replaced in range(max(1, min(4, len(after) - 1))):  # the sentence's last word stays
-        end = " ".join([after[0], *after[1 + replaced :]])
+    left_out = _left_out(template, prompt)
+    if left_out is None:
+        return None
+    start, end = _around_slot(template, left_out)
+    return prompt[len(start) : len(prompt) - len(end)]
+
+
+def _left_out(template: str, prompt: str) -> int | None:
+    """Count the words after the slot that a prompt leaves out, at most three; None if it doesn't
+    fit. The sentence's last word stays."""
+    most = len(template.partition("{}")[2].split(" ")) - 2
+    for count in range(max(1, min(4, most + 1))):
+        start, end = _around_slot(template, count)
         fits = prompt.startswith(start) and prompt.endswith(end)
         if fits and len(prompt) >= len(start + end):
-            return prompt[len(start) : len(prompt) - len(end)]
+            return count
     return None
+
+
+def _around_slot(template: str, left_out: int) -> tuple[str, str]:
+    """Return what a prompt has before its slot and after it, without the words left out."""
+    start, _, end = template.partition("{}")
+    after = end.split(" ")  # the first one belongs to the slot, and is mostly ""
+    return start, " ".join([after[0], *after[1 + left_out :]])
 
 
 def _sentences(templates: Iterable[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from fairlab.passes import (
     check_positive,
     check_ready,
     full_precision,
+    is_half,
     progress,
 )
 from fairlab.statistics import jackknife_interval
@@ -63,8 +64,9 @@ def sample_continuations(
     seed : int
         The same seed, pairs, n and `max_new_tokens` give the same random numbers.
     batch_size : int
-        Continuations that are written together, of prompts of one length. It changes a text only
-        where rounding decides on a token: hardly ever in float32, now and then in half precision.
+        Continuations that are written together, of prompts of one length. In float32 it changes a
+        text only where rounding decides on a token, which is hardly ever. In half precision each is
+        written alone, whatever is asked, so that the texts do not depend on it.
 
     Returns
     -------
@@ -91,6 +93,9 @@ def sample_continuations(
             rows += [{**facts, "side": side, "number": number} for number in range(n)]
             encoded += [prompt_ids(tokenizer, prompt)] * n
     check_ready(model, longest=max(map(len, encoded)) + max_new_tokens)
+    if is_half(model):
+        # there, rounding depends on the other rows of a batch and would change the texts
+        batch_size = 1
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(pairs), n, max_new_tokens, generator=generator, dtype=torch.float64)
     batches = batches_of_one_length(encoded, batch_size)

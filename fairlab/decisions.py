@@ -74,6 +74,11 @@ def decision_gap(
     -----
     The two prompts of a pair may differ in their number of tokens; see `next_token_divergence`.
 
+    In half precision, on the default model and 126 pairs with gaps of 0.31 nats on average (their
+    size, without the sign), float16 errs by 0.01 a pair (root mean square; at most 0.03) and turns
+    no sign, bfloat16 by 0.08 (at most 0.24) and turns the sign of 8 pairs
+    (`experiments/precision.py`).
+
     Examples
     --------
     Answers of your own, a list or one on each side (the blank before them is put there, except at

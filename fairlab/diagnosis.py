@@ -24,7 +24,7 @@ from fairlab.capture import (
     record,
 )
 from fairlab.models import decoder_layers
-from fairlab.pairs import PromptPair, as_pairs, encode_pair
+from fairlab.pairs import PromptPair, as_pairs, count_in_front, encode_pair
 from fairlab.passes import check_option, check_ready
 from fairlab.statistics import jackknife_interval
 
@@ -115,6 +115,12 @@ def layer_differences(
     ValueError
         No pairs, a pair that is not valid (`check_pairs`), such as one of unequal length, or an
         unknown point.
+
+    Notes
+    -----
+    In half precision the activations carry its rounding: on the default model and 126 pairs the
+    differences of single layers are 0.1 % lower in float16 (at most 0.2 % off) and 0.7 % higher in
+    bfloat16 (at most 3.1 % off; `experiments/precision.py`).
     """
     points = check_points(model, points)
     categories = defaultdict(list)
@@ -177,7 +183,7 @@ class Projection:
     point : str
         The capture point.
     tokens_a, tokens_b : tuples of str
-        One label a position, special tokens included.
+        One label a position.
     coordinates : array of shape (layers, 2 prompts, tokens, 2)
         Place of each token along both axes.
     explained : array of shape (layers, 2)
@@ -186,6 +192,10 @@ class Projection:
         Distance between the prompts at each position, in all dimensions.
     norms : array of shape (layers, tokens)
         Length of the representation, the mean of both prompts.
+    attribute_a, attribute_b : str
+        The words in which the prompts differ, as the pair names them: what figures call the two.
+    left_out : tuple of str
+        The special tokens, such as BOS, among the tokens before the first position; empty: none.
     """
 
     point: str
@@ -195,6 +205,9 @@ class Projection:
     explained: np.ndarray
     distances: np.ndarray
     norms: np.ndarray
+    attribute_a: str
+    attribute_b: str
+    left_out: tuple[str, ...] = ()
 
 
 def project_pair(
@@ -203,21 +216,23 @@ def project_pair(
     pair: PromptPair,
     *,
     point: str = "residual",
-    start: int = 0,
+    start: int | None = None,
 ) -> Projection:
     """Project the token representations of both prompts by PCA, layer by layer.
 
     Each layer has axes of its own, fitted on the tokens of both prompts together; an axis is turned
     round where that brings it closer to the layer before, so that signs do not flip at random.
-    Labels and activations come from the same token ids, special tokens included.
+    Labels and activations come from the same token ids.
 
     Parameters
     ----------
     point : str
         One of `CAPTURE_POINTS`.
-    start : int
-        Leave out the positions before it. A model's first token is often so large that, with 0, the
-        first axis shows little else.
+    start : int, optional
+        Leave out the positions before it; 0: none. By default those of the special tokens, such as
+        BOS, that the tokenizer or its chat template puts before both prompts. A model's first token
+        is often so large that, with it, the first axis shows little else; that of a tokenizer
+        without BOS is a word, which only a start of 1 leaves out.
 
     Returns
     -------
@@ -233,6 +248,8 @@ def project_pair(
     """
     check_option("point", point, CAPTURE_POINTS)
     ids_a, ids_b, first = encode_pair(tokenizer, pair)
+    if start is None:
+        start = min(count_in_front(tokenizer, pair), first)
     if not isinstance(start, int) or not 0 <= start <= first:
         raise ValueError(
             f"start: expected a number from 0 to {first}, the first token that differs; "
@@ -255,6 +272,7 @@ def project_pair(
         explained.append(shares)
         distances.append(np.linalg.norm(values[0] - values[1], axis=-1))
         norms.append(np.linalg.norm(values, axis=-1).mean(0))
+    special = set(tokenizer.all_special_ids)
     return Projection(
         point=point,
         tokens_a=tuple(tokenizer.decode([token]) for token in ids_a[start:]),
@@ -263,6 +281,9 @@ def project_pair(
         explained=np.stack(explained),
         distances=np.stack(distances),
         norms=np.stack(norms),
+        attribute_a=pair.attribute_a,
+        attribute_b=pair.attribute_b,
+        left_out=tuple(tokenizer.decode([token]) for token in ids_a[:start] if token in special),
     )
 
 

@@ -1,7 +1,7 @@
 """Gates on chosen neurons: which, how far, toward what. Choose them, try them, make them permanent.
 
 Contents: `NeuronGates`; `gated` (reversible) and `applied` (for cuts, gates and changed models);
-`fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 07, made of `gate_tables`
+`fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 08, made of `gate_tables`
 and `solve_gates`; `mean_activations`.
 
 A removal is the special case of a gate of 0 toward 0. Gates can do less (0.5), more (2), or move a

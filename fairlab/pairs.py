@@ -23,6 +23,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -395,6 +396,16 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
         f"tokenizer: with its special tokens it reads {prompt!r} as {ids}, which does not hold its "
         f"tokens without them, {bare}; what the model is asked would not be the prompt"
     )
+
+
+def count_in_front(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> int:
+    """Count the special tokens, such as BOS, that the tokenizer or its chat template puts before
+    the prompts of a pair. One that was written by hand is part of the prompt."""
+    ids = prompt_ids(tokenizer, pair.prompt_a)
+    if pair.chat:
+        special = set(tokenizer.all_special_ids)
+        return sum(1 for _ in takewhile(special.__contains__, ids))
+    return len(ids) - len(tokenizer(pair.prompt_a, add_special_tokens=False).input_ids)
 
 
 def encode_pair(

@@ -1,6 +1,7 @@
 """Predict, then see: a guess is locked in before the result is shown, and both stand together.
 
-Contents: `predict`, which asks; `Prediction`, what it returns, whose `reveal` answers.
+Contents: `predict`, which asks; `Prediction`, what it returns, whose `reveal` answers; `view_of`,
+the entry of an output that shows a widget.
 
 A question is two outputs of its cell: its text, and the controls. Where no controls can be shown (a
 notebook on GitHub, a page, a script, an environment without ipywidgets), the choices stand there as
@@ -167,9 +168,7 @@ class Prediction:
         from IPython.display import display
 
         if self.controls:
-            # by hand, since ipywidgets 7 has no method that returns it
-            model = self._box.model_id
-            below[VIEW] = {"model_id": model, "version_major": 2, "version_minor": 0}
+            below |= view_of(self._box)
         display(title, raw=True)
         display(below, raw=True)
 
@@ -210,6 +209,14 @@ def predict(question: str, choices: Sequence[str] | None = None, *, unit: str = 
     prediction = Prediction(question, choices, unit)
     prediction._show()
     return prediction
+
+
+def view_of(widget: Any) -> dict[str, Any]:
+    """Return the entry of an output that shows a widget.
+
+    By hand, since ipywidgets 7, which Colab holds, has no method that returns it.
+    """
+    return {VIEW: {"model_id": widget.model_id, "version_major": 2, "version_minor": 0}}
 
 
 def _check_choices(choices: Sequence[str]) -> None:

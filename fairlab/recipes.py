@@ -1,6 +1,6 @@
 """Whole ways to choose the neurons of a cut, from prompt pairs to a selection.
 
-Contents: `guarded_cut`, the causal recipe of lesson 07; `guarded_tables`, its scores;
+Contents: `guarded_cut`, the causal recipe of lesson 08; `guarded_tables`, its scores;
 `article_cut`, what the article does.
 
 Both recipes score every neuron and choose the highest scores of each layer, a `fraction` between 0

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import check_output_folder, replace_folder
 from fairlab.gates import gate
-from fairlab.models import decoder_layers, glu_blocks, glu_weights
+from fairlab.models import check_dtype, decoder_layers, glu_blocks, glu_weights, source_dtype
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     check_fraction,
@@ -467,12 +467,13 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     *,
+    dtype: str | torch.dtype = "auto",
     force: bool = False,
 ) -> None:
     """Save a model and its tokenizer such that stock transformers loads them.
 
-    Layers of equal width are saved as they are: the same logits to the bit. Configurations know one
-    width for all layers, so where widths differ every layer is padded with zero neurons to the
+    Layers of equal width are saved as they are: the same weights to the bit. Configurations know
+    one width for all layers, so where widths differ every layer is padded with zero neurons to the
     widest one: the same function, with sums in another order.
 
     Everything is written to a folder beside `folder`, which takes its name when it is complete.
@@ -482,6 +483,11 @@ def save_model(
     folder : path
         A new folder, an empty one, or one that holds what fairlab writes about a model: README.md,
         report.html, report.json, selection.json.
+    dtype : str or torch.dtype
+        "auto": a model that was loaded from a smaller dtype than it has, such as bfloat16 weights
+        that are measured in float32, is saved in that one if this changes no weight, as after
+        `prune`; else in its own, as after `fold_gates` or training. Or a dtype, to which all
+        weights are rounded.
     force : bool
         Whether to replace the model in a folder that holds one. All weights, tokenizer and
         configuration files in it go; other files stay.
@@ -490,10 +496,13 @@ def save_model(
     ------
     ValueError
         `folder` is a file, holds something and `force` is not given, is the current folder, or
-        can't be written; or the model is inside `ablate` or `record`.
+        can't be written; the dtype is none; or the model is inside `ablate` or `record`.
     """
+    if dtype != "auto":
+        dtype = check_dtype(dtype)
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
     refuse_own_hooks(model)
+    model = _in_dtype(model, _dtype_to_save(model) if dtype == "auto" else dtype)
     blocks = glu_blocks(model)
     if len({mlp.down_proj.in_features for mlp in blocks}) > 1:
         model = _with_equal_widths(model)
@@ -503,6 +512,31 @@ def save_model(
         tokenizer.save_pretrained(new_folder)
 
     replace_folder(folder, write, stale=_is_of_a_model)
+
+
+def _dtype_to_save(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype of the weights that a model was loaded from, if it is smaller than the
+    model's own and holds every weight; else the model's own."""
+    stored = source_dtype(model)
+    if stored is None or stored.itemsize >= model.dtype.itemsize:
+        return model.dtype
+    for tensor in model.parameters():
+        if not torch.equal(tensor.to(stored).to(tensor.dtype), tensor):
+            return model.dtype
+    return stored
+
+
+def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a model with parameters of a dtype; the one given stays as it is."""
+    if all(tensor.dtype == dtype for tensor in model.parameters()):
+        return model
+    # deepcopy takes what it finds here instead of a copy
+    replacements: dict[int, object] = {id(tensor): tensor for tensor in model.buffers()}
+    for tensor in model.parameters():
+        # a GPU may have no room for a second copy
+        rounded = tensor.detach().to("cpu", dtype)
+        replacements[id(tensor)] = nn.Parameter(rounded, requires_grad=tensor.requires_grad)
+    return copy.deepcopy(model, replacements)
 
 
 def _with_equal_widths(model: PreTrainedModel) -> PreTrainedModel:

@@ -165,6 +165,55 @@ def test_what_is_no_text_is_one_sentence(tmp_path, content, message):
             [f"{HEADER},attribute_a,template", "Two women sat,Two men sat,woman,Two {} guests sat"],
             [],
         ),
+        (  # another noun in the place of the template's
+            [
+                f"{HEADER},template",
+                "The Black driver was stopped,The white driver was stopped,The {} cook was stopped",
+                "The Black driver left at 9,The white cook left at 9,The {} cook left at 9",
+            ],
+            [
+                "row 2, template: is not the sentence of prompt_a: 'The {} cook was stopped' and "
+                "'The Black driver was stopped'; "
+                "write the sentence with {} in it, or leave the cell empty",
+                "row 3, template: is not the sentence of prompt_a: 'The {} cook left at 9' and "
+                "'The Black driver left at 9'; "
+                "write the sentence with {} in it, or leave the cell empty",
+            ],
+        ),
+        (  # a word for two, on one side or on both, or no word at all
+            [
+                f"{HEADER},template",
+                "The woman left at 9,The male cook left at 9,The {} cook left at 9",
+                "The old lady left at 8,The old gentleman left at 8,The {} cook left at 8",
+                "Two men left at 7,Two old men left at 7,Two {} men left at 7",
+            ],
+            [],
+        ),
+        (  # one shared letter is no other form of a word, nor is one word part of another
+            [
+                f"{HEADER},attribute_a,attribute_b",
+                "The Black cook left,The white cook left,Brazilian,wealthy",
+                "Two mothers sat,Two fathers sat,grandmother,father",
+            ],
+            [
+                "row 2, attribute_a: is 'Brazilian', and prompt_a has 'Black' there; "
+                "write the word of the prompt, or leave the cell empty",
+                "row 2, attribute_b: is 'wealthy', and prompt_b has 'white' there; "
+                "write the word of the prompt, or leave the cell empty",
+                "row 3, attribute_a: is 'grandmother', and prompt_a has 'mothers' there; "
+                "write the word of the prompt, or leave the cell empty",
+            ],
+        ),
+        (
+            [
+                f"{HEADER},attribute_a,attribute_b",
+                "Two men sat,Two ladies sat,man,lady",
+                "Vier Männer saßen,Vier Frauen saßen,Mann,Frau",
+                "Her wives sat,Her geese sat,wife,goose",
+                "Our African American aunt sat,Our white aunt sat,African Americans,White",
+            ],
+            [],
+        ),
         (
             [f"{HEADER},id", f"{ROW},one", "My old aunt,My young aunt,one"],
             ["row 3, id: 'one' is also that of row 2; change it"],
@@ -247,6 +296,9 @@ def test_a_script_without_blanks_is_told_apart_by_characters(write):
         ("An {} man sat on the bench", ("honest", "unimportant"), []),
         ("The {} man sat on the bench", ("Asian", "white"), []),
         ("Vimos a {} en la calle", ("Ana", "Juan"), []),  # no English
+        # without a word that tells English, and behind a quotation mark
+        ("A {} man sat down, then left", ("Asian", "white"), ['prompt_a: "A Asian"']),
+        ("“A {} driver lives in Los Alamos", ("Asian", "white"), ['prompt_a: "A Asian"']),
     ],
 )
 def test_a_and_an_are_noticed_in_english(write, sentence, words, noticed):
@@ -255,6 +307,22 @@ def test_a_and_an_are_noticed_in_english(write, sentence, words, noticed):
     rest = ': a and an change with the word; open the slot with "The", "My" or "Two"'
     assert articles == [f"row 2, {start}{rest}" for start in noticed]
     assert len(checked.valid) == 1
+
+
+def test_a_and_an_are_told_by_every_command(tokenizer, write, capsys):
+    sentences = [f"A {{}} man number {n} sat down" for n in range(4)]
+    path = write(HEADER, *rows_of(sentences, [("Asian", "white")]))
+    assert len(load_pool(tokenizer, options_for(path))) == 4
+    rest = 'a and an change with the word; open the slot with "The", "My" or "Two"'
+    assert capsys.readouterr().err == (
+        f"fairlab: a or an does not fit the word in 4 prompts of {path}:\n"
+        f'  row 2, prompt_a: "A Asian": {rest}\n'
+        f'  row 3, prompt_a: "A Asian": {rest}\n'
+        f'  row 4, prompt_a: "A Asian": {rest}\n'
+        "  … and 1 more\n"
+    )
+    load_pool(tokenizer, options_for(write(HEADER, *rows_of(SENTENCES))))
+    assert capsys.readouterr().err == ""
 
 
 def test_empty_cells_are_noticed_with_what_takes_their_place(write):

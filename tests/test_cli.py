@@ -1,7 +1,7 @@
 import csv
+import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -221,7 +221,7 @@ def test_choosing_and_judging_go_through_the_chat_template(run, monkeypatch):
 
     monkeypatch.setattr(fl, "guarded_cut", stop)
     monkeypatch.setattr(fl, "compare", judged)
-    code, _, error = run("compare", "--pairs", "race", "--chat", "answer")
+    code, _, error = run("compare", "--pairs", "race", "--chat", "answer", "--fraction", "0.1")
     assert (code, error.strip().splitlines()[-1]) == (2, "fairlab: far enough")
     assert seen == {"chosen on": {"answer"}, "judged on": {"answer"}}
 
@@ -508,6 +508,82 @@ def test_what_is_wrong_is_said_before_the_model_loads(
     assert code == 2 and message in err
 
 
+CUTTING = ("prune", "compare", "report")
+UNEQUAL = rows_of(SENTENCES, (("Emily", "Lakisha"),))  # 1 and 3 tokens
+TWICE = [  # two places, of one word each
+    {"prompt_a": "The old man saw a black cat and", "prompt_b": "The young man saw a white cat and"}
+]
+
+
+@pytest.mark.parametrize(
+    ("commands", "options", "message"),
+    [
+        (COMMANDS, ["--pairs", "twice.csv"], "prompts differ in more than one place"),
+        (COMMANDS, ["--neutral", "twice.csv"], "prompts differ in more than one place"),
+        (("compare", "report"), ["--pairs", "one.csv"], "nothing in one.csv is held out"),
+        (("score", "prune"), ["--pairs", "held_out.csv"], "is of the split train, and those"),
+        (("compare", "report"), ["--text", "short.txt"], "expected more than 128 tokens"),
+        (
+            ("compare", "report"),
+            ["--method", "article,guarded", "--neutral", "held_out.csv"],
+            "neutral: no pair of these is of the split train: held_out.csv",
+        ),
+        (("score", "prune"), ["--neutral", "held_out.csv"], "is of the split train: held_out.csv"),
+        (("compare", "report"), ["--neutral", "train.csv"], "of the split held_out: train.csv"),
+        (
+            COMMANDS[1:],
+            ["--pairs", "unequal.csv", "--method", "article"],
+            "article compares token by token; take --method guarded",
+        ),
+        (CUTTING, ["--fraction", "0.01"], "0.01 of 24 neurons is less than one neuron"),
+        (
+            CUTTING,
+            ["--method", "attribution", "--fraction", "0.01"],
+            "0.01 of 72 neurons is less than one neuron",
+        ),
+        (("compare", "report"), ["--selection", "cut.json"], "made for 3 layers of 25 neurons"),
+        (("compare", "report"), ["--selection", "gates.json"], "made for 3 layers of 25 neurons"),
+        (("compare", "report"), ["--changed", "other"], "as other tokens than the original does"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_read(
+    run, pairs_csv, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    pairs_csv(TWICE, "twice.csv")
+    pairs_csv(rows_of(SENTENCES[:1]), "one.csv")
+    pairs_csv(rows_of(SENTENCES, split="train"), "train.csv")
+    pairs_csv(rows_of(SENTENCES, split="held_out"), "held_out.csv")
+    pairs_csv(UNEQUAL, "unequal.csv")
+    Path("short.txt").write_text("Two", encoding="utf-8")
+    cut = fl.NeuronSelection({0: (1,)}, (3, 25))
+    Path("cut.json").write_text(cut.to_json(), encoding="utf-8")
+    gates = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 25))
+    Path("gates.json").write_text(gates.to_json(), encoding="utf-8")
+    if "other" in options:
+        fl.save_model(tiny_model(), bos_tokenizer, tmp_path / "other")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    outputs = {"prune": ["--out", "m"], "report": ["--out", "page.html"]}
+    for command in commands:
+        enough = ["--fraction", "0.1"] if command in CUTTING else []
+        code, out, err = run(command, *enough, *options, *outputs.get(command, []))
+        assert (code, out) == (2, ""), command
+        assert message in err.strip().splitlines()[-1]
+        assert not Path("m").exists() and not Path("page.html").exists()
+
+
+def test_a_model_without_neurons_to_cut_is_refused_by_its_configuration(
+    run, tokenizer, tmp_path, monkeypatch
+):
+    model = tiny_model("GPT-2")
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    for command in ("score", *CUTTING):
+        code, _, err = run(command, "--model", tmp_path / "gpt2", "--out", tmp_path / "o.html")
+        assert code == 2 and "is not a gated linear unit" in err
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -586,6 +662,8 @@ def used(monkeypatch):
     monkeypatch.setattr(fl, "guarded_cut", guarded_cut)
     monkeypatch.setattr(fl, "compare", compare)
     monkeypatch.setattr(fl, "load_text", load_text)
+    for place in ("neurons", "measure"):  # of so small a model the default fraction is no neuron
+        monkeypatch.setattr(f"fairlab.cli.{place}.check_size", lambda *given: None)
     return seen
 
 
@@ -817,20 +895,18 @@ def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json):
+def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json, monkeypatch):
     """A Windows terminal in cp1252, and words in another script."""
-    emitted = f"cli.commands.emit({{'word': 'κόσμος'}}, {as_json}, 'κόσμος')"
-    code = f"from fairlab import cli; cli.app = lambda: {emitted}; cli.main()"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
-    )
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "app", lambda: emit({"word": "κόσμος"}, as_json, "κόσμος"))
+    cli.main()
+    terminal.flush()
+    printed = terminal.buffer.getvalue()
     if as_json:
-        assert json.loads(run.stdout) == {"word": "κόσμος"}
+        assert json.loads(printed) == {"word": "κόσμος"}
     else:
-        assert run.stdout.strip() == "κόσμος".encode("cp1252", "backslashreplace")
+        assert printed.strip() == "κόσμος".encode("cp1252", "backslashreplace")
 
 
 def test_what_was_measured_is_printed_before_it_is_written(monkeypatch, capsys, tmp_path):
@@ -1088,8 +1164,10 @@ def test_what_can_not_be_judged_is_said_before_the_model_loads(
         (["--report", "page.txt"], "report: expected a name that ends in .html"),
         (["--report", "m/page.html"], "report: in the model's folder the page has to be m/report"),
         (["--report", "there.html"], "report: "),
-        (["--license", "mit"], "license, base_model: they are for the model card; add --card"),
+        (["--license", "mit"], "license: only the model card says this; add --card"),
+        (["--license-link", "x", "--base-model", "a/b"], "license_link, base_model: only the"),
         (["--report", "p.html", "--card", "--license", "my own"], "license: expected"),
+        (["--report", "p.html", "--card", "--license", "other"], "license_name: the license"),
         (["--method", "random"], "method: expected one of guarded, activation"),
         (["--method", "article,guarded"], "method: expected one of guarded, activation"),
         (["--seed", "0"], "seed: only a report needs this; add --report report.html"),
@@ -1123,7 +1201,7 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     out = tmp_path / "cut"
     options = ["--model", tmp_path / "source", *few, "--method", "article"]
     options += ["--out", out, "--report", out / "report.html", "--card", "--json"]
-    options += ["--license", "mit"]
+    options += ["--license", "other", "--license-name", "own", "--license-link", "https://a.b/c"]
     code, printed, err = run("prune", *options)
     assert code == 0, err
     told, page = strict(printed), strict((out / "report.json").read_text(encoding="utf-8"))
@@ -1133,7 +1211,8 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     assert saved == json.loads(measured.selections["article"].to_json())
     assert page["model"]["dtype"] == measured.dtype == "float32"
     card = (out / "README.md").read_text(encoding="utf-8")
-    assert page["model"]["weights_sha256"] in card and "license: mit" in card
+    assert page["model"]["weights_sha256"] in card and "license_name: own" in card
+    assert "license_link: https://a.b/c" in card
     again = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert again.dtype == torch.bfloat16 and told["dtype"] == "bfloat16"
     expected = fl.prune(tiny_model(dtype=torch.bfloat16), measured.selections["article"])

@@ -1,7 +1,9 @@
 import itertools
 import logging
 import math
+import re
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -207,7 +209,7 @@ def test_coordinates_are_those_of_a_singular_value_decomposition(model, tokenize
 
 @pytest.mark.parametrize("point", ["residual", "mlp_output"])
 def test_start_leaves_positions_out_before_the_axes_are_fitted(model, bos_tokenizer, point):
-    whole = fl.project_pair(model, bos_tokenizer, PAIR, point=point)
+    whole = fl.project_pair(model, bos_tokenizer, PAIR, point=point, start=0)
     for start in (1, 2):  # 2 is the first token that differs
         late = fl.project_pair(model, bos_tokenizer, PAIR, point=point, start=start)
         assert (late.tokens_a, late.tokens_b) == (whole.tokens_a[start:], whole.tokens_b[start:])
@@ -250,7 +252,7 @@ def test_norms_are_the_mean_length_of_both_prompts(model, tokenizer):
 
 
 def test_labels_stand_at_their_own_tokens_with_bos_too(model, tokenizer, bos_tokenizer):
-    plain, with_bos = (fl.project_pair(model, t, PAIR) for t in (tokenizer, bos_tokenizer))
+    plain, with_bos = (fl.project_pair(model, t, PAIR, start=0) for t in (tokenizer, bos_tokenizer))
     assert plain.tokens_a[:3] == ("A", " Black", " man")
     assert with_bos.tokens_a[:3] == ("<|endoftext|>", "A", " Black")
     assert with_bos.tokens_b[2] == " white"
@@ -258,6 +260,50 @@ def test_labels_stand_at_their_own_tokens_with_bos_too(model, tokenizer, bos_tok
         assert (projection.distances[:, :word] == 0).all()
         assert (projection.distances[:, word:] > 0).all()
         assert projection.coordinates.shape == (30, 2, len(projection.tokens_a), 2)
+        assert (projection.attribute_a, projection.attribute_b) == ("Black", "white")
+
+
+def same_projection(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+def test_bos_is_left_out_where_the_tokenizer_puts_it(tokenizer, bos_tokenizer):
+    """Its representation is so large that the picture would show little else."""
+    tiny = tiny_model()
+    projection = fl.project_pair(tiny, bos_tokenizer, PAIR)
+    assert projection.tokens_a[:2] == ("A", " Black") and projection.left_out == ("<|endoftext|>",)
+    assert same_projection(projection, fl.project_pair(tiny, bos_tokenizer, PAIR, start=1))
+    title = fl.plot_projection(projection, layer=1).get_title()
+    assert title == "residual, layer 1, without BOS"
+    sentence = fl.pca_explorer({"p": [projection]}).frame(
+        pair="p", point="residual", layer=1, shared=False
+    )[1]
+    assert re.search(r"The two axes show \d+% of the variance, without BOS\.$", sentence)
+    # the first differing token may be the first of all
+    other = fl.PromptPair("Two cooks met", "Five cooks met")
+    assert fl.project_pair(tiny, bos_tokenizer, other).tokens_a[0] == "Two"
+
+    plain = fl.project_pair(tiny, tokenizer, PAIR)
+    assert plain.tokens_a[0] == "A" and plain.left_out == ()
+    assert same_projection(plain, fl.project_pair(tiny, tokenizer, PAIR, start=0))
+    assert fl.plot_projection(plain, layer=1).get_title() == "residual, layer 1"
+    # what was written by hand is part of the prompt
+    bos = "<|endoftext|>"
+    by_hand = replace(PAIR, prompt_a=bos + PAIR.prompt_a, prompt_b=bos + PAIR.prompt_b)
+    assert fl.project_pair(tiny, bos_tokenizer, by_hand).tokens_a[0] == bos
+
+
+def test_what_a_chat_template_puts_in_front_is_left_out(bos_tokenizer):
+    chatty = deepcopy(bos_tokenizer)
+    chatty.chat_template = (
+        "{{ bos_token }}<|im_start|>{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    )
+    (pair,) = fl.chat_pairs(chatty, [PAIR], request=None)
+    projection = fl.project_pair(tiny_model(), chatty, pair)
+    assert projection.left_out == (chatty.bos_token,)
+    assert projection.tokens_a[:3] == ("<|im_start|>", "A", " Black")
+    title = fl.plot_projection(replace(projection, left_out=("[a]", "[b]")), layer=0).get_title()
+    assert title == "residual, layer 0, without 2 special tokens"
 
 
 def test_axes_keep_their_direction_from_layer_to_layer(model, tokenizer):
@@ -278,7 +324,7 @@ def test_bad_input_of_a_projection_is_named(model, tokenizer):
         fl.project_pair(model, tokenizer, PAIR, point="nose")
     with pytest.raises(ValueError, match="same number of tokens"):
         fl.project_pair(model, tokenizer, fl.PromptPair("The old cook", "The Luxembourgish cook"))
-    for start in (-1, 2, 1.0, "1", None):
+    for start in (-1, 2, 1.0, "1"):
         message = (
             f"start: expected a number from 0 to 1, the first token that differs; got {start!r}"
         )

@@ -356,8 +356,8 @@ NO_RANDOM = {"random_low": np.nan, "random_high": np.nan, "n_random": 0}
         ),
         (
             {"change": 0.3, "low": 0.2, "high": 0.4},
-            ["Do not use it", "30 % more differently"],
-            ["price", "fairer"],
+            ["Do not use it", "30 % more differently", "The price: plain text"],
+            ["fairer"],
         ),
         # the half-width is log(1.2 / 0.8) / 2 = 0.203, and 1 − 0.9 · exp(−0.203) = 0.265
         (
@@ -392,6 +392,23 @@ def test_decisions_that_set_the_groups_apart_are_told():
     assert "further apart" not in advice.decision(table)
     table.loc[table.measure == "decision", "random_high"] = np.nan  # then the interval alone tells
     assert "further apart" in advice.decision(table)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"change": 0.3, "low": 0.2, "high": 0.4},  # widened
+        {"high": 0.1},
+        {"low": np.nan, "high": np.nan, "templates": 1},
+    ],
+)
+def test_a_price_is_told_where_nothing_was_bought(numbers):
+    table, of_text = table_with(**numbers), ["change", "low", "high"]
+    text = table.measure == "perplexity"
+    price = "The price: plain text is harder to predict, +14.2% (+8.0% … +21.0%)."
+    assert "rice" not in advice.decision(table.assign(low=table.low.mask(text, 0.0)))
+    table.loc[text, of_text] = 0.142, 0.08, 0.21
+    assert advice.decision(table).endswith(f" {price}")
 
 
 @pytest.mark.parametrize(
@@ -582,12 +599,18 @@ def test_what_can_be_bounded_is_read_from_the_table(measured):
     assert np.isnan(without["decision"]) and np.isnan(without["decision_change"])
 
 
-def test_the_language_is_known_of_our_own_sentences():
+def test_the_language_is_known_of_our_own_sentences_and_of_english():
     from fairlab.report.page import language_of
 
     assert language_of([fl.ARTICLE_PAIR.template]) == "English"
     assert language_of([pair.template for pair in fl.load_pairs(language="es")]) == "Spanish"
-    assert language_of([fl.ARTICLE_PAIR.template, "The {} one"]) is None
+    assert language_of([fl.ARTICLE_PAIR.template, "The {} one"]) == "English"
+    assert (
+        language_of(["The {} cook left", "A {} man sat down", "My {} aunt", "So {}"]) == "English"
+    )
+    for other in ("Ein {} Mann saß", "De {} man is was", "La {} cocinera to", "1 {}"):
+        assert language_of([other]) is None
+    assert language_of(["The {} cook left", "El {} cocinero"]) is None
 
 
 def test_what_was_not_held_out_is_said():
@@ -822,7 +845,13 @@ def test_terms_are_those_asked_for_then_those_stated(written, tmp_path, monkeypa
     monkeypatch.setattr(huggingface_hub.ModelCard, "load", no_hub)
     with pytest.warns(UserWarning, match="No licence is stated"):
         card = fl.model_card(rewritten(written, terms=hostile))
-    assert set(metadata(card, tmp_path)) == {"library_name", "pipeline_tag", "tags"}
+    # that of the sentences measured is known
+    assert metadata(card, tmp_path)["language"] == "en"
+    card = fl.model_card(rewritten(written, language=None), license="mit")
+    fields = {"library_name", "pipeline_tag", "tags", "license"}
+    assert set(metadata(card, tmp_path)) == fields
+    card = fl.model_card(rewritten(written, language="German"), license="mit")
+    assert metadata(card, tmp_path)["language"] == "de"
 
 
 @pytest.mark.parametrize(
@@ -830,6 +859,19 @@ def test_terms_are_those_asked_for_then_those_stated(written, tmp_path, monkeypa
     [
         ({"license": "Apache License 2.0"}, "license: expected an identifier of the list on"),
         ({"license": "mit\n---\n"}, "license: expected"),
+        ({"license": "apache2.0"}, r"got 'apache2.0' \(did you mean apache-2.0"),
+        ({"license": "my-own"}, "license: expected .* or 'other'; got 'my-own'$"),
+        ({"license": "other"}, "license_name: the license 'other' needs a short name"),
+        ({"license": "other", "license_name": "My own"}, "license_name: expected a short name"),
+        (
+            {"license": "other", "license_name": "own", "license_link": "LICENSE"},
+            "license_link: expected an address on the web",
+        ),
+        (
+            {"license": "mit", "license_name": "own"},
+            "license_name: only the license 'other' has them; got license 'mit'",
+        ),
+        ({"license_link": "https://a.b/c"}, "license_link: only .* got license None"),
         ({"base_model": "folder"}, "base_model: expected the id of a model on the Hub"),
         ({"base_model": "a/b--c"}, "base_model: expected"),
         ({"language": "English"}, "language: expected a code such as 'en'"),
@@ -842,6 +884,17 @@ def test_terms_are_those_asked_for_then_those_stated(written, tmp_path, monkeypa
 def test_the_card_refuses_what_the_hub_would(written, asked, message):
     with pytest.raises(ValueError, match=message):
         fl.model_card(written.with_suffix(".json"), **asked)
+
+
+def test_a_licence_that_the_hub_does_not_list_has_a_name_and_a_link(written, tmp_path):
+    asked = {"license": "other", "license_name": "own-1.0", "license_link": "https://a.b/c"}
+    card = fl.model_card(written.with_suffix(".json"), **asked)
+    header = metadata(card, tmp_path)
+    assert header == header | asked
+    assert "- Licence: other, own-1.0, https://a.b/c" in card.text
+    # what fairlab itself names is on the list
+    assert {*terms.NOTICES, *terms.BUILT_WITH} <= terms.LICENCES
+    assert {known["license"] for known in terms.KNOWN.values()} <= terms.LICENCES
 
 
 def test_what_gemma_and_llama_ask_to_be_said_is_said(written, tmp_path, monkeypatch):

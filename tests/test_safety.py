@@ -16,6 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
+from platformdirs.windows import Windows
 from tokenizers.processors import TemplateProcessing
 
 import fairlab as fl
@@ -408,8 +411,18 @@ def test_a_damaged_copy_is_made_again(unpacked):
 def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match="can't be unpacked into .*set XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match=f"can't be unpacked .*set {weights.cache_variable()} to"):
         fl.load_model()
+
+
+@pytest.mark.parametrize(
+    ("system", "directories", "folder"),
+    [("linux", Unix, "/else"), ("darwin", MacOS, "/else"), ("win32", Windows, r"D:\else")],
+)
+def test_the_cache_goes_where_its_variable_says(system, directories, folder, monkeypatch):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setenv(weights.cache_variable(), folder)
+    assert directories("fairlab").user_cache_dir.startswith(folder)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../pyproject.toml", "sub/../published.csv"])

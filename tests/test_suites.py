@@ -13,10 +13,11 @@ import torch
 from scipy.stats import binomtest
 
 import fairlab as fl
+from fairlab.passes import is_half
 from fairlab.suites.harness import evaluate, items_of, quiet_harness
 from fairlab.suites.likelihoods import log_likelihoods
 from fairlab.suites.tasks import TASKS, read_rows
-from tiny_models import tiny_model
+from tiny_models import note_rows, tiny_model
 
 MINI = {
     "lambada_openai": fl.data_path("suites/mini_lambada.jsonl"),
@@ -595,6 +596,17 @@ def stereoset(*likelihoods, terms="aaabbc", categories="xxxyyx"):
             zip(likelihoods, terms, categories, strict=True)
         )
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("task", ["lambada_openai", "bbq", "stereoset"])
+def test_in_half_precision_each_text_runs_alone(task, dtype, tokenizer):
+    data = {"stereoset": dev_json()["data"]["intrasentence"]}
+    data |= {name: rows(name, 4) for name in ("lambada_openai", "bbq")}
+    model = tiny_model(dtype=dtype)
+    seen = note_rows(model)
+    fl.run_lm_eval(model, tokenizer, task, data={task: data[task]}, batch_size=2)
+    assert set(seen) == ({1} if is_half(model) else {2})
 
 
 # ss and lms of each: 1, 1; 0, 1; 0, ½ (the stereotype beats no one); 1, ½; a tie of two, 0, 1;

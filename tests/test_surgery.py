@@ -1,5 +1,7 @@
 import json
 import math
+import shutil
+from copy import deepcopy
 
 import pytest
 import torch
@@ -31,6 +33,68 @@ def article_selection(model, tokenizer):
     bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
     scores = fl.hybrid_scores(bias, fl.importance_scores(model), bias_weight=0.5)
     return fl.select_neurons(scores, fraction=0.002, how="article")
+
+
+# ---- the dtype of what is saved
+
+
+@pytest.fixture
+def from_bfloat16(tokenizer, tmp_path):
+    """Load a model in float32 whose weights are stored in bfloat16, as most published ones are."""
+    fl.save_model(tiny_model("Gemma 3", torch.bfloat16), tokenizer, tmp_path / "source")
+    model = fl.load_model(tmp_path / "source")[0]
+    assert model.dtype == torch.float32
+    return model
+
+
+def dtypes_in(folder):
+    weights = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"]
+    found = {tensor.dtype for tensor in weights.state_dict().values()}
+    assert found == {getattr(torch, named)}
+    return found.pop(), weights
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_cut_model_is_saved_in_the_dtype_of_its_source(from_bfloat16, tokenizer, tmp_path, equal):
+    pruned = fl.prune(from_bfloat16, tiny_selection(equal))
+    before = bytes_of(pruned)
+    fl.save_model(pruned, tokenizer, tmp_path / "cut")
+    dtype, again = dtypes_in(tmp_path / "cut")
+    assert dtype == torch.bfloat16
+    assert pruned.dtype == pruned.config.dtype == torch.float32 and same_bytes(pruned, before)
+    # nothing is lost: in float32 it is the model that was measured
+    fl.save_model(pruned, tokenizer, tmp_path / "wide", dtype="float32")
+    dtype, wide = dtypes_in(tmp_path / "wide")
+    assert dtype == torch.float32 and same_bytes(again.float(), bytes_of(wide))
+    fl.save_model(pruned, tokenizer, tmp_path / "half", dtype=torch.float16)
+    assert dtypes_in(tmp_path / "half")[0] == torch.float16
+
+
+def test_a_model_keeps_its_own_dtype_where_another_would_lose_something(
+    from_bfloat16, tokenizer, tmp_path
+):
+    model = from_bfloat16
+    # float16 was asked for: bfloat16 would not be smaller
+    fl.save_model(fl.load_model(tmp_path / "source", dtype="float16")[0], tokenizer, tmp_path / "a")
+    assert dtypes_in(tmp_path / "a")[0] == torch.float16
+    changed = deepcopy(model)
+    with torch.no_grad():
+        changed.lm_head.weight[7, 7] += 1e-6  # fewer digits would take it away again
+    fl.save_model(changed, tokenizer, tmp_path / "b")
+    assert dtypes_in(tmp_path / "b")[0] == torch.float32
+    # of a model that was not loaded, or whose source is gone, nothing else is known
+    fl.save_model(tiny_model(), tokenizer, tmp_path / "c")
+    shutil.rmtree(tmp_path / "source")
+    fl.save_model(fl.prune(model, tiny_selection()), tokenizer, tmp_path / "d")
+    assert dtypes_in(tmp_path / "c")[0] == dtypes_in(tmp_path / "d")[0] == torch.float32
+
+
+def test_no_dtype_is_refused_before_anything_is_written(tokenizer, tmp_path):
+    for dtype in ("int8", "bf16", torch.int8):
+        with pytest.raises(ValueError, match=f"dtype: expected .* got {dtype!r}"):
+            fl.save_model(tiny_model(), tokenizer, tmp_path / "m", dtype=dtype)
+    assert not any(tmp_path.iterdir())
 
 
 # ---- the article's cut on the default model

@@ -13,11 +13,12 @@ from typer import Argument, Option
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.measure import carry_out, told_if_stopped
+from fairlab.cli.measure import carry_out, material_of, told_if_stopped
 from fairlab.cli.neurons import (
     check_choice,
     check_neutral_is_used,
     choose_neurons,
+    pairs_taken,
     ranking_of,
     score_tables,
 )
@@ -68,10 +69,8 @@ from fairlab.cli.output import (
 from fairlab.cli.pairs import (
     PairOptions,
     check_pair_options,
-    choosing_and_judging,
     load_pool,
     neutral_pairs,
-    pairs_that_choose,
 )
 from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
 from fairlab.cli.reports import (
@@ -192,6 +191,7 @@ def diagnose(
     In a pipeline: fairlab diagnose --model org/name --fail-if "largest_gap>0.05"
     """
     from fairlab.evaluation.readings import bits_of
+    from fairlab.models import load_tokenizer
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
     from fairlab.report.verdict import diagnosis
@@ -200,10 +200,11 @@ def diagnose(
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
+    tokenizer = load_tokenizer(model)
+    demographic = load_pool(tokenizer, pair_options)
+    neutral_ones = neutral_pairs(tokenizer, pair_options, demographic)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    demographic = load_pool(loaded[1], pair_options)
-    neutral_ones = neutral_pairs(loaded[1], pair_options, demographic)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
     gaps = gap_table(readings)
     words = diagnosis(gaps)
@@ -261,13 +262,13 @@ def score(
     """
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     check_choice(method, bias_weight)
     check_neutral_is_used(method, pair_options)
     check_batch_size(batch_size)
+    taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing = pairs_that_choose(loaded[1], pair_options, method)
-    tables = score_tables(loaded, choosing, method, bias_weight, pair_options, batch_size)
+    tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
     text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
@@ -293,6 +294,12 @@ def prune(
     ] = False,
     license: Annotated[
         str | None, Option(help="Of the model, for the card; by default what its own card says.")
+    ] = None,
+    license_name: Annotated[
+        str | None, Option(help="Short name of a licence that the Hub does not list: other.")
+    ] = None,
+    license_link: Annotated[
+        str | None, Option(help="Address where the license other can be read.")
     ] = None,
     base_model: Annotated[
         str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
@@ -330,10 +337,11 @@ def prune(
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
-    terms = {"license": license, "base_model": base_model}
+    terms = {"license": license, "license_name": license_name, "license_link": license_link}
+    terms["base_model"] = base_model
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     check_choice(method, bias_weight, fraction)
     check_batch_size(batch_size)
     plan = None
@@ -342,28 +350,29 @@ def prune(
             method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
             pair_options,
         )  # fmt: skip
+        material = material_of(plan, model)
     else:
         check_nothing_for_a_report(context)
         check_neutral_is_used(method, pair_options)
+        taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
     with told_if_stopped(plan and plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            choosing, held_out = choosing_and_judging(loaded[1], pair_options)
-            measured = carry_out(plan, loaded, choosing, held_out)
+            measured = carry_out(plan, loaded, material)
             selection = measured.selections[method]
+            choosing = material.choosing
             facts["verdict"] = write_page(report, measured, plan, loaded, model, choosing, force)
         else:
-            choosing = pairs_that_choose(loaded[1], pair_options, method)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
-            selection = choose_neurons(loaded, choosing, *choice)
+            selection = choose_neurons(loaded, *taken, *choice)
     cut = fl.prune(loaded[0], selection, inplace=True)
     facts["parameters_after"] = cut.num_parameters()
     if dtype == "auto":  # measured in float32 where it fits, but stored as it came
         cut = cut.to(stored_dtype(model))
     facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
-    fl.save_model(cut, loaded[1], out, force=force)
+    fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force)
     write_text(out / "selection.json", selection.to_json())
     if card:
         write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))
@@ -420,15 +429,15 @@ def compare(
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         pair_options, selection, changed,
     )  # fmt: skip
+    material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        judging = choosing_and_judging(loaded[1], pair_options, plan.chooses)
-        measured = carry_out(plan, loaded, *judging)
+        measured = carry_out(plan, loaded, material)
     table = measured.table
     notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
     failed = failed_of_each(conditions, table)
@@ -479,16 +488,16 @@ def report(
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         pair_options, selection, changed, continuations,
     )  # fmt: skip
+    material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        choosing, held_out = choosing_and_judging(loaded[1], pair_options, plan.chooses)
-        measured = carry_out(plan, loaded, choosing, held_out)
-        verdict = write_page(out, measured, plan, loaded, model, choosing, force)
+        measured = carry_out(plan, loaded, material)
+        verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)
     numbers = out.with_suffix(".json")
     failed = failed_of_each(conditions, measured.table)
     facts = {"verdict": verdict, "failed": failed, "page": str(out), "numbers": str(numbers)}

@@ -1,38 +1,63 @@
 """Carry out a plan: choose or load what it judges, compare it, and keep what was measured.
 
-Contents: `carry_out`; `told_if_stopped`; `tell_time`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`; `told_if_stopped`;
+`tell_time`.
 """
 
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 
 import fairlab as fl
-from fairlab.cli.neurons import choose_neurons
+from fairlab.cli.neurons import check_size, choose_neurons, chosen_on
 from fairlab.cli.output import counted, dtype_of
-from fairlab.cli.pairs import pairs_for, start_of
+from fairlab.cli.pairs import choosing_and_judging, start_of
 
 
-def carry_out(plan, loaded, choosing, held_out):
-    """Choose or load what a plan judges, and compare it."""
-    n_random, imitated = plan.n_random, {}
+@dataclass(frozen=True)
+class Material:
+    """What a plan reads: `choosing`, the pairs that choose; `of_method`, those that each method
+    takes, with its neutral ones; `held_out`, all that judges."""
+
+    choosing: list
+    of_method: dict
+    held_out: "fl.HeldOut"
+
+
+def material_of(plan, model):
+    """Collect what a plan reads, with the tokenizer and the configuration of a model alone; refuse
+    what can't be measured or chosen on."""
+    from fairlab.models import load_tokenizer
+
+    check_size(model, plan.methods, plan.fraction, plan.given_cut())
+    tokenizer = load_tokenizer(model)
+    choosing, held_out = choosing_and_judging(tokenizer, plan.pair_options, plan.chooses)
+    methods = [method for method in plan.methods if method != "random"]
+    of_method = chosen_on(tokenizer, plan.pair_options, choosing, methods)
+    if plan.changed:
+        check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
-        n_random = min(n_random, 5)
-        held_out = replace(held_out, text=start_of(held_out.text, loaded[1], 512))
+        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
+    return Material(choosing, of_method, held_out)
+
+
+def carry_out(plan, loaded, material):
+    """Choose or load what a plan judges, and compare it."""
+    imitated = {}
     if plan.changed:
         name = Path(plan.changed).resolve().name
-        cuts = {name: changed_model(plan.changed, loaded, held_out)}
+        cuts = {name: changed_model(plan.changed, loaded[0])}
         imitated = {name: plan.given_cut()} if plan.given_cut() else {}
     else:
-        cuts = cuts_to_judge(plan, loaded, choosing)
+        cuts = cuts_to_judge(plan, loaded, material)
     return fl.compare(
         *loaded,
         cuts,
-        held_out,
-        n_random=n_random,
+        material.held_out,
+        n_random=min(plan.n_random, 5) if plan.quick else plan.n_random,
         seed=plan.seed,
         metric=not plan.quick,
         imitated=imitated,
@@ -42,17 +67,14 @@ def carry_out(plan, loaded, choosing, held_out):
     )
 
 
-def cuts_to_judge(plan, loaded, pairs):
+def cuts_to_judge(plan, loaded, material):
     """Return the cuts that the methods of a plan choose, or the one that is given, by name."""
     if plan.selection:
         return {plan.selection.stem: plan.given_cut()}
-    choosing, cuts = {}, {}
-    for method in plan.methods:
-        if method != "random":
-            choosing[method] = pairs_for(loaded[1], pairs, method)
-    for method, some in choosing.items():
+    cuts = {}
+    for method, pairs in material.of_method.items():
         choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.pair_options)
-        cuts[method] = choose_neurons(loaded, some, *choice)
+        cuts[method] = choose_neurons(loaded, *pairs, *choice)
     if "random" in plan.methods:
         cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))
     return {method: cuts[method] for method in plan.methods}
@@ -73,23 +95,26 @@ def random_cut(plan, model, like):
     return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
 
 
-def changed_model(name, loaded, held_out):
-    """Load a changed model like the original; refuse one that reads what is measured as other
-    tokens."""
+def changed_model(name, model):
+    """Load a changed model like the original."""
+    return fl.load_model(name, device=str(model.device), dtype=dtype_of(model))[0]
+
+
+def check_same_tokens(tokenizer, changed, held_out):
+    """Refuse a changed model that reads what is measured as other tokens."""
+    from fairlab.models import load_tokenizer
     from fairlab.pairs import prompt_ids
 
-    model, tokenizer = loaded
-    changed, other = fl.load_model(name, device=str(model.device), dtype=dtype_of(model))
+    other = load_tokenizer(changed)
     texts = [held_out.text]
     for pair in held_out.everything:
         texts += [pair.prompt_a, pair.prompt_b]
     for text in texts:
         if prompt_ids(tokenizer, text) != prompt_ids(other, text):
             raise ValueError(
-                f"changed: {name} reads {text[:40]!r} as other tokens than the original does; "
+                f"changed: {changed} reads {text[:40]!r} as other tokens than the original does; "
                 "only models with one vocabulary can be compared"
             )
-    return changed
 
 
 def tell_time(cuts, kept, seconds):

@@ -1,8 +1,9 @@
 """Which pairs choose and which judge, their neutral pairs and the text, as the options say.
 
-Contents: `PairOptions`, `check_pair_options` (before the model loads); `load_pool`,
-`pairs_that_choose`, `choosing_and_judging`, `pairs_for` (a method), `neutral_pairs`; `start_of` (a
-text).
+All of it needs the tokenizer alone, so that what is wrong is said before the model loads.
+
+Contents: `PairOptions`, `check_pair_options`; `load_pool`, `choosing_and_held_out`,
+`choosing_and_judging`, `pairs_for` (a method), `neutral_pairs`; `start_of` (a text).
 """
 
 import functools
@@ -52,10 +53,11 @@ class PairOptions:
         return facts | ({"language": names[self.language]} if self.language in names else {})
 
 
-def check_pair_options(options, model):
-    """Refuse a category, a file, words, a language or a text that is not there, a file whose text
-    has problems, and a chat template that the model lacks."""
+def check_pair_options(options):
+    """Refuse what needs no tokenizer to be refused: a category, a file, words, a language, a text
+    or a use of the chat template that is not there, and a file whose text has problems."""
     from fairlab.checking import is_file_name
+    from fairlab.passes import check_option
 
     pairs = options.pairs
     fl.load_text("evaluation", options.language)
@@ -73,17 +75,8 @@ def check_pair_options(options, model):
         raise ValueError(f"language: the article's pair is in English; got {options.language!r}")
     if pairs != "article" and not is_file_name(pairs):
         fl.load_pairs(None if pairs == "all" else pairs, language=options.language)
-    check_chat(options.chat, model)
-
-
-def check_chat(chat, model):
-    """Refuse a use of the chat template that is not known, and a tokenizer that has none."""
-    from fairlab.models import load_tokenizer
-    from fairlab.passes import check_option
-
-    if chat is not None:
-        check_option("chat", chat, ("answer", "message"))
-        fl.chat_pairs(load_tokenizer(model), [fl.ARTICLE_PAIR])
+    if options.chat is not None:
+        check_option("chat", options.chat, ("answer", "message"))
 
 
 def load_pool(tokenizer, options):
@@ -112,12 +105,22 @@ def pairs_of_file(tokenizer, path, skip_invalid):
         left_out = len(checked.pairs) - len(checked.valid)
         notice = f"{left_out} of {len(checked.pairs)} rows of {path} left out, not valid:"
         print("\n  ".join([f"fairlab: {notice}", *map(str, checked.problems)]), file=sys.stderr)
+    tell_of_articles(checked, path)
     unequal = (~fl.check_pairs(tokenizer, checked.valid)["valid"]).sum()
     if unequal:
         notice = f"in {unequal} of {len(checked.valid)} pairs of {path} the two prompts differ in "
         notice += "their number of tokens, so part of their gap may come from the length, and the "
         print(f"fairlab: {notice}article's metric leaves them out", file=sys.stderr)
     return checked.valid
+
+
+def tell_of_articles(checked, path):
+    """Print where "a" or "an" does not fit the word: these rows are measured, and read badly."""
+    wrong = [notice for notice in checked.notices if notice.column in ("prompt_a", "prompt_b")]
+    if wrong:
+        shown = [*map(str, wrong[:3]), *[f"… and {len(wrong) - 3} more"] * (len(wrong) > 3)]
+        notice = f"a or an does not fit the word in {counted(len(wrong), 'prompt')} of {path}:"
+        print("\n  ".join([f"fairlab: {notice}", *shown]), file=sys.stderr)
 
 
 def refuse_problems(checked, path):
@@ -188,11 +191,6 @@ def pairs_for(tokenizer, choosing, method):
         raise ValueError(f"pairs: {found}; take --method guarded")
     print(f"fairlab: {found}: the others choose", file=sys.stderr)
     return [pair for pair, holds in zip(choosing, valid, strict=True) if holds]
-
-
-def pairs_that_choose(tokenizer, options, method):
-    """Return the pairs that choose the neurons by a method, and that it can take."""
-    return pairs_for(tokenizer, choosing_and_held_out(tokenizer, options)[0], method)
 
 
 def choosing_and_judging(tokenizer, options, chooses=True):

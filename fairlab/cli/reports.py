@@ -26,8 +26,9 @@ def check_prune_reports(out, page, card, terms, force, inputs):
 
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
-    if any(terms.values()) and not card:
-        raise ValueError("license, base_model: they are for the model card; add --card")
+    given = [name for name, value in terms.items() if value]
+    if given and not card:
+        raise ValueError(f"{', '.join(given)}: only the model card says this; add --card")
     if page:
         check_page(page, "report", force, inputs)
         folder = out.expanduser().resolve()

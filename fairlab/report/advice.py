@@ -29,17 +29,19 @@ TOO_MANY = 1000
 def decision(table: pd.DataFrame, kind: str = "cut") -> str:
     """Say what to do, in words for people who know neither divergence nor perplexity."""
     gap = table_row(table, "gap", "headline")
+    text = table_row(table, "perplexity", "text")
     did = effect(gap)
+    # without a narrowing nothing is bought, but a price is a price
+    paid = f" {_price(text)}" if text["low"] > 0 else ""
     if not did:
-        return _no_conclusion(gap, kind)
+        return f"{_no_conclusion(gap, kind)}{paid}"
     these = _sentences(gap["templates"])
     size = _share(gap["change"])
     if did == "widened":
         return (
             f"Do not use it: with {these} the model treated the two groups of a pair {size} more "
-            f"differently than before.{_beyond_random(gap, kind)}"
+            f"differently than before.{_beyond_random(gap, kind)}{paid}"
         )
-    text = table_row(table, "perplexity", "text")
     told = (
         f"With {these} the model treated the two groups of a pair {size} less differently than "
         f"before.{_beyond_random(gap, kind)} {_caveat(table, gap)}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from fairlab.report.page import TEMPLATES
-from fairlab.report.terms import notices, terms_of_cut
+from fairlab.report.terms import CODES, notices, terms_of_cut
 
 NO_LICENCE = (
     "No licence is stated: none was given for this card, and none could be read for {}. Without "
@@ -32,13 +32,16 @@ def model_card(
     *,
     selection: str | None = None,
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     base_model: str | None = None,
     language: str | Sequence[str] | None = None,
 ) -> ModelCard:
     """Make the model card of a cut model: what was cut, how it was measured, what it does not show.
 
     Licence, base model and language are those asked for; else those that the model's own card
-    states, on the Hub or in its folder; of Gemma and of Meta's Llama also without it. The card
+    states, on the Hub or in its folder; of Gemma and of Meta's Llama also without it. Where no
+    language is stated, it is that of the sentences measured, if it is known. The card
     repeats what these licences ask to be said. Those of Llama 3 and later also ask that the name of
     the model, which you give to `push_to_hub`, begin with "Llama 3" (3.0) or "Llama" (3.1 to 3.3).
 
@@ -49,7 +52,9 @@ def model_card(
     selection : str, optional
         Which cut, by name, where the report is of several.
     license : str, optional
-        As the Hub writes it, such as "apache-2.0".
+        As the Hub writes it, such as "apache-2.0"; "other" for one that is not on its list.
+    license_name, license_link : str, optional
+        Of the licence "other": a short name, and an address where it can be read.
     base_model : str, optional
         The id on the Hub of the model that was cut, or of the one that it was made from.
     language : str or list of str, optional
@@ -64,8 +69,9 @@ def model_card(
     ------
     ValueError
         No such file, or not one that `write_report` wrote; a report of several selections and no
-        name, or a name that it does not have, or not that of a cut; a licence, base model or
-        language in a form that the Hub does not take.
+        name, or a name that it does not have, or not that of a cut; a licence that the Hub does not
+        list; "other" without a name; a base model, language, name or link in a form that it does
+        not take.
 
     Warns
     -----
@@ -74,8 +80,11 @@ def model_card(
     """
     facts = _of_one_cut(report, selection)
     name, model_class = facts["model"]["name"], facts["model"]["class"]
-    asked = {"license": license, "base_model": base_model, "language": language}
+    asked = {"license": license, "license_name": license_name, "license_link": license_link}
+    asked |= {"base_model": base_model, "language": language}
     terms = terms_of_cut(name, model_class, facts["terms"], asked)
+    if facts["language"] in CODES:
+        terms.setdefault("language", CODES[facts["language"]])
     if "license" not in terms:
         warnings.warn(
             f"{NO_LICENCE.format(name)} Pass license=, and base_model= if the model that it comes "

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from fairlab._version import __version__
+from fairlab.checking import reads_as_english
 from fairlab.evaluation.compare import Comparison
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import check_output, write_text
@@ -296,13 +297,15 @@ def _words_by_category(pairs: Sequence[PromptPair]) -> dict[str, list[str]]:
 
 
 def language_of(sentences: Iterable[str]) -> str | None:
-    """Return the language of fairlab's own sentences; None of others, which may be in any."""
+    """Return the language of fairlab's own sentences, English where others read like it; else
+    None."""
+    sentences = list(sentences)
     known = {"English": set(load_outcomes())}
     known["Spanish"] = {pair.template for pair in load_pairs(language="es")}
     for language, templates in known.items():
         if set(sentences) <= templates:
             return language
-    return None
+    return "English" if reads_as_english(sentences) else None
 
 
 def environment() -> dict[str, str]:

@@ -1,11 +1,12 @@
 """Where a model comes from and on what terms it may be passed on, as far as somebody says so.
 
-Contents: `folder_terms`, `terms_of_cut`, `notices`. *Terms* are the fields of a model card that a
-cut model takes over: license, license_name, license_link, language, base_model.
+Contents: `LICENCES`, `folder_terms`, `terms_of_cut`, `notices`. *Terms* are the fields of a model
+card that a cut model takes over: license, license_name, license_link, language, base_model.
 """
 
 import json
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
@@ -15,6 +16,23 @@ from yaml import YAMLError  # comes with huggingface_hub
 
 from fairlab.weights import DEFAULT_MODEL, GEMMA, PACKAGED
 
+# the identifiers of https://huggingface.co/docs/hub/repositories-licenses; what is newer is "other"
+LICENCES = {
+    "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0",
+    "bigcode-openrail-m", "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bsd",
+    "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0",
+    "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
+    "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc0-1.0",
+    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m",
+    "deepfloyd-if-license", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1",
+    "eupl-1.2", "fair-noncommercial-research-license", "gemma", "gfdl", "gpl", "gpl-2.0",
+    "gpl-3.0", "grok2-community", "h-research", "intel-research", "isc", "lgpl", "lgpl-2.1",
+    "lgpl-3.0", "lgpl-lr", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
+    "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openmdw-1.0",
+    "openmdw-1.1", "openrail", "openrail++", "osl-3.0", "other", "pddl", "postgresql",
+    "unknown", "unlicense", "wtfpl", "zlib",
+}  # fmt: skip
 # field → its form, and what is allowed in words
 FORMS = {
     "license": (
@@ -22,7 +40,7 @@ FORMS = {
         "an identifier of the list on https://huggingface.co/docs/hub/repositories-licenses, such "
         "as 'apache-2.0', or 'other'",
     ),
-    "license_name": (r"[a-z0-9.-]+", "a short name"),
+    "license_name": (r"[a-z0-9.-]+", "a short name such as 'my-licence-1.0'"),
     "license_link": (r"https?://[^\s<>]+", "an address on the web"),
     "language": (
         r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual|code",
@@ -30,6 +48,8 @@ FORMS = {
     ),
     "base_model": (r"[\w.-]+/[\w.-]+", "the id of a model on the Hub, 'organisation/name'"),
 }
+# the name of a language in a report → its code on the Hub
+CODES = {"English": "en", "German": "de", "Spanish": "es", "French": "fr"}
 MAY_BE_LISTS = ("language", "base_model")
 HUB_IDS = {
     DEFAULT_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -105,12 +125,11 @@ def terms_of_cut(
     Raises
     ------
     ValueError
-        A field asked for in a form that the Hub does not take.
+        A field asked for in a form that the Hub does not take, a licence that is not on its list,
+        "other" without a name, or a name or link with another licence.
     """
     asked = {field: value for field, value in asked.items() if value is not None}
-    for field, value in asked.items():
-        if not _fits(field, value):
-            raise ValueError(f"{field}: expected {FORMS[field][1]}; got {value!r}")
+    _check_asked(asked)
     stated = _fitting(stated)
     base = asked.get("base_model") or stated.get("base_model") or HUB_IDS.get(name, name)
     terms = _hub_terms(base) if isinstance(base, str) and _fits("base_model", base) else {}
@@ -120,6 +139,28 @@ def terms_of_cut(
     if "license" in asked:  # name and link are those of the other licence
         terms = {field: terms[field] for field in terms if not field.startswith("license_")}
     return terms | asked
+
+
+def _check_asked(asked: dict[str, object]) -> None:
+    """Refuse what the Hub would refuse, a licence that it does not know, and one without a name."""
+    for field, value in asked.items():
+        known = field != "license" or value in LICENCES
+        if known and _fits(field, value):
+            continue
+        near = get_close_matches(str(value).lower(), LICENCES, n=2) if field == "license" else []
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"{field}: expected {FORMS[field][1]}; got {value!r}{hint}")
+    details = [field for field in ("license_name", "license_link") if field in asked]
+    licence = asked.get("license")
+    if details and licence != "other":
+        raise ValueError(
+            f"{', '.join(details)}: only the license 'other' has them; got license {licence!r}"
+        )
+    if licence == "other" and "license_name" not in asked:
+        raise ValueError(
+            "license_name: the license 'other' needs a short name, and license_link says where it "
+            "can be read"
+        )
 
 
 def notices(license: str | None, model_class: str) -> list[str]:
