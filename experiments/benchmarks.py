@@ -119,12 +119,12 @@ def measure(model, tokenizer, cut, task: str, file: Path, chosen: object) -> dic
     start = time.perf_counter()
     size = 4 if model.device.type == "cpu" else 64
     with applied(model, cut):
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             model, tokenizer, task, data={task: file}, samples={task: chosen}, batch_size=size
         )
-    items, seconds = table.attrs["items"], round(time.perf_counter() - start)
-    print(f"{task}: {len(items)} items in {seconds} s", flush=True)
-    return {"seconds": seconds, "items": items}
+    seconds = round(time.perf_counter() - start)
+    print(f"{task}: {len(result.items)} items in {seconds} s", flush=True)
+    return {"seconds": seconds, "items": result.items}
 
 
 def keep(path: Path, result: dict) -> None:
