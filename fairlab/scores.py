@@ -1,7 +1,7 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores`, `decision_scores` or
-`patching_scores`; `importance_scores`, which calls `weight_scores` or `fisher_scores`;
+Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores` or `patching_scores`;
+`decision_scores`; `importance_scores`, which calls `weight_scores` or `fisher_scores`;
 `hybrid_scores` and `guarded_scores`, which combine the two kinds.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a
@@ -51,7 +51,6 @@ def bias_scores(
     method: Literal["activation", "article", "optipfair", "attribution", "patching"] = "activation",
     signed: bool = False,
     relative: bool = False,
-    outcome: Literal["gap", "decision"] = "gap",
     batch_size: int = 32,
 ) -> Tensor:
     """Score every MLP neuron by how much it differs between the two prompts of a pair.
@@ -69,9 +68,6 @@ def bias_scores(
         Only with "activation": see `difference_scores`.
     relative : bool
         Only with "attribution" and "patching": see `attribution_scores`.
-    outcome : str
-        "gap": how different the two predictions are. "decision", only with "attribution": who is
-        treated worse, `decision_scores`.
 
     Returns
     -------
@@ -82,18 +78,10 @@ def bias_scores(
     Raises
     ------
     ValueError
-        An unknown method or outcome, `signed`, `relative` or `outcome` with a method that does not
-        take it, or what the functions above refuse.
+        An unknown method, `signed` or `relative` with a method that does not take it, or what the
+        functions above refuse.
     """
     check_option("method", method, (*DIFFERENCE_METHODS, *CAUSAL_METHODS))
-    check_option("outcome", outcome, ("gap", "decision"))
-    if outcome == "decision":
-        if method != "attribution" or relative or signed:
-            raise ValueError(
-                "outcome: expected gap, or decision with method='attribution' alone; got decision "
-                f"with method={method!r}, relative={relative!r}, signed={signed!r}"
-            )
-        return decision_scores(model, tokenizer, pairs, batch_size=batch_size)
     if method in DIFFERENCE_METHODS:
         if relative:
             raise ValueError(

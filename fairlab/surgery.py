@@ -33,7 +33,6 @@ from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     check_fraction,
     check_option,
-    check_positive,
     divergence,
     full_precision,
     next_log_p,
@@ -277,8 +276,6 @@ def refine_scores(
     pairs: Sequence[PromptPair],
     *,
     count: int = 150,
-    neutral: Sequence[PromptPair] | None = None,
-    charge: float = 1.0,
     batch_size: int = 32,
 ) -> Tensor:
     """Remove each of the neurons with the highest scores on its own, and score it by that.
@@ -297,10 +294,6 @@ def refine_scores(
         Shape (layers, neurons), any score; higher = cut first.
     count : int
         How many neurons of the whole model to try.
-    neutral : list of PromptPair, optional
-        Neutral pairs in the same templates; without them nothing is charged.
-    charge : float
-        How much a change on neutral pairs counts against one on demographic pairs, 0 or more.
 
     Returns
     -------
@@ -311,16 +304,12 @@ def refine_scores(
     Raises
     ------
     ValueError
-        Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, a negative
-        charge, or gaps that are not finite.
+        Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, or gaps
+        that are not finite.
     """
-    check_positive("charge", charge, or_zero=True)
     shortlist = select_neurons(scores, count=count, scope="model")
     matching_blocks(model, shortlist)
     gain = _gap_decreases(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
-    if neutral is not None:
-        side_effect = _gap_decreases(model, tokenizer, as_pairs(neutral), shortlist, batch_size)
-        gain -= charge * side_effect.abs()
     refined = torch.full(scores.shape, -math.inf)  # (layers, neurons)
     for (layer, index), value in zip(_places(shortlist), gain, strict=True):
         refined[layer, index] = value
