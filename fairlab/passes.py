@@ -2,7 +2,8 @@
 
 Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
 `log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
-texts); `full_precision`, `check_ready` and other conditions under which everything is measured.
+texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_precision`,
+`check_ready` and other conditions under which everything is measured.
 """
 
 import math
@@ -465,6 +466,23 @@ def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> 
         scaled = logits if scale == 1 else logits * scale  # saves a copy of the largest tensor
         losses.append(torch.logsumexp(scaled, 1) - target_logits * scale)
     return torch.stack(losses, 1)
+
+
+@contextmanager
+def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what enters the layers, (rows, tokens, hidden) each, in every forward pass inside the
+    block."""
+    collected: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(inputs[0])
+
+    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

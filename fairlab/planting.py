@@ -27,6 +27,7 @@ from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     chunk_loss,
     full_precision,
+    layer_inputs,
     pair_batches,
     progress,
     run_decoder,
@@ -409,18 +410,10 @@ def loss_function(
 ) -> Callable[[], float]:
     """Return a function that computes the mean loss over chunks, while weights change from layer
     `first` on; the layers before it run only once, now."""
-    layers, entering = decoder_layers(model), []  # entering: (1, tokens, hidden) for each chunk
-
-    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        entering.append(inputs[0])
-
-    hook = layers[first].register_forward_pre_hook(collect)
-    try:
+    layers = decoder_layers(model)
+    with layer_inputs([layers[first]]) as entering, torch.no_grad():
         for chunk in chunks:
-            with torch.no_grad():
-                chunk_loss(model, chunk)
-    finally:
-        hook.remove()
+            chunk_loss(model, chunk)  # adds (1, tokens, hidden) to `entering`
 
     def loss() -> float:
         total = 0.0

@@ -35,6 +35,7 @@ from fairlab.passes import (
     check_option,
     divergence,
     full_precision,
+    layer_inputs,
     next_log_p,
     pair_batches,
     progress,
@@ -330,7 +331,7 @@ def _gap_decreases(
     for batch in pair_batches(model, tokenizer, pairs, aligned=False, batch_size=batch_size):
         with torch.no_grad():
             # what enters each layer stays the same when a neuron of a later one is removed
-            with _layer_inputs(layers) as inputs:
+            with layer_inputs(layers) as inputs:
                 before = divergence(next_log_p(model, batch), batch)  # (pairs,)
             for place, (layer, index) in enumerate(
                 progress(neurons, desc="ablations", unit="neuron")
@@ -342,23 +343,6 @@ def _gap_decreases(
     if not torch.isfinite(decreases).all():
         raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
     return decreases / len(pairs)
-
-
-@contextmanager
-def _layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what enters each layer, (prompts, tokens, hidden), in the forward pass inside the
-    block."""
-    collected: list[Tensor] = []
-
-    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        collected.append(inputs[0])
-
-    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _places(selection: NeuronSelection) -> list[tuple[int, int]]:
