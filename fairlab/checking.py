@@ -1,7 +1,7 @@
 """Pairs of one's own, from a file: read them, find every problem, and say how they are split.
 
-Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
-`is_file_name`, `article_fits`, `reads_as_english`.
+Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `article_fits`,
+`reads_as_english`.
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
@@ -229,11 +229,6 @@ def fixed_csv(checked: CheckedFile) -> str:
     # Excel takes a file without this mark for cp1252
     mark = "" if checked.form.startswith("utf-8,") else "\ufeff"
     return mark + lines.getvalue()
-
-
-def is_file_name(name: str | Path) -> bool:
-    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
-    return Path(name).suffix != ""
 
 
 def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
@@ -711,17 +706,6 @@ def _balanced(categories: Sequence[Sequence[str]], held_out: set[str]) -> set[st
         if len(one_sided(changed)) < len(one_sided(held_out)):
             held_out = changed
     return held_out
-
-
-def split_counts(pairs: Sequence[PromptPair]) -> list[dict]:
-    """Count the sentences and pairs of each split in each category."""
-    parts = {}
-    for pair in pairs:
-        parts.setdefault((pair.category, pair.split), []).append(pair.template)
-    return [
-        {"category": category, "split": split, "sentences": len(set(some)), "pairs": len(some)}
-        for (category, split), some in parts.items()
-    ]
 
 
 def _split_notices(pairs: Sequence[PromptPair]) -> list[Problem]:

@@ -20,6 +20,7 @@ from fairlab.cli.measure import tell_time
 from fairlab.cli.options import DEFAULT
 from fairlab.cli.output import emit
 from fairlab.cli.pairs import PairOptions, start_of
+from fairlab.cli.plan import digest_of_code
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import load_text
@@ -1311,8 +1312,8 @@ def test_other_code_has_another_digest(tmp_path):
     (tmp_path / "room").mkdir()
     code = tmp_path / "room" / "a.py"
     code.write_text("x = 1", encoding="utf-8")
-    first = files.digest_of_code(tmp_path)
-    assert files.digest_of_code(tmp_path) == first
+    first = digest_of_code(tmp_path)
+    assert digest_of_code(tmp_path) == first
     code.write_text("x = 2", encoding="utf-8")
-    assert files.digest_of_code(tmp_path) != first
-    assert files.digest_of_code() != first
+    assert digest_of_code(tmp_path) != first
+    assert digest_of_code() != first

@@ -65,6 +65,7 @@ from fairlab.cli.output import (
     precision_note,
     prune_text,
     read_conditions,
+    split_counts,
 )
 from fairlab.cli.pairs import (
     PairOptions,
@@ -133,7 +134,7 @@ def check(
     \b
     Example: fairlab check mine.csv --fix valid.csv
     """
-    from fairlab.checking import fixed_csv, split_counts
+    from fairlab.checking import fixed_csv
     from fairlab.files import write_text
     from fairlab.models import load_tokenizer
 

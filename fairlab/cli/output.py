@@ -1,8 +1,8 @@
 """What comes out: texts, JSON, tables, exit codes.
 
 Contents: `emit`; `check_output_file`; `read_conditions`, `failed_of_each` and `end_if_failed` (the
-bounds of --fail-if); `check_text`, `facts_of`, `prune_text`, `precision_note`, `dtype_of` and
-`counted`, in words.
+bounds of --fail-if); `check_text`, `split_counts`, `facts_of`, `prune_text`, `precision_note`,
+`dtype_of` and `counted`, in words.
 """
 
 import json
@@ -105,6 +105,19 @@ def check_text(checked, facts):
     if facts["fixed"]:
         lines += ["", f"The valid rows, and those with surplus blanks, repaired: {facts['fixed']}"]
     return "\n".join(lines)
+
+
+def split_counts(pairs):
+    """Count the sentences and pairs of each split in each category."""
+    parts = {}  # category and split → the sentence of each pair
+    for pair in pairs:
+        parts.setdefault((pair.category, pair.split), []).append(pair.template)
+    counts = []
+    for (category, split), sentences in parts.items():
+        row = {"category": category, "split": split}
+        row |= {"sentences": len(set(sentences)), "pairs": len(sentences)}
+        counts.append(row)
+    return counts
 
 
 def facts_of(problem):

@@ -30,8 +30,6 @@ class PairOptions:
     @property
     def is_built(self):
         """Whether neutral words are put into the sentences of the pairs."""
-        from fairlab.checking import is_file_name
-
         own = self.words or self.language != "en" or is_file_name(self.pairs)
         return bool(own and not self.neutral)
 
@@ -51,6 +49,11 @@ class PairOptions:
         # "en" is what nobody has to say, so it is no fact
         names = {"de": "German", "es": "Spanish", "fr": "French"}
         return facts | ({"language": names[self.language]} if self.language in names else {})
+
+
+def is_file_name(name):
+    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
+    return Path(name).suffix != ""
 
 
 def check_pair_options(options):
@@ -81,8 +84,6 @@ def check_pair_options(options):
 
 def load_pool(tokenizer, options):
     """Return the valid pairs that --pairs names, of all splits."""
-    from fairlab.checking import is_file_name
-
     name = options.pairs
     if is_file_name(name):
         found = pairs_of_file(tokenizer, name, options.skip_invalid)

@@ -3,6 +3,7 @@
 Contents: `Plan`; `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,11 +119,20 @@ def read_cut_file(path):
         raise ValueError(f"selection: {path} is no cut that fairlab wrote ({error})") from error
 
 
+def digest_of_code(folder=Path(fl.__file__).parent):
+    """Return a short name for the code in a folder, by default fairlab's own: another one where any
+    line of it is another. What older code measured is not mixed with what newer code measures."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def readings_are_kept_in(folder, no_cache):
     """Return the folder that keeps the readings, made where it is missing; None for none."""
     import os
 
-    from fairlab.files import digest_of_code, readings_folder
+    from fairlab.files import readings_folder
 
     if no_cache:
         if folder:
