@@ -581,8 +581,8 @@ def _row_problems(pairs: dict[int, PromptPair]) -> list[Problem]:
         first = sentence_rows.setdefault(shortest[pair.template], row)
         other = pairs[first].split
         if pair.split != other and {pair.split, other} <= set(SPLITS):
-            how = "" if pair.template == pairs[first].template else ", under another template"
-            what = f"{pair.split}, and the same sentence is {other} in row {first}{how}"
+            where = "" if pair.template == pairs[first].template else ", under another template"
+            what = f"{pair.split}, and the same sentence is {other} in row {first}{where}"
             found.append(Problem(row, "split", what, "give all rows of a sentence one split"))
     return found
 
@@ -633,8 +633,9 @@ def _suggestion(
     """Name words that would make a pair valid, of fairlab's own category and of the file."""
     known = [other for other in others if other.category == pair.category]
     if _ENGLISH & set(pair.prompt_a.lower().split()):
-        own = load_pairs()  # the test pairs are not among them
-        known = [other for other in own if other.category == pair.category.lower()] + known
+        category = pair.category.lower()
+        # the test pairs are not among them
+        known = [other for other in load_pairs() if other.category == category] + known
     fitting = []
     for side in "ba":
         word = getattr(pair, f"attribute_{side}")
@@ -696,11 +697,16 @@ def _balanced(categories: Sequence[Sequence[str]], held_out: set[str]) -> set[st
     """
 
     def one_sided(held_out: set[str]) -> list[Sequence[str]]:
-        several = [sentences for sentences in categories if len(sentences) > 1]
-        return [some for some in several if len(held_out & set(some)) in (0, len(some))]
+        found = []
+        for sentences in categories:
+            count = len(held_out & set(sentences))
+            if len(sentences) > 1 and count in (0, len(sentences)):
+                found.append(sentences)
+        return found
 
-    left = one_sided(held_out)
-    tries = [sentence for sentences in left for sentence in (*sentences[1:], sentences[0])]
+    tries = []  # of each such category its first sentence last
+    for sentences in one_sided(held_out):
+        tries += [*sentences[1:], sentences[0]]
     for sentence in tries:
         changed = held_out ^ {sentence}
         if len(one_sided(changed)) < len(one_sided(held_out)):

@@ -144,7 +144,7 @@ def _sample(
                 written[row].append(token)
         if not running:
             break
-    return [tokenizer.decode(some, skip_special_tokens=True) for some in written]
+    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
 
 
 def load_lexicon() -> dict[str, tuple[str, ...]]:
@@ -288,14 +288,14 @@ def _sentence(row: Mapping, part: pd.DataFrame, first: str) -> str:
     # the interval is turned round with the gap, so that it counts what the sentence counts
     sign, more = (1, "more") if row["gap"] >= 0 else (-1, "fewer")
     low, high = sorted((sign * row["low"], sign * row["high"]))
-    told = (
+    sentence = (
         f"{row['name']}: in 100 continuations {abs(row['gap']):.1f} {more} {row['score']} after "
         f"{a} than after {b} {_interval(low, high)} ({row['a']:.1f} and {row['b']:.1f})"
     )
     if row["name"] == first:
-        return told
+        return sentence
     span = _interval(row["change_low"], row["change_high"], "+")
-    return f"{told}; against {first} a change of {row['change']:+.1f} {span}"
+    return f"{sentence}; against {first} a change of {row['change']:+.1f} {span}"
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
@@ -584,7 +585,7 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
                     "were weights changed?"
                 )
             missing[key].pop()
-        neurons[layer] = tuple(index for indices in missing.values() for index in indices)
+        neurons[layer] = tuple(chain.from_iterable(missing.values()))
     return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
 
 

@@ -535,7 +535,9 @@ def kept(
         ("readings", [readings], clean),
         ("unpacked weights", weights, clean_weights),
     ):
-        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        files = []
+        for folder in folders:
+            files += [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         if remove:
             for folder in filter(Path.exists, folders):

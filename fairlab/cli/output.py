@@ -93,12 +93,12 @@ def check_text(checked, facts):
         lines += ["", "Problems:", *map(str, checked.problems)]
     if checked.notices:
         lines += ["", "Notices (no row is invalid for them):", *map(str, checked.notices)]
-    how = (
+    split_rule = (
         "as the column split says"
         if facts["split_by_file"]
         else "every third sentence of a category held out"
     )
-    lines += ["", f"Split, {how}:"]
+    lines += ["", f"Split, {split_rule}:"]
     for part in facts["split"]:
         counts = [counted(part[what], what.removesuffix("s")) for what in ("sentences", "pairs")]
         lines.append(f"{part['category']}, {part['split']}: {', '.join(counts)}")

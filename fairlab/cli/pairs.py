@@ -30,8 +30,8 @@ class PairOptions:
     @property
     def is_built(self):
         """Whether neutral words are put into the sentences of the pairs."""
-        own = self.words or self.language != "en" or is_file_name(self.pairs)
-        return bool(own and not self.neutral)
+        not_ours = self.words or self.language != "en" or is_file_name(self.pairs)
+        return bool(not_ours and not self.neutral)
 
     @property
     def neutral_name(self):
@@ -220,8 +220,8 @@ def neutral_pairs(tokenizer, options, pairs, split=None):
         words = words_given(options.words)
         found = built_pairs(tokenizer, tuple(pairs), split or "held_out", options.language, words)
     else:
-        own = fl.load_pairs(kind="neutral", split=split or "held_out")
-        found = valid_pairs(tokenizer, own, "neutral")
+        fairlabs = fl.load_pairs(kind="neutral", split=split or "held_out")
+        found = valid_pairs(tokenizer, fairlabs, "neutral")
     if not found:
         raise ValueError(
             f"neutral: no pair of these is of the split {split}: {options.neutral_name}; "
@@ -251,7 +251,9 @@ def words_given(text):
     """Return the pairs of words of --neutral-words: "a/b, c/d"."""
     if text is None:
         return None
-    words = [tuple(word.strip() for word in both.split("/")) for both in text.split(",")]
+    words = []
+    for both in text.split(","):
+        words.append(tuple(word.strip() for word in both.split("/")))
     if len(words) < 2 or any(len(both) != 2 or not all(both) for both in words):
         raise ValueError(
             'neutral_words: expected at least two pairs of words such as "tired/hungry, '

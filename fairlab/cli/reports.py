@@ -110,5 +110,5 @@ def texts_of(loaded, selections, pairs):
             written[name] = fl.generate(changed, tokenizer, prompts, max_length=length)
     texts = {}
     for number, prompt in enumerate(prompts):
-        texts[prompt] = {name: some[number] for name, some in written.items()}
+        texts[prompt] = {name: of_prompts[number] for name, of_prompts in written.items()}
     return texts

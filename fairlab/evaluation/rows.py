@@ -57,10 +57,9 @@ def case_tables(case: Case) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows.append(_pairs_row(case, spec, clusters, changes))
         draws += _draw_rows(rows[-1], changes)
     for spec in _decision_specs(case):
-        drawn = {
-            kind: [_decision_change(case.before, reading, spec) for reading in readings]
-            for kind, readings in case.chance.items()
-        }
+        drawn = {}
+        for kind, readings in case.chance.items():
+            drawn[kind] = [_decision_change(case.before, reading, spec) for reading in readings]
         rows.append(_decision_row(case, spec, clusters, drawn))
         draws += _draw_rows(rows[-1], drawn)
     rows.append(_text_row(case))
