@@ -4,7 +4,6 @@ Contents: `app`, with `check`, `diagnose`, `score`, `prune`, `compare`, `report`
 `fairlab cache`.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +77,7 @@ from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
     check_prune_reports,
+    cut_and_save,
     write_page,
 )
 
@@ -333,7 +333,6 @@ def prune(
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
     from fairlab.files import check_output_folder, write_text
-    from fairlab.models import stored_dtype
 
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
@@ -368,13 +367,7 @@ def prune(
         else:
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
-    cut = fl.prune(loaded[0], selection, inplace=True)
-    facts["parameters_after"] = cut.num_parameters()
-    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
-        cut = cut.to(stored_dtype(model))
-    facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
-    fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force)
-    write_text(out / "selection.json", selection.to_json())
+    facts |= cut_and_save(loaded, selection, out, model, dtype, force)
     if card:
         write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))
     emit(facts, as_json, prune_text(facts, selection, report))

@@ -1,14 +1,15 @@
-"""The page of a comparison, and what `fairlab prune` writes beside a model.
+"""The page of a comparison, and what `fairlab prune` writes: a model, and its card.
 
 Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`.
+loads); `write_page`, `words_counted`; `cut_and_save`.
 """
 
+import json
 import sys
 from dataclasses import replace
 
 import fairlab as fl
-from fairlab.cli.output import check_output_file
+from fairlab.cli.output import check_output_file, dtype_of
 from fairlab.cli.plan import QUICK_LOOK
 
 
@@ -112,3 +113,19 @@ def texts_of(loaded, selections, pairs):
     for number, prompt in enumerate(prompts):
         texts[prompt] = {name: of_prompts[number] for name, of_prompts in written.items()}
     return texts
+
+
+def cut_and_save(loaded, selection, folder, model_name, dtype, force):
+    """Cut a model, in place, and save it with its selection; return what is said of it."""
+    from fairlab.files import write_text
+    from fairlab.models import stored_dtype
+
+    model, tokenizer = loaded
+    cut = fl.prune(model, selection, inplace=True)
+    facts = {"parameters_after": cut.num_parameters()}
+    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+        cut = cut.to(stored_dtype(model_name))
+    facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
+    fl.save_model(cut, tokenizer, folder, dtype=cut.dtype, force=force)
+    write_text(folder / "selection.json", selection.to_json())
+    return facts
