@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
-from fairlab.files import check_output_folder, replace_folder
+from fairlab.files import check_output, check_output_folder, replace_folder, write_text
 from fairlab.gates import gate
 from fairlab.models import check_dtype, decoder_layers, glu_blocks, glu_weights, source_dtype
 from fairlab.pairs import PromptPair, as_pairs
@@ -443,6 +443,7 @@ def save_model(
     *,
     dtype: str | torch.dtype = "auto",
     force: bool = False,
+    beside: Mapping[str, str | None] | None = None,
 ) -> None:
     """Save a model and its tokenizer such that stock transformers loads them.
 
@@ -465,16 +466,22 @@ def save_model(
     force : bool
         Whether to replace the model in a folder that holds one. All weights, tokenizer and
         configuration files in it go; other files stay.
+    beside : dict of str to str or None, optional
+        What fairlab writes about a model, by the names above, such as
+        {"selection.json": cut.to_json()}: it takes its place in one step with the weights. With
+        None and `force`, an old file goes that lay beside the model that goes.
 
     Raises
     ------
     ValueError
         `folder` is a file, holds something and `force` is not given, is the current folder, or
-        can't be written; the dtype is none; or the model is inside `ablate` or `record`.
+        can't be written; the dtype is none; `beside` has other names, or one that is there and
+        `force` is not given; or the model is inside `ablate` or `record`.
     """
     if dtype != "auto":
         dtype = check_dtype(dtype)
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
+    texts = _texts_beside(folder, beside or {}, force)
     refuse_own_hooks(model)
     model = _in_dtype(model, _dtype_to_save(model) if dtype == "auto" else dtype)
     blocks = glu_blocks(model)
@@ -484,8 +491,29 @@ def save_model(
     def write(new_folder: Path) -> None:
         model.save_pretrained(new_folder)
         tokenizer.save_pretrained(new_folder)
+        for name, text in texts.items():
+            write_text(new_folder / name, text)
 
-    replace_folder(folder, write, stale=_is_of_a_model)
+    def stale(name: str) -> bool:
+        return _is_of_a_model(name) or (name in gone and name not in texts)
+
+    # what lies in a folder without a model is not about an old one
+    has_model = folder.is_dir() and any(_is_of_a_model(file.name) for file in folder.iterdir())
+    gone = set(beside or ()) if has_model else set()
+    replace_folder(folder, write, stale=stale)
+
+
+def _texts_beside(folder: Path, beside: Mapping[str, str | None], force: bool) -> dict[str, str]:
+    """Return the texts that are to be written beside a model; refuse other names than fairlab's,
+    and the place of a file that is there."""
+    if not set(beside) <= set(BESIDE_A_MODEL):
+        raise ValueError(
+            f"beside: expected names of {', '.join(BESIDE_A_MODEL)}; got {', '.join(beside)}"
+        )
+    texts = {name: text for name, text in beside.items() if text is not None}
+    for name in texts:
+        check_output("beside", folder / name, force=force)
+    return texts
 
 
 def _dtype_to_save(model: PreTrainedModel) -> torch.dtype:

@@ -130,6 +130,28 @@ def test_force_replaces_the_model_and_nothing_else(tokenizer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_papers_take_their_place_with_the_weights(tokenizer, tmp_path):
+    folder, papers = tmp_path / "model", {"selection.json": "{}", "report.html": None}
+    folder.mkdir()
+    (folder / "report.html").write_text("about no model that lies here", encoding="utf-8")
+    fl.save_model(tiny_model(), tokenizer, folder, beside=papers)
+    assert (folder / "selection.json").read_text(encoding="utf-8") == "{}"
+    assert (folder / "report.html").is_file()  # None drops nothing without force
+    (folder / "README.md").write_text("mine", encoding="utf-8")
+    fl.save_model(tiny_model(), tokenizer, folder, beside={"report.html": None}, force=True)
+    assert not (folder / "report.html").exists()
+    assert (folder / "selection.json").is_file() and (folder / "README.md").is_file()
+
+
+def test_papers_that_would_take_the_place_of_others_are_refused(tokenizer, tmp_path):
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"beside: .*README.md exists; choose another name"):
+        fl.save_model(tiny_model(), tokenizer, tmp_path, beside={"README.md": "new"})
+    with pytest.raises(ValueError, match=r"beside: expected names of README.md, .*; got config"):
+        fl.save_model(tiny_model(), tokenizer, tmp_path, beside={"config.json": "{}"})
+    assert snapshot(tmp_path) == {Path("README.md"): b"mine"}
+
+
 @pytest.mark.parametrize("force", [True, False])
 def test_a_tokenizer_that_fails_leaves_nothing_half_done(tokenizer, tmp_path, force):
     folder = tmp_path / "model"

@@ -4,15 +4,20 @@ Contents: `app`, with `check`, `diagnose`, `score`, `prune`, `compare`, `report`
 `fairlab cache`.
 """
 
+import json
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.measure import carry_out, material_of, told_if_stopped
+from fairlab.cli.kept import told_if_stopped
+from fairlab.cli.measure import carry_out, material_of
 from fairlab.cli.neurons import (
     check_choice,
     check_neutral_is_used,
@@ -62,8 +67,8 @@ from fairlab.cli.output import (
     facts_of,
     failed_of_each,
     precision_note,
-    prune_text,
     read_conditions,
+    saved_text,
     split_counts,
 )
 from fairlab.cli.pairs import (
@@ -77,11 +82,26 @@ from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
     check_prune_reports,
-    cut_and_save,
+    papers_beside,
+    place_of_page,
     write_page,
 )
 
+
+class Commands(TyperGroup):
+    """The commands, each of which says so where the user stops it."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        """Run a command; end with exit code 130 where it is stopped."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("fairlab: stopped", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -329,10 +349,14 @@ def prune(
     answers it in the same run, before the model is cut. The options from --text to --no-cache are
     for that, as in fairlab report, and refused without it.
 
+    What it found is printed before anything is saved. What lies in the folder comes and goes with
+    its weights: with --force the selection, page and card of the model before go, too.
+
     \b
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
-    from fairlab.files import check_output_folder, write_text
+    from fairlab.files import check_output_folder
+    from fairlab.models import stored_dtype
 
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
@@ -356,21 +380,30 @@ def prune(
         check_neutral_is_used(method, pair_options)
         taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
-    with told_if_stopped(plan and plan.cache):
+    with told_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
             measured = carry_out(plan, loaded, material)
             selection = measured.selections[method]
-            choosing = material.choosing
-            facts["verdict"] = write_page(report, measured, plan, loaded, model, choosing, force)
+            page, choosing = place_of_page(report, out, private), material.choosing
+            facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
         else:
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
-    facts |= cut_and_save(loaded, selection, out, model, dtype, force)
-    if card:
-        write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))
-    emit(facts, as_json, prune_text(facts, selection, report))
+        cut = fl.prune(loaded[0], selection, inplace=True)
+        facts["parameters_after"] = cut.num_parameters()
+        if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+            cut = cut.to(stored_dtype(model))
+        facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
+        # printed first: if nothing can be saved after all, what was found has been seen
+        found = [repr(selection), facts["verdict"]] if report else [repr(selection)]
+        emit(facts, as_json, "\n".join(found))
+        about = card and fl.model_card(page.with_suffix(".json"), **terms)
+        papers = papers_beside(out, selection, private, about)
+        fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force, beside=papers)
+    if not as_json:
+        print(saved_text(facts, report))
 
 
 @app.command()
@@ -510,9 +543,10 @@ def kept(
 ) -> None:
     """Say what fairlab keeps in your cache folder, and how large it is; remove it.
 
-    Readings are what compare, report and prune --report measured, so that a run that was stopped
-    goes on; unpacked weights are those of the packaged models and of .gguf files. A folder named
-    by --cache is yours: it is not looked at.
+    Readings are what compare, report and prune --report measured, with the cuts that they chose and
+    the texts that they sampled, so that a run that was stopped goes on; unpacked weights are those
+    of the packaged models and of .gguf files. A folder named by --cache is yours: it is not looked
+    at.
 
     \b
     Example: fairlab cache --clean

@@ -1,17 +1,15 @@
-"""Carry out a plan: choose or load what it judges, compare it, and keep what was measured.
+"""Carry out a plan: choose or load what it judges, and compare it.
 
-Contents: `Material`, `material_of` (before the model loads); `carry_out`; `told_if_stopped`;
-`tell_time`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`; `tell_time`.
 """
 
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import typer
-
 import fairlab as fl
+from fairlab.cli.kept import kept_choice
 from fairlab.cli.neurons import check_size, choose_neurons, chosen_on
 from fairlab.cli.output import counted, dtype_of
 from fairlab.cli.pairs import choosing_and_judging, start_of
@@ -74,7 +72,8 @@ def cuts_to_judge(plan, loaded, material):
     cuts = {}
     for method, pairs in material.of_method.items():
         choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.pair_options)
-        cuts[method] = choose_neurons(loaded, *pairs, *choice)
+        choose = partial(choose_neurons, loaded, *pairs, *choice)
+        cuts[method] = kept_choice(plan, loaded, method, *pairs, choose)
     if "random" in plan.methods:
         cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))
     return {method: cuts[method] for method in plan.methods}
@@ -128,28 +127,3 @@ def tell_time(cuts, kept, seconds):
     if kept:
         notice += f"; {kept} more were kept from before"
     print(f"fairlab: {notice}", file=sys.stderr)
-
-
-@contextmanager
-def told_if_stopped(cache):
-    """Where the user stops the work inside the block, say what was kept; end with exit code 130."""
-    before = count_readings(cache)
-    try:
-        yield
-    except KeyboardInterrupt:
-        from tqdm import tqdm
-
-        count = count_readings(cache) - before
-        kept = "nothing was kept" if cache is None else "nothing new was measured"
-        if count:
-            kept = (
-                f"what was measured ({counted(count, 'reading')}) is kept in {cache.parent}; "
-                "the same command goes on from there"
-            )
-        tqdm.write(f"fairlab: stopped; {kept}", file=sys.stderr)  # clear of progress bars
-        raise typer.Exit(130) from None
-
-
-def count_readings(cache):
-    """Count the readings in a folder."""
-    return len(list(cache.glob("*/*.npz"))) if cache else 0

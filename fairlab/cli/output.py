@@ -1,7 +1,7 @@
 """What comes out: texts, JSON, tables, exit codes.
 
 Contents: `emit`; `check_output_file`; `read_conditions`, `failed_of_each` and `end_if_failed` (the
-bounds of --fail-if); `check_text`, `split_counts`, `facts_of`, `prune_text`, `precision_note`,
+bounds of --fail-if); `check_text`, `split_counts`, `facts_of`, `saved_text`, `precision_note`,
 `dtype_of` and `counted`, in words.
 """
 
@@ -125,12 +125,10 @@ def facts_of(problem):
     return {name: getattr(problem, name) for name in ("row", "column", "what", "remedy")}
 
 
-def prune_text(facts, selection, page):
-    """Return what `fairlab prune` prints."""
+def saved_text(facts, page):
+    """Return what `fairlab prune` prints when the cut model is saved."""
     before, after = facts["parameters_before"], facts["parameters_after"]
-    lines = [f"{selection!r}"]
-    if page:
-        lines += [facts["verdict"], f"Written: {page} and {page.with_suffix('.json')}"]
+    lines = [f"Written: {page} and {page.with_suffix('.json')}"] if page else []
     lines.append(
         f"{before:,} parameters before, {after:,} after; saved in {facts['folder']}, "
         f"{facts['dtype']}"

@@ -1,15 +1,18 @@
-"""The page of a comparison, and what `fairlab prune` writes: a model, and its card.
+"""The page of a comparison, and what `fairlab prune` writes beside a model.
 
 Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`; `cut_and_save`.
+loads); `write_page`, `words_counted`; `place_of_page`, `papers_beside` (of a cut model).
 """
 
-import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.output import check_output_file, dtype_of
+from fairlab.cli.kept import kept_texts
+from fairlab.cli.output import check_output_file
 from fairlab.cli.plan import QUICK_LOOK
 
 
@@ -32,9 +35,8 @@ def check_prune_reports(out, page, card, terms, force, inputs):
         raise ValueError(f"{', '.join(given)}: only the model card says this; add --card")
     if page:
         check_page(page, "report", force, inputs)
-        folder = out.expanduser().resolve()
         place = page.expanduser().resolve()
-        if folder in place.parents and place != folder / "report.html":
+        if is_inside(page, out) and place != out.expanduser().resolve() / "report.html":
             raise ValueError(
                 f"report: in the model's folder the page has to be {out / 'report.html'}; "
                 f"got {str(page)!r}"
@@ -42,6 +44,11 @@ def check_prune_reports(out, page, card, terms, force, inputs):
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
         terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def is_inside(page, folder):
+    """Say whether a page lies in a folder."""
+    return folder.expanduser().resolve() in page.expanduser().resolve().parents
 
 
 def check_nothing_for_a_report(context):
@@ -77,6 +84,7 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
 def words_counted(plan, loaded, measured):
     """Sample texts after the held-out prompts, before and under each selection and a random cut;
     return what the words in them come to."""
+    from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
     changes = dict(measured.selections)
@@ -85,12 +93,14 @@ def words_counted(plan, loaded, measured):
             (changes["a random cut"],) = fl.random_selections(selection, 1, seed=plan.seed)
             break
     options = {"n": plan.continuations, "seed": plan.seed}
-    pairs = measured.held_out.pairs
-    gaps = {"before": fl.continuation_gaps(fl.sample_continuations(*loaded, pairs, **options))}
-    for name, change in changes.items():
-        with applied(loaded[0], change) as changed:
-            texts = fl.sample_continuations(changed, loaded[1], pairs, **options)
-        gaps[name] = fl.continuation_gaps(texts)
+    model, tokenizer = loaded
+    key = cache_key(*loaded, measured.held_out, metric=False)
+    gaps = {}
+    for name, change in {"before": None, **changes}.items():
+        with nullcontext(model) if change is None else applied(model, change) as changed:
+            args = (changed, tokenizer, measured.held_out.pairs)
+            sample = partial(fl.sample_continuations, *args, **options)
+            gaps[name] = fl.continuation_gaps(kept_texts(plan, key, change, sample))
     return fl.summarize_continuations(gaps)
 
 
@@ -115,17 +125,23 @@ def texts_of(loaded, selections, pairs):
     return texts
 
 
-def cut_and_save(loaded, selection, folder, model_name, dtype, force):
-    """Cut a model, in place, and save it with its selection; return what is said of it."""
-    from fairlab.files import write_text
-    from fairlab.models import stored_dtype
+def place_of_page(page, out, private):
+    """Return where a page is written: as asked, but one in the model's folder to a private folder,
+    from which it goes there together with the weights, so that it never lies beside others."""
+    return Path(private, "report.html") if page and is_inside(page, out) else page
 
-    model, tokenizer = loaded
-    cut = fl.prune(model, selection, inplace=True)
-    facts = {"parameters_after": cut.num_parameters()}
-    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
-        cut = cut.to(stored_dtype(model_name))
-    facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
-    fl.save_model(cut, tokenizer, folder, dtype=cut.dtype, force=force)
-    write_text(folder / "selection.json", selection.to_json())
-    return facts
+
+def papers_beside(out, selection, private, card):
+    """Return what takes its place with the weights, name → text: the selection, the page that lies
+    in the private folder, a card. None has an old one go, which is about another model."""
+    from fairlab.report.card import is_card_of_a_cut
+
+    papers = {"selection.json": selection.to_json()}
+    for name in ("report.html", "report.json"):
+        written = Path(private, name)
+        papers[name] = written.read_text(encoding="utf-8") if written.is_file() else None
+    if card:
+        papers["README.md"] = str(card)
+    elif is_card_of_a_cut(out / "README.md"):  # any other README is somebody's own
+        papers["README.md"] = None
+    return papers
