@@ -1,8 +1,8 @@
 """What comes out: texts, JSON, tables, exit codes.
 
 Contents: `emit`; `check_output_file`; `read_conditions`, `failed_of_each` and `end_if_failed` (the
-bounds of --fail-if); `check_text`, `split_counts`, `facts_of`, `saved_text`, `precision_note`,
-`dtype_of` and `counted`, in words.
+bounds of --fail-if); `check_text`, `split_counts`, `facts_of`, `found_text`, `saved_text`,
+`precision_note`, `dtype_of` and `counted`, in words.
 """
 
 import json
@@ -123,6 +123,14 @@ def split_counts(pairs):
 def facts_of(problem):
     """Return what JSON says of a problem."""
     return {name: getattr(problem, name) for name in ("row", "column", "what", "remedy")}
+
+
+def found_text(facts, selection):
+    """Return what `fairlab prune` prints before the cut model is saved."""
+    lines = [repr(selection)]
+    if "verdict" in facts:
+        lines.append(facts["verdict"])
+    return "\n".join(lines)
 
 
 def saved_text(facts, page):

@@ -1,6 +1,6 @@
 """What compare and report judge, and how; all that can be refused before the model loads.
 
-Contents: `Plan`; `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
+Contents: `Plan`; `check_choosing`, `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fairlab as fl
 from fairlab.cli.neurons import check_choice, is_causal
-from fairlab.cli.pairs import PairOptions
+from fairlab.cli.pairs import PairOptions, check_pair_options
 
 QUICK_LOOK = (
     "A quick look: few random cuts, a short text, no article metric. Measure again without --quick "
@@ -98,6 +98,13 @@ class Plan:
                 facts["bias weight"] = self.bias_weight
         facts |= self.pair_options.facts
         return facts | ({"quick look": QUICK_LOOK} if self.quick else {})
+
+
+def check_choosing(pair_options, batch_size, method, bias_weight, fraction=0.002):
+    """Refuse pairs, a method and numbers by which no neurons can be chosen."""
+    check_pair_options(pair_options)
+    check_choice(method, bias_weight, fraction)
+    check_batch_size(batch_size)
 
 
 def check_batch_size(batch_size):
