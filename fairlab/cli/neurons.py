@@ -5,7 +5,7 @@ Contents: `check_choice`, `check_neutral_is_used` (before the model loads); `is_
 """
 
 import fairlab as fl
-from fairlab.cli.pairs import neutral_pairs
+from fairlab.cli.pairs import neutral_pairs, pairs_for
 
 
 def check_choice(method, bias_weight, fraction=0.002, also=()):
@@ -49,10 +49,12 @@ def score_tables(loaded, pairs, method, bias_weight, pair_options, batch_size):
     bias_method, _, importance_method = method.partition("+")
     text = fl.load_text("calibration", pair_options.language)
     if is_causal(method):
+        neutral = neutral_pairs(loaded[1], pair_options, pairs, "train")
         return guarded_tables(
             *loaded,
             pairs,
-            neutral_pairs(loaded[1], pair_options, pairs, "train"),
+            # patching compares these token by token, too
+            pairs_for(loaded[1], neutral, method, what="neutral pairs"),
             text=text,
             method="attribution" if method == "guarded" else bias_method,
             importance=importance_method or "fisher",

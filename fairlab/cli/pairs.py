@@ -184,7 +184,7 @@ def choosing_and_held_out(tokenizer, options, chooses=True):
     return choosing, held_out
 
 
-def pairs_for(tokenizer, choosing, method):
+def pairs_for(tokenizer, choosing, method, what="pairs"):
     """Return the pairs that a method can choose on: one that compares token by token needs two
     prompts of one length. Say how many others there are, or refuse, if there are no others."""
     if method.partition("+")[0] in ("guarded", "attribution"):
@@ -192,8 +192,8 @@ def pairs_for(tokenizer, choosing, method):
     valid = list(fl.check_pairs(tokenizer, choosing)["valid"])
     if all(valid):
         return choosing
-    found = f"in {valid.count(False)} of {len(valid)} pairs that choose the neurons the two prompts"
-    found += f" differ in their number of tokens, and {method} compares token by token"
+    found = f"in {valid.count(False)} of {len(valid)} {what} that choose the neurons the two"
+    found += f" prompts differ in their number of tokens, and {method} compares token by token"
     if not any(valid):
         raise ValueError(f"pairs: {found}; take --method guarded")
     print(f"fairlab: {found}: the others choose", file=sys.stderr)
