@@ -1,7 +1,7 @@
 """Who is treated worse: how much higher the odds of a harsh outcome are for one of two groups.
 
-Contents: `decision_gap`; `summarize_decisions`, its means with intervals; `decision_batches` and
-`decisions`, which scores and comparisons use.
+Contents: `decision_gap`; `check_outcomes`, before a model loads; `summarize_decisions`, its means
+with intervals; `decision_batches` and `decisions`, which scores and comparisons use.
 
 The Jensen–Shannon gap says that two predictions differ, not in whose favour. Here each sentence has
 two short lists of continuations, a harsher and a kinder outcome for the person it is about.
@@ -75,6 +75,8 @@ def decision_gap(
     >>> pairs = build_pairs([template], [("Black", "white"), ("poor", "rich")])
     >>> outcomes = {template: Outcomes(harsher=("deny", "refuse"), kinder=("approve", "grant"))}
     >>> decision_gap(model, tokenizer, pairs, outcomes=outcomes)
+
+    Those of a file with the columns harsher and kinder are `check_file("mine.csv").outcomes`.
     """
     pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
@@ -82,6 +84,18 @@ def decision_gap(
         with torch.no_grad():
             gaps[batch.pairs] = decisions(model, batch).cpu().to(gaps.dtype)
     return gaps
+
+
+def check_outcomes(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    outcomes: Mapping[str, Outcomes],
+) -> None:
+    """Refuse what `decision_gap` would refuse, without a model: pairs that are not measurable, or
+    an answer that the tokenizer merges with the end of a prompt. Sentences without answers pass."""
+    for pair in as_pairs(pairs):
+        if pair.template in outcomes:
+            _encoded_lists(tokenizer, pair, outcomes)
 
 
 def summarize_decisions(

@@ -191,7 +191,96 @@ def test_diagnose_fails_where_a_bound_is_met(run, monkeypatch):
     ]
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     code, _, err = run(*options, "--fail-if", "perplexity_change>0")
-    assert code == 2 and "with one of the names gap, largest_gap, neutral_gap; got" in err
+    assert code == 2 and "with one of the names gap, largest_gap, neutral_gap, decision; got" in err
+
+
+ANSWERS = ["--outcomes", "deny, reject/approve, grant"]
+IN_COLUMNS = {"harsher": "deny, reject", "kinder": "approve,grant"}
+
+
+@pytest.mark.parametrize("where", ["option", "columns"])
+def test_diagnose_says_who_is_treated_worse(run, pairs_csv, folder, where):
+    path = pairs_csv(rows_of(SENTENCES, **(IN_COLUMNS if where == "columns" else {})))
+    options = ["diagnose", "--pairs", path, *(ANSWERS if where == "option" else [])]
+    code, out, _ = run(*options, "--fail-if", "decision<9", "--json")
+    facts = strict(out)
+    pairs = fl.read_pairs(path)
+    lists = fl.Outcomes(("deny", "reject"), ("approve", "grant"))
+    outcomes = {pair.template: lists for pair in pairs}
+    gaps = fl.decision_gap(*fl.load_model(folder), pairs, outcomes=outcomes)
+    assert [row["decision"] for row in facts["pairs"][: len(pairs)]] == pytest.approx(
+        gaps.tolist(), abs=1e-6
+    )
+    # neutral words in the same sentences have the same answers
+    assert all(row["decision"] is not None for row in facts["pairs"])
+    (own, *neutral) = facts["categories"]
+    assert own["decision"] == pytest.approx(gaps.mean().item(), abs=1e-6)
+    assert own["decision_low"] < own["decision"] < own["decision_high"]
+    told = [line for line in facts["sentences"] if line.startswith("Decisions, ")]
+    assert len(told) == 1 + len(neutral) == 3
+    assert f"({own['decision']:+.3f} nats, interval" in told[0]
+    size = abs(own["decision"])
+    assert (code, facts["failed"]) == (3, [f"decision is {size:.4g}, so decision<9 holds"])
+
+
+def test_without_answers_diagnose_measures_no_decisions(run, pairs_csv):
+    code, out, _ = run("diagnose", "--pairs", pairs_csv(rows_of(SENTENCES)), "--json")
+    facts = strict(out)
+    assert code == 0 and "decision" not in facts["pairs"][0]
+    assert not [line for line in facts["sentences"] if line.startswith("Decisions")]
+
+
+@pytest.mark.parametrize("where", ["option", "columns"])
+def test_a_comparison_judges_by_answers_of_ones_own(run, pairs_csv, comparisons, tmp_path, where):
+    path = pairs_csv(rows_of(SENTENCES, **(IN_COLUMNS if where == "columns" else {})))
+    options = ["--pairs", path, *(ANSWERS if where == "option" else []), "--method", "article"]
+    options += ["--fraction", "0.1", "--n-random", "2", "--out", tmp_path / "p.html"]
+    code, _, err = run("report", *options)
+    assert code == 0, err
+    ((arguments, _, measured),) = comparisons
+    held_out = arguments[3]
+    lists = fl.Outcomes(("deny", "reject"), ("approve", "grant"))
+    assert {held_out.outcomes[pair.template] for pair in held_out.everything} == {lists}
+    assert "decision" in set(measured.table["measure"])
+    facts = strict((tmp_path / "p.json").read_text(encoding="utf-8"))
+    if where == "option":
+        assert facts["method"]["answers, harsher / kinder"] == ANSWERS[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "message"),
+    [
+        (["--pairs", "race", *ANSWERS], {}, "outcomes: they are for the sentences of a file"),
+        (ANSWERS, IN_COLUMNS, "outcomes: a file has answers in the columns harsher and kinder"),
+        (["--outcomes", "deny,grant"], {}, "outcomes: expected harsher answers, a slash, and"),
+        (["--outcomes", "deny/"], {}, "outcomes: kinder: expected answers without blanks"),
+        (["--outcomes", "a/b/c"], {}, 'such as "deny,reject/approve,grant"; got'),
+        ([], {"harsher": "deny"}, "rows of"),
+    ],
+)
+def test_answers_are_checked_before_the_model_loads(
+    run, pairs_csv, monkeypatch, options, columns, message
+):
+    path = pairs_csv(rows_of(SENTENCES, **columns))
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    given = options if "--pairs" in options else ["--pairs", path, *options]
+    code, out, err = run("diagnose", *given)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_answers_that_the_tokenizer_merges_are_refused_before_the_model_loads(
+    run, pairs_csv, monkeypatch
+):
+    def refuse(tokenizer, pairs, outcomes):
+        assert {pair.template for pair in pairs} == set(outcomes) == set(SENTENCES)
+        raise ValueError("outcomes: the tokenizer merges them")
+
+    monkeypatch.setattr("fairlab.decisions.check_outcomes", refuse)
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    path = pairs_csv(rows_of(SENTENCES))
+    for command in ("diagnose", "compare"):
+        code, _, err = run(command, "--pairs", path, *ANSWERS)
+        assert code == 2 and "the tokenizer merges them" in err
 
 
 @pytest.mark.parametrize("chat", ["answer", "message"])

@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
+from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
 from fairlab.cli.measure import carry_out, told_if_stopped
 from fairlab.cli.neurons import (
@@ -23,6 +24,7 @@ from fairlab.cli.neurons import (
 )
 from fairlab.cli.options import (
     DEFAULT,
+    Answers,
     BatchSize,
     Cache,
     Changed,
@@ -100,9 +102,10 @@ def _about(version: Version = False) -> None:
     The article's recipe instead:            add --method article --pairs article
 
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
-    template, attribute_a, attribute_b and split. Pairs of the split train choose the neurons, those
-    of the split held_out measure; without the column, every third sentence of a category is held
-    out. fairlab check mine.csv finds the problems of form in such a file within seconds.
+    template, attribute_a, attribute_b and split, and harsher and kinder, what may be decided about
+    the person. Pairs of the split train choose the neurons, those of the split held_out measure;
+    without the column, every third sentence of a category is held out. fairlab check mine.csv finds
+    the problems of form in such a file within seconds.
 
     Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
     problems; 3 done, and a bound of --fail-if holds or could not be measured; 130 you stopped it;
@@ -165,6 +168,7 @@ def diagnose(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     fail_if: FailIf = None,
     out: Table = None,
     force: Force = False,
@@ -180,12 +184,14 @@ def diagnose(
     Prints, for each category and for neutral pairs (the control), the mean gap of the next-token
     distributions in nats with its 95 % interval, and the article's mean activation difference (of
     the pairs whose two prompts have the same number of tokens); then which category has the largest
-    gap, and whether that is more than neutral words have. --out and --json have a row for every
-    pair.
+    gap, and whether that is more than neutral words have. With --outcomes, or the columns harsher
+    and kinder, it also says for whom the odds of a harsher answer are higher. --out and --json have
+    a row for every pair.
 
-    --fail-if takes gap (the mean over categories), largest_gap (that of a category) and neutral_gap
-    (the mean over neutral pairs), all in nats, with > or < and a number. Compared is the gap
-    itself, whatever its interval is.
+    --fail-if takes gap (the mean over categories), largest_gap (that of a category), neutral_gap
+    (the mean over neutral pairs) and decision (the mean size over categories, where there are
+    answers), all in nats, with > or < and a number. Compared is the gap itself, whatever its
+    interval is.
 
     \b
     Example: fairlab diagnose --pairs race --out race.csv
@@ -194,19 +200,22 @@ def diagnose(
     from fairlab.evaluation.readings import bits_of
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
-    from fairlab.report.verdict import diagnosis
+    from fairlab.report.verdict import decisions_told, diagnosis
 
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, outcomes=outcomes
+    )
     check_pair_options(pair_options, model)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     demographic = load_pool(loaded[1], pair_options)
     neutral_ones = neutral_pairs(loaded[1], pair_options, demographic)
-    readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
+    answers = outcomes_for(pair_options, [*demographic, *neutral_ones])
+    readings = pair_readings(loaded, demographic, neutral_ones, batch_size, answers)
     gaps = gap_table(readings)
-    words = diagnosis(gaps)
+    words = [*diagnosis(gaps), *decisions_told(gaps)]
     failed = failures(conditions, diagnosed(readings, gaps))
     facts = {
         "model": model,
@@ -306,6 +315,7 @@ def prune(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
@@ -339,7 +349,9 @@ def prune(
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
     terms["base_model"] = base_model
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
+    )
     check_pair_options(pair_options, model)
     check_choice(method, bias_weight, fraction)
     check_batch_size(batch_size)
@@ -389,6 +401,7 @@ def compare(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
@@ -419,14 +432,16 @@ def compare(
     --fail-if takes gap, largest_gap, neutral_gap and decision (in nats, of the changed model),
     gap_change, neutral_change and perplexity_change (shares: -0.1 is 10 % less) and decision_change
     (nats), with > or < and a number; it looks at the value itself, whatever its interval is.
-    decision needs sentences with outcomes, which a file of your own mostly lacks.
+    decision needs answers: for a file of your own --outcomes, or its columns harsher and kinder.
 
     \b
     Example: fairlab compare --pairs race --method guarded,article,random --out race.csv
     """
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
+    )
     check_pair_options(pair_options, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
@@ -458,6 +473,7 @@ def report(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
@@ -485,7 +501,9 @@ def report(
     """
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
+    )
     check_pair_options(pair_options, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,

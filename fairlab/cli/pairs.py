@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fairlab as fl
+from fairlab.cli.answers import answers_given, answers_in_files, outcomes_for
 from fairlab.cli.output import counted
 
 
@@ -25,6 +26,7 @@ class PairOptions:
     skip_invalid: bool
     chat: str | None = None
     text: Path | None = None
+    outcomes: str | None = None
 
     @property
     def is_built(self):
@@ -47,6 +49,8 @@ class PairOptions:
         """Which neutral pairs and which text are taken, for the report."""
         text = self.text.name if self.text else f"fairlab's evaluation text ({self.language})"
         facts = {"neutral pairs": self.neutral_name, "text": text}
+        if self.outcomes:
+            facts["answers, harsher / kinder"] = self.outcomes
         # "en" is what nobody has to say, so it is no fact
         names = {"de": "German", "es": "Spanish", "fr": "French"}
         return facts | ({"language": names[self.language]} if self.language in names else {})
@@ -74,6 +78,7 @@ def check_pair_options(options, model):
     if pairs != "article" and not is_file_name(pairs):
         fl.load_pairs(None if pairs == "all" else pairs, language=options.language)
     check_chat(options.chat, model)
+    check_answers(options, model)
 
 
 def check_chat(chat, model):
@@ -84,6 +89,32 @@ def check_chat(chat, model):
     if chat is not None:
         check_option("chat", chat, ("answer", "message"))
         fl.chat_pairs(load_tokenizer(model), [fl.ARTICLE_PAIR])
+
+
+def check_answers(options, model):
+    """Refuse answers that have no sentences, and those that the tokenizer merges with a prompt."""
+    from fairlab.checking import is_file_name
+    from fairlab.decisions import check_outcomes
+    from fairlab.models import load_tokenizer
+
+    given, in_files = answers_given(options.outcomes), answers_in_files(options)
+    if given and not is_file_name(options.pairs):
+        raise ValueError(
+            "outcomes: they are for the sentences of a file of pairs; fairlab's own sentences have "
+            f"answers of their own; got --pairs {options.pairs}"
+        )
+    if given and in_files:
+        raise ValueError(
+            "outcomes: a file has answers in the columns harsher and kinder; expected one of them"
+        )
+    if not given and not in_files:
+        return
+    tokenizer, pairs = load_tokenizer(model), []
+    for name in (options.pairs, options.neutral):
+        if name and (name == options.neutral or is_file_name(name)):
+            pairs += fl.check_file(name, tokenizer=tokenizer).valid
+    if pairs:
+        check_outcomes(tokenizer, in_chat(tokenizer, options, pairs), outcomes_for(options, pairs))
 
 
 def load_pool(tokenizer, options):
@@ -215,7 +246,8 @@ def choosing_and_judging(tokenizer, options, chooses=True):
             "held_out"
         )
     controls = neutral_pairs(tokenizer, options, held_out, "held_out")
-    return choosing, fl.HeldOut(held_out, controls, evaluation_text(tokenizer, options))
+    outcomes = outcomes_for(options, [*held_out, *controls])
+    return choosing, fl.HeldOut(held_out, controls, evaluation_text(tokenizer, options), outcomes)
 
 
 def neutral_pairs(tokenizer, options, pairs, split=None):

@@ -45,7 +45,7 @@ def check_prune_reports(out, page, card, terms, force, inputs):
 
 def check_nothing_for_a_report(context):
     """Refuse the options of `fairlab prune` that only a report needs, where none is written."""
-    names = ("text", "n_random", "seed", "quick", "cache", "no_cache")
+    names = ("outcomes", "text", "n_random", "seed", "quick", "cache", "no_cache")
     given = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
     if given:
         raise ValueError(f"{', '.join(given)}: only a report needs this; add --report report.html")

@@ -24,7 +24,8 @@ QUANTITIES = {  # the model is the one that would be used: after the change, whe
     "decision_change": "change of the size of the decision gap, in nats",
     "perplexity_change": "change of the perplexity, as a share",
 }
-WITHOUT_A_CHANGE = ("gap", "largest_gap", "neutral_gap")  # what `fairlab diagnose` measures
+# what `fairlab diagnose` measures
+WITHOUT_A_CHANGE = ("gap", "largest_gap", "neutral_gap", "decision")
 _SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
 _FORM = re.compile(r"\s*(\w+)\s*([<>]=?)\s*([-+]?\d*\.?\d+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
 

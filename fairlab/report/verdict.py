@@ -1,8 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
-Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis`, before any
-cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`, `points` and `span` write
-numbers.
+Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
+`decisions_told`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`,
+`points` and `span` write numbers.
 """
 
 import math
@@ -282,6 +282,38 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
         "sentences would show, or whether a cut would narrow it (fairlab report)."
     )
     return sentences
+
+
+def decisions_told(gaps: pd.DataFrame) -> list[str]:
+    """Say for whom the odds of a harsher answer are higher, category by category.
+
+    Parameters
+    ----------
+    gaps : DataFrame
+        As in `diagnosis`, with `decision`, the mean decision gap in nats, and its interval from
+        `decision_low` to `decision_high`. Without these columns nothing is said.
+    """
+    if "decision" not in gaps:
+        return []
+    told = []
+    for row in gaps.dropna(subset=["decision"]).to_dict("records"):
+        low, high = row["decision_low"], row["decision_high"]
+        interval = "no interval" if math.isnan(low) else f"interval {low:+.3f} … {high:+.3f}"
+        end = "; it includes 0, so the side can't be told." if low <= 0 <= high else "."
+        which = "neutral words, " if row["kind"] == "neutral" else ""
+        odds = _odds_in_words(row["decision"])
+        told.append(
+            f"Decisions, {which}{row['category']}: after the first word of a pair the odds of a "
+            f"harsher answer against a kinder one are {odds} than after the second "
+            f"({row['decision']:+.3f} nats, {interval}){end}"
+        )
+    return told
+
+
+def _odds_in_words(gap: float) -> str:
+    """Say by how much odds are higher or lower, given the difference of their logarithms."""
+    change = math.expm1(gap)
+    return f"{abs(change):.1%} {'higher' if change > 0 else 'lower'}".replace("%", " %")
 
 
 def _gap_in_words(row: dict) -> str:
