@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.models import input_device
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
 from fairlab.passes import at_least_float32, check_ready, full_precision, is_half, progress
 from fairlab.statistics import jackknife_interval
@@ -207,7 +208,7 @@ def decisions(model: PreTrainedModel, batch: DecisionBatch) -> Tensor:
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         use_cache=False,
-        logits_to_keep=kept,
+        logits_to_keep=kept.tolist(),  # as in next_log_p
     ).logits  # (rows, kept, vocabulary)
     log_p = at_least_float32(logits[batch.rows, column]).log_softmax(-1)  # (steps, vocabulary)
     of_tokens = log_p.gather(1, batch.targets[:, None])[:, 0]  # (steps,)
@@ -313,7 +314,7 @@ def _decision_batch(
     lengths = torch.tensor([len(row) for row in row_of])  # (rows,)
     input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
     mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (rows, tokens)
-    device = next(model.parameters()).device
+    device = input_device(model)
     step_rows, positions, targets, continuation_of = torch.tensor(steps, device=device).unbind(1)
     return DecisionBatch(
         input_ids=input_ids.to(device),

@@ -22,13 +22,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import check_output_folder, replace_folder
 from fairlab.gates import gate
-from fairlab.models import decoder_layers, glu_blocks, glu_weights
+from fairlab.models import (
+    copy_model,
+    decoder_layers,
+    glu_blocks,
+    glu_weights,
+    refuse_offloaded,
+    weights_at_hand,
+)
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     check_option,
@@ -431,11 +439,12 @@ def prune(
     Raises
     ------
     ValueError
-        A selection for a model of another shape, a model without GLU neurons, or one inside
-        `ablate` or `record`, whose hooks a copy would keep for ever.
+        A selection for a model of another shape, a model without GLU neurons, one with offloaded
+        weights, or one inside `ablate` or `record`, whose hooks a copy would keep for ever.
     """
     blocks = matching_blocks(model, selection)
     refuse_own_hooks(model)
+    refuse_offloaded(model, "cut")
     if inplace:
         _shrink_in_place(blocks, selection)
     else:
@@ -443,7 +452,7 @@ def prune(
         for layer, indices in selection.neurons.items():
             for name, projection in _projections(blocks[layer]):
                 smaller[id(projection)] = _leave_out(projection, name, indices)
-        model = copy.deepcopy(model, smaller)
+        model = copy_model(model, smaller)
     _update_widths(model)
     return model
 
@@ -492,10 +501,11 @@ def save_model(
     ------
     ValueError
         `folder` is a file, holds something and `force` is not given, is the current folder, or
-        can't be written; or the model is inside `ablate` or `record`.
+        can't be written; or the model has offloaded weights, or is inside `ablate` or `record`.
     """
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
     refuse_own_hooks(model)
+    refuse_offloaded(model, "saved")
     blocks = glu_blocks(model)
     if len({mlp.down_proj.in_features for mlp in blocks}) > 1:
         model = _with_equal_widths(model)
@@ -598,8 +608,9 @@ def matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[
 
 def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
     """Return all weights of each neuron as bytes, which can be keys of a dict."""
-    gate, up, down = glu_weights(mlp)
-    rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
+    with weights_at_hand(mlp):
+        gate, up, down = glu_weights(mlp)
+        rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
@@ -611,6 +622,8 @@ def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
     projection.weight = nn.Parameter(weight, requires_grad=like.weight.requires_grad)
     if bias is not None:
         projection.bias = nn.Parameter(bias, requires_grad=like.bias.requires_grad)
+    if hasattr(like, "_hf_hook"):  # of a model on several devices: brings the input to the weights
+        add_hook_to_module(projection, AlignDevicesHook(like._hf_hook.execution_device))
     return projection.train(like.training)
 
 

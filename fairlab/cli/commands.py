@@ -29,6 +29,7 @@ from fairlab.cli.options import (
     Chat,
     Continuations,
     Device,
+    DeviceMap,
     Dtype,
     FailIf,
     Force,
@@ -73,7 +74,7 @@ from fairlab.cli.pairs import (
     neutral_pairs,
     pairs_that_choose,
 )
-from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
+from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, where_to_load
 from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
@@ -172,6 +173,7 @@ def diagnose(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -199,9 +201,10 @@ def diagnose(
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_pair_options(pair_options, model)
-    loaded = fl.load_model(model, device=device, dtype=dtype)
+    loaded = fl.load_model(model, dtype=dtype, **where)
     demographic = load_pool(loaded[1], pair_options)
     neutral_ones = neutral_pairs(loaded[1], pair_options, demographic)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
@@ -240,6 +243,7 @@ def score(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -259,13 +263,14 @@ def score(
     \b
     Example: fairlab score --pairs race --method activation+vow --out scores.csv
     """
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
     check_pair_options(pair_options, model)
     check_choice(method, bias_weight)
     check_neutral_is_used(method, pair_options)
     check_batch_size(batch_size)
-    loaded = fl.load_model(model, device=device, dtype=dtype)
+    loaded = fl.load_model(model, dtype=dtype, **where)
     choosing = pairs_that_choose(loaded[1], pair_options, method)
     tables = score_tables(loaded, choosing, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
@@ -311,6 +316,7 @@ def prune(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -325,13 +331,14 @@ def prune(
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
     from fairlab.files import check_output_folder, write_text
-    from fairlab.models import stored_dtype
+    from fairlab.models import refuse_offloaded, stored_dtype
 
     # selection.json is not among them, since it is written anew
     reports = ("README.md", "report.html", "report.json")
     check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
     terms = {"license": license, "base_model": base_model}
     check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pair_options(pair_options, model)
     check_choice(method, bias_weight, fraction)
@@ -347,7 +354,8 @@ def prune(
         check_neutral_is_used(method, pair_options)
     facts = {"folder": str(out)}
     with told_if_stopped(plan and plan.cache):
-        loaded = fl.load_model(model, device=device, dtype=dtype)
+        loaded = fl.load_model(model, dtype=dtype, **where)
+        refuse_offloaded(loaded[0], "cut")
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
             choosing, held_out = choosing_and_judging(loaded[1], pair_options)
@@ -395,6 +403,7 @@ def compare(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -419,14 +428,15 @@ def compare(
     """
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pair_options(pair_options, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        pair_options, selection, changed,
+        pair_options, selection, changed, where=where,
     )  # fmt: skip
     with told_if_stopped(plan.cache):
-        loaded = fl.load_model(model, device=device, dtype=dtype)
+        loaded = fl.load_model(model, dtype=dtype, **where)
         judging = choosing_and_judging(loaded[1], pair_options, plan.chooses)
         measured = carry_out(plan, loaded, *judging)
     table = measured.table
@@ -464,6 +474,7 @@ def report(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -478,14 +489,15 @@ def report(
     """
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
     check_pair_options(pair_options, model)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        pair_options, selection, changed, continuations,
+        pair_options, selection, changed, continuations, where,
     )  # fmt: skip
     with told_if_stopped(plan.cache):
-        loaded = fl.load_model(model, device=device, dtype=dtype)
+        loaded = fl.load_model(model, dtype=dtype, **where)
         choosing, held_out = choosing_and_judging(loaded[1], pair_options, plan.chooses)
         measured = carry_out(plan, loaded, choosing, held_out)
         verdict = write_page(out, measured, plan, loaded, model, choosing, force)

@@ -24,7 +24,7 @@ def carry_out(plan, loaded, choosing, held_out):
         held_out = replace(held_out, text=start_of(held_out.text, loaded[1], 512))
     if plan.changed:
         name = Path(plan.changed).resolve().name
-        cuts = {name: changed_model(plan.changed, loaded, held_out)}
+        cuts = {name: changed_model(plan, loaded, held_out)}
         imitated = {name: plan.given_cut()} if plan.given_cut() else {}
     else:
         cuts = cuts_to_judge(plan, loaded, choosing)
@@ -74,20 +74,20 @@ def random_cut(plan, model, like):
     return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
 
 
-def changed_model(name, loaded, held_out):
+def changed_model(plan, loaded, held_out):
     """Load a changed model like the original; refuse one that reads what is measured as other
     tokens."""
     from fairlab.pairs import prompt_ids
 
     model, tokenizer = loaded
-    changed, other = fl.load_model(name, device=str(model.device), dtype=dtype_of(model))
+    changed, other = fl.load_model(plan.changed, dtype=dtype_of(model), **plan.where)
     texts = [held_out.text]
     for pair in held_out.everything:
         texts += [pair.prompt_a, pair.prompt_b]
     for text in texts:
         if prompt_ids(tokenizer, text) != prompt_ids(other, text):
             raise ValueError(
-                f"changed: {name} reads {text[:40]!r} as other tokens than the original does; "
+                f"changed: {plan.changed} reads {text[:40]!r} as other tokens than the original does; "
                 "only models with one vocabulary can be compared"
             )
     return changed

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.models import input_device
 from fairlab.passes import at_least_float32, progress
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
@@ -104,7 +105,8 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
     if branches.any():
         inputs["attention_mask"] = _branch_mask(branches, model.dtype)
         inputs["position_ids"] = _padded([row.positions for row in rows])
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    device = input_device(model)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
 
     # logits only of the columns that predict something asked: those of a context would be a third
     # of the work
@@ -113,7 +115,7 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
         for _, span in row.spans:
             columns.update(span)
     place_of = {column: place for place, column in enumerate(sorted(columns))}
-    keep = torch.tensor(list(place_of), device=model.device)
+    keep = list(place_of)
     logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits  # (rows, kept, words)
 
     results = {}
