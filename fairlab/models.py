@@ -347,7 +347,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def places_of(model: PreTrainedModel) -> str:
-    """Name the places where a model's weights lie, such as "cpu", or "cuda:0, cuda:1, offloaded"."""
+    """Name where a model's weights lie: "cpu", or "cuda:0, cuda:1, offloaded"."""
     places = dict.fromkeys(str(parameter.device) for parameter in model.parameters())
     offloaded = {"meta": "offloaded"} if _offloaded(model) else {}
     return ", ".join(offloaded.get(place, place) for place in places)
@@ -400,9 +400,9 @@ def refuse_offloaded(model: PreTrainedModel, wish: str) -> None:
     """Raise a ValueError if some weights are offloaded: what is written to them would be lost."""
     if _offloaded(model):
         raise ValueError(
-            f"model: it can't be {wish}, since some of its weights are offloaded ({places_of(model)}); "
-            "they can only be measured. Load it on one device, or in bfloat16, or over more GPUs; "
-            "neurons and gates that were chosen here fit there, too"
+            f"model: it can't be {wish}, since some of its weights are offloaded, where they are "
+            "only measured. Load it on one device, or in bfloat16, or over more GPUs, and do it "
+            "there: neurons and gates that were chosen here fit that one, too"
         )
 
 
@@ -494,8 +494,9 @@ def _refuse_mismatch(report: dict, name: str | Path) -> None:
             continue
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
         raise ValueError(
-            f"name: the weights of {name} do not fit its config.json: it {problem} {_shown(names)}; "
-            "save the model again with save_pretrained, or correct the configuration"
+            f"name: the weights of {name} do not fit its config.json: it {problem} "
+            f"{_shown(names)}; save the model again with save_pretrained, or correct the "
+            "configuration"
         )
 
 
@@ -559,9 +560,7 @@ def checkpoint_dtype(config: PretrainedConfig, *, bfloat16_native: bool) -> torc
     return stored
 
 
-def check_places(
-    device: str, device_map: str | Mapping[str, Place] | None
-) -> list[torch.device]:
+def check_places(device: str, device_map: str | Mapping[str, Place] | None) -> list[torch.device]:
     """Return the devices whose memory decides on the dtype; refuse what is not there."""
     if device_map is None:
         return [_check_device(device)]

@@ -8,7 +8,6 @@ between forward passes, as with a real GPU.
 import json
 import logging
 import sys
-from dataclasses import replace
 from functools import lru_cache, partial
 
 import accelerate
@@ -23,12 +22,10 @@ from fairlab.suites.likelihoods import log_likelihoods
 from tiny_models import bytes_of, same_bytes, tiny_model
 
 GPU = torch.device("cpu")
-PLACES = ("memory", "disk", "two devices")
-# where each layer of a tiny Llama lies, and all that is not in a layer
-MAPS = {
-    "memory": ("cpu", "cpu", GPU, "cpu"),
-    "disk": (GPU, "disk", "disk", GPU),
-    "two devices": (GPU, "cpu", "cpu", GPU),
+# where the three layers of a tiny model lie, and all that is not in a layer
+PLACES = {
+    "offloaded": ("cpu", GPU, "disk", "cpu"),
+    "two devices": (GPU, "cpu", "cpu", GPU),  # where GPU and "cpu" are one device and another
 }
 TEXT = "The tide comes in twice a day, and twice a day it goes out again. " * 4
 PAIRS = fl.load_pairs("race", split="validation")[:3]
@@ -40,7 +37,7 @@ SCORES = torch.arange(72.0).view(3, 24)
 
 def device_map(model, where):
     """Name the device of each part of a model."""
-    places, layers = MAPS[where], fl.decoder_layers(model)
+    places, layers = PLACES[where], fl.decoder_layers(model)
     path = next(path for path, module in model.named_modules() if module is layers)
     parts = {}
     for name in model.state_dict():
@@ -59,14 +56,9 @@ def spread(model, where, folder):
     return accelerate.dispatch_model(model, parts, skip_keys=skipped, **options)
 
 
-@pytest.fixture(params=PLACES)
-def somewhere(request, tmp_path):
-    return spread(tiny_model(), request.param, tmp_path / "weights")
-
-
-@pytest.fixture(params=PLACES[:2])
-def offloaded(request, tmp_path):
-    return spread(tiny_model(), request.param, tmp_path / "weights")
+@pytest.fixture
+def offloaded(tmp_path):
+    return spread(tiny_model(), "offloaded", tmp_path / "weights")
 
 
 @pytest.fixture
@@ -74,9 +66,11 @@ def two_devices(tmp_path):
     return spread(tiny_model(), "two devices", tmp_path)
 
 
-def test_the_stand_in_is_one(offloaded, two_devices):
+def test_the_stand_ins_are_what_they_stand_for(offloaded, two_devices):
     """Weights without values, and hooks that fetch them; or hooks alone."""
-    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    assert offloaded.device.type == "meta"
+    for layer, is_meta in enumerate((True, False, True)):
+        assert offloaded.model.layers[layer].mlp.down_proj.weight.is_meta is is_meta
     assert not any(parameter.is_meta for parameter in two_devices.parameters())
     assert hasattr(two_devices.model.layers[1].mlp.down_proj, "_hf_hook")
 
@@ -106,9 +100,7 @@ MEASURES = {
     "decision gap": partial(fl.decision_gap, pairs=PAIRS),
     "metric": partial(fl.article_metric, pair=fl.ARTICLE_PAIR),
     "projection": lambda *loaded: fl.project_pair(*loaded, fl.ARTICLE_PAIR).coordinates,
-    "layers": lambda *loaded: fl.layer_differences(
-        *loaded, PAIRS, neutral=NEUTRAL
-    ).to_csv(),
+    "layers": lambda *loaded: fl.layer_differences(*loaded, PAIRS, neutral=NEUTRAL).to_csv(),
     "signed": lambda *loaded: fl.bias_scores(*loaded, PAIRS, signed=True),
     "decision scores": lambda *loaded: fl.bias_scores(
         *loaded, PAIRS, method="attribution", outcome="decision"
@@ -146,18 +138,25 @@ def on_one_device(measure, tokenizer):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_the_numbers_are_those_of_one_device(somewhere, measure, tokenizer):
+def test_the_numbers_are_those_of_one_device(offloaded, measure, tokenizer):
     expected = on_one_device(measure, tokenizer)
-    measured = MEASURES[measure](somewhere, tokenizer)
+    measured = MEASURES[measure](offloaded, tokenizer)
     if isinstance(expected, torch.Tensor):
         assert torch.equal(measured, expected)
     else:
         assert str(measured) == str(expected)
 
 
-@pytest.mark.parametrize("family", ["Llama, biases, tied", "Gemma 3, multimodal", "Phi-3"])
-@pytest.mark.parametrize("where", PLACES)
-def test_other_families(family, where, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "where"),
+    [
+        ("Llama", "two devices"),
+        ("Llama, biases, tied", "offloaded"),
+        ("Gemma 3, multimodal", "offloaded"),
+        ("Phi-3", "offloaded"),
+    ],
+)
+def test_other_families_and_places(family, where, tokenizer, tmp_path):
     whole, other = tiny_model(family), spread(tiny_model(family), where, tmp_path)
     for measure in ("decision gap", "attribution", "maw", "hash"):
         expected = MEASURES[measure](whole, tokenizer)
@@ -167,7 +166,7 @@ def test_other_families(family, where, tokenizer, tmp_path):
 def test_a_comparison(tokenizer, tmp_path):
     held_out = fl.HeldOut(PAIRS, NEUTRAL, TEXT)
     tables = []
-    for model in (tiny_model(), spread(tiny_model(), "disk", tmp_path / "weights")):
+    for model in (tiny_model(), spread(tiny_model(), "offloaded", tmp_path / "weights")):
         options = {"n_random": 1, "metric": False, "cache": tmp_path / "cache"}
         compared = fl.compare(model, tokenizer, {"cut": CUT}, held_out, **options)
         tables.append(compared.table.to_csv() + compared.draws.to_csv() + compared.weights_sha256)
@@ -175,13 +174,14 @@ def test_a_comparison(tokenizer, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1  # both are one model to the cache
 
 
-def test_the_model_stays_as_it_is(somewhere, tokenizer):
-    before = bits_of(somewhere), models.places_of(somewhere)
-    for measure in ("attribution", "fisher", "maw", "under a cut", "learned gates"):
-        MEASURES[measure](somewhere, tokenizer)
-    assert (bits_of(somewhere), models.places_of(somewhere)) == before
-    assert all(parameter.requires_grad for parameter in somewhere.parameters())
-    assert all(parameter.grad is None for parameter in somewhere.parameters())
+def test_an_offloaded_model_stays_as_it_is(offloaded, tokenizer):
+    before = bits_of(offloaded), models.places_of(offloaded)
+    for measure in ("attribution", "maw", "under a cut"):
+        MEASURES[measure](offloaded, tokenizer)
+    assert (bits_of(offloaded), models.places_of(offloaded)) == before
+    assert before[1] == "offloaded, cpu"
+    assert all(parameter.requires_grad for parameter in offloaded.parameters())
+    assert all(parameter.grad is None for parameter in offloaded.parameters())
 
 
 def test_weights_that_are_nowhere_are_not_scored():
@@ -294,6 +294,8 @@ def test_a_copy_moves_alone(two_devices, change):
 
 # ---- loading
 
+OFFLOADED = '{"": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}'
+
 
 @pytest.fixture(scope="module")
 def folder(tokenizer, tmp_path_factory):
@@ -303,13 +305,13 @@ def folder(tokenizer, tmp_path_factory):
 
 
 def test_a_model_loads_to_where_the_dict_says(folder, tokenizer, capsys):
-    loaded, _ = fl.load_model(folder, device_map=device_map(tiny_model(), "disk"))
+    loaded, _ = fl.load_model(folder, device_map=json.loads(OFFLOADED))
     assert not loaded.training
     assert models.places_of(loaded) == "cpu, offloaded"
     assert bits_of(loaded) == bits_of(tiny_model())
-    for measure in ("gap", "attribution", "maw", "text"):
+    for measure in ("gap", "maw"):
         expected = on_one_device(measure, tokenizer)
-        assert str(MEASURES[measure](loaded, tokenizer)) == str(expected)
+        assert torch.equal(MEASURES[measure](loaded, tokenizer), expected)
     fl.describe_model(loaded)
     assert f"float32 on {models.places_of(loaded)}" in capsys.readouterr().out
 
@@ -320,9 +322,8 @@ def test_accelerate_chooses_by_name(folder, named):
     assert bits_of(loaded) == bits_of(tiny_model())
 
 
-def test_offloaded_weights_have_the_dtype_asked_for(folder, tokenizer):
-    places = device_map(tiny_model(), "disk")
-    loaded, _ = fl.load_model(folder, device_map=places, dtype="bfloat16")
+def test_offloaded_weights_have_the_dtype_asked_for(folder):
+    loaded, _ = fl.load_model(folder, device_map=json.loads(OFFLOADED), dtype="bfloat16")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert bits_of(loaded) == bits_of(tiny_model(dtype=torch.bfloat16))
 
@@ -343,7 +344,10 @@ ALL = {"model": "cpu", "lm_head": "cpu"}
         ({"device_map": ALL | {"lm_head": "moon"}}, "expected for 'lm_head' a device .* 'moon'"),
         ({"device_map": ALL | {"lm_head": 99}}, "expected for 'lm_head' a device .* got 99"),
         ({"device_map": ALL | {"lm_head": None}}, "expected for 'lm_head' a device .* got None"),
-        ({"device_map": {"": "meta"}}, "expected for '' a device .* got 'meta', where .* no values"),
+        (
+            {"device_map": {"": "meta"}},
+            "expected for '' a device .* got 'meta', where .* no values",
+        ),
         (
             {"device_map": ALL | {"model.layer.0": "cpu"}},
             r"expected parts of .*, such as model\.layers\.0; got model\.layer\.0",
@@ -390,7 +394,9 @@ def test_the_memory_of_all_devices_decides_on_the_dtype(folder, monkeypatch):
     monkeypatch.setattr(models, "free_bytes", lambda place: needed // 2)
     assert models._auto_dtype(config, "name", places) == torch.float32
     monkeypatch.setattr(models, "free_bytes", lambda place: needed // 2 - 1)
-    with pytest.warns(UserWarning, match="cpu and cuda:1 together have .* it is loaded in bfloat16"):
+    with pytest.warns(
+        UserWarning, match="cpu and cuda:1 together have .* it is loaded in bfloat16"
+    ):
         assert models._auto_dtype(config, "name", places) == torch.bfloat16
 
 
@@ -408,16 +414,6 @@ def test_which_memory_counts(monkeypatch):
 # ---- the command line
 
 COMMANDS = ("diagnose", "score", "prune", "compare", "report")
-OFFLOADED = json.dumps(
-    {
-        "model.embed_tokens": "cpu",
-        "model.layers.0": "cpu",
-        "model.layers.1": "disk",
-        "model.layers.2": "disk",
-        "model.norm": "cpu",
-        "lm_head": "cpu",
-    }
-)
 
 
 @pytest.fixture

@@ -87,8 +87,8 @@ def changed_model(plan, loaded, held_out):
     for text in texts:
         if prompt_ids(tokenizer, text) != prompt_ids(other, text):
             raise ValueError(
-                f"changed: {plan.changed} reads {text[:40]!r} as other tokens than the original does; "
-                "only models with one vocabulary can be compared"
+                f"changed: {plan.changed} reads {text[:40]!r} as other tokens than the original "
+                "does; only models with one vocabulary can be compared"
             )
     return changed
 

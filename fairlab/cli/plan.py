@@ -120,7 +120,7 @@ def where_to_load(device, device_map):
         except ValueError as error:
             raise ValueError(
                 "device_map: expected a JSON dict, such as "
-                f"'{{\"model\": 0, \"lm_head\": 1}}'; got {device_map!r} ({error})"
+                f'\'{{"model": 0, "lm_head": 1}}\'; got {device_map!r} ({error})'
             ) from error
     check_places(device, device_map)
     return {"device": device, "device_map": device_map}
