@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 import fairlab as fl
 from fairlab import cli, files
 from fairlab.cli import estimate
-from fairlab.cli.measure import Material
+from fairlab.cli.measure import Material, stand_in
 from fairlab.cli.options import DEFAULT
 from fairlab.cli.output import emit
 from fairlab.cli.pairs import PairOptions, start_of
+from fairlab.cli.plan import digest_of_code
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import load_text
@@ -576,6 +577,20 @@ def test_what_needs_no_weights_is_refused_before_they_are_read(
         assert (code, out) == (2, ""), command
         assert message in err.strip().splitlines()[-1]
         assert not Path("m").exists() and not Path("page.html").exists()
+
+
+@pytest.mark.parametrize(("method", "count"), [("attribution", 28), ("article", 27)])
+def test_a_share_of_the_model_may_be_more_than_a_layer_has(run, folder, monkeypatch, method, count):
+    """40 % of 72 neurons are 28, and a layer has 24."""
+
+    def stop(*arguments, **options):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "load_model", stop)
+    code, _, err = run("compare", "--pairs", "race", "--method", method, "--fraction", "0.4")
+    assert (code, err) == (2, "fairlab: far enough\n")
+    some = stand_in(types.SimpleNamespace(fraction=0.4), tiny_model(), method)
+    assert (len(some), max(map(len, some.neurons.values()))) == (count, 10 - (count == 27))
 
 
 def test_a_model_without_neurons_to_cut_is_refused_by_its_configuration(
@@ -1582,8 +1597,8 @@ def test_other_code_has_another_digest(tmp_path):
     (tmp_path / "room").mkdir()
     code = tmp_path / "room" / "a.py"
     code.write_text("x = 1", encoding="utf-8")
-    first = files.digest_of_code(tmp_path)
-    assert files.digest_of_code(tmp_path) == first
+    first = digest_of_code(tmp_path)
+    assert digest_of_code(tmp_path) == first
     code.write_text("x = 2", encoding="utf-8")
-    assert files.digest_of_code(tmp_path) != first
-    assert files.digest_of_code() != first
+    assert digest_of_code(tmp_path) != first
+    assert digest_of_code() != first

@@ -4,7 +4,6 @@ Contents: `app`, with `check`, `diagnose`, `score`, `prune`, `compare`, `report`
 `fairlab cache`.
 """
 
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,6 @@ from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
 from fairlab.cli.kept import told_if_stopped
 from fairlab.cli.measure import carry_out, material_of
 from fairlab.cli.neurons import (
-    check_choice,
     check_neutral_is_used,
     choose_neurons,
     pairs_taken,
@@ -66,9 +64,11 @@ from fairlab.cli.output import (
     end_if_failed,
     facts_of,
     failed_of_each,
+    found_text,
     precision_note,
     read_conditions,
     saved_text,
+    split_counts,
 )
 from fairlab.cli.pairs import (
     PairOptions,
@@ -76,11 +76,12 @@ from fairlab.cli.pairs import (
     load_pool,
     neutral_pairs,
 )
-from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
+from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, check_choosing
 from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
-    check_prune_reports,
+    check_prune_outputs,
+    cut_in_place,
     papers_beside,
     place_of_page,
     write_page,
@@ -153,7 +154,7 @@ def check(
     \b
     Example: fairlab check mine.csv --fix valid.csv
     """
-    from fairlab.checking import fixed_csv, split_counts
+    from fairlab.checking import fixed_csv
     from fairlab.files import write_text
     from fairlab.models import load_tokenizer
 
@@ -282,10 +283,8 @@ def score(
     """
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
-    check_pair_options(pair_options)
-    check_choice(method, bias_weight)
+    check_choosing(pair_options, batch_size, method, bias_weight)
     check_neutral_is_used(method, pair_options)
-    check_batch_size(batch_size)
     taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
@@ -354,19 +353,11 @@ def prune(
     \b
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
-    from fairlab.files import check_output_folder
-    from fairlab.models import stored_dtype
-
-    # selection.json is not among them, since it is written anew
-    reports = ("README.md", "report.html", "report.json")
-    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
     terms["base_model"] = base_model
-    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
+    check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options)
-    check_choice(method, bias_weight, fraction)
-    check_batch_size(batch_size)
+    check_choosing(pair_options, batch_size, method, bias_weight, fraction)
     plan = None
     if report:
         plan = Plan(
@@ -390,14 +381,10 @@ def prune(
         else:
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
-        cut = fl.prune(loaded[0], selection, inplace=True)
-        facts["parameters_after"] = cut.num_parameters()
-        if dtype == "auto":  # measured in float32 where it fits, but stored as it came
-            cut = cut.to(stored_dtype(model))
-        facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
+        cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)
+        facts |= facts_after
         # printed first: if nothing can be saved after all, what was found has been seen
-        found = [repr(selection), facts["verdict"]] if report else [repr(selection)]
-        emit(facts, as_json, "\n".join(found))
+        emit(facts, as_json, found_text(facts, selection))
         about = card and fl.model_card(page.with_suffix(".json"), **terms)
         papers = papers_beside(out, selection, private, about)
         fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force, beside=papers)
@@ -561,7 +548,9 @@ def kept(
         ("readings", [readings], clean),
         ("unpacked weights", weights, clean_weights),
     ):
-        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        files = []
+        for folder in folders:
+            files += [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         if remove:
             for folder in filter(Path.exists, folders):

@@ -93,15 +93,17 @@ def cuts_to_judge(plan, model, chosen):
 
 
 def stand_in(plan, model, method):
-    """Return a cut of the size that a method chooses: the first neurons that there are."""
-    import torch
+    """Return a cut of the size that a method chooses: the first neurons of each layer."""
+    from fairlab.gates import table_shape
+    from fairlab.surgery import count_of_fraction
 
-    from fairlab.models import glu_blocks
-
-    blocks = glu_blocks(model)
-    no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
-    options = {"fraction": plan.fraction, "scope": scope_of(method), "how": method}
-    return fl.select_neurons(no_scores, **options)
+    layers, width = table_shape(model)
+    counts = [count_of_fraction(plan.fraction, width)] * layers
+    if scope_of(method) == "model":  # as evenly as it goes, since nobody knows where they will be
+        count = count_of_fraction(plan.fraction, layers * width)
+        counts = [min((count + layer) // layers, width - 1) for layer in range(layers)]
+    neurons = {layer: range(count) for layer, count in enumerate(counts)}
+    return fl.NeuronSelection(neurons, (layers, width), method)
 
 
 def random_cut(plan, model, like):

@@ -30,10 +30,8 @@ class PairOptions:
     @property
     def is_built(self):
         """Whether neutral words are put into the sentences of the pairs."""
-        from fairlab.checking import is_file_name
-
-        own = self.words or self.language != "en" or is_file_name(self.pairs)
-        return bool(own and not self.neutral)
+        not_ours = self.words or self.language != "en" or is_file_name(self.pairs)
+        return bool(not_ours and not self.neutral)
 
     @property
     def neutral_name(self):
@@ -51,6 +49,11 @@ class PairOptions:
         # "en" is what nobody has to say, so it is no fact
         names = {"de": "German", "es": "Spanish", "fr": "French"}
         return facts | ({"language": names[self.language]} if self.language in names else {})
+
+
+def is_file_name(name):
+    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
+    return Path(name).suffix != ""
 
 
 def check_pair_options(options):
@@ -81,8 +84,6 @@ def check_pair_options(options):
 
 def load_pool(tokenizer, options):
     """Return the valid pairs that --pairs names, of all splits."""
-    from fairlab.checking import is_file_name
-
     name = options.pairs
     if is_file_name(name):
         found = pairs_of_file(tokenizer, name, options.skip_invalid)
@@ -219,8 +220,8 @@ def neutral_pairs(tokenizer, options, pairs, split=None):
         words = words_given(options.words)
         found = built_pairs(tokenizer, tuple(pairs), split or "held_out", options.language, words)
     else:
-        own = fl.load_pairs(kind="neutral", split=split or "held_out")
-        found = valid_pairs(tokenizer, own, "neutral")
+        fairlabs = fl.load_pairs(kind="neutral", split=split or "held_out")
+        found = valid_pairs(tokenizer, fairlabs, "neutral")
     if not found:
         raise ValueError(
             f"neutral: no pair of these is of the split {split}: {options.neutral_name}; "
@@ -250,7 +251,9 @@ def words_given(text):
     """Return the pairs of words of --neutral-words: "a/b, c/d"."""
     if text is None:
         return None
-    words = [tuple(word.strip() for word in both.split("/")) for both in text.split(",")]
+    words = []
+    for both in text.split(","):
+        words.append(tuple(word.strip() for word in both.split("/")))
     if len(words) < 2 or any(len(both) != 2 or not all(both) for both in words):
         raise ValueError(
             'neutral_words: expected at least two pairs of words such as "tired/hungry, '
@@ -261,7 +264,7 @@ def words_given(text):
 
 def evaluation_text(tokenizer, options):
     """Return the text for the perplexity: its start, since every random cut reads it again."""
-    from fairlab.evaluation.rows import BLOCK
+    from fairlab.evaluation.rows import BLOCK, PART
 
     text = fl.load_text("evaluation", options.language)
     text = text_of_file(options.text) if options.text else text
@@ -271,7 +274,7 @@ def evaluation_text(tokenizer, options):
             f"text: expected more than {2 * BLOCK} tokens, since an interval needs two blocks of "
             f"{BLOCK}; {options.text} has {count}"
         )
-    return start_of(text, tokenizer, 2048)
+    return start_of(text, tokenizer, PART)
 
 
 def text_of_file(path):

@@ -1,9 +1,11 @@
-"""The page of a comparison, and what `fairlab prune` writes beside a model.
+"""The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`; `place_of_page`, `papers_beside` (of a cut model).
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report` (before the model
+loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a cut
+model).
 """
 
+import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import fairlab as fl
 from fairlab.cli.kept import kept_texts
-from fairlab.cli.output import check_output_file
+from fairlab.cli.output import check_output_file, dtype_of
 from fairlab.cli.plan import QUICK_LOOK
 
 NEW_TOKENS = 35  # that the page shows after a prompt
@@ -26,10 +28,15 @@ def check_page(page, argument, force, inputs):
         check_output_file(output, force, *inputs, argument=argument)
 
 
-def check_prune_reports(out, page, card, terms, force, inputs):
-    """Refuse a page or a model card that can't be written beside a cut model."""
+def check_prune_outputs(out, page, card, terms, force, inputs):
+    """Refuse a folder for the cut model that can't be written, and a page or a model card that
+    can't be written beside it."""
+    from fairlab.files import check_output_folder
     from fairlab.report.terms import terms_of_cut
 
+    # selection.json is not among them, since it is written anew
+    reports = ("README.md", "report.html", "report.json")
+    check_output_folder("out", out, beside=reports, force=force, inputs=inputs)
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
     given = [name for name, value in terms.items() if value]
@@ -135,8 +142,20 @@ def texts_of(loaded, selections, prompts):
             written[name] = fl.generate(changed, tokenizer, prompts, max_length=length)
     texts = {}
     for number, prompt in enumerate(prompts):
-        texts[prompt] = {name: some[number] for name, some in written.items()}
+        texts[prompt] = {name: of_prompts[number] for name, of_prompts in written.items()}
     return texts
+
+
+def cut_in_place(model, selection, name, dtype):
+    """Cut a model in the memory that it has, in the dtype in which it will be saved; return it, and
+    the facts that JSON says of it."""
+    from fairlab.models import stored_dtype
+
+    cut = fl.prune(model, selection, inplace=True)
+    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+        cut = cut.to(stored_dtype(name))
+    facts = {"parameters_after": cut.num_parameters(), "dtype": dtype_of(cut)}
+    return cut, facts | {"selection": json.loads(selection.to_json())}
 
 
 def place_of_page(page, out, private):

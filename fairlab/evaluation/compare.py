@@ -26,8 +26,8 @@ from fairlab.evaluation.readings import (
 )
 from fairlab.evaluation.rows import Case, case_tables
 from fairlab.files import load_text
+from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
-from fairlab.models import glu_blocks
 from fairlab.pairs import encode_pair
 from fairlab.passes import check_ready, progress
 from fairlab.surgery import NeuronSelection
@@ -356,8 +356,7 @@ def _random_cuts(
 
 def no_cut(model: PreTrainedModel) -> NeuronSelection:
     """Return the cut that leaves a model as it is."""
-    blocks = glu_blocks(model)
-    return NeuronSelection({}, (len(blocks), blocks[0].down_proj.in_features))
+    return NeuronSelection({}, table_shape(model))
 
 
 def _different_cuts(
