@@ -59,7 +59,6 @@ def is_file_name(name):
 def check_pair_options(options):
     """Refuse what needs no tokenizer to be refused: a category, a file, words, a language, a text
     or a use of the chat template that is not there, and a file whose text has problems."""
-    from fairlab.checking import is_file_name
     from fairlab.passes import check_option
 
     pairs = options.pairs
