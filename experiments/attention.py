@@ -4,7 +4,7 @@
 
 What `o_proj` reads in a layer has one channel for each number of each head. Such a channel can be
 scored and gated as an MLP neuron is: only the projection behind it is another. The balanced gates
-of lesson 07 are solved anew for 0.2 % of the MLP neurons' number, with these candidates:
+of lesson 08 are solved anew for 0.2 % of the MLP neurons' number, with these candidates:
 
 - the MLP neurons alone, as in the lesson;
 - the attention channels alone;
@@ -63,7 +63,7 @@ def attention_means(model, tokenizer, text: str) -> Tensor:
     for number, layer in enumerate(layers):
         hook = partial(add, number)
         handles.append(layer.self_attn.o_proj.register_forward_pre_hook(hook))
-    chunks = text_chunks(tokenizer, text)
+    chunks = text_chunks(model, tokenizer, text)
     for chunk in chunks:
         with torch.no_grad():
             model(torch.tensor([chunk], device=model.device), use_cache=False)

@@ -64,7 +64,7 @@ def rank_correlations(
 ) -> dict[str, float]:
     """Correlate what forecasts the rise of the loss with the rise, over the best candidates."""
     neurons = candidates(fl.guarded_scores(**tables), count)
-    chunks = text_chunks(tokenizer, text)
+    chunks = text_chunks(model, tokenizer, text)
     slope = torch.zeros_like(tables["importance"])  # (layers, neurons)
     for chunk in chunks:
         slope += gate_slopes(model, partial(chunk_loss, model, chunk)) / len(chunks)
@@ -132,6 +132,7 @@ def main() -> None:
     """Measure all three, print the numbers and write the grid."""
     model, tokenizer = fl.load_model()
     tables = frozen.guard_tables(model, tokenizer)
+    del tables["score"]  # made anew here, with other options
     held_out = frozen.validation(tokenizer)
     texts = {"calibration": fl.load_text("calibration"), "evaluation": held_out.text}
     for name, text in texts.items():

@@ -1,5 +1,5 @@
-"""Print how far gaps, metric and perplexity in half precision lie from those in float32: the
-numbers of the docstrings.
+"""Print how far gaps, decision gaps, layer differences, metric and perplexity in half precision lie
+from those in float32: the numbers of the docstrings.
 
     python experiments/precision.py
 
@@ -8,33 +8,51 @@ its own pair.
 """
 
 import frozen
+from torch import Tensor
 
 import fairlab as fl
 
 
+def error_in_words(found: Tensor, exact: Tensor) -> str:
+    """Say how far values, one a pair, lie from those of float32."""
+    error = found - exact
+    return (
+        f"error of a pair {error.square().mean().sqrt():.1e} (root mean square), "
+        f"{error.abs().max():.1e} (largest), {error.mean():+.1e} (mean)"
+    )
+
+
 def main() -> None:
-    """Measure in each precision and print one line for each."""
+    """Measure in each precision and print three lines for each."""
     pairs = fl.load_pairs(split="validation", words="any")
     text = fl.load_text("evaluation")[:4000]
     model, tokenizer = fl.load_model(dtype="float32")
-    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
-    cut = fl.select_neurons(fl.hybrid_scores(bias, fl.importance_scores(model)), fraction=0.002)
+    cut = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR])
     exact = None
     for dtype in ("float32", "float16", "bfloat16"):
         model, tokenizer = fl.load_model(dtype=dtype)
         gaps = fl.next_token_divergence(model, tokenizer, pairs)
         with fl.ablate(model, cut):
             cut_gaps = fl.next_token_divergence(model, tokenizer, pairs)
+        decisions = fl.decision_gap(model, tokenizer, pairs)
+        layers = fl.layer_differences(model, tokenizer, pairs)["difference"]
         metric = fl.article_metric(model, tokenizer, fl.ARTICLE_PAIR)
         perplexity = fl.perplexity(model, tokenizer, text)
-        exact = exact or (gaps, metric, perplexity)  # float32 comes first
-        error = gaps - exact[0]
-        spread = error.square().mean().sqrt()
+        exact = exact or (gaps, decisions, layers, metric, perplexity)  # float32 comes first
         print(
-            f"{dtype}: mean gap {gaps.mean():.5f}, error of a pair {spread:.1e} (root mean "
-            f"square), {error.abs().max():.1e} (largest), {error.mean():+.1e} (mean); headline of "
+            f"{dtype}: mean gap {gaps.mean():.5f}, {error_in_words(gaps, exact[0])}; headline of "
             f"the cut {frozen.headline_change(pairs, gaps, cut_gaps):+.1%}; metric "
-            f"{metric / exact[1] - 1:+.1%}; perplexity {perplexity / exact[2] - 1:+.2%}"
+            f"{metric / exact[3] - 1:+.1%}; perplexity {perplexity / exact[4] - 1:+.2%}"
+        )
+        turned = (decisions.sign() != exact[1].sign()).sum()
+        print(
+            f"  decision gap: mean size {decisions.abs().mean():.4f}, "
+            f"{error_in_words(decisions, exact[1])}; the sign of {turned} of {len(pairs)} differs"
+        )
+        moved = layers / exact[2] - 1
+        print(
+            f"  layer differences, of {len(moved)} layers of a category: {moved.mean():+.1%} on "
+            f"average, {moved.abs().max():.1%} at most"
         )
 
 

@@ -144,7 +144,7 @@ def perplexity_change(rise: np.ndarray) -> np.ndarray:
 
 
 def write_gates(gates: fl.NeuronGates) -> None:
-    """Write the gates that lesson 07 takes, a row a neuron."""
+    """Write the gates that lesson 08 takes, a row a neuron."""
     rows = []
     for layer, row in gates.gates.items():
         for neuron, (value, toward) in row.items():

@@ -1,7 +1,7 @@
 """Pairs of one's own, from a file: read them, find every problem, and say how they are split.
 
-Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
-`is_file_name`, `article_fits`, `reads_as_english`; `outcomes_of` (two texts).
+Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `article_fits`,
+`reads_as_english`; `outcomes_of` (two texts of answers).
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
@@ -238,11 +238,6 @@ def fixed_csv(checked: CheckedFile) -> str:
     # Excel takes a file without this mark for cp1252
     mark = "" if checked.form.startswith("utf-8,") else "\ufeff"
     return mark + lines.getvalue()
-
-
-def is_file_name(name: str | Path) -> bool:
-    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
-    return Path(name).suffix != ""
 
 
 def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
@@ -595,8 +590,8 @@ def _row_problems(pairs: dict[int, PromptPair]) -> list[Problem]:
         first = sentence_rows.setdefault(shortest[pair.template], row)
         other = pairs[first].split
         if pair.split != other and {pair.split, other} <= set(SPLITS):
-            how = "" if pair.template == pairs[first].template else ", under another template"
-            what = f"{pair.split}, and the same sentence is {other} in row {first}{how}"
+            where = "" if pair.template == pairs[first].template else ", under another template"
+            what = f"{pair.split}, and the same sentence is {other} in row {first}{where}"
             found.append(Problem(row, "split", what, "give all rows of a sentence one split"))
     return found
 
@@ -679,8 +674,9 @@ def _suggestion(
     """Name words that would make a pair valid, of fairlab's own category and of the file."""
     known = [other for other in others if other.category == pair.category]
     if _ENGLISH & set(pair.prompt_a.lower().split()):
-        own = load_pairs()  # the test pairs are not among them
-        known = [other for other in own if other.category == pair.category.lower()] + known
+        category = pair.category.lower()
+        # the test pairs are not among them
+        known = [other for other in load_pairs() if other.category == category] + known
     fitting = []
     for side in "ba":
         word = getattr(pair, f"attribute_{side}")
@@ -742,27 +738,21 @@ def _balanced(categories: Sequence[Sequence[str]], held_out: set[str]) -> set[st
     """
 
     def one_sided(held_out: set[str]) -> list[Sequence[str]]:
-        several = [sentences for sentences in categories if len(sentences) > 1]
-        return [some for some in several if len(held_out & set(some)) in (0, len(some))]
+        found = []
+        for sentences in categories:
+            count = len(held_out & set(sentences))
+            if len(sentences) > 1 and count in (0, len(sentences)):
+                found.append(sentences)
+        return found
 
-    left = one_sided(held_out)
-    tries = [sentence for sentences in left for sentence in (*sentences[1:], sentences[0])]
+    tries = []  # of each such category its first sentence last
+    for sentences in one_sided(held_out):
+        tries += [*sentences[1:], sentences[0]]
     for sentence in tries:
         changed = held_out ^ {sentence}
         if len(one_sided(changed)) < len(one_sided(held_out)):
             held_out = changed
     return held_out
-
-
-def split_counts(pairs: Sequence[PromptPair]) -> list[dict]:
-    """Count the sentences and pairs of each split in each category."""
-    parts = {}
-    for pair in pairs:
-        parts.setdefault((pair.category, pair.split), []).append(pair.template)
-    return [
-        {"category": category, "split": split, "sentences": len(set(some)), "pairs": len(some)}
-        for (category, split), some in parts.items()
-    ]
 
 
 def _split_notices(pairs: Sequence[PromptPair]) -> list[Problem]:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
-from fairlab.passes import at_least_float32, check_ready, full_precision, is_half, progress
+from fairlab.passes import (
+    check_batch_size,
+    check_ready,
+    full_precision,
+    is_half,
+    log_probabilities,
+    logits_at,
+    progress,
+)
 from fairlab.statistics import jackknife_interval
 
 Tokens = tuple[int, ...]
@@ -65,6 +73,11 @@ def decision_gap(
     Notes
     -----
     The two prompts of a pair may differ in their number of tokens; see `next_token_divergence`.
+
+    In half precision, on the default model and 126 pairs with gaps of 0.31 nats on average (their
+    size, without the sign), float16 errs by 0.01 a pair (root mean square; at most 0.03) and turns
+    no sign, bfloat16 by 0.08 (at most 0.24) and turns the sign of 8 pairs
+    (`experiments/precision.py`).
 
     Examples
     --------
@@ -160,12 +173,16 @@ class NextTokens:
 
     def gap(self, log_p_a: Tensor, log_p_b: Tensor) -> Tensor:
         """Compute the decision gap from the two next-token log-probabilities, (vocabulary,)."""
+        odds_a = log_odds(log_p_a[self.harsher], log_p_a[self.kinder])
+        return odds_a - log_odds(log_p_b[self.harsher], log_p_b[self.kinder])
 
-        def log_odds(log_p: Tensor) -> Tensor:
-            harsher = log_p[self.harsher].logsumexp(0) - math.log(len(self.harsher))
-            return harsher - log_p[self.kinder].logsumexp(0) + math.log(len(self.kinder))
 
-        return log_odds(log_p_a) - log_odds(log_p_b)
+def log_odds(harsher: Tensor, kinder: Tensor) -> Tensor:
+    """Compute `ln mean p(harsher) − ln mean p(kinder)` from the log-probabilities of both lists,
+    (continuations,) each."""
+    # ln mean p = ln Σ p − ln n
+    log_mean_harsher = harsher.logsumexp(0) - math.log(len(harsher))
+    return log_mean_harsher - kinder.logsumexp(0) + math.log(len(kinder))
 
 
 def next_tokens(
@@ -175,10 +192,12 @@ def next_tokens(
     next token does not settle the decision gap."""
     lists = []
     for encoded in _encoded_lists(tokenizer, pair, outcomes):
-        lists.append([continuation for _, continuation in encoded])
-    if any(len(continuation) > 1 for some in lists for continuation in some):
-        return None
-    harsher, kinder = ([token for (token,) in some] for some in lists[:2])
+        lists.append([])
+        for _, continuation in encoded:
+            if len(continuation) > 1:
+                return None
+            lists[-1].append(continuation[0])
+    harsher, kinder = lists[:2]  # prompt b has the same
     return NextTokens(harsher, kinder)
 
 
@@ -194,10 +213,9 @@ class DecisionBatch:
         Token `targets` is predicted at `positions` of `rows`.
     continuation_of : Tensor of shape (steps,)
         Which continuation this token belongs to.
-    list_of : Tensor of shape (continuations,)
-        Which list a continuation belongs to: 4 · pair + 2 · side + outcome.
-    shares : Tensor of shape (continuations,)
-        1 / the length of its list.
+    sizes : list of int
+        How many continuations each list has: of each pair prompt a harsher, a kinder, b harsher, b
+        kinder.
     pairs : Tensor of shape (pairs,), on the CPU
         Index of each pair in the caller's list.
     """
@@ -208,32 +226,26 @@ class DecisionBatch:
     positions: Tensor
     targets: Tensor
     continuation_of: Tensor
-    list_of: Tensor
-    shares: Tensor
+    sizes: list[int]
     pairs: Tensor
 
 
 def decisions(model: PreTrainedModel, batch: DecisionBatch) -> Tensor:
     """Compute the decision gaps of a batch, in nats, shape (pairs,), with gradients if these are
     enabled."""
-    kept, column = batch.positions.unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=kept,
-    ).logits  # (rows, kept, vocabulary)
-    log_p = at_least_float32(logits[batch.rows, column]).log_softmax(-1)  # (steps, vocabulary)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    logits, places = logits_at(model, batch.positions, inputs)
+    log_p = log_probabilities(logits[batch.rows, places])  # (steps, vocabulary)
     of_tokens = log_p.gather(1, batch.targets[:, None])[:, 0]  # (steps,)
-
-    # tokens → continuations → lists → log-odds of both prompts
-    zeros = of_tokens.new_zeros(len(batch.list_of))
+    # of a continuation: the sum over its tokens
+    zeros = of_tokens.new_zeros(sum(batch.sizes))
     of_continuations = zeros.index_add(0, batch.continuation_of, of_tokens)
-    weighted = of_continuations.exp() * batch.shares.to(of_tokens.dtype)
-    of_lists = weighted.new_zeros(4 * len(batch.pairs)).index_add(0, batch.list_of, weighted)
-    log_mean = of_lists.log().view(-1, 2, 2)  # (pairs, sides, outcomes)
-    log_odds = log_mean[:, :, 0] - log_mean[:, :, 1]  # harsher against kinder
-    return log_odds[:, 0] - log_odds[:, 1]
+    lists = of_continuations.split(batch.sizes)
+    gaps = []
+    for start in range(0, len(lists), 4):  # four lists a pair
+        a_harsher, a_kinder, b_harsher, b_kinder = lists[start : start + 4]
+        gaps.append(log_odds(a_harsher, a_kinder) - log_odds(b_harsher, b_kinder))
+    return torch.stack(gaps)
 
 
 def decision_batches(
@@ -246,22 +258,23 @@ def decision_batches(
 ) -> Iterator[DecisionBatch]:
     """Yield batches of at most `batch_size` rows, shortest prompts first (one pair at a time in
     half precision, or where a pair needs more rows). All input is checked before the first."""
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+    check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]
-    check_ready(model, longest=max(len(row) for of_pair in rows for row in of_pair))
+    longest = [max(map(len, of_pair)) for of_pair in rows]  # of each pair its longest row
+    check_ready(model, longest=max(longest))
     if is_half(model):
         batches = [[index] for index in range(len(encoded))]
     else:
         batches = [[]]
-        for index in sorted(range(len(rows)), key=lambda index: max(map(len, rows[index]))):
-            if batches[-1] and sum(len(rows[i]) for i in [*batches[-1], index]) > batch_size:
+        size = 0  # rows of the last batch
+        for index in sorted(range(len(rows)), key=longest.__getitem__):
+            if batches[-1] and size + len(rows[index]) > batch_size:
                 batches.append([])
+                size = 0
             batches[-1].append(index)
+            size += len(rows[index])
     padding = tokenizer.pad_token_id or 0
     for indices in progress(batches, desc="decisions", unit="batch"):
         yield _decision_batch(model, indices, encoded, padding)
@@ -314,15 +327,15 @@ def _decision_batch(
     """Make one batch of the pairs with these indices."""
     row_of: dict[Tokens, int] = {}
     steps: list[tuple[int, int, int, int]] = []  # row, position, target, continuation
-    list_of, shares = [], []
-    for place, index in enumerate(indices):
-        for number, continuations in enumerate(encoded[index]):
+    sizes, count = [], 0
+    for index in indices:
+        for continuations in encoded[index]:
+            sizes.append(len(continuations))
             for start, continuation in continuations:
                 row = row_of.setdefault(start + continuation[:-1], len(row_of))
                 for offset, token in enumerate(continuation):
-                    steps.append((row, len(start) - 1 + offset, token, len(list_of)))
-                list_of.append(4 * place + number)
-                shares.append(1 / len(continuations))
+                    steps.append((row, len(start) - 1 + offset, token, count))
+                count += 1
     rows = [torch.tensor(row) for row in row_of]
     lengths = torch.tensor([len(row) for row in row_of])  # (rows,)
     input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
@@ -336,7 +349,6 @@ def _decision_batch(
         positions=positions,
         targets=targets,
         continuation_of=continuation_of,
-        list_of=torch.tensor(list_of, device=device),
-        shares=torch.tensor(shares, device=device),
+        sizes=sizes,
         pairs=torch.tensor(indices),
     )

@@ -115,6 +115,12 @@ def layer_differences(
     ValueError
         No pairs, a pair that is not valid (`check_pairs`), such as one of unequal length, or an
         unknown point.
+
+    Notes
+    -----
+    In half precision the activations carry its rounding: on the default model and 126 pairs the
+    differences of single layers are 0.1 % lower in float16 (at most 0.2 % off) and 0.7 % higher in
+    bfloat16 (at most 3.1 % off; `experiments/precision.py`).
     """
     points = check_points(model, points)
     categories = defaultdict(list)
@@ -186,6 +192,8 @@ class Projection:
         Distance between the prompts at each position, in all dimensions.
     norms : array of shape (layers, tokens)
         Length of the representation, the mean of both prompts.
+    attribute_a, attribute_b : str
+        The words in which the prompts differ, as the pair names them: what figures call the two.
     left_out : tuple of str
         The special tokens, such as BOS, among the tokens before the first position; empty: none.
     """
@@ -197,6 +205,8 @@ class Projection:
     explained: np.ndarray
     distances: np.ndarray
     norms: np.ndarray
+    attribute_a: str
+    attribute_b: str
     left_out: tuple[str, ...] = ()
 
 
@@ -271,6 +281,8 @@ def project_pair(
         explained=np.stack(explained),
         distances=np.stack(distances),
         norms=np.stack(norms),
+        attribute_a=pair.attribute_a,
+        attribute_b=pair.attribute_b,
         left_out=tuple(tokenizer.decode([token]) for token in ids_a[:start] if token in special),
     )
 

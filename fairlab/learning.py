@@ -64,7 +64,8 @@ def learned_gates(
     start : NeuronGates
         Where to begin, such as `balanced_gates`.
     text : str, optional
-        Plain prose that should stay as likely as it was, `load_text("calibration")` by default.
+        Plain prose that should stay as likely as it was, `load_text("calibration")` by default. It
+        is read in chunks as in `fisher_scores`.
     steps : int
         How many steps, 0 or more. 60 take about as long as 180 forward passes of 80 prompts.
     seed : int
@@ -91,13 +92,15 @@ def learned_gates(
     _check_enough(by_category, PAIRS_A_CATEGORY, "pairs")
     _check_enough(together, NEUTRAL_PAIRS, "neutral")
 
-    chunks = text_chunks(tokenizer, load_text("calibration") if text is None else text)
+    text = load_text("calibration") if text is None else text
+    chunks = text_chunks(model, tokenizer, text)
     with torch.no_grad():
         losses = [chunk_loss(model, chunk).item() for chunk in chunks]
     demographic = _sampler(model, tokenizer, by_category, PAIRS_A_CATEGORY)
     control = _sampler(model, tokenizer, together, NEUTRAL_PAIRS)
     draw = random.Random(seed)
-    table, toward = (some.float() for some in start.tables())  # (layers, neurons) each
+    table, toward = start.tables()  # (layers, neurons) each
+    table, toward = table.float(), toward.float()
     places = (table != 1).nonzero(as_tuple=True)
     values = table[places].clone().requires_grad_()  # (turned neurons,)
     adam = torch.optim.Adam([values], lr=LEARNING_RATE)

@@ -1,7 +1,7 @@
 """Find weights, load them, and find the MLP neurons in them.
 
-Contents: `load_model`, `load_tokenizer`, `stored_dtype`, `source_dtype`, `describe_model`,
-`decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`.
+Contents: `load_model`, `load_tokenizer`, `empty_model`, `stored_dtype`, `source_dtype`,
+`describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
@@ -142,6 +142,37 @@ def load_tokenizer(name: str | Path = DEFAULT_MODEL) -> PreTrainedTokenizerBase:
     source, _ = find_weights(name)
     with hub_errors_explained(name):
         return _tokenizer_of(source, name)
+
+
+def empty_model(name: str | Path) -> PreTrainedModel:
+    """Return a model of shapes alone, made from its configuration: no weights are read.
+
+    Parameters
+    ----------
+    name : str or Path
+        As in `load_model`. Of a model on the Hub only the configuration is downloaded.
+
+    Returns
+    -------
+    PreTrainedModel
+        On the meta device, where tensors have a shape and no values.
+
+    Raises
+    ------
+    ModuleNotFoundError, PermissionError, ValueError
+        As `load_model`, for what concerns the name and the configuration.
+    """
+    source, _ = find_weights(name)
+    with hub_errors_explained(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        _refuse_unsupported(config, name)
+        config._attn_implementation = _attention(config)
+        return _without_weights(config)
+
+
+def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):  # shapes only: no memory is used
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def stored_dtype(name: str | Path) -> torch.dtype:
@@ -396,10 +427,8 @@ def _auto_dtype(config: PretrainedConfig, name: str | Path, device: torch.device
 
 def float32_bytes(config: PretrainedConfig) -> int:
     """Return the memory that a model needs in float32, in bytes."""
-    with torch.device("meta"):  # shapes only: no memory is used
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # 4 bytes a parameter, and a quarter on top for what runs through it
-    return model.num_parameters() * 5
+    return _without_weights(config).num_parameters() * 5
 
 
 def free_bytes(device: torch.device) -> int:

@@ -205,7 +205,11 @@ def _words_of(language: str) -> list[tuple[str, str, str, str]]:
             f"got {language!r}"
         )
     columns = ("category", "attribute_split", "attribute_a", "attribute_b")
-    return [tuple(row[name] for name in columns) for row in rows if row["language"] == language]
+    words = []
+    for row in rows:
+        if row["language"] == language:
+            words.append(tuple(row[name] for name in columns))
+    return words
 
 
 def _rows_of(words: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str]]:

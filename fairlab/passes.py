@@ -1,13 +1,14 @@
 """Run prompts and texts through a model.
 
-Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `text_windows`,
-`text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of texts); `full_precision`,
+Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
+`log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
+texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_precision`,
 `check_ready` and other conditions under which everything is measured.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -77,6 +78,29 @@ def check_range(argument: str, value: int, low: int, high: int) -> None:
     """Raise a ValueError unless a value is a whole number from `low` to `high`."""
     if value not in range(low, high + 1):
         raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
+
+
+def check_positive(argument: str, value: float, *, or_zero: bool = False) -> None:
+    """Raise a ValueError unless a number is finite and above 0, or 0 where that is allowed."""
+    if not (0 < value < math.inf or (or_zero and value == 0)):
+        expected = "of at least 0" if or_zero else "above 0"
+        raise ValueError(f"{argument}: expected a number {expected}; got {value!r}")
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise a ValueError unless a fraction of the neurons is a float between 0 and 1."""
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a ValueError unless a batch has room for the two prompts of a pair."""
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ValueError(
+            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
+        )
 
 
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
@@ -150,10 +174,7 @@ def pair_batches(
     False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+    check_batch_size(batch_size)
     encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
     check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
@@ -263,16 +284,31 @@ def run_decoder(model: PreTrainedModel, batch: PairBatch) -> None:
 def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
     """Compute the next-token log-probabilities of the prompts, in at least float32; shape
     (prompts, vocabulary)."""
-    # logits only at positions where some prompt ends
-    ends, column = batch.last.unique(return_inverse=True)
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        use_cache=False,
-        logits_to_keep=ends,
-    ).logits  # (prompts, ends, vocabulary)
-    rows = torch.arange(len(column))
-    return at_least_float32(logits[rows, column.cpu()]).log_softmax(-1)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    logits, ends = logits_at(model, batch.last, inputs)
+    prompts = torch.arange(len(ends), device=ends.device)
+    return log_probabilities(logits[prompts, ends])
+
+
+def logits_at(
+    model: PreTrainedModel, positions: Tensor, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Run a batch and compute logits at these positions alone; all of them would cost much more.
+
+    Returns
+    -------
+    logits : Tensor of shape (rows, different positions, vocabulary)
+    places : Tensor of the shape of `positions`
+        Where each position stands among the different ones.
+    """
+    kept, places = positions.unique(return_inverse=True)
+    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return logits, places
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Turn logits (…, vocabulary) into log-probabilities, in at least float32."""
+    return at_least_float32(logits).log_softmax(-1)
 
 
 def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
@@ -325,12 +361,16 @@ def text_windows(
     return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
 
 
-def text_chunks(tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256) -> list[list[int]]:
+def text_chunks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
+) -> list[list[int]]:
     """Cut a text into windows of one size, without an incomplete one at its end.
 
-    A text of fewer than `size` tokens is one chunk.
+    They have `size` tokens (BOS not counted), or as many as the model reads. A text of fewer
+    tokens is one chunk.
     """
-    windows = text_windows(tokenizer, text, size)
+    windows = text_windows(tokenizer, text, size, longest=context_length(model))
+    check_ready(model, longest=len(windows[0]))
     return [window for window in windows if len(window) == len(windows[0])]
 
 
@@ -426,6 +466,23 @@ def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> 
         scaled = logits if scale == 1 else logits * scale  # saves a copy of the largest tensor
         losses.append(torch.logsumexp(scaled, 1) - target_logits * scale)
     return torch.stack(losses, 1)
+
+
+@contextmanager
+def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what enters the layers, (rows, tokens, hidden) each, in every forward pass inside the
+    block."""
+    collected: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(inputs[0])
+
+    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

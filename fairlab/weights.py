@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -157,9 +158,14 @@ def dequantised(gguf: Path, *rest: Path, sha256: str | None = None) -> Path:
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"name: the weights of {whole} can't be unpacked into {cache} ({error}); "
-            "make room there, or set XDG_CACHE_HOME to another folder"
+            f"make room there, or set {cache_variable()} to another folder"
         ) from error
     return folder
+
+
+def cache_variable() -> str:
+    """Name the environment variable with which platformdirs puts the cache elsewhere."""
+    return "WIN_PD_OVERRIDE_LOCAL_APPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"
 
 
 def remove_leftovers(cache: Path) -> None:

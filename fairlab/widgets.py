@@ -38,6 +38,7 @@ from fairlab.plots.projections import (
     distances_to_show,
     move_texts,
     move_tokens,
+    prompt_names,
     token_artists,
     token_labels,
     without_special,
@@ -47,6 +48,8 @@ from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 
 PAGE = Path(__file__).parent / "templates" / "explorer.html"
+
+LINEAR_TO = 20  # per cent: farther out the axis of `surgery_explorer` is logarithmic
 
 
 class Explorer:
@@ -178,14 +181,17 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
     _fix_places(plane)
     _fix_places(side)
     artists = token_artists(plane, tokens)
-    set_bars = _bars(side, tokens, "distance, a to b")
+    set_bars = _bars(side, tokens, "distance in all dimensions")
     plane.locator_params(nbins=2)  # text is what takes the time of a frame
-    plane.get_legend().remove()  # two texts are drawn in a fifth of its time
-    figure.text(0.07, 0.03, "● prompt a", color=COLORS[0])
-    figure.text(0.2, 0.03, "◇ prompt b", color=COLORS[1])
+    # two texts are drawn in a fifth of the time that a legend takes
+    legend_a = figure.text(0.07, 0.03, "", color=COLORS[0], parse_math=False)
+    legend_b = figure.text(0.3, 0.03, "", color=COLORS[1], parse_math=False)
 
     def draw(pair: str, point: str, layer: int, shared: bool) -> tuple[str, str]:
         projection = projection_of[pair, point]
+        name_a, name_b = prompt_names(projection)
+        legend_a.set_text(f"● {name_a}")
+        legend_b.set_text(f"◇ {name_b}")
         move_tokens(artists, projection, layer, shared=shared)
         distances = projection.distances[layer]  # (tokens,)
         longest = projection.distances.max() if shared else distances.max()
@@ -346,7 +352,11 @@ def _border(places: np.ndarray, hybrid: float, weight: float) -> np.ndarray:
 
 
 def surgery_explorer(
-    table: pd.DataFrame, *, settings: Sequence[str], measures: Sequence[str]
+    table: pd.DataFrame,
+    *,
+    settings: Sequence[str],
+    measures: Sequence[str],
+    start: Mapping[str, Any] | None = None,
 ) -> Explorer:
     """Explore what precomputed cuts did: numbers and texts, by the settings of the cut.
 
@@ -359,20 +369,32 @@ def surgery_explorer(
         The columns that get a slider.
     measures : list of str
         The columns that get a row of the picture: relative changes; 0: none.
+    start : dict of str to value, optional
+        Where sliders stand at first, by their column; the others at their lowest value.
 
     Raises
     ------
     ValueError
-        Missing columns, or settings that are no full grid of combinations with one row each.
+        Missing columns, settings that are no full grid of combinations with one row each, or a
+        start that the table does not have.
     ImportError
         As `pca_explorer`.
     """
     row_of = _rows_by_setting(table, settings, measures)
+    start = dict(start or {})
+    if not set(start) <= set(settings):
+        raise ValueError(
+            f"start: expected names among {', '.join(settings)}; got {', '.join(start)}"
+        )
     widgets = _import_ipywidgets()
     controls = {}
     for name in settings:
+        values = sorted(table[name].unique().tolist())
+        first = start.get(name, values[0])
+        if first not in values:
+            raise ValueError(f"start: expected {name} among {values}; got {first!r}")
         controls[name] = widgets.SelectionSlider(
-            options=sorted(table[name].unique().tolist()), description=name.replace("_", " ")
+            options=values, value=first, description=name.replace("_", " ")
         )
     figure = Figure(figsize=(9, 1.4 + 0.4 * len(measures)), dpi=90)
     margins = {"left": 0.25, "right": 0.8, "bottom": 0.55 / figure.get_figheight()}
@@ -384,11 +406,11 @@ def surgery_explorer(
     cross = {"color": COLORS[3], "markersize": 10, "label": "this setting"}
     (chosen_row,) = ax.plot([], [], "X", **cross)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    ax.set_xscale("symlog", linthresh=20)
+    ax.set_xscale("symlog", linthresh=LINEAR_TO)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_yticks(places, measures)
     ax.set_ylim(len(measures) - 0.5, -0.5)
-    ax.set(xlabel="change in %")
+    ax.set(xlabel=f"change in % (logarithmic beyond ±{LINEAR_TO})")
     legend_beside(ax)
 
     def draw(**setting: Any) -> tuple[str, str]:

@@ -4,6 +4,7 @@ What takes seconds to import is imported where it is used: with several workers,
 process reads this file before it starts them, and runs no test.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -97,6 +98,9 @@ def pytest_collection_modifyitems(items):
     """Mark the tests that run the real model: `make quick` leaves them out, `make robust` runs
     them.
 
+    A test that loads it without these fixtures is marked where it stands. Those of the browser and
+    of Colab are not: the lessons that they run are run by `make robust` itself.
+
     Tests that share something expensive (a fixture of their module, the second model) go to one
     worker. pytest-xdist starts these groups first, and then the other tests in their order.
     """
@@ -112,6 +116,36 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     start = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: start.get(getattr(item, "originalname", ""), len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_tokenizer_is_read_once():
+    """Give a copy of a tokenizer whose files, byte for byte, were read before.
+
+    Reading a vocabulary takes half a second, and the tests load one some two hundred times.
+    """
+    from transformers import AutoTokenizer
+
+    read, known = AutoTokenizer.from_pretrained, {}
+
+    def from_pretrained(source, **options):
+        if not Path(source).is_dir() or "gguf_file" in options:
+            return read(source, **options)
+        content = hashlib.sha256(repr(options).encode())
+        for path in sorted(Path(source).iterdir()):
+            if path.suffix in (".json", ".jinja", ".txt"):
+                content.update(path.name.encode() + path.read_bytes())
+        if content.digest() not in known:
+            known[content.digest()] = read(source, **options)
+        kept = known[content.digest()]
+        # the vocabulary itself is shared: no test changes it in place
+        copy = deepcopy(kept, {id(kept.backend_tokenizer): kept.backend_tokenizer})
+        copy.name_or_path = str(source)
+        return copy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+        yield
 
 
 @pytest.fixture(scope="session")

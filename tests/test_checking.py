@@ -6,7 +6,8 @@ import pytest
 
 import fairlab as fl
 from fairlab import cli
-from fairlab.checking import fixed_csv, split_counts
+from fairlab.checking import fixed_csv
+from fairlab.cli.output import split_counts
 from fairlab.cli.pairs import PairOptions, load_pool
 
 SENTENCES = (

@@ -1,7 +1,7 @@
 import csv
+import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +20,7 @@ from fairlab.cli.measure import tell_time
 from fairlab.cli.options import DEFAULT
 from fairlab.cli.output import emit
 from fairlab.cli.pairs import PairOptions, start_of
+from fairlab.cli.plan import digest_of_code
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import load_text
@@ -272,7 +273,7 @@ def test_answers_that_the_tokenizer_merges_are_refused_before_the_model_loads(
     run, pairs_csv, monkeypatch
 ):
     def refuse(tokenizer, pairs, outcomes):
-        assert {pair.template for pair in pairs} == set(outcomes) == set(SENTENCES)
+        assert {pair.template for pair in pairs} == set(outcomes) <= set(SENTENCES)
         raise ValueError("outcomes: the tokenizer merges them")
 
     monkeypatch.setattr("fairlab.decisions.check_outcomes", refuse)
@@ -310,7 +311,7 @@ def test_choosing_and_judging_go_through_the_chat_template(run, monkeypatch):
 
     monkeypatch.setattr(fl, "guarded_cut", stop)
     monkeypatch.setattr(fl, "compare", judged)
-    code, _, error = run("compare", "--pairs", "race", "--chat", "answer")
+    code, _, error = run("compare", "--pairs", "race", "--chat", "answer", "--fraction", "0.1")
     assert (code, error.strip().splitlines()[-1]) == (2, "fairlab: far enough")
     assert seen == {"chosen on": {"answer"}, "judged on": {"answer"}}
 
@@ -597,6 +598,82 @@ def test_what_is_wrong_is_said_before_the_model_loads(
     assert code == 2 and message in err
 
 
+CUTTING = ("prune", "compare", "report")
+UNEQUAL = rows_of(SENTENCES, (("Emily", "Lakisha"),))  # 1 and 3 tokens
+TWICE = [  # two places, of one word each
+    {"prompt_a": "The old man saw a black cat and", "prompt_b": "The young man saw a white cat and"}
+]
+
+
+@pytest.mark.parametrize(
+    ("commands", "options", "message"),
+    [
+        (COMMANDS, ["--pairs", "twice.csv"], "prompts differ in more than one place"),
+        (COMMANDS, ["--neutral", "twice.csv"], "prompts differ in more than one place"),
+        (("compare", "report"), ["--pairs", "one.csv"], "nothing in one.csv is held out"),
+        (("score", "prune"), ["--pairs", "held_out.csv"], "is of the split train, and those"),
+        (("compare", "report"), ["--text", "short.txt"], "expected more than 128 tokens"),
+        (
+            ("compare", "report"),
+            ["--method", "article,guarded", "--neutral", "held_out.csv"],
+            "neutral: no pair of these is of the split train: held_out.csv",
+        ),
+        (("score", "prune"), ["--neutral", "held_out.csv"], "is of the split train: held_out.csv"),
+        (("compare", "report"), ["--neutral", "train.csv"], "of the split held_out: train.csv"),
+        (
+            COMMANDS[1:],
+            ["--pairs", "unequal.csv", "--method", "article"],
+            "article compares token by token; take --method guarded",
+        ),
+        (CUTTING, ["--fraction", "0.01"], "0.01 of 24 neurons is less than one neuron"),
+        (
+            CUTTING,
+            ["--method", "attribution", "--fraction", "0.01"],
+            "0.01 of 72 neurons is less than one neuron",
+        ),
+        (("compare", "report"), ["--selection", "cut.json"], "made for 3 layers of 25 neurons"),
+        (("compare", "report"), ["--selection", "gates.json"], "made for 3 layers of 25 neurons"),
+        (("compare", "report"), ["--changed", "other"], "as other tokens than the original does"),
+    ],
+)
+def test_what_needs_no_weights_is_refused_before_they_are_read(
+    run, pairs_csv, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    pairs_csv(TWICE, "twice.csv")
+    pairs_csv(rows_of(SENTENCES[:1]), "one.csv")
+    pairs_csv(rows_of(SENTENCES, split="train"), "train.csv")
+    pairs_csv(rows_of(SENTENCES, split="held_out"), "held_out.csv")
+    pairs_csv(UNEQUAL, "unequal.csv")
+    Path("short.txt").write_text("Two", encoding="utf-8")
+    cut = fl.NeuronSelection({0: (1,)}, (3, 25))
+    Path("cut.json").write_text(cut.to_json(), encoding="utf-8")
+    gates = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 25))
+    Path("gates.json").write_text(gates.to_json(), encoding="utf-8")
+    if "other" in options:
+        fl.save_model(tiny_model(), bos_tokenizer, tmp_path / "other")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    outputs = {"prune": ["--out", "m"], "report": ["--out", "page.html"]}
+    for command in commands:
+        enough = ["--fraction", "0.1"] if command in CUTTING else []
+        code, out, err = run(command, *enough, *options, *outputs.get(command, []))
+        assert (code, out) == (2, ""), command
+        assert message in err.strip().splitlines()[-1]
+        assert not Path("m").exists() and not Path("page.html").exists()
+
+
+def test_a_model_without_neurons_to_cut_is_refused_by_its_configuration(
+    run, tokenizer, tmp_path, monkeypatch
+):
+    model = tiny_model("GPT-2")
+    model.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    for command in ("score", *CUTTING):
+        code, _, err = run(command, "--model", tmp_path / "gpt2", "--out", tmp_path / "o.html")
+        assert code == 2 and "is not a gated linear unit" in err
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -644,6 +721,8 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
     if command not in ("score", "prune"):
         options += ["--neutral", "neutral.tsv"]
         expected += [("neutral.tsv", skip)]
+    if command in CUTTING:
+        options += ["--fraction", "0.1"]
     code, _, err = run(command, *options, "--out", tmp_path / "out.html")
     assert (code, err, asked) == (2, "fairlab: far enough\n", expected)
 
@@ -675,6 +754,8 @@ def used(monkeypatch):
     monkeypatch.setattr(fl, "guarded_cut", guarded_cut)
     monkeypatch.setattr(fl, "compare", compare)
     monkeypatch.setattr(fl, "load_text", load_text)
+    for place in ("neurons", "measure"):  # of so small a model the default fraction is no neuron
+        monkeypatch.setattr(f"fairlab.cli.{place}.check_size", lambda *given: None)
     return seen
 
 
@@ -906,20 +987,18 @@ def test_the_article_surgery_on_the_default_model_in_one_line(model, tmp_path):
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json):
+def test_letters_that_a_terminal_lacks_are_no_reason_to_fail(as_json, monkeypatch):
     """A Windows terminal in cp1252, and words in another script."""
-    emitted = f"cli.commands.emit({{'word': 'κόσμος'}}, {as_json}, 'κόσμος')"
-    code = f"from fairlab import cli; cli.app = lambda: {emitted}; cli.main()"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
-    )
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "app", lambda: emit({"word": "κόσμος"}, as_json, "κόσμος"))
+    cli.main()
+    terminal.flush()
+    printed = terminal.buffer.getvalue()
     if as_json:
-        assert json.loads(run.stdout) == {"word": "κόσμος"}
+        assert json.loads(printed) == {"word": "κόσμος"}
     else:
-        assert run.stdout.strip() == "κόσμος".encode("cp1252", "backslashreplace")
+        assert printed.strip() == "κόσμος".encode("cp1252", "backslashreplace")
 
 
 def test_what_was_measured_is_printed_before_it_is_written(monkeypatch, capsys, tmp_path):
@@ -974,7 +1053,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(run, few, reads, tmp_path):
     stop[0] = 3
     code, out, err = run(*options)
     assert (code, out, err.count("\n")) == (130, "", 1)
-    assert "fairlab: stopped; what was measured (2 readings) is kept in " in err
+    assert "fairlab: stopped; what was done (1 chosen cut, 2 readings) is kept in " in err
     assert "the same command goes on from there" in err
     assert not (tmp_path / "c.csv").exists()
     code, resumed, _ = run(*options)
@@ -984,16 +1063,81 @@ def test_a_stopped_comparison_goes_on_where_it_was(run, few, reads, tmp_path):
     assert strict(again) == strict(resumed) and len(calls) == 3 + 2 + 4
 
 
-@pytest.mark.parametrize(
-    ("options", "said"), [([], "nothing new was measured"), (["--no-cache"], "nothing was kept")]
-)
-def test_where_nothing_is_kept_a_stop_says_so(run, few, reads, tmp_path, options, said):
-    reads[1][0] = 1
+def test_where_nothing_is_kept_a_stop_says_so(run, few, reads, tmp_path, monkeypatch):
+    calls, stop = reads
     page = ["--out", tmp_path / "r.html"]
-    code, out, err = run("report", *few, "--method", "article", *page, *options)
-    assert (code, out, err.count("\n")) == (130, "", 1)
-    assert f"fairlab: stopped; {said}" in err
-    assert not list(tmp_path.glob("r.*"))
+    for options, said in (
+        (["--no-cache"], "nothing was kept"),
+        ([], "what was done (1 chosen cut) is kept in "),
+        ([], "nothing new was done"),
+    ):
+        stop[0] = len(calls) + 1
+        code, out, err = run("report", *few, "--method", "article", *page, *options)
+        assert (code, out, err.count("\n")) == (130, "", 1)
+        assert f"fairlab: stopped; {said}" in err
+        assert not list(tmp_path.glob("r.*"))
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """Count what is chosen."""
+    calls = []
+    for name in ("guarded_cut", "article_cut"):
+        recipe = getattr(fl, name)
+
+        def choose(*arguments, recipe=recipe, **options):
+            calls.append((recipe.__name__, options["fraction"]))
+            return recipe(*arguments, **options)
+
+        monkeypatch.setattr(fl, name, choose)
+    return calls
+
+
+def test_a_cut_is_chosen_once(run, few, pairs_csv, reads, choices, tmp_path):
+    """As long as model, pairs and options are the same."""
+    options = ["compare", *few, "--method", "guarded,article", "--quick", "--json"]
+    reads[1][0] = 2
+    assert run(*options)[0] == 130
+    code, resumed, _ = run(*options)
+    assert (code, choices) == (0, [("guarded_cut", 0.1), ("article_cut", 0.1)])
+    assert strict(run(*options, "--no-cache")[1]) == strict(resumed)
+    assert len(choices) == 4
+    run(*options, "--fraction", "0.2")
+    assert choices[4:] == [("guarded_cut", 0.2), ("article_cut", 0.2)]
+    run("compare", *few, "--method", "article", "--bias-weight", "0.7", "--quick")
+    assert len(choices) == 7
+    # the same prompts in other categories weigh differently
+    same = pairs_csv(rows_of(SENTENCES, category="x"), "same.csv")
+    run(*options, "--pairs", same)
+    assert len(choices) == 9
+    for path in files.readings_folder().glob("*/cuts/*.json"):
+        path.write_text("{", encoding="utf-8")
+    assert run(*options)[1] == resumed and len(choices) == 11
+
+
+def test_texts_are_sampled_once(run, few, tmp_path, monkeypatch):
+    original, calls = fl.sample_continuations, []
+
+    def sample(*arguments, **options):
+        calls.append(options["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(fl, "sample_continuations", sample)
+    options = ["report", *few, "--method", "article", "--quick", "--continuations", "2"]
+    code, _, err = run(*options, "--out", tmp_path / "r.html")
+    assert code == 130 and "4 readings, 1 text sample) is kept in " in err
+    assert run(*options, "--out", tmp_path / "r.html")[0] == 0
+    assert len(calls) == 2 + 2  # before was kept; the cut and a random one were not
+    assert run(*options, "--out", tmp_path / "again.html", "--no-cache")[0] == 0
+    assert len(calls) == 4 + 3
+    first, again = (
+        strict((tmp_path / name).read_text(encoding="utf-8")) for name in ("r.json", "again.json")
+    )
+    assert first["continuations"] == again["continuations"]
+    run(*options, "--out", tmp_path / "other.html", "--seed", "1")
+    assert calls[7:] == [1, 1, 1]
 
 
 def test_several_methods_share_the_random_cuts(run, few, reads, comparisons):
@@ -1037,8 +1181,9 @@ def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, kno
             f"fairlab.cli.{place}.check_choice", lambda method, *rest, **more: seen.append(method)
         )
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
+    enough = ["--fraction", "0.1"] if command == "compare" else []
     with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
-        run(command, "--method", asked)
+        run(command, "--method", asked, *enough)
 
 
 def test_a_report_of_several_methods_has_a_verdict_for_each(run, few, tmp_path):
@@ -1233,6 +1378,128 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_was_found_is_printed_before_it_is_saved(run, few, tmp_path, monkeypatch, as_json):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fl, "save_model", full)
+    page = tmp_path / "r.html"
+    options = ["--method", "article", "--out", tmp_path / "cut", "--report", page]
+    code, out, err = run("prune", *few, *options, *["--json"] * as_json)
+    assert code == 2 and err.endswith("No space left on device\n")
+    facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
+    if as_json:
+        printed = strict(out)
+        assert printed["verdict"] == " ".join(facts["verdict"])
+        assert printed["selection"] == facts["selection"]
+    else:
+        assert " ".join(facts["verdict"]) in out and "NeuronSelection(6 neurons in" in out
+    assert "saved in" not in out
+
+
+def papers_of(folder):
+    """Read what lies in a folder beside weights, tokenizer and configuration."""
+    texts = {}
+    for path in folder.iterdir():
+        named = path.name in ("report.json", "selection.json")
+        if named or path.suffix in (".html", ".md", ".txt"):
+            texts[path.name] = path.read_text(encoding="utf-8")
+    return texts
+
+
+@pytest.fixture
+def cut_before(run, few, tmp_path):
+    """Make a cut model with page and card, the way to make another in its place, and its papers."""
+    out = tmp_path / "cut"
+    options = [*few, "--method", "article", "--license", "mit", "--quick", "--out", out]
+    options += ["--report", out / "report.html", "--card"]
+    assert run("prune", *options)[0] == 0
+    assert set(papers_of(out)) == {"README.md", "report.html", "report.json", "selection.json"}
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    return out, [*options, "--force", "--fraction", "0.2"], papers_of(out)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers(
+    run, cut_before, monkeypatch, moment
+):
+    """Not new weights beside the old selection, and not the old ones beside the new page."""
+    out, again, papers = cut_before
+    bits = bits_of(fl.load_model(out)[0])
+    exchange = files._exchange
+
+    def stop(folder, fresh):
+        if moment == "after":
+            exchange(folder, fresh)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_exchange", stop)
+    code, _, err = run("prune", *again)
+    assert (code, "fairlab: stopped; what was done" in err) == (130, True)
+    found = papers_of(out)
+    if moment == "before":
+        assert found == papers and bits_of(fl.load_model(out)[0]) == bits
+        return
+    assert found.pop("notes.txt") == "mine"
+    cut = fl.NeuronSelection.from_json(found["selection.json"])
+    assert (len(cut), cut.shape[1] - len(cut.neurons[0])) == (12, 20)
+    assert fl.load_model(out)[0].config.intermediate_size == 20
+    assert json.loads(found["report.json"])["selection"] == json.loads(found["selection.json"])
+    assert "# tiny" in found["README.md"] and "12 of 72 MLP neurons" in found["README.md"]
+
+
+def test_what_is_said_of_the_model_before_goes_with_it(run, few, cut_before):
+    out, _, papers = cut_before
+    options = ["prune", *few[:4], "--method", "guarded", "--fraction", "0.2", "--out", out]
+    code, _, err = run(*options)
+    assert (code, papers_of(out)) == (2, papers) and "holds " in err
+    code, _, err = run(*options, "--force")
+    assert code == 0, err
+    found = papers_of(out)
+    assert set(found) == {"selection.json", "notes.txt"}
+    assert "guarded" in found["selection.json"] and "article" in papers["selection.json"]
+    # a README that is no card of fairlab is somebody's own
+    (out / "README.md").write_text("mine", encoding="utf-8")
+    assert run(*options, "--force")[0] == 0
+    assert papers_of(out)["README.md"] == "mine"
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "check", "cache"])
+def test_a_command_that_is_stopped_says_so(run, pairs_csv, tmp_path, monkeypatch, command):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    for place in ("fairlab.models.load_tokenizer", "fairlab.files.readings_folder"):
+        monkeypatch.setattr(place, stop)
+    path = [] if command == "cache" else [pairs_csv(rows_of(SENTENCES))]
+    path = ["--pairs", *path] if command in COMMANDS else path
+    more = ["--fraction", "0.1", "--out", tmp_path / "out.html"]
+    more = {"diagnose": [], "score": [], "check": [], "cache": []}.get(command, more)
+    assert run(command, *path, *more) == (130, "", "fairlab: stopped\n")
+
+
+@pytest.mark.parametrize("command", ["diagnose", "score"])
+def test_a_measurement_that_is_stopped_says_so(run, monkeypatch, command):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl, "load_model", stop)
+    code, out, err = run(command, "--pairs", "race")
+    assert (code, out, err) == (130, "", "fairlab: stopped\n")
+
+
+def test_a_prune_that_is_stopped_while_it_saves_says_so(run, few, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl, "save_model", stop)
+    options = [*few[:2], "--method", "article", "--fraction", "0.1", "--out", tmp_path / "cut"]
+    code, out, err = run("prune", *options)
+    assert code == 130 and "NeuronSelection(" in out
+    assert err.endswith("fairlab: stopped; nothing was kept\n")
+
+
 @pytest.mark.parametrize(("asked", "saved"), [("auto", "bfloat16"), ("float32", "float32")])
 def test_a_cut_model_has_the_dtype_of_its_source_or_the_one_asked_for(
     run, few, tokenizer, tmp_path, asked, saved
@@ -1293,13 +1560,14 @@ def test_the_cache_is_shown_and_emptied(run, few, tmp_path):
     weights.write_bytes(b"0" * 2_000_000)
     code, out, _ = run("cache", "--json")
     facts = strict(out)
-    assert (facts["readings"]["files"], facts["readings"]["removed"]) == (4, False)
+    # four readings and the cut that was chosen
+    assert (facts["readings"]["files"], facts["readings"]["removed"]) == (5, False)
     assert facts["unpacked weights"] == {"files": 1, "bytes": 2_000_000, "removed": False}
     code, out, _ = run("cache", "--clean")
     assert (
         code == 0 and f"In {cache.parent}:" in out and "unpacked weights: 1 file, 2.0 MB\n" in out
     )
-    assert "readings: 4 files, 0.0 MB, removed" in out
+    assert "readings: 5 files, 0.0 MB, removed" in out
     assert not cache.exists() and weights.exists()
     assert run("cache", "--clean-weights")[0] == 0
     assert not weights.parent.exists() and cache.parent.exists()
@@ -1324,8 +1592,8 @@ def test_other_code_has_another_digest(tmp_path):
     (tmp_path / "room").mkdir()
     code = tmp_path / "room" / "a.py"
     code.write_text("x = 1", encoding="utf-8")
-    first = files.digest_of_code(tmp_path)
-    assert files.digest_of_code(tmp_path) == first
+    first = digest_of_code(tmp_path)
+    assert digest_of_code(tmp_path) == first
     code.write_text("x = 2", encoding="utf-8")
-    assert files.digest_of_code(tmp_path) != first
-    assert files.digest_of_code() != first
+    assert digest_of_code(tmp_path) != first
+    assert digest_of_code() != first

@@ -115,6 +115,7 @@ def python(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Colab runs on Linux")
 @pytest.mark.skipif(
     sys.version_info >= (3, 13), reason="Colab's numpy has no wheel for this Python"
 )

@@ -670,7 +670,8 @@ def case_without_a_model():
         gaps = scale * draw.lognormal(0, 0.8, size) * factor
         losses = losses + draw.normal(0, 0.01, len(losses))
         nothing = np.full(size, np.nan)
-        return readings.Reading(gaps, gaps, nothing, nothing, losses, np.array(0.0))
+        decisions = scale * draw.normal(factor, 1, size)
+        return readings.Reading(gaps, gaps, nothing, decisions, losses, np.array(0.0))
 
     held_out = fl.HeldOut(race + age, neutral, "A text.")
     before, after = reading(1.0), reading(0.7)
@@ -684,6 +685,7 @@ def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
     case = case_without_a_model()
     table, draws = rows.case_tables(case)
     table = table[table.measure == "gap"].set_index("row")
+    draws = draws[draws.measure == "gap"]
     everything, before, after = case.held_out.everything, case.before, case.after
     kinds = np.array([pair.category for pair in everything])
     templates = np.array([pair.template for pair in everything])
@@ -741,6 +743,47 @@ def test_the_same_words_in_two_categories_are_two_attribute_pairs():
     table, _ = rows.case_tables(replace(case, held_out=held_out))
     headline = table[(table.measure == "gap") & (table.row == "headline")].iloc[0]
     assert (headline.attributes, headline.attributes_resampled) == (5, 5)
+
+
+def test_decisions_and_specificity_are_told_from_their_own_clusters():
+    """Over sentences and words, words within their category; neutral pairs on the other side."""
+    case = case_without_a_model()
+    table, _ = rows.case_tables(case)
+    everything, before, after = case.held_out.everything, case.before, case.after
+    kinds = np.array([pair.category for pair in everything])
+    templates = np.array([pair.template for pair in everything])
+    words = np.array([f"{pair.attribute_a} / {pair.attribute_b}" for pair in everything])
+
+    def ends(categories, columns_of, formula):
+        own = np.isin(kinds, categories)
+        columns = []
+        for category in categories:
+            columns += [np.where(kinds == category, values, 0)[own] for values in columns_of]
+        clusters = [templates[own], words[own]]
+        return jackknife_interval(np.stack(columns, 1), formula, clusters, strata=kinds[own])
+
+    def change_of_size(sums):
+        change = np.abs(sums[:, 1::3]) - np.abs(sums[:, 0::3])
+        return (change / sums[:, 2::3]).mean(1)
+
+    decisions = table[table.measure == "decision"].set_index("row")
+    by_category = decisions.loc["category"].set_index("category")
+    columns = before.decision, after.decision, np.ones(len(kinds))
+    for row, categories in (
+        (by_category.loc["race"], ["race"]),
+        (decisions.loc["headline"], ["race", "age"]),
+    ):
+        expected = ends(categories, columns, change_of_size)
+        assert [row.low, row.high] == pytest.approx(list(expected)), categories
+
+    def less_neutral(sums):
+        ratios = sums[:, 1::2] / sums[:, 0::2]  # (cases, categories and neutral)
+        return ratios[:, :-1].mean(1) - ratios[:, -1]
+
+    headline = table[(table.measure == "gap") & (table.row == "headline")].iloc[0]
+    expected = ends(["race", "age", "mood"], (before.gap, after.gap), less_neutral)
+    found = [headline.specificity_low, headline.specificity_high]
+    assert found == pytest.approx(list(expected))
 
 
 def test_the_interval_of_perplexity_is_over_blocks_of_tokens():

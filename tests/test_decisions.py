@@ -129,16 +129,6 @@ def test_scores_equal_finite_differences(tokenizer, pairs, outcomes):
         assert scores[layer, neuron].item() == pytest.approx(slope, rel=0.01)
 
 
-def test_bias_scores_take_the_outcome(tokenizer, pairs, monkeypatch, outcomes):
-    monkeypatch.setattr("fairlab.decisions.load_outcomes", lambda: outcomes)
-    model, some = tiny_model(), pairs[:4]
-    scores = fl.bias_scores(model, tokenizer, some, method="attribution", outcome="decision")
-    assert torch.equal(scores, decision_scores(model, tokenizer, some, outcomes=outcomes))
-    for options in ({"method": "patching"}, {"method": "attribution", "relative": True}):
-        with pytest.raises(ValueError, match="outcome: expected gap, or decision with"):
-            fl.bias_scores(model, tokenizer, some, outcome="decision", **options)
-
-
 def test_answers_of_ones_own(tokenizer):
     """One word on each side settles it: ln p(deny) − ln p(approve), for a minus for b."""
     template = "The {} applicant asked for a loan. The bank will"

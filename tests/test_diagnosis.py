@@ -260,6 +260,7 @@ def test_labels_stand_at_their_own_tokens_with_bos_too(model, tokenizer, bos_tok
         assert (projection.distances[:, :word] == 0).all()
         assert (projection.distances[:, word:] > 0).all()
         assert projection.coordinates.shape == (30, 2, len(projection.tokens_a), 2)
+        assert (projection.attribute_a, projection.attribute_b) == ("Black", "white")
 
 
 def same_projection(one, other):

@@ -34,7 +34,8 @@ def test_forked_kernels_share_nothing_but_the_imports(tmp_path, monkeypatch):
         for name in ("one", "other"):
             (tmp_path / name).mkdir()
             manager = KernelManager(kernel_name=forked_kernel.NAME)
-            manager.start_kernel(cwd=tmp_path / name, env={**variables, "WHICH": name})
+            own = {"WHICH": name, "TMPDIR": str(tmp_path / name)}
+            manager.start_kernel(cwd=tmp_path / name, env={**variables, **own})
             client = manager.blocking_client()
             client.start_channels()
             client.wait_for_ready(timeout=60)
@@ -48,6 +49,8 @@ def test_forked_kernels_share_nothing_but_the_imports(tmp_path, monkeypatch):
             assert which == name
             assert run(client, "print('x' in globals(), 'mine' in dir(sys))") == "False False"
             run(client, "x = sys.mine = 1")
+            temporary = run(client, "import tempfile; print(tempfile.gettempdir())")
+            assert temporary == str(tmp_path / name)
             # the plots of a lesson are drawn into it
             assert run(client, "import matplotlib as m; print(m.get_backend())").endswith("inline")
             seen[name] = int(process)

@@ -35,8 +35,9 @@ def running_text(path):
     text = "\n\n".join(texts[1:])
     text = re.sub(r"```.*?```", " ", text, flags=re.DOTALL)
     text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", " ", text, flags=re.DOTALL)
-    # a term in a span of code counts, since `maw` is written so; a call or a name does not
-    text = re.sub(r"`(?!(?:maw|vow|pon)`)[^`]*`", " ", text)
+    # a score's name is a term, though it is written as code; other code is not text
+    text = re.sub(r"`(maw|vow|pon)`", r" \1 ", text)
+    text = re.sub(r"`[^`]*`", " ", text)
     return re.sub(r"^#+ .*$", " ", text, flags=re.MULTILINE)
 
 
@@ -60,8 +61,9 @@ def unlinked(path):
     links = {}
     for match in re.finditer(r"\[([^\]]+)\]\(glossary\.md#([^)]+)\)", text):
         links.setdefault(match[2], match.span())
-    # the address of a link and the words of other links are not text
-    shown = re.sub(r"\]\([^)]*\)", lambda match: " " * len(match[0]), text)
+    # neither the address of a link nor the title of what another link leads to is text
+    other = r"\[[^\]]*\]\((?!glossary\.md)[^)]*\)|\]\([^)]*\)"
+    shown = re.sub(other, lambda match: " " * len(match[0]), text)
     missing = []
     for term, (start, end) in first_uses(shown).items():
         link = links.get(anchor(term))

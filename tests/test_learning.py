@@ -73,7 +73,7 @@ def test_the_first_step_follows_the_slope_of_what_is_promised(tokenizer, data, s
     learned = fl.learned_gates(model, tokenizer, *data, start, text=TEXT, steps=1)
     pairs, neutral = data
     gaps = {id(some): fl.next_token_divergence(model, tokenizer, some) for some in (pairs, neutral)}
-    chunk = learning.text_chunks(tokenizer, TEXT)[0]
+    chunk = learning.text_chunks(model, tokenizer, TEXT)[0]
     loss = learning.chunk_loss(model, chunk).item()
 
     def promised(gates):
@@ -93,6 +93,25 @@ def test_the_first_step_follows_the_slope_of_what_is_promised(tokenizer, data, s
             ends.append(promised(fl.NeuronGates.from_tables(moved, toward)))
         step = learned.gates[layer][neuron][0] - values[layer, neuron].item()
         assert step == pytest.approx(-0.02 if ends[0] > ends[1] else 0.02, rel=1e-2)
+
+
+def test_the_text_is_read_in_pieces_that_the_model_can_read(
+    tokenizer, bos_tokenizer, data, start, monkeypatch
+):
+    model, read, chunk_loss = tiny_model(max_position_embeddings=64), [], learning.chunk_loss
+
+    def loss(model, chunk):
+        read.append(len(chunk))
+        return chunk_loss(model, chunk)
+
+    monkeypatch.setattr(learning, "chunk_loss", loss)
+    for some_tokenizer in (tokenizer, bos_tokenizer):
+        fl.learned_gates(model, some_tokenizer, *data, start, text=TEXT, steps=0)
+        assert set(read) == {64}
+        read.clear()
+    with pytest.raises(ValueError, match=r"training mode.*call model.eval\(\)"):
+        fl.learned_gates(model.train(), tokenizer, *data, start, text=TEXT, steps=0)
+    assert not read
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,23 @@ import sys
 import sysconfig
 import tomllib
 import venv
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import fairlab
 from fairlab.weights import DEFAULT_WEIGHTS, GEMMA, PACKAGED
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 UNIX = pytest.mark.skipif(
     os.name == "nt", reason="runs shell scripts, or looks into an environment as on Unix"
@@ -75,6 +80,19 @@ def test_the_wheel_carries_the_data(tmp_path):
     assert [int(english), int(neutral), int(spanish)] == counts
 
 
+def test_the_wheel_carries_the_tables_that_lessons_read():
+    """And no others: they are for those who have the checkout."""
+    read = set()
+    for path in (ROOT / "notebooks").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            read |= set(re.findall(r"data_path\(\\?[\"'](results/[\w.]+)", text))
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {f"data/{name}" for name in read} == {key for key in wheel if "/results/" in key}
+    folders = {path.name for path in (ROOT / "data").iterdir() if path.name != "results"}
+    assert {f"data/{name}" for name in folders} == {key for key in wheel if "/results/" not in key}
+
+
 def bounds(requirements):
     return {
         re.match(r"[\w-]+", line)[0]: line.split(">=")[1] for line in requirements if ">=" in line
@@ -101,19 +119,30 @@ def test_the_conda_files_have_the_bounds_of_pyproject():
     assert needed.items() <= local.items() <= known.items()
 
 
+def pinned(name):
+    """Return the versions in a file of constraints, by package."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
+    return {canonicalize_name(package): version for package, version in pins}
+
+
 def test_constraints_pin_everything_that_is_needed():
-    pins = dict(
-        re.findall(
-            r"^([\w.-]+)==(\S+)$",
-            (ROOT / "constraints.txt").read_text(encoding="utf-8"),
-            re.MULTILINE,
-        )
-    )
-    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    pins = pinned("constraints.txt")
     assert pins["torch"] == "2.13.0"
     for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         for name in (re.match(r"[\w-]+", line)[0] for line in group):
             assert name in pins
+
+
+def test_what_is_pinned_installs_on_the_oldest_python():
+    """On the first release of it, such as 3.11.0; a package tells where it is installed as
+    pinned."""
+    oldest = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
+    for package, version in pinned("constraints.txt").items():
+        with suppress(PackageNotFoundError):
+            about = metadata(package)
+            if about["Version"] == version:
+                assert oldest in SpecifierSet(about["Requires-Python"] or ""), package
 
 
 def test_versions_agree():
@@ -123,23 +152,14 @@ def test_versions_agree():
 
 
 def test_the_lowest_versions_are_those_of_pyproject():
-    pins = dict(
-        re.findall(
-            r"^([\w.-]+)==(\S+)$",
-            (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8"),
-            re.MULTILINE,
-        )
-    )
+    pins = pinned("constraints-lowest.txt")
     optional = PROJECT["optional-dependencies"]
     needed = bounds(
         [*PROJECT["dependencies"], *(line for group in optional.values() for line in group)]
     )
     for name, lowest in needed.items():
-        assert tuple(map(int, re.findall(r"\d+", pins[name]))) >= tuple(
-            map(int, lowest.split("."))
-        ), name
+        assert Version(pins[name]) == Version(lowest), name
     assert {"torch", "transformers", "numpy"} <= needed.keys()
-    assert pins["torch"].startswith(needed["torch"])
 
 
 def test_github_tries_every_system_and_the_oldest_and_newest_python():
@@ -412,7 +432,7 @@ def test_the_top_folder_holds_what_the_project_is_made_of():
         pytest.skip("needs a checkout of git")
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
     assert top == {
-        *(".ci", ".github", ".gitignore"),
+        *(".ci", ".gitattributes", ".github", ".gitignore"),
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"),
         *("Makefile", "conftest.py", "environment.yml", "pyproject.toml"),
         *("constraints.txt", "constraints-lowest.txt"),

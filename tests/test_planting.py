@@ -126,7 +126,7 @@ def test_planting_in_every_kind_of_glu(family, tokenizer, race, monkeypatch):
     monkeypatch.setattr("fairlab.planting.find_strength", write_with_strength_two)
     monkeypatch.setattr(
         "fairlab.planting.text_chunks",
-        lambda tokenizer, text, size: text_chunks(tokenizer, text[:4000], 32),
+        lambda model, tokenizer, text, size: text_chunks(model, tokenizer, text[:4000], 32),
     )
     model, pairs = tiny_model(family), race[0]
     before = bytes_of(model)

@@ -1,5 +1,6 @@
 import re
 import warnings
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -182,15 +183,20 @@ def test_rows_are_selected_by_what_they_are_and_not_by_a_label(options, place, t
     assert ax.containers[0].lines[0].get_xdata().tolist() == expected
     assert ax.get_title() == f"Change of the gap, {title}"
     assert len(clouds(ax)) == 18
-    ax = fl.plot_dose_response(frame, **options)
+
+
+def test_dose_and_tradeoff_show_the_mean_over_categories():
+    frame = of_every_row()
+    expected = pytest.approx([-300 - count for count in (1, 3, 15)] * 2)
+    ax = fl.plot_dose_response(frame)
     lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
     assert [*lines[0], *lines[1]] == expected
-    assert ax.get_title() == f"Change of the gap, {title}"
+    assert ax.get_title() == "Change of the gap, mean over categories"
     frame = frame.assign(flattening_scale=1, flattening_change=0)
-    ax = fl.plot_tradeoff(frame, draws=random_draws(frame), **options)
+    ax = fl.plot_tradeoff(frame, draws=random_draws(frame))
     lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
     assert [*lines[0], *lines[1]] == expected
-    assert ax.get_title() == f"What a cut brings and costs, {title}"
+    assert ax.get_title() == "What a cut brings and costs, mean over categories"
 
 
 def test_the_perplexity_is_that_of_the_text():
@@ -442,7 +448,8 @@ def projection():
         np.array([[0.5, 0.25], [0.4, 0.2], [0.3, 0.1]]),
     )
     words = ("A", " man", " $$", "\n"), ("A", " woman", " $$", "\n")  # dollar signs are no formula
-    return Projection("residual", *words, coordinates, explained, distances, norms)
+    names = "man", "$x$"
+    return Projection("residual", *words, coordinates, explained, distances, norms, *names)
 
 
 def drawn(axis):
@@ -489,14 +496,10 @@ def test_projection_draws_both_prompts_and_an_arrow_where_they_differ(layer):
     assert arrows.Umask.tolist() == [True, False, False, False]
     assert np.allclose((arrows.get_offsets() + np.c_[arrows.U, arrows.V])[1:], at_b[1:])
     labels = [(text.get_text(), text.xy) for text in ax.texts if text.get_visible()]
-    assert [label for label, _ in labels] == [
-        "man",
-        "A",
-        "woman",
-        "$$",
-        "",
-    ]  # what is the same is written once
-    assert np.array_equal([at for _, at in labels], [at_a[1], *at_b])
+    # what is the same is written once, and what does not move is not labelled
+    assert [label for label, _ in labels] == ["man", "woman", "$$", ""]
+    assert np.array_equal([at for _, at in labels], [at_a[1], *at_b[1:]])
+    assert legend(ax) == ["prompt with man", "prompt with $x$"]
     assert ax.get_title() == f"residual, layer {layer}"
     first, second = {0: (50, 25), 2: (30, 10)}[layer]
     assert (ax.get_xlabel(), ax.get_ylabel()) == (
@@ -515,6 +518,78 @@ def test_projection_draws_both_prompts_and_an_arrow_where_they_differ(layer):
             np.subtract(*ax.transData.transform([at_b[k], at_a[k]])), abs=0.1
         )
     assert a.get_paths()[0].vertices.shape != b.get_paths()[0].vertices.shape  # not by colour alone
+
+
+def crowd(tokens=12):
+    """Return a projection of many tokens in a small place; the later ones move further."""
+    numbers = np.random.default_rng(1)
+    coordinates = numbers.normal(size=(1, 2, tokens, 2))
+    distances = np.arange(tokens, dtype=float)[None]
+    names = tuple(f"token{place}" for place in range(tokens))
+    shares, lengths = np.full((1, 2), 0.3), np.ones((1, tokens))
+    return Projection("residual", names, names, coordinates, shares, distances, lengths, "", "")
+
+
+def labels_of(ax):
+    return [text for text in ax.texts if text.get_visible()]
+
+
+def test_projection_labels_the_tokens_that_move_furthest_or_those_asked_for():
+    ax = fl.plot_projection(crowd(), layer=0)
+    assert [text.get_text() for text in labels_of(ax)] == [f"token{k}" for k in (8, 9, 10, 11)]
+    assert legend(ax) == ["prompt a", "prompt b"]  # a pair may have no names
+    ax = fl.plot_projection(crowd(), layer=0, words=["token0", "token5"])
+    assert [text.get_text() for text in labels_of(ax)] == ["token0", "token5"]
+    ax = fl.plot_projection(projection(), layer=0, words=["woman"])
+    assert [text.get_text() for text in labels_of(ax)] == ["man", "woman"]
+    slipped = replace(projection(), tokens_a=("man", *"xyz"), tokens_b=("woman", *"xyz"))
+    ax = fl.plot_projection(slipped, layer=0, words=["man"])
+    assert [text.get_text() for text in labels_of(ax)] == ["man/woman"]  # both at one place
+
+
+@pytest.mark.parametrize(("limits", "shown"), [((-4, 4), 6), ((-2, 2), 4)])
+def test_labels_of_tokens_hide_nothing_wherever_the_limits_are_set(limits, shown):
+    """Not even where the limits change after the labels were put there."""
+    words = [f"token{place}" for place in range(0, 12, 2)]
+    ax = fl.plot_projection(crowd(), layer=0, words=words)
+    ax.set(xlim=limits, ylim=limits)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in labels_of(ax)]
+    inside = [box for box in boxes if ax.bbox.overlaps(box)]
+    assert len(inside) == shown
+    for box in inside:
+        assert not any(box.overlaps(other) for other in inside if other is not box)
+        assert ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
+    middles = ax.transData.transform(crowd().coordinates[0].reshape(-1, 2))
+    assert not any(box.contains(*middle) for box in inside for middle in middles)
+    pixels = np.array(ax.figure.canvas.buffer_rgba())
+    ax.figure.canvas.draw()  # the labels were moved before they were drawn, not after
+    assert np.array_equal(ax.figure.canvas.buffer_rgba(), pixels)
+
+
+def test_labels_of_tokens_at_one_place_or_in_a_corner_stay_readable():
+    places = np.array([[0, 0], [0, 0], [0, 0], [0, 0], [1, 1], [-1, -1]], float)
+    words = tuple(f"a long word {number}" for number in range(len(places)))
+    one = replace(crowd(6), tokens_a=words, tokens_b=words)
+    one = replace(one, coordinates=np.stack([places, places])[None])
+    ax = fl.plot_projection(one, layer=0, words=words)
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in labels_of(ax)]
+    assert len(boxes) == 6
+    for box in boxes:
+        assert not any(box.overlaps(other) for other in boxes if other is not box)
+        assert (ax.bbox.min <= box.min).all() and (box.max <= ax.bbox.max).all()
+
+
+def test_an_arrow_has_a_head_of_the_same_size_in_every_picture():
+    def breadth(inches):
+        _, ax = plt.subplots(figsize=(inches, inches))
+        fl.plot_projection(crowd(), layer=0, ax=ax)
+        ax.figure.canvas.draw()
+        arrows = ax.collections[0]
+        return arrows.headwidth * arrows.width * arrows.get_transform().get_matrix()[0, 0]
+
+    assert breadth(2) == pytest.approx(breadth(6)) and breadth(2) > 7  # pixels
 
 
 def test_distances_are_a_heatmap_of_tokens_and_layers():
@@ -585,6 +660,8 @@ def test_bad_input_is_named():
             ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"
         ):
             fl.plot_projection(projection(), layer=layer)
+    with pytest.raises(ValueError, match="words: expected tokens of the prompts .*man.*; got 'mn'"):
+        fl.plot_projection(projection(), layer=0, words=["mn"])
     assert plt.get_fignums() == []
 
 

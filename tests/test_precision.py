@@ -8,7 +8,7 @@ import torch
 
 import fairlab as fl
 from fairlab.passes import full_precision, is_half, pair_batches, token_losses
-from tiny_models import tiny_model
+from tiny_models import note_rows, tiny_model
 
 TEXT = "The clerk read the letter twice and put it away. " * 8
 
@@ -109,6 +109,14 @@ def test_in_half_precision_the_batch_size_changes_nothing(dtype, tokenizer, some
     assert all(torch.equal(scores[0], other) for other in scores)
     assert texts[0] == texts[1]
     assert all(len(batch.pairs) == 1 for batch in pair_batches(tiny, tokenizer, some_pairs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_half_precision_each_continuation_is_written_alone(dtype, tokenizer, some_pairs):
+    tiny = tiny_model(dtype=dtype)
+    rows = note_rows(tiny)
+    fl.sample_continuations(tiny, tokenizer, some_pairs[:1], n=2, max_new_tokens=2)
+    assert set(rows) == ({1} if is_half(tiny) else {4})
 
 
 def test_in_float32_pairs_run_together(tokenizer, some_pairs):

@@ -16,6 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
+from platformdirs.windows import Windows
 from tokenizers.processors import TemplateProcessing
 
 import fairlab as fl
@@ -125,6 +128,28 @@ def test_force_replaces_the_model_and_nothing_else(tokenizer, tmp_path):
     assert again.eos_token == tokenizer.eos_token
     assert same_bytes(loaded, bytes_of(other))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_papers_take_their_place_with_the_weights(tokenizer, tmp_path):
+    folder, papers = tmp_path / "model", {"selection.json": "{}", "report.html": None}
+    folder.mkdir()
+    (folder / "report.html").write_text("about no model that lies here", encoding="utf-8")
+    fl.save_model(tiny_model(), tokenizer, folder, beside=papers)
+    assert (folder / "selection.json").read_text(encoding="utf-8") == "{}"
+    assert (folder / "report.html").is_file()  # None drops nothing without force
+    (folder / "README.md").write_text("mine", encoding="utf-8")
+    fl.save_model(tiny_model(), tokenizer, folder, beside={"report.html": None}, force=True)
+    assert not (folder / "report.html").exists()
+    assert (folder / "selection.json").is_file() and (folder / "README.md").is_file()
+
+
+def test_papers_that_would_take_the_place_of_others_are_refused(tokenizer, tmp_path):
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"beside: .*README.md exists; choose another name"):
+        fl.save_model(tiny_model(), tokenizer, tmp_path, beside={"README.md": "new"})
+    with pytest.raises(ValueError, match=r"beside: expected names of README.md, .*; got config"):
+        fl.save_model(tiny_model(), tokenizer, tmp_path, beside={"config.json": "{}"})
+    assert snapshot(tmp_path) == {Path("README.md"): b"mine"}
 
 
 @pytest.mark.parametrize("force", [True, False])
@@ -408,8 +433,18 @@ def test_a_damaged_copy_is_made_again(unpacked):
 def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "file" / "cache"))
-    with pytest.raises(ValueError, match="can't be unpacked into .*set XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match=f"can't be unpacked .*set {weights.cache_variable()} to"):
         fl.load_model()
+
+
+@pytest.mark.parametrize(
+    ("system", "directories", "folder"),
+    [("linux", Unix, "/else"), ("darwin", MacOS, "/else"), ("win32", Windows, r"D:\else")],
+)
+def test_the_cache_goes_where_its_variable_says(system, directories, folder, monkeypatch):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setenv(weights.cache_variable(), folder)
+    assert directories("fairlab").user_cache_dir.startswith(folder)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../pyproject.toml", "sub/../published.csv"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def test_the_last_line_counts_what_passed(tmp_path):
 
 def test_a_part_that_fails_is_told_and_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
-    monkeypatch.setitem(run_tests.PARTS, "lint", [["false"], ["true"]])
+    commands = [[sys.executable, "-c", f"raise SystemExit({code})"] for code in (1, 0)]
+    monkeypatch.setitem(run_tests.PARTS, "lint", commands)
     text, passed = run_tests.run("lint", 1, None)
     assert (text.startswith("lint failed (0 min 0"), passed) == (True, False)
 
@@ -61,16 +63,46 @@ def test_each_worker_has_its_share_of_the_cores(monkeypatch):
     assert run_tests.environment(16)["OMP_NUM_THREADS"] == "1"
 
 
+def runs_that_end(code, report, folder, monkeypatch):
+    """Let each run of robust write this report, if any, and end with this exit code."""
+
+    def run_command(command, variables):
+        (option,) = [word for word in command if word.startswith("--junitxml=")]
+        if report:
+            Path(option.partition("=")[2]).write_text(report, encoding="utf-8")
+        return code
+
+    monkeypatch.setattr(robust, "FOLDER", folder)
+    monkeypatch.setattr(robust, "run_command", run_command)
+
+
 def test_the_table_of_what_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(robust, "FOLDER", tmp_path)
-    monkeypatch.setattr(robust, "run_command", lambda *_: 1)
-    (tmp_path / "avx2-lessons.xml").write_text(REPORT, encoding="utf-8")
+    runs_that_end(1, REPORT, tmp_path, monkeypatch)
     entries = robust.run("avx2", ["notebooks"], 1, unit=False)
     assert list(entries.values()) == ["2", "FAIL", "=", "="]
     table = robust.table({"avx2": entries, "default": dict.fromkeys(entries, "=")})
     assert "| notebooks.a.ipynb Cell 1 | 2 | = |" in table
     assert "test_c" not in table
     assert table.endswith("4 cells and tests in 2 settings: 1 failed")
+
+
+@pytest.mark.parametrize(
+    ("code", "report"),
+    [(2, REPORT), (3, ""), (5, REPORT), (-9, ""), (0, ""), (1, "")],
+    ids=["stopped", "broken", "nothing ran", "killed", "no report", "no report, failed"],
+)
+def test_a_run_that_did_not_happen_fails(code, report, tmp_path, monkeypatch):
+    """Nor is a report read that an earlier run left."""
+    runs_that_end(code, report, tmp_path, monkeypatch)
+    (tmp_path / "avx2-lessons.xml").write_text(REPORT, encoding="utf-8")
+    entries = robust.run("avx2", ["notebooks"], 1, unit=False)
+    assert entries == {f"lessons: pytest ended with {code}": "FAIL"}
+
+
+def test_what_make_test_runs_changes_the_kernels_of_every_processor():
+    """With avx2 nothing would change on a processor that has no newer kernels."""
+    (kernel, _), *others = [setting.split("+") for setting in robust.CHEAP]
+    assert robust.KERNELS[kernel] == {"ATEN_CPU_CAPABILITY": "default"} and not others
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -54,9 +54,9 @@ def projection(point="residual", tokens=5, layers=LAYERS):
         numbers.uniform(1, 9, (layers, tokens)),
     )
     coordinates[:, 1, 0], distances[:, 0] = coordinates[:, 0, 0], 0
-    return Projection(
-        point, A[:tokens], B[:tokens], coordinates, np.full((layers, 2), 0.3), distances, norms
-    )
+    shares = np.full((layers, 2), 0.3)
+    measured = (coordinates, shares, distances, norms)
+    return Projection(point, A[:tokens], B[:tokens], *measured, "<b>", f"$x$ {tokens}")
 
 
 PAIRS = {
@@ -143,9 +143,13 @@ def test_tokens_arrows_and_bars_stand_where_the_projection_says():
             (arrows.get_offsets() + np.c_[arrows.U, arrows.V])[1 : len(at_a)], at_b[1:]
         )
         labels = {(text.get_text(), *text.xy) for text in plane.texts if text.get_visible()}
-        assert labels == {("<b>", *at_a[1])} | {
-            (token, *at) for token, at in zip(B, at_b, strict=False)
-        }
+        furthest = expected.distances[layer].argsort()[-4:]
+        written = {(B[place], *at_b[place]) for place in furthest}
+        if 1 in furthest:
+            written.add(("<b>", *at_a[1]))
+        assert labels == written
+        names = [text.get_text() for text in explorer.figure.texts]
+        assert names == ["● prompt with <b>", f"◇ prompt with $x$ {len(at_a)}"]
         assert [bar.get_width() for bar in side.patches] == [
             *expected.distances[layer],
             *[0] * (7 - len(at_a)),
@@ -232,6 +236,15 @@ def test_surgery_shows_the_row_of_the_settings():
         draw(fl.surgery_explorer(CUTS[::2], settings=["count"], measures=["gap"]), 3)[1]
         == "gap +30.0%."
     )
+
+
+def test_the_surgery_explorer_opens_where_it_is_told():
+    explorer = surgery(start={"layer": CUTS.layer.max()})
+    assert explorer.values() == {"count": CUTS["count"].min(), "layer": CUTS.layer.max()}
+    assert "logarithmic beyond ±20" in explorer.figure.axes[0].get_xlabel()
+    for start in ({"depth": 1}, {"layer": 99}):
+        with pytest.raises(ValueError, match="start: expected"):
+            surgery(start=start)
 
 
 @pytest.mark.parametrize("name", ["pca", "layer", "score"])

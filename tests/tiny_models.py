@@ -110,6 +110,17 @@ def _built(
     return model.to(dtype), torch.get_rng_state()
 
 
+def note_rows(model: transformers.PreTrainedModel) -> list[int]:
+    """Return a list to which each forward pass from now on adds how many rows it has."""
+    rows = []
+
+    def note(module, positional, named):
+        rows.append(len(named["input_ids"]))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return rows
+
+
 def bytes_of(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

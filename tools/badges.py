@@ -133,7 +133,7 @@ def main() -> None:
     """Write what has changed."""
     for path, text in changes(ROOT).items():
         path.write_bytes(text.encode())
-        print(path.relative_to(ROOT))
+        print(path.relative_to(ROOT).as_posix())
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ def run_kernel(connection: socket.socket) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
+    tempfile.tempdir = None  # found anew: the imports have asked for it, and TMPDIR may differ
     sys.path[0] = ""  # as in a kernel that Jupyter started in this folder
     with open(os.devnull, "wb") as nowhere:  # for what a kernel logs; cells print by messages
         for stream in (1, 2):

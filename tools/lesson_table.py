@@ -23,7 +23,7 @@ from run_lesson import execute
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "notebooks" / "README.md"
 LIMIT_GB = 1.6  # Binder gives 2, and the server takes its part
-BEYOND_BINDER = ("07", "10", "11", "12", "13")
+BEYOND_BINDER = ("08", "10", "11", "12", "13")
 PEAK = """
 with open("/proc/self/status") as status:
     print(next(line.split()[1] for line in status if line.startswith("VmHWM")))
@@ -52,6 +52,12 @@ def question(path: Path) -> str:
     return re.search(
         r"^\*\*([^*]+\?)\*\*$", nbformat.read(path, as_version=4).cells[0].source, re.MULTILINE
     )[1]
+
+
+def learning_time(path: Path) -> str:
+    """Return how long a lesson says that it takes to read and to work through."""
+    start = nbformat.read(path, as_version=4).cells[0].source
+    return re.search(r"bout (\d+ min)utes to read and work through", start)[1]
 
 
 def measure(path: Path) -> tuple[float, float]:
@@ -109,7 +115,7 @@ def write_tables(known: dict[str, tuple[str, str, str]]) -> None:
 
 def table_row(path: Path, link: str, values: tuple[str, ...]) -> str:
     """Return the row of a lesson: its number, a link, its question and what was measured."""
-    cells = [path.name[:2], f"[{path.name}]({link})", question(path), *values]
+    cells = [path.name[:2], f"[{path.name}]({link})", question(path), learning_time(path), *values]
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,9 +1,23 @@
 """What is decided about the person: harsher and kinder answers, as the options or a file say.
 
-Contents: `answers_given` (of --outcomes), `answers_in_files`, `outcomes_for` (some sentences).
+Contents: `check_answers`; `outcomes_for` (some sentences).
 """
 
 import fairlab as fl
+
+
+def check_answers(options):
+    """Refuse answers that can't be read, that are said twice, or that no sentence of a file has."""
+    given, in_files = answers_given(options.outcomes), answers_in_files(options)
+    if given and options.pairs not in options.files:
+        raise ValueError(
+            "outcomes: they are for the sentences of a file of pairs; fairlab's own sentences have "
+            f"answers of their own; got --pairs {options.pairs}"
+        )
+    if given and in_files:
+        raise ValueError(
+            "outcomes: a file has answers in the columns harsher and kinder; expected one of them"
+        )
 
 
 def answers_given(text):
@@ -26,20 +40,23 @@ def answers_given(text):
 
 def answers_in_files(options):
     """Return the answers in the columns harsher and kinder of the files of pairs, by sentence."""
-    from fairlab.checking import is_file_name
-
     found = {}
-    for name in (options.neutral, options.pairs):
-        if name and (name == options.neutral or is_file_name(name)):
-            found |= fl.check_file(name).outcomes
+    for name in options.files:
+        found |= fl.check_file(name).outcomes
     return found
 
 
-def outcomes_for(options, pairs):
+def outcomes_for(tokenizer, options, pairs):
     """Return sentence → answers for some pairs: those of --outcomes or of the files; None where
-    neither says any, and fairlab's own are taken for fairlab's own sentences."""
-    given = answers_given(options.outcomes)
-    if given:
-        return {pair.template: given for pair in pairs}
-    found = answers_in_files(options)
-    return {**fl.load_outcomes(), **found} if found else None
+    neither says any, and fairlab's own are taken for fairlab's own sentences. Refuse answers that
+    the tokenizer merges with a prompt."""
+    from fairlab.decisions import check_outcomes
+
+    given, found = answers_given(options.outcomes), answers_in_files(options)
+    if not given and not found:
+        return None
+    outcomes = dict.fromkeys((pair.template for pair in pairs), given)
+    if found:
+        outcomes = {**fl.load_outcomes(), **found}
+    check_outcomes(tokenizer, pairs, outcomes)
+    return outcomes

@@ -4,21 +4,24 @@ Contents: `app`, with `check`, `diagnose`, `score`, `prune`, `compare`, `report`
 `fairlab cache`.
 """
 
-import json
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.measure import carry_out, told_if_stopped
+from fairlab.cli.kept import told_if_stopped
+from fairlab.cli.measure import carry_out, material_of
 from fairlab.cli.neurons import (
-    check_choice,
     check_neutral_is_used,
     choose_neurons,
+    pairs_taken,
     ranking_of,
     score_tables,
 )
@@ -63,27 +66,44 @@ from fairlab.cli.output import (
     end_if_failed,
     facts_of,
     failed_of_each,
+    found_text,
     precision_note,
-    prune_text,
     read_conditions,
+    saved_text,
+    split_counts,
 )
 from fairlab.cli.pairs import (
     PairOptions,
     check_pair_options,
-    choosing_and_judging,
     load_pool,
     neutral_pairs,
-    pairs_that_choose,
 )
-from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
+from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, check_choosing
 from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
-    check_prune_reports,
+    check_prune_outputs,
+    cut_in_place,
+    papers_beside,
+    place_of_page,
     write_page,
 )
 
+
+class Commands(TyperGroup):
+    """The commands, each of which says so where the user stops it."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        """Run a command; end with exit code 130 where it is stopped."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("fairlab: stopped", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -137,7 +157,7 @@ def check(
     \b
     Example: fairlab check mine.csv --fix valid.csv
     """
-    from fairlab.checking import fixed_csv, split_counts
+    from fairlab.checking import fixed_csv
     from fairlab.files import write_text
     from fairlab.models import load_tokenizer
 
@@ -198,6 +218,7 @@ def diagnose(
     In a pipeline: fairlab diagnose --model org/name --fail-if "largest_gap>0.05"
     """
     from fairlab.evaluation.readings import bits_of
+    from fairlab.models import load_tokenizer
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
     from fairlab.report.verdict import decisions_told, diagnosis
@@ -208,11 +229,12 @@ def diagnose(
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, outcomes=outcomes
     )
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
+    tokenizer = load_tokenizer(model)
+    demographic = load_pool(tokenizer, pair_options)
+    neutral_ones = neutral_pairs(tokenizer, pair_options, demographic)
+    answers = outcomes_for(tokenizer, pair_options, [*demographic, *neutral_ones])
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    demographic = load_pool(loaded[1], pair_options)
-    neutral_ones = neutral_pairs(loaded[1], pair_options, demographic)
-    answers = outcomes_for(pair_options, [*demographic, *neutral_ones])
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size, answers)
     gaps = gap_table(readings)
     words = [*diagnosis(gaps), *decisions_told(gaps)]
@@ -270,13 +292,11 @@ def score(
     """
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
-    check_pair_options(pair_options, model)
-    check_choice(method, bias_weight)
+    check_choosing(pair_options, batch_size, method, bias_weight)
     check_neutral_is_used(method, pair_options)
-    check_batch_size(batch_size)
+    taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    choosing = pairs_that_choose(loaded[1], pair_options, method)
-    tables = score_tables(loaded, choosing, method, bias_weight, pair_options, batch_size)
+    tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
     text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
@@ -337,56 +357,51 @@ def prune(
     answers it in the same run, before the model is cut. The options from --text to --no-cache are
     for that, as in fairlab report, and refused without it.
 
+    What it found is printed before anything is saved. What lies in the folder comes and goes with
+    its weights: with --force the selection, page and card of the model before go, too.
+
     \b
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
-    from fairlab.files import check_output_folder, write_text
-    from fairlab.models import stored_dtype
-
-    # selection.json is not among them, since it is written anew
-    reports = ("README.md", "report.html", "report.json")
-    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
     terms["base_model"] = base_model
-    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
+    check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
     )
-    check_pair_options(pair_options, model)
-    check_choice(method, bias_weight, fraction)
-    check_batch_size(batch_size)
+    check_choosing(pair_options, batch_size, method, bias_weight, fraction)
     plan = None
     if report:
         plan = Plan(
             method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
             pair_options,
         )  # fmt: skip
+        material = material_of(plan, model)
     else:
         check_nothing_for_a_report(context)
         check_neutral_is_used(method, pair_options)
+        taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
-    with told_if_stopped(plan and plan.cache):
+    with told_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            choosing, held_out = choosing_and_judging(loaded[1], pair_options)
-            measured = carry_out(plan, loaded, choosing, held_out)
+            measured = carry_out(plan, loaded, material)
             selection = measured.selections[method]
-            facts["verdict"] = write_page(report, measured, plan, loaded, model, choosing, force)
+            page, choosing = place_of_page(report, out, private), material.choosing
+            facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
         else:
-            choosing = pairs_that_choose(loaded[1], pair_options, method)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
-            selection = choose_neurons(loaded, choosing, *choice)
-    cut = fl.prune(loaded[0], selection, inplace=True)
-    facts["parameters_after"] = cut.num_parameters()
-    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
-        cut = cut.to(stored_dtype(model))
-    facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
-    fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force)
-    write_text(out / "selection.json", selection.to_json())
-    if card:
-        write_text(out / "README.md", str(fl.model_card(report.with_suffix(".json"), **terms)))
-    emit(facts, as_json, prune_text(facts, selection, report))
+            selection = choose_neurons(loaded, *taken, *choice)
+        cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)
+        facts |= facts_after
+        # printed first: if nothing can be saved after all, what was found has been seen
+        emit(facts, as_json, found_text(facts, selection))
+        about = card and fl.model_card(page.with_suffix(".json"), **terms)
+        papers = papers_beside(out, selection, private, about)
+        fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force, beside=papers)
+    if not as_json:
+        print(saved_text(facts, report))
 
 
 @app.command()
@@ -442,15 +457,15 @@ def compare(
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
     )
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         pair_options, selection, changed,
     )  # fmt: skip
+    material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        judging = choosing_and_judging(loaded[1], pair_options, plan.chooses)
-        measured = carry_out(plan, loaded, *judging)
+        measured = carry_out(plan, loaded, material)
     table = measured.table
     notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
     failed = failed_of_each(conditions, table)
@@ -504,16 +519,16 @@ def report(
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
     )
-    check_pair_options(pair_options, model)
+    check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
         pair_options, selection, changed, continuations,
     )  # fmt: skip
+    material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        choosing, held_out = choosing_and_judging(loaded[1], pair_options, plan.chooses)
-        measured = carry_out(plan, loaded, choosing, held_out)
-        verdict = write_page(out, measured, plan, loaded, model, choosing, force)
+        measured = carry_out(plan, loaded, material)
+        verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)
     numbers = out.with_suffix(".json")
     failed = failed_of_each(conditions, measured.table)
     facts = {"verdict": verdict, "failed": failed, "page": str(out), "numbers": str(numbers)}
@@ -532,9 +547,10 @@ def kept(
 ) -> None:
     """Say what fairlab keeps in your cache folder, and how large it is; remove it.
 
-    Readings are what compare, report and prune --report measured, so that a run that was stopped
-    goes on; unpacked weights are those of the packaged models and of .gguf files. A folder named
-    by --cache is yours: it is not looked at.
+    Readings are what compare, report and prune --report measured, with the cuts that they chose and
+    the texts that they sampled, so that a run that was stopped goes on; unpacked weights are those
+    of the packaged models and of .gguf files. A folder named by --cache is yours: it is not looked
+    at.
 
     \b
     Example: fairlab cache --clean
@@ -550,7 +566,9 @@ def kept(
         ("readings", [readings], clean),
         ("unpacked weights", weights, clean_weights),
     ):
-        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        files = []
+        for folder in folders:
+            files += [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         if remove:
             for folder in filter(Path.exists, folders):

@@ -1,38 +1,61 @@
-"""Carry out a plan: choose or load what it judges, compare it, and keep what was measured.
+"""Carry out a plan: choose or load what it judges, and compare it.
 
-Contents: `carry_out`; `told_if_stopped`; `tell_time`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`; `tell_time`.
 """
 
 import sys
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import typer
-
 import fairlab as fl
-from fairlab.cli.neurons import choose_neurons
+from fairlab.cli.kept import kept_choice
+from fairlab.cli.neurons import check_size, choose_neurons, chosen_on
 from fairlab.cli.output import counted, dtype_of
-from fairlab.cli.pairs import pairs_for, start_of
+from fairlab.cli.pairs import choosing_and_judging, start_of
 
 
-def carry_out(plan, loaded, choosing, held_out):
-    """Choose or load what a plan judges, and compare it."""
-    n_random, imitated = plan.n_random, {}
+@dataclass(frozen=True)
+class Material:
+    """What a plan reads: `choosing`, the pairs that choose; `of_method`, those that each method
+    takes, with its neutral ones; `held_out`, all that judges."""
+
+    choosing: list
+    of_method: dict
+    held_out: "fl.HeldOut"
+
+
+def material_of(plan, model):
+    """Collect what a plan reads, with the tokenizer and the configuration of a model alone; refuse
+    what can't be measured or chosen on."""
+    from fairlab.models import load_tokenizer
+
+    check_size(model, plan.methods, plan.fraction, plan.given_cut())
+    tokenizer = load_tokenizer(model)
+    choosing, held_out = choosing_and_judging(tokenizer, plan.pair_options, plan.chooses)
+    methods = [method for method in plan.methods if method != "random"]
+    of_method = chosen_on(tokenizer, plan.pair_options, choosing, methods)
+    if plan.changed:
+        check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
-        n_random = min(n_random, 5)
-        held_out = replace(held_out, text=start_of(held_out.text, loaded[1], 512))
+        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
+    return Material(choosing, of_method, held_out)
+
+
+def carry_out(plan, loaded, material):
+    """Choose or load what a plan judges, and compare it."""
+    imitated = {}
     if plan.changed:
         name = Path(plan.changed).resolve().name
-        cuts = {name: changed_model(plan.changed, loaded, held_out)}
+        cuts = {name: changed_model(plan.changed, loaded[0])}
         imitated = {name: plan.given_cut()} if plan.given_cut() else {}
     else:
-        cuts = cuts_to_judge(plan, loaded, choosing)
+        cuts = cuts_to_judge(plan, loaded, material)
     return fl.compare(
         *loaded,
         cuts,
-        held_out,
-        n_random=n_random,
+        material.held_out,
+        n_random=min(plan.n_random, 5) if plan.quick else plan.n_random,
         seed=plan.seed,
         metric=not plan.quick,
         imitated=imitated,
@@ -42,17 +65,15 @@ def carry_out(plan, loaded, choosing, held_out):
     )
 
 
-def cuts_to_judge(plan, loaded, pairs):
+def cuts_to_judge(plan, loaded, material):
     """Return the cuts that the methods of a plan choose, or the one that is given, by name."""
     if plan.selection:
         return {plan.selection.stem: plan.given_cut()}
-    choosing, cuts = {}, {}
-    for method in plan.methods:
-        if method != "random":
-            choosing[method] = pairs_for(loaded[1], pairs, method)
-    for method, some in choosing.items():
+    cuts = {}
+    for method, pairs in material.of_method.items():
         choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.pair_options)
-        cuts[method] = choose_neurons(loaded, some, *choice)
+        choose = partial(choose_neurons, loaded, *pairs, *choice)
+        cuts[method] = kept_choice(plan, loaded, method, *pairs, choose)
     if "random" in plan.methods:
         cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))
     return {method: cuts[method] for method in plan.methods}
@@ -63,34 +84,36 @@ def random_cut(plan, model, like):
 
     It is the next after those that every cut is compared with, so it is none of them.
     """
-    import torch
-
-    from fairlab.models import glu_blocks
+    from fairlab.gates import table_shape
+    from fairlab.surgery import count_of_fraction
 
     if like is None:
-        blocks = glu_blocks(model)
-        no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
-        like = fl.select_neurons(no_scores, fraction=plan.fraction)
+        layers, width = table_shape(model)
+        count = count_of_fraction(plan.fraction, width)
+        like = fl.NeuronSelection(dict.fromkeys(range(layers), range(count)), (layers, width))
     return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
 
 
-def changed_model(name, loaded, held_out):
-    """Load a changed model like the original; refuse one that reads what is measured as other
-    tokens."""
+def changed_model(name, model):
+    """Load a changed model like the original."""
+    return fl.load_model(name, device=str(model.device), dtype=dtype_of(model))[0]
+
+
+def check_same_tokens(tokenizer, changed, held_out):
+    """Refuse a changed model that reads what is measured as other tokens."""
+    from fairlab.models import load_tokenizer
     from fairlab.pairs import prompt_ids
 
-    model, tokenizer = loaded
-    changed, other = fl.load_model(name, device=str(model.device), dtype=dtype_of(model))
+    other = load_tokenizer(changed)
     texts = [held_out.text]
     for pair in held_out.everything:
         texts += [pair.prompt_a, pair.prompt_b]
     for text in texts:
         if prompt_ids(tokenizer, text) != prompt_ids(other, text):
             raise ValueError(
-                f"changed: {name} reads {text[:40]!r} as other tokens than the original does; "
+                f"changed: {changed} reads {text[:40]!r} as other tokens than the original does; "
                 "only models with one vocabulary can be compared"
             )
-    return changed
 
 
 def tell_time(cuts, kept, seconds):
@@ -104,28 +127,3 @@ def tell_time(cuts, kept, seconds):
     if kept:
         notice += f"; {kept} more were kept from before"
     print(f"fairlab: {notice}", file=sys.stderr)
-
-
-@contextmanager
-def told_if_stopped(cache):
-    """Where the user stops the work inside the block, say what was kept; end with exit code 130."""
-    before = count_readings(cache)
-    try:
-        yield
-    except KeyboardInterrupt:
-        from tqdm import tqdm
-
-        count = count_readings(cache) - before
-        kept = "nothing was kept" if cache is None else "nothing new was measured"
-        if count:
-            kept = (
-                f"what was measured ({counted(count, 'reading')}) is kept in {cache.parent}; "
-                "the same command goes on from there"
-            )
-        tqdm.write(f"fairlab: stopped; {kept}", file=sys.stderr)  # clear of progress bars
-        raise typer.Exit(130) from None
-
-
-def count_readings(cache):
-    """Count the readings in a folder."""
-    return len(list(cache.glob("*/*.npz"))) if cache else 0

@@ -1,17 +1,17 @@
 """Which neurons, as the options say: by a recipe's name, or by the scores that are named.
 
-Contents: `check_choice`, `check_neutral_is_used` (before the model loads); `is_causal`,
-`score_tables`, `ranking_of`, `choose_neurons`.
+Contents: `check_choice`, `check_neutral_is_used`, `check_size`, `chosen_on`, `pairs_taken` (before
+the model loads); `is_causal`, `scope_of`, `score_tables`, `ranking_of`, `choose_neurons`.
 """
 
 import fairlab as fl
-from fairlab.cli.pairs import neutral_pairs, pairs_for
+from fairlab.cli.pairs import choosing_and_held_out, neutral_pairs, pairs_for
 
 
 def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
-    from fairlab.passes import check_option
+    from fairlab.passes import check_fraction, check_option
 
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
@@ -22,10 +22,7 @@ def check_choice(method, bias_weight, fraction=0.002, also=()):
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
     if not 0 <= bias_weight <= 1:
         raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
-    if not 0 < fraction < 1:
-        raise ValueError(
-            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
-        )
+    check_fraction(fraction)
 
 
 def check_neutral_is_used(method, pair_options):
@@ -37,24 +34,69 @@ def check_neutral_is_used(method, pair_options):
         )
 
 
+def check_size(model, methods, fraction=None, cut=None):
+    """Refuse a model without neurons to cut, a fraction of less than one neuron, and a cut or gates
+    for another shape. It needs the configuration alone, and none of the weights."""
+    import torch
+
+    from fairlab.models import empty_model, glu_blocks
+    from fairlab.surgery import matching_blocks
+
+    empty = empty_model(model)
+    blocks = glu_blocks(empty)
+    if cut:
+        matching_blocks(empty, getattr(cut, "selection", cut))
+    no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
+    for method in methods if fraction else ():
+        fl.select_neurons(no_scores, fraction=fraction, scope=scope_of(method))
+
+
+def chosen_on(tokenizer, options, choosing, methods):
+    """Return what each method chooses on: its pairs, and neutral ones, or None if it takes none."""
+    found = {}
+    for method in methods:
+        pairs, neutral = pairs_for(tokenizer, choosing, method), None
+        if is_causal(method):
+            neutral = neutral_pairs(tokenizer, options, pairs, "train")
+            # patching compares these token by token, too
+            neutral = pairs_for(tokenizer, neutral, method, what="neutral pairs")
+        found[method] = pairs, neutral
+    return found
+
+
+def pairs_taken(model, method, options, fraction=None):
+    """Return the pairs and the neutral pairs on which a method chooses, from the tokenizer of a
+    model alone; refuse what it can't choose on, or cut."""
+    from fairlab.models import load_tokenizer
+
+    check_size(model, [method], fraction)
+    tokenizer = load_tokenizer(model)
+    choosing, _ = choosing_and_held_out(tokenizer, options)
+    return chosen_on(tokenizer, options, choosing, [method])[method]
+
+
 def is_causal(method):
     """Say whether a method asks what causes the gap: its scores are guarded, not hybrid."""
     return method == "guarded" or method.partition("+")[0] in ("attribution", "patching")
 
 
-def score_tables(loaded, pairs, method, bias_weight, pair_options, batch_size):
+def scope_of(method):
+    """Say where a method chooses: in each "layer", or in the "model" as a whole."""
+    # hybrid scores are scaled within each layer, so only causal ones compare across layers
+    return "model" if is_causal(method) and method != "guarded" else "layer"
+
+
+def score_tables(loaded, pairs, neutral, method, bias_weight, pair_options, batch_size):
     """Return the tables of a method: its score, and what that is made of."""
     from fairlab.recipes import guarded_tables
 
     bias_method, _, importance_method = method.partition("+")
     text = fl.load_text("calibration", pair_options.language)
     if is_causal(method):
-        neutral = neutral_pairs(loaded[1], pair_options, pairs, "train")
         return guarded_tables(
             *loaded,
             pairs,
-            # patching compares these token by token, too
-            pairs_for(loaded[1], neutral, method, what="neutral pairs"),
+            neutral,
             text=text,
             method="attribution" if method == "guarded" else bias_method,
             importance=importance_method or "fisher",
@@ -79,20 +121,16 @@ def ranking_of(tables):
     return ranking.sort_values("score", ascending=False, kind="stable")
 
 
-def choose_neurons(loaded, pairs, method, bias_weight, fraction, batch_size, pair_options):
+def choose_neurons(loaded, pairs, neutral, method, bias_weight, fraction, batch_size, pair_options):
     """Choose the neurons by a recipe's name, or by the scores that are named."""
     options = {"fraction": fraction, "batch_size": batch_size}
     if method == "guarded":
-        neutral = neutral_pairs(loaded[1], pair_options, pairs, "train")
         text = fl.load_text("calibration", pair_options.language)
         return fl.guarded_cut(*loaded, pairs, neutral, text=text, **options)
     if method == "article":
         return fl.article_cut(*loaded, pairs, bias_weight=bias_weight, **options)
-    tables = score_tables(loaded, pairs, method, bias_weight, pair_options, batch_size)
+    tables = score_tables(loaded, pairs, neutral, method, bias_weight, pair_options, batch_size)
     scores = tables["score"]  # (layers, neurons)
-    # hybrid scores are scaled within each layer, so only causal ones compare across layers
-    if is_causal(method):
-        how, scope = f"{method}, guarded, {len(pairs)} pairs", "model"
-    else:
-        how, scope = f"{method}, bias weight {bias_weight:g}, {len(pairs)} pairs", "layer"
-    return fl.select_neurons(scores, fraction=fraction, scope=scope, how=how)
+    weighed = "guarded" if is_causal(method) else f"bias weight {bias_weight:g}"
+    how = f"{method}, {weighed}, {len(pairs)} pairs"
+    return fl.select_neurons(scores, fraction=fraction, scope=scope_of(method), how=how)

@@ -91,11 +91,11 @@ Seed = Annotated[int, Option(help="Of the random cuts, and of sampled texts.")]
 Cache = Annotated[
     Path | None,
     Option(
-        help="Folder that keeps what was measured, so that a run that was stopped goes on; one "
-        "in your cache folder without this option (see fairlab cache)."
+        help="Folder that keeps chosen cuts, readings and sampled texts, so that a run that was "
+        "stopped goes on; one in your cache folder without this option (see fairlab cache)."
     ),
 ]
-NoCache = Annotated[bool, Option("--no-cache", help="Keep nothing of what was measured.")]
+NoCache = Annotated[bool, Option("--no-cache", help="Keep nothing of what was done.")]
 Quick = Annotated[
     bool,
     Option("--quick", help="A first look: at most 5 random cuts, a short text, no article metric."),

@@ -1,8 +1,9 @@
 """Which pairs choose and which judge, their neutral pairs and the text, as the options say.
 
-Contents: `PairOptions`, `check_pair_options` (before the model loads); `load_pool`,
-`pairs_that_choose`, `choosing_and_judging`, `pairs_for` (a method), `neutral_pairs`; `start_of` (a
-text).
+All of it needs the tokenizer alone, so that what is wrong is said before the model loads.
+
+Contents: `PairOptions`, `check_pair_options`; `load_pool`, `choosing_and_held_out`,
+`choosing_and_judging`, `pairs_for` (a method), `neutral_pairs`; `start_of` (a text).
 """
 
 import functools
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.answers import answers_given, answers_in_files, outcomes_for
+from fairlab.cli.answers import check_answers, outcomes_for
 from fairlab.cli.output import counted
 
 
@@ -29,12 +30,16 @@ class PairOptions:
     outcomes: str | None = None
 
     @property
+    def files(self):
+        """The files of pairs: those of --pairs, if it names one, and of --neutral."""
+        own = [self.pairs] if is_file_name(self.pairs) else []
+        return own + ([self.neutral] if self.neutral else [])
+
+    @property
     def is_built(self):
         """Whether neutral words are put into the sentences of the pairs."""
-        from fairlab.checking import is_file_name
-
-        own = self.words or self.language != "en" or is_file_name(self.pairs)
-        return bool(own and not self.neutral)
+        not_ours = self.words or self.language != "en" or is_file_name(self.pairs)
+        return bool(not_ours and not self.neutral)
 
     @property
     def neutral_name(self):
@@ -56,10 +61,15 @@ class PairOptions:
         return facts | ({"language": names[self.language]} if self.language in names else {})
 
 
-def check_pair_options(options, model):
-    """Refuse a category, a file, words, a language or a text that is not there, a file whose text
-    has problems, and a chat template that the model lacks."""
-    from fairlab.checking import is_file_name
+def is_file_name(name):
+    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
+    return Path(name).suffix != ""
+
+
+def check_pair_options(options):
+    """Refuse what needs no tokenizer to be refused: a category, a file, words, a language, a text
+    or a use of the chat template that is not there, and a file whose text has problems."""
+    from fairlab.passes import check_option
 
     pairs = options.pairs
     fl.load_text("evaluation", options.language)
@@ -68,59 +78,21 @@ def check_pair_options(options, model):
     words_given(options.words)
     if options.text:
         text_of_file(options.text)
-    for name in (pairs, options.neutral):
-        if name and (is_file_name(name) or name == options.neutral):
-            checked = fl.check_file(name)
-            if not options.skip_invalid:
-                refuse_problems(checked, name)
+    for name in options.files:
+        checked = fl.check_file(name)
+        if not options.skip_invalid:
+            refuse_problems(checked, name)
     if pairs == "article" and options.language != "en":
         raise ValueError(f"language: the article's pair is in English; got {options.language!r}")
     if pairs != "article" and not is_file_name(pairs):
         fl.load_pairs(None if pairs == "all" else pairs, language=options.language)
-    check_chat(options.chat, model)
-    check_answers(options, model)
-
-
-def check_chat(chat, model):
-    """Refuse a use of the chat template that is not known, and a tokenizer that has none."""
-    from fairlab.models import load_tokenizer
-    from fairlab.passes import check_option
-
-    if chat is not None:
-        check_option("chat", chat, ("answer", "message"))
-        fl.chat_pairs(load_tokenizer(model), [fl.ARTICLE_PAIR])
-
-
-def check_answers(options, model):
-    """Refuse answers that have no sentences, and those that the tokenizer merges with a prompt."""
-    from fairlab.checking import is_file_name
-    from fairlab.decisions import check_outcomes
-    from fairlab.models import load_tokenizer
-
-    given, in_files = answers_given(options.outcomes), answers_in_files(options)
-    if given and not is_file_name(options.pairs):
-        raise ValueError(
-            "outcomes: they are for the sentences of a file of pairs; fairlab's own sentences have "
-            f"answers of their own; got --pairs {options.pairs}"
-        )
-    if given and in_files:
-        raise ValueError(
-            "outcomes: a file has answers in the columns harsher and kinder; expected one of them"
-        )
-    if not given and not in_files:
-        return
-    tokenizer, pairs = load_tokenizer(model), []
-    for name in (options.pairs, options.neutral):
-        if name and (name == options.neutral or is_file_name(name)):
-            pairs += fl.check_file(name, tokenizer=tokenizer).valid
-    if pairs:
-        check_outcomes(tokenizer, in_chat(tokenizer, options, pairs), outcomes_for(options, pairs))
+    if options.chat is not None:
+        check_option("chat", options.chat, ("answer", "message"))
+    check_answers(options)
 
 
 def load_pool(tokenizer, options):
     """Return the valid pairs that --pairs names, of all splits."""
-    from fairlab.checking import is_file_name
-
     name = options.pairs
     if is_file_name(name):
         found = pairs_of_file(tokenizer, name, options.skip_invalid)
@@ -231,11 +203,6 @@ def pairs_for(tokenizer, choosing, method, what="pairs"):
     return [pair for pair, holds in zip(choosing, valid, strict=True) if holds]
 
 
-def pairs_that_choose(tokenizer, options, method):
-    """Return the pairs that choose the neurons by a method, and that it can take."""
-    return pairs_for(tokenizer, choosing_and_held_out(tokenizer, options)[0], method)
-
-
 def choosing_and_judging(tokenizer, options, chooses=True):
     """Return the pairs that choose the neurons, and all that judges the cut."""
     choosing, held_out = choosing_and_held_out(tokenizer, options, chooses)
@@ -246,7 +213,7 @@ def choosing_and_judging(tokenizer, options, chooses=True):
             "held_out"
         )
     controls = neutral_pairs(tokenizer, options, held_out, "held_out")
-    outcomes = outcomes_for(options, [*held_out, *controls])
+    outcomes = outcomes_for(tokenizer, options, [*held_out, *controls])
     return choosing, fl.HeldOut(held_out, controls, evaluation_text(tokenizer, options), outcomes)
 
 
@@ -263,8 +230,8 @@ def neutral_pairs(tokenizer, options, pairs, split=None):
         words = words_given(options.words)
         found = built_pairs(tokenizer, tuple(pairs), split or "held_out", options.language, words)
     else:
-        own = fl.load_pairs(kind="neutral", split=split or "held_out")
-        found = valid_pairs(tokenizer, own, "neutral")
+        fairlabs = fl.load_pairs(kind="neutral", split=split or "held_out")
+        found = valid_pairs(tokenizer, fairlabs, "neutral")
     if not found:
         raise ValueError(
             f"neutral: no pair of these is of the split {split}: {options.neutral_name}; "
@@ -294,7 +261,9 @@ def words_given(text):
     """Return the pairs of words of --neutral-words: "a/b, c/d"."""
     if text is None:
         return None
-    words = [tuple(word.strip() for word in both.split("/")) for both in text.split(",")]
+    words = []
+    for both in text.split(","):
+        words.append(tuple(word.strip() for word in both.split("/")))
     if len(words) < 2 or any(len(both) != 2 or not all(both) for both in words):
         raise ValueError(
             'neutral_words: expected at least two pairs of words such as "tired/hungry, '
@@ -305,7 +274,7 @@ def words_given(text):
 
 def evaluation_text(tokenizer, options):
     """Return the text for the perplexity: its start, since every random cut reads it again."""
-    from fairlab.evaluation.rows import BLOCK
+    from fairlab.evaluation.rows import BLOCK, PART
 
     text = fl.load_text("evaluation", options.language)
     text = text_of_file(options.text) if options.text else text
@@ -315,7 +284,7 @@ def evaluation_text(tokenizer, options):
             f"text: expected more than {2 * BLOCK} tokens, since an interval needs two blocks of "
             f"{BLOCK}; {options.text} has {count}"
         )
-    return start_of(text, tokenizer, 2048)
+    return start_of(text, tokenizer, PART)
 
 
 def text_of_file(path):

@@ -1,14 +1,20 @@
-"""The page of a comparison, and what `fairlab prune` writes beside a model.
+"""The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`.
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report` (before the model
+loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a cut
+model).
 """
 
+import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.output import check_output_file
+from fairlab.cli.kept import kept_texts
+from fairlab.cli.output import check_output_file, dtype_of
 from fairlab.cli.plan import QUICK_LOOK
 
 
@@ -20,10 +26,15 @@ def check_page(page, argument, force, inputs):
         check_output_file(output, force, *inputs, argument=argument)
 
 
-def check_prune_reports(out, page, card, terms, force, inputs):
-    """Refuse a page or a model card that can't be written beside a cut model."""
+def check_prune_outputs(out, page, card, terms, force, inputs):
+    """Refuse a folder for the cut model that can't be written, and a page or a model card that
+    can't be written beside it."""
+    from fairlab.files import check_output_folder
     from fairlab.report.terms import terms_of_cut
 
+    # selection.json is not among them, since it is written anew
+    reports = ("README.md", "report.html", "report.json")
+    check_output_folder("out", out, beside=reports, force=force, inputs=inputs)
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
     given = [name for name, value in terms.items() if value]
@@ -31,9 +42,8 @@ def check_prune_reports(out, page, card, terms, force, inputs):
         raise ValueError(f"{', '.join(given)}: only the model card says this; add --card")
     if page:
         check_page(page, "report", force, inputs)
-        folder = out.expanduser().resolve()
         place = page.expanduser().resolve()
-        if folder in place.parents and place != folder / "report.html":
+        if is_inside(page, out) and place != out.expanduser().resolve() / "report.html":
             raise ValueError(
                 f"report: in the model's folder the page has to be {out / 'report.html'}; "
                 f"got {str(page)!r}"
@@ -41,6 +51,11 @@ def check_prune_reports(out, page, card, terms, force, inputs):
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
         terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def is_inside(page, folder):
+    """Say whether a page lies in a folder."""
+    return folder.expanduser().resolve() in page.expanduser().resolve().parents
 
 
 def check_nothing_for_a_report(context):
@@ -76,6 +91,7 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
 def words_counted(plan, loaded, measured):
     """Sample texts after the held-out prompts, before and under each selection and a random cut;
     return what the words in them come to."""
+    from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
     changes = dict(measured.selections)
@@ -84,12 +100,14 @@ def words_counted(plan, loaded, measured):
             (changes["a random cut"],) = fl.random_selections(selection, 1, seed=plan.seed)
             break
     options = {"n": plan.continuations, "seed": plan.seed}
-    pairs = measured.held_out.pairs
-    gaps = {"before": fl.continuation_gaps(fl.sample_continuations(*loaded, pairs, **options))}
-    for name, change in changes.items():
-        with applied(loaded[0], change) as changed:
-            texts = fl.sample_continuations(changed, loaded[1], pairs, **options)
-        gaps[name] = fl.continuation_gaps(texts)
+    model, tokenizer = loaded
+    key = cache_key(*loaded, measured.held_out, metric=False)
+    gaps = {}
+    for name, change in {"before": None, **changes}.items():
+        with nullcontext(model) if change is None else applied(model, change) as changed:
+            args = (changed, tokenizer, measured.held_out.pairs)
+            sample = partial(fl.sample_continuations, *args, **options)
+            gaps[name] = fl.continuation_gaps(kept_texts(plan, key, change, sample))
     return fl.summarize_continuations(gaps)
 
 
@@ -110,5 +128,39 @@ def texts_of(loaded, selections, pairs):
             written[name] = fl.generate(changed, tokenizer, prompts, max_length=length)
     texts = {}
     for number, prompt in enumerate(prompts):
-        texts[prompt] = {name: some[number] for name, some in written.items()}
+        texts[prompt] = {name: of_prompts[number] for name, of_prompts in written.items()}
     return texts
+
+
+def cut_in_place(model, selection, name, dtype):
+    """Cut a model in the memory that it has, in the dtype in which it will be saved; return it, and
+    the facts that JSON says of it."""
+    from fairlab.models import stored_dtype
+
+    cut = fl.prune(model, selection, inplace=True)
+    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+        cut = cut.to(stored_dtype(name))
+    facts = {"parameters_after": cut.num_parameters(), "dtype": dtype_of(cut)}
+    return cut, facts | {"selection": json.loads(selection.to_json())}
+
+
+def place_of_page(page, out, private):
+    """Return where a page is written: as asked, but one in the model's folder to a private folder,
+    from which it goes there together with the weights, so that it never lies beside others."""
+    return Path(private, "report.html") if page and is_inside(page, out) else page
+
+
+def papers_beside(out, selection, private, card):
+    """Return what takes its place with the weights, name → text: the selection, the page that lies
+    in the private folder, a card. None has an old one go, which is about another model."""
+    from fairlab.report.card import is_card_of_a_cut
+
+    papers = {"selection.json": selection.to_json()}
+    for name in ("report.html", "report.json"):
+        written = Path(private, name)
+        papers[name] = written.read_text(encoding="utf-8") if written.is_file() else None
+    if card:
+        papers["README.md"] = str(card)
+    elif is_card_of_a_cut(out / "README.md"):  # any other README is somebody's own
+        papers["README.md"] = None
+    return papers

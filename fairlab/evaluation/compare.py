@@ -26,8 +26,8 @@ from fairlab.evaluation.readings import (
 )
 from fairlab.evaluation.rows import Case, case_tables
 from fairlab.files import load_text
+from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
-from fairlab.models import glu_blocks
 from fairlab.pairs import encode_pair
 from fairlab.passes import check_ready, progress
 from fairlab.surgery import NeuronSelection
@@ -193,8 +193,7 @@ def compare(
     means = _means_if_needed(model, tokenizer, imitated)
     controls = _random_cuts(imitated, tables, n_random, seed, means)
 
-    blocks = glu_blocks(model)
-    before = read(NeuronSelection({}, (len(blocks), blocks[0].down_proj.in_features)))
+    before = read(NeuronSelection({}, table_shape(model)))
     cuts = [*selections.values()]
     for draws in controls.values():
         cuts += draws

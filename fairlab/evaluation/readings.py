@@ -154,9 +154,9 @@ def _read(
     options = {"positions": "all", "aligned": False, "batch_size": batch_size}
     run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, **options)
     if longer:
-        some = [pairs[number] for number in longer]
+        with_longer = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}
-        decision[longer] = decision_gap(model, tokenizer, some, **options).float()
+        decision[longer] = decision_gap(model, tokenizer, with_longer, **options).float()
     losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan

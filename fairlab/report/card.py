@@ -1,6 +1,6 @@
 """The model card of a cut model, from its report.
 
-Contents: `model_card`.
+Contents: `model_card`; `is_card_of_a_cut`.
 """
 
 import html
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError  # comes with huggingface_hub
 
 from fairlab.report.page import TEMPLATES
 from fairlab.report.terms import CODES, notices, terms_of_cut
@@ -21,6 +22,7 @@ NO_LICENCE = (
     "No licence is stated: none was given for this card, and none could be read for {}. Without "
     "one, others have no permission to use the model or to pass it on."
 )
+TAGS = ["fairlab", "pruned"]
 NEEDED = (
     "model", "terms", "results", "settings", "method", "groups", "sentences", "language",
     "warnings", "limits", "environment",
@@ -96,13 +98,22 @@ def model_card(
             **terms,
             library_name="transformers",
             pipeline_tag="text-generation",
-            tags=["fairlab", "pruned"],
+            tags=TAGS,
         ),
         template_str=(TEMPLATES / "model_card.md").read_text(encoding="utf-8"),
         **_what_was_done(facts),
         **_who_was_measured(facts),
         licence=escaped_lines(_licence_lines(terms, name, model_class)),
     )
+
+
+def is_card_of_a_cut(path: str | Path) -> bool:
+    """Say whether a file is a model card as `model_card` makes it."""
+    try:
+        tags = ModelCard.load(Path(path), ignore_metadata_errors=True).data.tags
+    except (OSError, ValueError, TypeError, YAMLError):  # not there, or no card
+        return False
+    return set(TAGS) <= set(tags or ())
 
 
 def _of_one_cut(report: str | Path, selection: str | None) -> dict:

@@ -91,13 +91,13 @@ def failures(conditions: Sequence[Condition], values: Mapping[str, float]) -> li
     """Say which conditions are met, one sentence each.
 
     Compared is the value itself, whatever its interval is. A value that could not be measured, NaN,
-    keeps no bound: it is told as a failure too.
+    keeps no bound: it counts as a failure too.
     """
-    told = []
+    sentences = []
     for condition in conditions:
         value = values[condition.name]
         if math.isnan(value):
-            told.append(f"{condition.name} could not be measured")
+            sentences.append(f"{condition.name} could not be measured")
         elif _SIGNS[condition.sign](value, condition.bound):
-            told.append(f"{condition.name} is {value:.4g}, so {condition} holds")
-    return told
+            sentences.append(f"{condition.name} is {value:.4g}, so {condition} holds")
+    return sentences

@@ -190,11 +190,11 @@ def warnings(
 ) -> list[str]:
     """Say what the pairs that were measured share with those that chose, and lack with neutral
     ones."""
-    told = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
+    notes = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
     sentences = {pair.template or pair.prompt_a for pair in pairs}
     if neutral and not sentences & {pair.template for pair in neutral}:
-        told.append(_OTHER_SENTENCES)
-    return told
+        notes.append(_OTHER_SENTENCES)
+    return notes
 
 
 def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> list[str]:
@@ -268,8 +268,8 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
     categories = [row for row in rows if row["kind"] == "demographic"]
     neutral = [row for row in rows if row["kind"] == "neutral"]
     first = categories[0]
-    told = "The gap is" if len(categories) == 1 else "The largest gap is"
-    sentences = [f"{told} {_gap_in_words(first)}."]
+    subject = "The gap is" if len(categories) == 1 else "The largest gap is"
+    sentences = [f"{subject} {_gap_in_words(first)}."]
     if len(categories) > 1:
         second = categories[1]
         apart = first["low"] > second["high"]
@@ -328,13 +328,13 @@ def _gap_in_words(row: dict) -> str:
 
 def _beside_neutral(first: dict, neutral: Sequence[dict]) -> str:
     """Say on which side of all neutral intervals a category's interval lies."""
-    told = "; ".join(_gap_in_words(row) for row in neutral)
+    neutral_gaps = "; ".join(_gap_in_words(row) for row in neutral)
     # NaN, where there is no interval, is clear of nothing
     if all(first["low"] > row["high"] for row in neutral):
-        return f"Its interval lies above those of the neutral pairs ({told})."
+        return f"Its interval lies above those of the neutral pairs ({neutral_gaps})."
     if all(first["high"] < row["low"] for row in neutral):
-        return f"Its interval lies below those of the neutral pairs ({told})."
+        return f"Its interval lies below those of the neutral pairs ({neutral_gaps})."
     return (
         f"It is not shown to be larger than what any change of a word brings: its interval is not "
-        f"clear of those of the neutral pairs ({told})."
+        f"clear of those of the neutral pairs ({neutral_gaps})."
     )

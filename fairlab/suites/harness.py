@@ -1,7 +1,7 @@
 """EleutherAI's lm-evaluation-harness on a model in memory, and StereoSet, which it lacks.
 
-Contents: `run_lm_eval`; its steps, from the harness's model to the items: `quiet_harness`,
-`frugal_model`, `evaluate`, `items_of`.
+Contents: `run_lm_eval` and its `BenchmarkResult`; its steps, from the harness's model to the
+items: `quiet_harness`, `frugal_model`, `evaluate`, `items_of`.
 """
 
 import logging
@@ -9,6 +9,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fairlab.passes import (
     check_ready,
     context_length,
     full_precision,
+    is_half,
     progress,
 )
 from fairlab.suites.bbq import bbq_item, check_bbq_length
@@ -30,6 +32,23 @@ from fairlab.suites.summaries import summarize_items
 from fairlab.suites.tasks import STEREOSET_LABELS, TASKS, choose_items, fetch_rows, read_rows
 
 WIKITEXT_WINDOW = 1024  # tokens in a forward pass
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a model does on benchmarks: as metrics, and item by item.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a task and metric, as `summarize_items` returns it.
+    items : list of dict
+        One an item: `task`, `item` (number in the data), `cluster` (what it shares with items of
+        one passage or template), and what was measured. `paired_changes` compares them.
+    """
+
+    table: pd.DataFrame
+    items: list[dict]
 
 
 @full_precision()
@@ -41,7 +60,7 @@ def run_lm_eval(
     data: Mapping[str, str | Path | Sequence[Mapping]] | None = None,
     samples: Mapping[str, int | Sequence[int]] | None = None,
     batch_size: int = 8,
-) -> pd.DataFrame:
+) -> BenchmarkResult:
     """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
 
     No examples stand before the question, and there is no chat template. The texts before and after
@@ -63,15 +82,13 @@ def run_lm_eval(
         Task → how many items, drawn at random with a fixed seed; or their numbers. All by default.
     batch_size : int
         Texts in a forward pass (one for WikiText; for BBQ questions, with twelve answers behind
-        each). In float32 it moves the last digits only; in half precision answers that are about
-        equally likely can change places.
+        each). In float32 it moves the last digits only. In half precision each text runs alone,
+        whatever is asked, so that the results do not depend on it.
 
     Returns
     -------
-    pandas.DataFrame
-        As `summarize_items` returns it; `attrs["items"]` holds the items, a list with one dict an
-        item: `task`, `item` (number in the data), `cluster` (items of one passage or template), and
-        what was measured.
+    BenchmarkResult
+        With `table`, the metrics, and `items`, what was measured of each item.
 
     Raises
     ------
@@ -112,6 +129,9 @@ def run_lm_eval(
     data, samples = dict(data or {}), dict(samples or {})
     _check_arguments(names, data, samples, batch_size)
     check_ready(model, longest=0)
+    if is_half(model):
+        # there, rounding depends on the other texts of a batch and would change answers
+        batch_size = 1
     if any(TASKS[name].folder for name in names):
         _check_installed()
 
@@ -133,9 +153,7 @@ def run_lm_eval(
             lm = frugal_model(model, tokenizer, name, batch_size)
             measured = evaluate(lm, name, [rows[name][number] for number in chosen[name]])
         items += items_of(name, measured, rows[name], chosen[name], tokenizer)
-    table = summarize_items(items)
-    table.attrs["items"] = items
-    return table
+    return BenchmarkResult(summarize_items(items), items)
 
 
 def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.passes import at_least_float32, progress
+from fairlab.passes import log_probabilities, logits_at, progress
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
 
@@ -108,25 +108,24 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
 
     # logits only of the columns that predict something asked: those of a context would be a third
     # of the work
-    columns = set()
+    columns = []
     for row in rows:
         for _, span in row.spans:
-            columns.update(span)
-    place_of = {column: place for place, column in enumerate(sorted(columns))}
-    keep = torch.tensor(list(place_of), device=model.device)
-    logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits  # (rows, kept, words)
+            columns += span
+    logits, places = logits_at(model, torch.tensor(columns, device=model.device), inputs)
 
-    results = {}
+    results, start = {}, 0
     for row, row_logits in zip(rows, logits, strict=True):
         for request, span in row.spans:
-            places = [place_of[column] for column in span]
-            results[request] = _score(row_logits[places], request[1])
+            end = start + len(span)
+            results[request] = _score(row_logits[places[start:end]], request[1])
+            start = end
     return results
 
 
 def _score(logits: Tensor, tokens: Sequence[int]) -> tuple[float, bool]:
     """Return the log-probability of tokens, and whether each is the likeliest."""
-    log_p = at_least_float32(logits).log_softmax(-1)  # (tokens, vocabulary)
+    log_p = log_probabilities(logits)  # (tokens, vocabulary)
     tokens = torch.tensor(tokens, device=logits.device)
     total = log_p.gather(1, tokens[:, None]).cpu().double().sum().item()
     return total, bool((log_p.argmax(-1) == tokens).all())
