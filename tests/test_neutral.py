@@ -154,7 +154,7 @@ def test_names_within_a_sentence_stand_beside_names_of_one_group(tokenizer):
     fewer = in_sentence(tokenizer, "My neighbor {} asked for a loan. The", own)
     assert [pair.attribute_a for pair in fewer] == [pair.attribute_a for pair in built[1:]]
     # and where no pair differs in its length, no neutral one does
-    even = in_sentence(tokenizer, "Then {} wrote, and", [("Jamal", "Greg")])
+    even = in_sentence(tokenizer, "Then {} wrote, and", [("Emily", "Greg")])
     assert fl.check_pairs(tokenizer, even).valid.all() and {p.category for p in even} == {"name"}
 
 
