@@ -133,8 +133,8 @@ def test_words_of_ones_own_go_into_the_slot_as_they_are(tokenizer):
 IN_AUDITS = [("Lakisha", "Emily"), ("Latoya", "Anne"), ("Jamal", "Greg")]
 
 
-def in_sentence(tokenizer, sentence, words, **options):
-    return fl.build_neutral_pairs(tokenizer, fl.build_pairs([sentence], words), **options)
+def in_sentence(tokenizer, sentence, of_pairs, **options):
+    return fl.build_neutral_pairs(tokenizer, fl.build_pairs([sentence], of_pairs), **options)
 
 
 def test_names_within_a_sentence_stand_beside_names_of_one_group(tokenizer):
