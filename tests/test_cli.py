@@ -715,7 +715,8 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
 
     monkeypatch.setattr("fairlab.cli.pairs.pairs_of_file", pairs_of_file)
     # there are no such files
-    monkeypatch.setattr("fairlab.cli.commands.check_pair_options", lambda *given: None)
+    for place in ("commands", "plan"):
+        monkeypatch.setattr(f"fairlab.cli.{place}.check_pair_options", lambda *given: None)
     options = ["--pairs", "mine.csv", *["--skip-invalid"] * skip]
     expected = [("mine.csv", skip)]
     if command not in ("score", "prune"):
@@ -1176,10 +1177,9 @@ def test_a_random_cut_alone_has_the_fraction_of_each_layer(run, few, comparisons
 )
 def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, known):
     seen = []
-    for place in ("commands", "plan"):
-        monkeypatch.setattr(
-            f"fairlab.cli.{place}.check_choice", lambda method, *rest, **more: seen.append(method)
-        )
+    monkeypatch.setattr(
+        "fairlab.cli.plan.check_choice", lambda method, *rest, **more: seen.append(method)
+    )
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
     enough = ["--fraction", "0.1"] if command == "compare" else []
     with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
