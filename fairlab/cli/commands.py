@@ -386,7 +386,7 @@ def prune(
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            measured = carry_out(plan, loaded, material)
+            measured = carry_out(plan, loaded, material, page=True)
             selection = measured.selections[method]
             page, choosing = place_of_page(report, out, private), material.choosing
             facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
@@ -527,7 +527,7 @@ def report(
     material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        measured = carry_out(plan, loaded, material)
+        measured = carry_out(plan, loaded, material, page=True)
         verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)
     numbers = out.with_suffix(".json")
     failed = failed_of_each(conditions, measured.table)

@@ -37,18 +37,16 @@ def check_neutral_is_used(method, pair_options):
 def check_size(model, methods, fraction=None, cut=None):
     """Refuse a model without neurons to cut, a fraction of less than one neuron, and a cut or gates
     for another shape. It needs the configuration alone, and none of the weights."""
-    import torch
-
-    from fairlab.models import empty_model, glu_blocks
-    from fairlab.surgery import matching_blocks
+    from fairlab.gates import table_shape
+    from fairlab.models import empty_model
+    from fairlab.surgery import count_of_fraction, matching_blocks
 
     empty = empty_model(model)
-    blocks = glu_blocks(empty)
+    layers, width = table_shape(empty)
     if cut:
         matching_blocks(empty, getattr(cut, "selection", cut))
-    no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
     for method in methods if fraction else ():
-        fl.select_neurons(no_scores, fraction=fraction, scope=scope_of(method))
+        count_of_fraction(fraction, width if scope_of(method) == "layer" else layers * width)
 
 
 def chosen_on(tokenizer, options, choosing, methods):

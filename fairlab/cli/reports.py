@@ -17,6 +17,8 @@ from fairlab.cli.kept import kept_texts
 from fairlab.cli.output import check_output_file, dtype_of
 from fairlab.cli.plan import QUICK_LOOK
 
+NEW_TOKENS = 35  # that the page shows after a prompt
+
 
 def check_page(page, argument, force, inputs):
     """Refuse a page, or the file of its numbers, that write_report would refuse in the end."""
@@ -68,9 +70,9 @@ def check_nothing_for_a_report(context):
 
 def write_page(page, measured, plan, loaded, model_name, choosing, force):
     """Write the report of what was measured; return the verdict."""
-    shown = [*choosing[:1], measured.held_out.pairs[0]]
     if plan.continuations:
         measured = replace(measured, continuations=words_counted(plan, loaded, measured))
+    prompts = shown_prompts(choosing, measured.held_out)
     try:
         verdict = fl.write_report(
             page,
@@ -79,7 +81,7 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
             model_name=model_name,
             chosen_on=choosing if plan.chooses else None,
             method=plan.facts,
-            texts=texts_of(loaded, measured.selections, shown),
+            texts=texts_of(loaded, measured.selections, prompts),
             force=force,
         )
     except OSError:  # the disk may be full; what was measured is not lost with the page
@@ -88,17 +90,22 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
     return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
 
 
+def shown_prompts(choosing, held_out):
+    """Return the prompts after which the page shows what the model writes: those of a pair that
+    chose, if any is known, and of one that judges."""
+    prompts = []
+    for pair in [*choosing[:1], held_out.pairs[0]]:
+        prompts += [pair.prompt_a, pair.prompt_b]
+    return prompts
+
+
 def words_counted(plan, loaded, measured):
     """Sample texts after the held-out prompts, before and under each selection and a random cut;
     return what the words in them come to."""
     from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
-    changes = dict(measured.selections)
-    for selection in measured.selections.values():
-        if isinstance(selection, fl.NeuronSelection):
-            (changes["a random cut"],) = fl.random_selections(selection, 1, seed=plan.seed)
-            break
+    changes = sampled_changes(measured.selections, plan.seed)
     options = {"n": plan.continuations, "seed": plan.seed}
     model, tokenizer = loaded
     key = cache_key(*loaded, measured.held_out, metric=False)
@@ -111,17 +118,24 @@ def words_counted(plan, loaded, measured):
     return fl.summarize_continuations(gaps)
 
 
-def texts_of(loaded, selections, pairs):
-    """Return what the model writes after the prompts of some pairs: prompt → name → text, "before"
-    and under each selection."""
+def sampled_changes(selections, seed):
+    """Return under what texts are sampled: each selection, and a random cut like the first one."""
+    changes = dict(selections)
+    for selection in selections.values():
+        if isinstance(selection, fl.NeuronSelection):
+            (changes["a random cut"],) = fl.random_selections(selection, 1, seed=seed)
+            break
+    return changes
+
+
+def texts_of(loaded, selections, prompts):
+    """Return what the model writes after some prompts: prompt → name → text, "before" and under
+    each selection."""
     from fairlab.gating import applied
 
     model, tokenizer = loaded
-    prompts = []
-    for pair in pairs:
-        prompts += [pair.prompt_a, pair.prompt_b]
-    # room for 35 new tokens behind the longest prompt
-    length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
+    # room for new tokens behind the longest prompt
+    length = NEW_TOKENS + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
     written = {"before": fl.generate(model, tokenizer, prompts, max_length=length)}
     for name, selection in selections.items():
         with applied(model, selection) as changed:
