@@ -426,6 +426,8 @@ def test_every_third_sentence_of_each_category_is_held_out(write):
         {"category": "headline", "split": "train", "sentences": 3, "pairs": 3},
         {"category": "headline", "split": "held_out", "sentences": 1, "pairs": 1},
     ]
+    again = split_counts(pairs * 2)[0]  # the same sentences in other pairs
+    assert (again["sentences"], again["pairs"]) == (3, 6)
 
 
 @pytest.mark.parametrize(

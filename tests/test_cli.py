@@ -734,8 +734,7 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
         return fl.load_pairs("race")
 
     monkeypatch.setattr("fairlab.cli.pairs.pairs_of_file", pairs_of_file)
-    # there are no such files
-    for place in ("commands", "plan"):
+    for place in ("commands", "plan"):  # there are no such files
         monkeypatch.setattr(f"fairlab.cli.{place}.check_pair_options", lambda *given: None)
     options = ["--pairs", "mine.csv", *["--skip-invalid"] * skip]
     expected = [("mine.csv", skip)]
@@ -1193,9 +1192,11 @@ def test_a_random_cut_alone_has_the_fraction_of_each_layer(run, few, comparisons
 )
 def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, known):
     seen = []
-    monkeypatch.setattr(
-        "fairlab.cli.plan.check_choice", lambda method, *rest, **more: seen.append(method)
-    )
+
+    def check_choice(method, *rest, **more):
+        seen.append(method)
+
+    monkeypatch.setattr("fairlab.cli.plan.check_choice", check_choice)
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
     with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
         run(command, "--method", asked)
