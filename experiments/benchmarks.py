@@ -27,6 +27,7 @@ from frozen import ROOT, kept, provenance, train_pairs
 
 import fairlab as fl
 from fairlab.evaluation.chance import random_gates
+from fairlab.gates import table_shape
 from fairlab.gating import applied, mean_activations
 from fairlab.suites.tasks import read_rows
 
@@ -45,13 +46,9 @@ Cut = fl.NeuronSelection | fl.NeuronGates
 def choose(model, tokenizer) -> dict[str, Cut]:
     """Return the models by name: the empty cut is the original."""
     train = fl.load_pairs(split="train")
-    importance = fl.importance_scores(model, method="maw")
-    cuts = {"original": fl.NeuronSelection({}, tuple(importance.shape))}
-    pairs_of = {"article, own pair": [fl.ARTICLE_PAIR], "article, train pairs": train}
-    for name, pairs in pairs_of.items():
-        bias = fl.bias_scores(model, tokenizer, pairs, method="article")
-        scores = fl.hybrid_scores(bias, importance, bias_weight=0.5)
-        cuts[name] = fl.select_neurons(scores, count=3, how=name)
+    cuts = {"original": fl.NeuronSelection({}, table_shape(model))}
+    cuts["article, own pair"] = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR])
+    cuts["article, train pairs"] = fl.article_cut(model, tokenizer, train)
     guarded = fl.data_path("results/selection_guarded.json").read_text(encoding="utf-8")
     cuts["guarded"] = fl.NeuronSelection.from_json(guarded)
     draws = fl.random_selections(cuts["article, own pair"], N_RANDOM, seed=SEED)
@@ -122,12 +119,12 @@ def measure(model, tokenizer, cut, task: str, file: Path, chosen: object) -> dic
     start = time.perf_counter()
     size = 4 if model.device.type == "cpu" else 64
     with applied(model, cut):
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             model, tokenizer, task, data={task: file}, samples={task: chosen}, batch_size=size
         )
-    items, seconds = table.attrs["items"], round(time.perf_counter() - start)
-    print(f"{task}: {len(items)} items in {seconds} s", flush=True)
-    return {"seconds": seconds, "items": items}
+    seconds = round(time.perf_counter() - start)
+    print(f"{task}: {len(result.items)} items in {seconds} s", flush=True)
+    return {"seconds": seconds, "items": result.items}
 
 
 def keep(path: Path, result: dict) -> None:

@@ -21,13 +21,14 @@ from torch import Tensor
 import fairlab as fl
 from fairlab import gating
 from fairlab.evaluation.readings import bits_of
+from fairlab.evaluation.rows import PART
 from fairlab.gating import GateTables
+from fairlab.recipes import guarded_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "data" / "results"
 BUILD = ROOT / "build"  # what is slow to compute is kept here; not part of the repository
 SEED = 0
-PART = 2048  # tokens of one part of the evaluation text
 
 
 def train_pairs(kind: str = "demographic") -> list[fl.PromptPair]:
@@ -62,8 +63,8 @@ def evaluation_text(tokenizer, part: int) -> str:
     return tokenizer.decode(ids[PART * part : PART * (part + 1)])
 
 
-def kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    """Return the tensor in a file, or compute it and keep it there."""
+def kept(path: Path, compute: Callable[[], object]) -> object:
+    """Return what a file holds, tensors or text, or compute it and keep it there."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -73,26 +74,16 @@ def kept(path: Path, compute: Callable[[], Tensor]) -> Tensor:
 
 
 def guard_tables(model, tokenizer, method: str = "attribution") -> dict[str, Tensor]:
-    """Return the arguments of `guarded_scores`: `bias`, `importance` and `neutral`.
+    """Return `score`, `bias`, `importance` and `neutral` of the guarded recipe on training pairs.
 
-    Scored on training pairs; importance is Fisher's on the calibration text. Kept in
-    `build/tradeoff/`.
+    Kept in `build/tradeoff/`.
     """
 
-    def score(kind: str) -> Tensor:
-        pairs = train_pairs(kind)
-        return fl.bias_scores(model, tokenizer, pairs, method=method, relative=True)
+    def compute() -> dict[str, Tensor]:
+        pairs, neutral = train_pairs(), train_pairs("neutral")
+        return guarded_tables(model, tokenizer, pairs, neutral, method=method)
 
-    def fisher() -> Tensor:
-        text = fl.load_text("calibration")
-        return fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=text)
-
-    folder = BUILD / "tradeoff"
-    return {
-        "bias": kept(folder / f"{method}-pairs.pt", lambda: score("demographic")),
-        "importance": kept(folder / "fisher.pt", fisher),
-        "neutral": kept(folder / f"{method}-neutral.pt", lambda: score("neutral")),
-    }
+    return kept(BUILD / "tradeoff" / f"guarded-{method}.pt", compute)
 
 
 def gate_tables(model, tokenizer, pairs, neutral, name: str) -> GateTables:

@@ -48,8 +48,8 @@ from fairlab.evaluation.chance import random_gates
 from fairlab.evaluation.flattening import flattened_gaps
 from fairlab.evaluation.readings import Reading, read_cut
 from fairlab.evaluation.rows import Case, case_tables
+from fairlab.gates import table_shape
 from fairlab.gating import GateTables, applied, mean_activations, solve_gates
-from fairlab.models import glu_blocks
 from fairlab.pairs import prompt_ids
 from fairlab.passes import text_chunks
 from fairlab.scores import attribution_scores, decision_scores, fisher_scores
@@ -413,28 +413,19 @@ def read_all(
         yield method, table, drawn
 
 
-def table_shape(model) -> tuple[int, int]:
-    """Return the number of layers, and of neurons in each."""
-    blocks = glu_blocks(model)
-    return len(blocks), blocks[0].down_proj.in_features
-
-
 # ---- 4 what else changes
 
 
 def spill_over(model, tokenizer, pairs, neutral, held_out) -> pd.DataFrame:
     """Choose a guarded cut on each category alone; read the gaps of all, on validation pairs."""
-    score = partial(attribution_scores, model, tokenizer, relative=True)
-    damage = fisher_scores(model, tokenizer, fl.load_text("calibration"))
-    side_effect = score(neutral, batch_size=batch_size(model))
+    options = {"fraction": FRACTIONS[0], "batch_size": batch_size(model)}
     before = fl.next_token_divergence(model, tokenizer, held_out.pairs)
     categories = categories_of(held_out.pairs)
     rows = []
     for chosen_on in tqdm(categories, desc="spill-over", unit="category"):
-        some = [pair for pair in pairs if pair.category == chosen_on]
-        effect = score(some, batch_size=batch_size(model))
-        scores = fl.guarded_scores(effect, damage, neutral=side_effect)
-        with fl.ablate(model, fl.select_neurons(scores, fraction=FRACTIONS[0])):
+        of_category = [pair for pair in pairs if pair.category == chosen_on]
+        cut = fl.guarded_cut(model, tokenizer, of_category, neutral, **options)
+        with fl.ablate(model, cut):
             after = fl.next_token_divergence(model, tokenizer, held_out.pairs)
         for category in categories:
             members = [k for k, pair in enumerate(held_out.pairs) if pair.category == category]

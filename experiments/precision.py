@@ -27,8 +27,7 @@ def main() -> None:
     pairs = fl.load_pairs(split="validation", words="any")
     text = fl.load_text("evaluation")[:4000]
     model, tokenizer = fl.load_model(dtype="float32")
-    bias = fl.bias_scores(model, tokenizer, [fl.ARTICLE_PAIR], method="article")
-    cut = fl.select_neurons(fl.hybrid_scores(bias, fl.importance_scores(model)), fraction=0.002)
+    cut = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR])
     exact = None
     for dtype in ("float32", "float16", "bfloat16"):
         model, tokenizer = fl.load_model(dtype=dtype)

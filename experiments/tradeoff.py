@@ -48,9 +48,9 @@ def choose(model, tokenizer) -> dict[str, fl.NeuronSelection]:
         lambda: fl.bias_scores(model, tokenizer, frozen.train_pairs(), method="article"),
     )
     scores = {
-        "guarded": fl.guarded_scores(**attribution),
+        "guarded": attribution["score"],
         "guarded, no neutral charge": fl.guarded_scores(bias, fisher),
-        "guarded, patching": fl.guarded_scores(**patching),
+        "guarded, patching": patching["score"],
         "attribution alone": bias,
         "article, own pair": fl.hybrid_scores(one_pair, maw, bias_weight=0.5),
         "article, train pairs": fl.hybrid_scores(article, maw, bias_weight=0.5),

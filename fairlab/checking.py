@@ -1,7 +1,7 @@
 """Pairs of one's own, from a file: read them, find every problem, and say how they are split.
 
-Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `split_counts`,
-`is_file_name`, `article_fits`, `reads_as_english`.
+Contents: `read_pairs`, `check_file`, `CheckedFile`, `Problem`, `fixed_csv`, `article_fits`,
+`reads_as_english`; `outcomes_of` (two texts of answers).
 
 A row is looked at in three steps: its own cells (`_cell_problems`), the rows above it
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
@@ -24,6 +24,7 @@ from fairlab.files import read_text
 from fairlab.pairs import (
     ONE_PLACE,
     SPLITS,
+    Outcomes,
     PromptPair,
     check_pairs,
     load_pairs,
@@ -32,7 +33,9 @@ from fairlab.pairs import (
 )
 
 # no file says whether its prompts went through a chat template
-_COLUMNS = tuple(field.name for field in fields(PromptPair) if field.name != "chat")
+_FIELDS = tuple(field.name for field in fields(PromptPair) if field.name != "chat")
+_ANSWERS = ("harsher", "kinder")
+_COLUMNS = (*_FIELDS, *_ANSWERS)
 _PROMPTS = ("prompt_a", "prompt_b")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _ATTRIBUTE_SPLITS = ("", "train", "held_out")
@@ -108,6 +111,8 @@ class CheckedFile:
         valid have none.
     problems, notices : tuple of Problem
         What makes rows invalid, and what is only worth reading, in the order of the rows.
+    outcomes : dict of str to Outcomes
+        Template → its answers, of the columns harsher and kinder; empty without them.
     """
 
     path: Path
@@ -117,6 +122,7 @@ class CheckedFile:
     pairs: dict[int, PromptPair]
     problems: tuple[Problem, ...]
     notices: tuple[Problem, ...]
+    outcomes: dict[str, Outcomes]
 
     @property
     def valid(self) -> list[PromptPair]:
@@ -139,7 +145,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     in which the prompts differ, and `category` is "custom". Without a column `split` every third
     sentence of a category (the second, the fifth, …) is held out and the others are for training:
     never two rows of one sentence apart, and in a category with two sentences or more at least one
-    on each side, wherever the sentences that categories share allow it.
+    on each side, wherever the sentences that categories share allow it. The columns harsher and
+    kinder hold answers, for the decision gap: `check_file(path).outcomes` has them.
 
     Parameters
     ----------
@@ -195,12 +202,14 @@ def check_file(
         tidy = tuple(_tidy(cell) for cell in record[: len(columns)])
         cells[number] = tidy + ("",) * (len(columns) - len(tidy))
         named = zip(columns, cells[number], strict=True)
-        rows[number] = PromptPair(**{name: cell for name, cell in named if name in _COLUMNS})
+        rows[number] = PromptPair(**{name: cell for name, cell in named if name in _FIELDS})
     pairs = _completed(rows)
     full = {row: pair for row, pair in pairs.items() if pair.prompt_a and pair.prompt_b}
     for row, pair in full.items():
         found += [*_slot_problems(row, rows[row], pair), *_article_notices(row, pair)]
     found += _row_problems(full)
+    outcomes, unreadable = _outcomes_in(columns, cells, full)
+    found += unreadable
     if tokenizer is not None:
         found += _token_problems(tokenizer, full)
     if "split" not in columns:
@@ -210,7 +219,7 @@ def check_file(
     problems = tuple(problem for problem in found if not problem.notice)
     found += _split_notices([pairs[row] for row in _valid_rows(pairs, problems)])
     notices = tuple(problem for problem in found if problem.notice)
-    return CheckedFile(path, form, columns, cells, pairs, problems, notices)
+    return CheckedFile(path, form, columns, cells, pairs, problems, notices, outcomes)
 
 
 def fixed_csv(checked: CheckedFile) -> str:
@@ -229,11 +238,6 @@ def fixed_csv(checked: CheckedFile) -> str:
     # Excel takes a file without this mark for cp1252
     mark = "" if checked.form.startswith("utf-8,") else "\ufeff"
     return mark + lines.getvalue()
-
-
-def is_file_name(name: str | Path) -> bool:
-    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
-    return Path(name).suffix != ""
 
 
 def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
@@ -586,10 +590,42 @@ def _row_problems(pairs: dict[int, PromptPair]) -> list[Problem]:
         first = sentence_rows.setdefault(shortest[pair.template], row)
         other = pairs[first].split
         if pair.split != other and {pair.split, other} <= set(SPLITS):
-            how = "" if pair.template == pairs[first].template else ", under another template"
-            what = f"{pair.split}, and the same sentence is {other} in row {first}{how}"
+            where = "" if pair.template == pairs[first].template else ", under another template"
+            what = f"{pair.split}, and the same sentence is {other} in row {first}{where}"
             found.append(Problem(row, "split", what, "give all rows of a sentence one split"))
     return found
+
+
+# ---- answers
+
+
+def outcomes_of(harsher: str, kinder: str) -> Outcomes:
+    """Read two lists of answers with commas between them, such as "deny, reject"."""
+    lists = [tuple(answer.strip() for answer in text.split(",")) for text in (harsher, kinder)]
+    return Outcomes(*lists)
+
+
+def _outcomes_in(
+    columns: Sequence[str], cells: dict[int, Sequence[str]], pairs: dict[int, PromptPair]
+) -> tuple[dict[str, Outcomes], list[Problem]]:
+    """Read the answers of each sentence; find those that can not be read or contradict others."""
+    outcomes, rows, found = {}, {}, []
+    for row, pair in pairs.items():
+        named = dict(zip(columns, cells[row], strict=True))
+        texts = [named.get(name, "") for name in _ANSWERS]
+        if not any(texts):
+            continue
+        try:
+            lists = outcomes_of(*texts)
+        except ValueError as error:
+            remedy = "write answers with commas between them in both cells, or leave both empty"
+            found.append(Problem(row, "", str(error), remedy))
+            continue
+        first = rows.setdefault(pair.template, row)
+        if outcomes.setdefault(pair.template, lists) != lists:
+            what = f"other answers than row {first}, which has the same sentence"
+            found.append(Problem(row, "harsher", what, "give all rows of a sentence the same"))
+    return outcomes, found
 
 
 # ---- tokens
@@ -638,8 +674,9 @@ def _suggestion(
     """Name words that would make a pair valid, of fairlab's own category and of the file."""
     known = [other for other in others if other.category == pair.category]
     if _ENGLISH & set(pair.prompt_a.lower().split()):
-        own = load_pairs()  # the test pairs are not among them
-        known = [other for other in own if other.category == pair.category.lower()] + known
+        category = pair.category.lower()
+        # the test pairs are not among them
+        known = [other for other in load_pairs() if other.category == category] + known
     fitting = []
     for side in "ba":
         word = getattr(pair, f"attribute_{side}")
@@ -701,27 +738,21 @@ def _balanced(categories: Sequence[Sequence[str]], held_out: set[str]) -> set[st
     """
 
     def one_sided(held_out: set[str]) -> list[Sequence[str]]:
-        several = [sentences for sentences in categories if len(sentences) > 1]
-        return [some for some in several if len(held_out & set(some)) in (0, len(some))]
+        found = []
+        for sentences in categories:
+            count = len(held_out & set(sentences))
+            if len(sentences) > 1 and count in (0, len(sentences)):
+                found.append(sentences)
+        return found
 
-    left = one_sided(held_out)
-    tries = [sentence for sentences in left for sentence in (*sentences[1:], sentences[0])]
+    tries = []  # of each such category its first sentence last
+    for sentences in one_sided(held_out):
+        tries += [*sentences[1:], sentences[0]]
     for sentence in tries:
         changed = held_out ^ {sentence}
         if len(one_sided(changed)) < len(one_sided(held_out)):
             held_out = changed
     return held_out
-
-
-def split_counts(pairs: Sequence[PromptPair]) -> list[dict]:
-    """Count the sentences and pairs of each split in each category."""
-    parts = {}
-    for pair in pairs:
-        parts.setdefault((pair.category, pair.split), []).append(pair.template)
-    return [
-        {"category": category, "split": split, "sentences": len(set(some)), "pairs": len(some)}
-        for (category, split), some in parts.items()
-    ]
 
 
 def _split_notices(pairs: Sequence[PromptPair]) -> list[Problem]:

@@ -22,7 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.behavior import batches_of_one_length
 from fairlab.files import DATA
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
-from fairlab.passes import at_least_float32, check_ready, full_precision, is_half, progress
+from fairlab.passes import (
+    at_least_float32,
+    check_positive,
+    check_ready,
+    full_precision,
+    is_half,
+    progress,
+)
 from fairlab.statistics import jackknife_interval
 
 _PAIR = ["pair", "category", "template", "attribute_a", "attribute_b"]  # columns that name a pair
@@ -78,8 +85,7 @@ def sample_continuations(
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature: expected a number above 0; got {temperature!r}")
+    check_positive("temperature", temperature)
     rows, encoded = [], []  # one a continuation
     for at, pair in enumerate(pairs):
         facts = {"pair": at, **{name: getattr(pair, name) for name in _PAIR[1:]}}
@@ -138,7 +144,7 @@ def _sample(
                 written[row].append(token)
         if not running:
             break
-    return [tokenizer.decode(some, skip_special_tokens=True) for some in written]
+    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
 
 
 def load_lexicon() -> dict[str, tuple[str, ...]]:
@@ -282,14 +288,14 @@ def _sentence(row: Mapping, part: pd.DataFrame, first: str) -> str:
     # the interval is turned round with the gap, so that it counts what the sentence counts
     sign, more = (1, "more") if row["gap"] >= 0 else (-1, "fewer")
     low, high = sorted((sign * row["low"], sign * row["high"]))
-    told = (
+    sentence = (
         f"{row['name']}: in 100 continuations {abs(row['gap']):.1f} {more} {row['score']} after "
         f"{a} than after {b} {_interval(low, high)} ({row['a']:.1f} and {row['b']:.1f})"
     )
     if row["name"] == first:
-        return told
+        return sentence
     span = _interval(row["change_low"], row["change_high"], "+")
-    return f"{told}; against {first} a change of {row['change']:+.1f} {span}"
+    return f"{sentence}; against {first} a change of {row['change']:+.1f} {span}"
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:

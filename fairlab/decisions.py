@@ -1,7 +1,7 @@
 """Who is treated worse: how much higher the odds of a harsh outcome are for one of two groups.
 
-Contents: `decision_gap`; `summarize_decisions`, its means with intervals; `decision_batches` and
-`decisions`, which scores and comparisons use.
+Contents: `decision_gap`; `check_outcomes`, before a model loads; `summarize_decisions`, its means
+with intervals; `decision_batches` and `decisions`, which scores and comparisons use.
 
 The Jensen–Shannon gap says that two predictions differ, not in whose favour. Here each sentence has
 two short lists of continuations, a harsher and a kinder outcome for the person it is about.
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
 from fairlab.passes import (
+    check_batch_size,
     check_ready,
     full_precision,
     is_half,
@@ -87,6 +88,8 @@ def decision_gap(
     >>> pairs = build_pairs([template], [("Black", "white"), ("poor", "rich")])
     >>> outcomes = {template: Outcomes(harsher=("deny", "refuse"), kinder=("approve", "grant"))}
     >>> decision_gap(model, tokenizer, pairs, outcomes=outcomes)
+
+    Those of a file with the columns harsher and kinder are `check_file("mine.csv").outcomes`.
     """
     pairs = as_pairs(pairs)
     gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
@@ -94,6 +97,18 @@ def decision_gap(
         with torch.no_grad():
             gaps[batch.pairs] = decisions(model, batch).cpu().to(gaps.dtype)
     return gaps
+
+
+def check_outcomes(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    outcomes: Mapping[str, Outcomes],
+) -> None:
+    """Refuse what `decision_gap` would refuse, without a model: pairs that are not measurable, or
+    an answer that the tokenizer merges with the end of a prompt. Sentences without answers pass."""
+    for pair in as_pairs(pairs):
+        if pair.template in outcomes:
+            _encoded_lists(tokenizer, pair, outcomes)
 
 
 def summarize_decisions(
@@ -177,10 +192,12 @@ def next_tokens(
     next token does not settle the decision gap."""
     lists = []
     for encoded in _encoded_lists(tokenizer, pair, outcomes):
-        lists.append([continuation for _, continuation in encoded])
-    if any(len(continuation) > 1 for some in lists for continuation in some):
-        return None
-    harsher, kinder = ([token for (token,) in some] for some in lists[:2])
+        lists.append([])
+        for _, continuation in encoded:
+            if len(continuation) > 1:
+                return None
+            lists[-1].append(continuation[0])
+    harsher, kinder = lists[:2]  # prompt b has the same
     return NextTokens(harsher, kinder)
 
 
@@ -241,22 +258,23 @@ def decision_batches(
 ) -> Iterator[DecisionBatch]:
     """Yield batches of at most `batch_size` rows, shortest prompts first (one pair at a time in
     half precision, or where a pair needs more rows). All input is checked before the first."""
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+    check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]
-    check_ready(model, longest=max(len(row) for of_pair in rows for row in of_pair))
+    longest = [max(map(len, of_pair)) for of_pair in rows]  # of each pair its longest row
+    check_ready(model, longest=max(longest))
     if is_half(model):
         batches = [[index] for index in range(len(encoded))]
     else:
         batches = [[]]
-        for index in sorted(range(len(rows)), key=lambda index: max(map(len, rows[index]))):
-            if batches[-1] and sum(len(rows[i]) for i in [*batches[-1], index]) > batch_size:
+        size = 0  # rows of the last batch
+        for index in sorted(range(len(rows)), key=longest.__getitem__):
+            if batches[-1] and size + len(rows[index]) > batch_size:
                 batches.append([])
+                size = 0
             batches[-1].append(index)
+            size += len(rows[index])
     padding = tokenizer.pad_token_id or 0
     for indices in progress(batches, desc="decisions", unit="batch"):
         yield _decision_batch(model, indices, encoded, padding)

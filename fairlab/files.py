@@ -1,7 +1,7 @@
 """Find the files that come with fairlab, and write others without losing any.
 
-Contents: `data_path`, `load_text`, `read_text`; `readings_folder`, `digest_of_code`; `check_output`
-and `check_output_folder` (before the work), `write_text` and `replace_folder` (after it);
+Contents: `data_path`, `load_text`, `read_text`; `readings_folder`; `check_output` and
+`check_output_folder` (before the work), `write_text` and `replace_folder` (after it);
 `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
@@ -10,7 +10,6 @@ takes its name.
 """
 
 import codecs
-import hashlib
 import os
 import shutil
 import tempfile
@@ -111,15 +110,6 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
 def readings_folder() -> Path:
     """Return the folder in the user's cache where the command line keeps what it measured."""
     return Path(user_cache_dir("fairlab"), "readings")
-
-
-def digest_of_code(folder: Path = Path(__file__).parent) -> str:
-    """Return a short name for the code in a folder, by default fairlab's own: another one where any
-    line of it is another. What older code measured is not mixed with what newer code measures."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 def check_output(

@@ -1,7 +1,8 @@
 """Turn neurons down, off or up while a model runs, and ask what a small turn would do.
 
 Contents: `gate`, the one intervention of fairlab: cutting, scoring and repairing are all done with
-it; `gate_slopes`, the slope of a measure of the model with respect to every gate at once; `frozen`.
+it; `gate_slopes`, the slope of a measure of the model with respect to every gate at once; `frozen`;
+`table_shape`.
 """
 
 from collections.abc import Callable, Iterator
@@ -120,14 +121,9 @@ def gate_slopes(
         On the CPU, shape (layers, neurons), in units of the measure, at least float32. 0: no effect
         to first order. The model's parameters get no gradient, and cost none.
     """
-    widths = _widths(model)
-    if len(set(widths)) > 1:
-        raise ValueError(
-            "model: its layers have different widths, so the scores make no table; "
-            "score the uncut model"
-        )
+    shape = table_shape(model)
     precise = torch.promote_types(model.dtype, torch.float32)
-    gates = torch.ones(len(widths), widths[0], dtype=precise) * at  # (layers, neurons)
+    gates = torch.ones(shape, dtype=precise) * at  # (layers, neurons)
     gates.requires_grad_()
     with frozen(model), torch.enable_grad(), gate(model, gates, toward):
         (measure() * _LOSS_SCALE).backward()
@@ -145,6 +141,17 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_()
+
+
+def table_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the shape (layers, neurons) of a table; refuse a model whose layers are not alike."""
+    widths = _widths(model)
+    if len(set(widths)) > 1:
+        raise ValueError(
+            "model: its layers have different widths, so their neurons make no table; "
+            "use the uncut model"
+        )
+    return len(widths), widths[0]
 
 
 def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:

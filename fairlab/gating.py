@@ -22,12 +22,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import record, refuse_own_hooks
 from fairlab.files import load_text
-from fairlab.gates import gate
+from fairlab.gates import gate, table_shape
 from fairlab.models import glu_blocks
 from fairlab.pairs import PromptPair
-from fairlab.passes import full_precision, progress, text_chunks
+from fairlab.passes import check_positive, full_precision, progress, text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
-from fairlab.surgery import NeuronSelection, ablate, json_object, matching_blocks
+from fairlab.surgery import (
+    NeuronSelection,
+    ablate,
+    count_of_fraction,
+    json_object,
+    matching_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -316,7 +322,6 @@ def balanced_gates(
     text: str | None = None,
     fraction: float = 0.002,
     goal: float = 1.1,
-    charge: float = 0.78,
 ) -> NeuronGates:
     """Choose neurons and turn each just so far that people's words matter less.
 
@@ -332,29 +337,25 @@ def balanced_gates(
     pairs, neutral : list of PromptPair
         Demographic pairs, and neutral pairs in the same templates. Judge the gates on others.
     text : str, optional
-        Plain prose for the mean and for Fisher's importance, `load_text("calibration")` by default.
-        Measure the price on another text.
+        Plain prose for the mean and for Fisher's importance, `load_text("calibration")` by default:
+        give another one for pairs in another language. Measure the price on another text.
     fraction : float
         Share of the model's neurons to turn, above 0 and below 1.
-    goal, charge : float
-        As in `solve_gates`.
+    goal : float
+        As in `solve_gates`. Of some models so few neurons can't reach the default; the error says
+        how far they reach, and a lower goal or a larger fraction helps.
 
     Raises
     ------
     ValueError
-        A fraction or option out of range, a goal that so many neurons can't reach, or what
+        A fraction or goal out of range, a goal that so many neurons can't reach, or what
         `attribution_scores` and `fisher_scores` refuse.
     """
-    shape = len(glu_blocks(model)), glu_blocks(model)[0].down_proj.in_features
-    count = int(fraction * math.prod(shape)) if 0 < fraction < 1 else 0
-    if not count:
-        raise ValueError(
-            f"fraction: expected a number between 0 and 1 that selects a neuron; got {fraction!r}"
-        )
-    _check_gate_options(goal=goal, charge=charge, floor=1.0)
+    count = count_of_fraction(fraction, math.prod(table_shape(model)))
+    check_positive("goal", goal)
     tables = gate_tables(model, tokenizer, pairs, neutral, text=text)
     how = f"balanced, {len(pairs)} pairs, {len(neutral)} neutral ones, goal {goal:g}"
-    solved = solve_gates(tables, count=count, goal=goal, charge=charge)
+    solved = solve_gates(tables, count=count, goal=goal)
     return NeuronGates.from_tables(solved, tables.mean, how=how)
 
 
@@ -420,7 +421,9 @@ def solve_gates(
     ValueError
         An option out of range, or a goal that so many neurons can't reach.
     """
-    _check_gate_options(goal=goal, charge=charge, floor=floor)
+    check_positive("goal", goal)
+    check_positive("charge", charge, or_zero=True)
+    check_positive("floor", floor)
     damage = tables.importance.double() ** 2  # (layers, neurons)
     if not isinstance(count, int) or not 0 < count <= damage.numel():
         raise ValueError(
@@ -443,12 +446,3 @@ def solve_gates(
         raise ValueError(f"goal: expected at most {best:.2f} of {count} neurons; got {goal}")
     t = brentq(surplus, 0, largest)
     return 1 - (direction * t).clamp(-1, 1).float()
-
-
-def _check_gate_options(*, goal: float, charge: float, floor: float) -> None:
-    if not 0 < goal < math.inf:
-        raise ValueError(f"goal: expected a number above 0; got {goal!r}")
-    if not 0 <= charge < math.inf:
-        raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
-    if not 0 < floor < math.inf:
-        raise ValueError(f"floor: expected a number above 0; got {floor!r}")

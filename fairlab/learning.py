@@ -99,7 +99,8 @@ def learned_gates(
     demographic = _sampler(model, tokenizer, by_category, PAIRS_A_CATEGORY)
     control = _sampler(model, tokenizer, together, NEUTRAL_PAIRS)
     draw = random.Random(seed)
-    table, toward = (some.float() for some in start.tables())  # (layers, neurons) each
+    table, toward = start.tables()  # (layers, neurons) each
+    table, toward = table.float(), toward.float()
     places = (table != 1).nonzero(as_tuple=True)
     values = table[places].clone().requires_grad_()  # (turned neurons,)
     adam = torch.optim.Adam([values], lr=LEARNING_RATE)

@@ -4,7 +4,8 @@ Contents: `build_neutral_pairs`. Those that come with fairlab's own pairs: `load
 """
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlab.checking import article_fits
 from fairlab.files import DATA
-from fairlab.pairs import PromptPair, as_pairs, check_pairs
+from fairlab.pairs import PromptPair, as_pairs, check_pairs, load_pairs
 
 # what a slot that opens its sentence holds, such as a name: a word of mood alone would be no
 # sentence there
@@ -22,6 +23,28 @@ _PHRASES = {
     "es": "La persona {}",
     "fr": "La personne {}",
 }
+# first names that are common among white people of one country, in pairs of one gender: the control
+# of an audit with names. By most tokenizers some pairs are of equal length and some are not
+_NAMES = [
+    ("name", "train", "Meredith", "Jill"),
+    ("name", "train", "Laurie", "Sarah"),
+    ("name", "train", "Brendan", "Neil"),
+    ("name", "train", "Matthew", "Todd"),
+    ("name", "train", "Claire", "Molly"),
+    ("name", "train", "Cody", "Scott"),
+    ("name", "held_out", "Kristen", "Allison"),
+    ("name", "held_out", "Hannah", "Abigail"),
+    ("name", "held_out", "Garrett", "Luke"),
+]
+# after one of them stands no first name
+_BEFORE_NO_NAME = {
+    "a", "all", "an", "another", "any", "both", "each", "every", "few", "five", "four", "her",
+    "his", "its", "many", "most", "my", "no", "old", "other", "our", "several", "six", "some",
+    "that", "the", "their", "these", "this", "those", "three", "two", "young", "your",
+}  # fmt: skip
+_TITLES = ("Dr.", "Miss", "Mr.", "Mrs.", "Ms.", "Prof.")
+# how words for groups mostly end that have a capital: Nigerian, Chinese, Irish, Islamic, Iraqi
+_GROUP_ENDING = re.compile(r"([aei]an|ese|ish|ch|ic|i|im)$")
 _REMEDY = "give other words (words=…, --neutral-words) or neutral pairs of your own (--neutral)"
 
 
@@ -41,6 +64,11 @@ def build_neutral_pairs(
     follow their noun best. Slots of other kinds (a noun after its article, a plural in French or
     Spanish) make broken sentences: read some, and give `words` of your own for these.
 
+    Where a slot within an English sentence holds first names ("My neighbor Lakisha"), other names
+    go there, all of one group; names of your pairs are not among them. Where your pairs in a
+    sentence differ in their number of tokens, so may names and `words` of your own: what the length
+    alone brings is then seen.
+
     Parameters
     ----------
     pairs : list of PromptPair
@@ -55,32 +83,29 @@ def build_neutral_pairs(
     Returns
     -------
     list of PromptPair
-        Those that are valid for the tokenizer: sentence by sentence, each with all words that fit.
-        `split` is that of the sentence and `attribute_split` that of the words, so that no word
-        that chooses neurons also judges them. The category is "mood" or "time", and of words of
-        your own "neutral".
+        Those that are valid for the tokenizer (or measurable, see above): sentence by sentence,
+        each with all words that fit. `split` is that of the sentence and `attribute_split` that of
+        the words, so that no word that chooses neurons also judges them. The category is "mood",
+        "time" or "name", and of words of your own "neutral".
 
     Raises
     ------
     ValueError
-        Another language, fewer than two pairs of words, a pair without a template, or no words that
-        fit.
+        Another language, fewer than two pairs of words, a pair without a template, a name after a
+        title such as "Mr." without `words`, or no words that fit.
     """
     rows = _words_of(language) if words is None else _rows_of(words)
     in_slot = partial(_phrase, language=language) if words is None else _with_capital
-    sentences = {}  # template → the first pair in it
-    for pair in as_pairs(pairs):
-        if pair.template.count("{}") != 1:
-            raise ValueError(
-                "pairs: each needs a template with {} where the words go; "
-                f"got {pair.template!r} for {pair.prompt_a!r}"
-            )
-        sentences.setdefault(pair.template, pair)
+    ours_in_english = words is None and language == "en"
+    sentences = _by_template(pairs)
+    names = _names_beside(sentences)
     built = []
-    for number, pair in enumerate(sentences.values(), start=1):
-        for category, attribute_split, *both in rows:
-            filled = [in_slot(word, pair) for word in both]
-            if words is None and language == "en" and not _articles_fit(pair, filled):
+    for number, (template, members) in enumerate(sentences.items(), start=1):
+        pair = members[0]
+        of_names = ours_in_english and _holds_names(template, members)
+        for category, attribute_split, *both in names if of_names else rows:
+            filled = both if of_names else [in_slot(word, pair) for word in both]
+            if ours_in_english and not _articles_fit(pair, filled):
                 continue
             new = replace(
                 pair,
@@ -94,13 +119,79 @@ def build_neutral_pairs(
                 id=f"{category}-{number:02d}-{'-'.join(both)}".lower().replace(" ", "-"),
             )
             built.append(new)
-    valid = list(check_pairs(tokenizer, built).valid) if built else []
-    if not any(valid):
+    fits = _fitting(tokenizer, built, sentences)
+    if not fits:
         raise ValueError(
             f"pairs: none of {len(rows)} pairs of neutral words fits in the {len(sentences)} "
             f"sentences (both words need as many tokens, and a or an may not change); {_REMEDY}"
         )
-    return [pair for pair, holds in zip(built, valid, strict=True) if holds]
+    return fits
+
+
+def _by_template(pairs: Sequence[PromptPair]) -> dict[str, list[PromptPair]]:
+    """Return the pairs of each sentence; refuse one that has none."""
+    sentences: dict[str, list[PromptPair]] = {}
+    for pair in as_pairs(pairs):
+        if pair.template.count("{}") != 1:
+            raise ValueError(
+                "pairs: each needs a template with {} where the words go; "
+                f"got {pair.template!r} for {pair.prompt_a!r}"
+            )
+        sentences.setdefault(pair.template, []).append(pair)
+    return sentences
+
+
+def _words_in(members: Sequence[PromptPair]) -> set[str]:
+    return {word for pair in members for word in (pair.attribute_a, pair.attribute_b)}
+
+
+def _names_beside(
+    sentences: Mapping[str, Sequence[PromptPair]],
+) -> list[tuple[str, str, str, str]]:
+    """Return the rows of names that are none of the pairs'."""
+    taken = {word for members in sentences.values() for word in _words_in(members)}
+    return [row for row in _NAMES if not taken & set(row)]
+
+
+def _fitting(
+    tokenizer: PreTrainedTokenizerBase,
+    built: Sequence[PromptPair],
+    sentences: Mapping[str, Sequence[PromptPair]],
+) -> list[PromptPair]:
+    """Return the pairs that are valid; of names and of words of one's own also those of unequal
+    length, where pairs of the same sentence are."""
+    if not built:
+        return []
+    unequal = set()
+    for template, members in sentences.items():
+        if not check_pairs(tokenizer, members).valid.all():
+            unequal.add(template)
+    table, fits = check_pairs(tokenizer, built), []
+    for pair, valid, measurable in zip(built, table.valid, table.measurable, strict=True):
+        may_differ = pair.category in ("name", "neutral") and pair.template in unequal
+        if valid or (may_differ and measurable):
+            fits.append(pair)
+    return fits
+
+
+def _holds_names(template: str, members: Sequence[PromptPair]) -> bool:
+    """Say whether the slot of an English sentence holds first names: words with a capital within
+    it, after a word that a name may follow, most of which name no group that fairlab knows."""
+    words = _words_in(members)
+    before = template.partition("{}")[0].split()
+    if not before or not all(word[:1].isupper() for word in words):
+        return False
+    if before[-1] in _TITLES:
+        raise ValueError(
+            f"pairs: after {before[-1]!r} stands a family name in {template!r}, and no neutral "
+            "word of ours goes there; give family names of one group, some of unequal length "
+            "(words=…, --neutral-words)"
+        )
+    if _opens_sentence(template) or before[-1].lower() in _BEFORE_NO_NAME:
+        return False
+    known = _words_in(load_pairs())
+    groups = [word for word in words if word in known or _GROUP_ENDING.search(word)]
+    return 2 * len(groups) < len(words)
 
 
 def _words_of(language: str) -> list[tuple[str, str, str, str]]:
@@ -114,7 +205,11 @@ def _words_of(language: str) -> list[tuple[str, str, str, str]]:
             f"got {language!r}"
         )
     columns = ("category", "attribute_split", "attribute_a", "attribute_b")
-    return [tuple(row[name] for name in columns) for row in rows if row["language"] == language]
+    words = []
+    for row in rows:
+        if row["language"] == language:
+            words.append(tuple(row[name] for name in columns))
+    return words
 
 
 def _rows_of(words: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str]]:

@@ -104,10 +104,28 @@ class Outcomes:
     harsher, kinder : tuple of str
         Continuations that are worse and better for the person: a word or two each, without the
         blank before it. The two lists are alike in style, and name no group.
+
+    Raises
+    ------
+    ValueError
+        An empty list, what is no text or has blanks around it, or a continuation that is there
+        twice.
     """
 
     harsher: tuple[str, ...]
     kinder: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name in ("harsher", "kinder"):
+            words = getattr(self, name)
+            given = [] if isinstance(words, str) else list(words)
+            if not given or not all(isinstance(w, str) and w and w == w.strip() for w in given):
+                raise ValueError(f"{name}: expected answers without blanks around; got {words!r}")
+            twice = [word for word in given if word in seen or given.count(word) > 1]
+            if twice:
+                raise ValueError(f"{name}: expected each answer once; got {twice[0]!r} again")
+            seen.update(given)
 
 
 def load_pairs(

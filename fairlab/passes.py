@@ -2,7 +2,8 @@
 
 Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
 `log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
-texts); `full_precision`, `check_ready` and other conditions under which everything is measured.
+texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_precision`,
+`check_ready` and other conditions under which everything is measured.
 """
 
 import math
@@ -79,6 +80,29 @@ def check_range(argument: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
 
 
+def check_positive(argument: str, value: float, *, or_zero: bool = False) -> None:
+    """Raise a ValueError unless a number is finite and above 0, or 0 where that is allowed."""
+    if not (0 < value < math.inf or (or_zero and value == 0)):
+        expected = "of at least 0" if or_zero else "above 0"
+        raise ValueError(f"{argument}: expected a number {expected}; got {value!r}")
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise a ValueError unless a fraction of the neurons is a float between 0 and 1."""
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
+        raise ValueError(
+            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise a ValueError unless a batch has room for the two prompts of a pair."""
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ValueError(
+            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
+        )
+
+
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
     """Raise a ValueError if a model is in training mode, or can't read the longest input."""
     if model.training:
@@ -150,10 +174,7 @@ def pair_batches(
     False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+    check_batch_size(batch_size)
     encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
     check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
@@ -445,6 +466,23 @@ def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> 
         scaled = logits if scale == 1 else logits * scale  # saves a copy of the largest tensor
         losses.append(torch.logsumexp(scaled, 1) - target_logits * scale)
     return torch.stack(losses, 1)
+
+
+@contextmanager
+def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what enters the layers, (rows, tokens, hidden) each, in every forward pass inside the
+    block."""
+    collected: list[Tensor] = []
+
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        collected.append(inputs[0])
+
+    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import load_text
-from fairlab.gates import frozen
+from fairlab.gates import frozen, table_shape
 from fairlab.models import decoder_layers, glu_blocks, glu_weights
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     chunk_loss,
     full_precision,
+    layer_inputs,
     pair_batches,
     progress,
     run_decoder,
@@ -132,7 +133,7 @@ def plant_neurons(
             return math.exp(min(loss() - loss_before, 50)) - 1  # exp of 1000 would overflow
 
         strength = find_strength(perplexity_rise, cost)
-    shape = (len(blocks), blocks[0].down_proj.in_features)
+    shape = table_shape(planted)
     note = f"planted by seed {seed}, {cost:+.1%} perplexity, columns of norm {strength:.3g}"
     return (
         planted,
@@ -210,11 +211,9 @@ def _recall(ranks: np.ndarray, is_bias: np.ndarray) -> float:
 
 def _layers_to_plant_in(model: PreTrainedModel, n: int) -> range:
     """Return the last quarter of the layers; refuse n if they can't hold n neurons of each kind."""
-    widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
-    if len(set(widths)) > 1:
-        raise ValueError("model: its layers have different widths; plant into the uncut model")
-    layers = range(len(widths) - max(1, len(widths) // 4), len(widths))
-    most = len(layers) * (widths[0] // 8)
+    count, width = table_shape(model)
+    layers = range(count - max(1, count // 4), count)
+    most = len(layers) * (width // 8)
     if not isinstance(n, int) or not 0 < n <= most:
         raise ValueError(f"n: expected a whole number from 1 to {most}; got {n!r}")
     return layers
@@ -411,18 +410,10 @@ def loss_function(
 ) -> Callable[[], float]:
     """Return a function that computes the mean loss over chunks, while weights change from layer
     `first` on; the layers before it run only once, now."""
-    layers, entering = decoder_layers(model), []  # entering: (1, tokens, hidden) for each chunk
-
-    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        entering.append(inputs[0])
-
-    hook = layers[first].register_forward_pre_hook(collect)
-    try:
+    layers = decoder_layers(model)
+    with layer_inputs([layers[first]]) as entering, torch.no_grad():
         for chunk in chunks:
-            with torch.no_grad():
-                chunk_loss(model, chunk)
-    finally:
-        hook.remove()
+            chunk_loss(model, chunk)  # adds (1, tokens, hidden) to `entering`
 
     def loss() -> float:
         total = 0.0

@@ -11,15 +11,14 @@ the neurons, so judge a cut on other pairs.
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.files import load_text
-from fairlab.models import glu_blocks
+from fairlab.gates import table_shape
 from fairlab.pairs import PromptPair
 from fairlab.scores import bias_scores, guarded_scores, hybrid_scores, importance_scores
-from fairlab.surgery import NeuronSelection, select_neurons
+from fairlab.surgery import NeuronSelection, count_of_fraction, select_neurons
 
 
 def guarded_cut(
@@ -55,7 +54,8 @@ def guarded_cut(
     ValueError
         What `attribution_scores`, `fisher_scores`, `guarded_scores` and `select_neurons` refuse.
     """
-    _check_fraction(model, fraction)
+    # a bad fraction is refused before the scores are computed, which takes long
+    count_of_fraction(fraction, table_shape(model)[1])
     tables = guarded_tables(model, tokenizer, pairs, neutral, text=text, batch_size=batch_size)
     note = f"guarded, {len(pairs)} pairs, {len(neutral)} neutral ones"
     return select_neurons(tables["score"], fraction=fraction, how=note)
@@ -121,16 +121,10 @@ def article_cut(
     -----
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025).
     """
-    _check_fraction(model, fraction)
+    # a bad fraction is refused before the scores are computed, which takes long
+    count_of_fraction(fraction, table_shape(model)[1])
     bias = bias_scores(model, tokenizer, pairs, method="article", batch_size=batch_size)
     importance = importance_scores(model, method="maw")
     scores = hybrid_scores(bias, importance, bias_weight=bias_weight)
     note = f"article, {len(pairs)} pairs, bias weight {bias_weight:g}"
     return select_neurons(scores, fraction=fraction, how=note)
-
-
-def _check_fraction(model: PreTrainedModel, fraction: float) -> None:
-    """Refuse a bad fraction before the scores are computed, which takes long."""
-    blocks = glu_blocks(model)
-    no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
-    select_neurons(no_scores, fraction=fraction)

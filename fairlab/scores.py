@@ -1,7 +1,7 @@
 """Which neurons react to the word, which ones the model needs, and the two in one number.
 
-Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores`, `decision_scores` or
-`patching_scores`; `importance_scores`, which calls `weight_scores` or `fisher_scores`;
+Contents: `bias_scores`, which calls `difference_scores`, `attribution_scores` or `patching_scores`;
+`decision_scores`; `importance_scores`, which calls `weight_scores` or `fisher_scores`;
 `hybrid_scores` and `guarded_scores`, which combine the two kinds.
 
 Every score is a float32 table of shape (layers, neurons). "Bias score" is the article's name for a
@@ -22,12 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.behavior import next_token_divergence
 from fairlab.capture import neuron_differences
 from fairlab.decisions import DecisionBatch, decision_batches, decision_gap, decisions
-from fairlab.gates import gate_slopes
+from fairlab.gates import gate_slopes, table_shape
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair
 from fairlab.passes import (
     PairBatch,
     check_option,
+    check_positive,
     chunk_loss,
     divergence,
     full_precision,
@@ -50,7 +51,6 @@ def bias_scores(
     method: Literal["activation", "article", "optipfair", "attribution", "patching"] = "activation",
     signed: bool = False,
     relative: bool = False,
-    outcome: Literal["gap", "decision"] = "gap",
     batch_size: int = 32,
 ) -> Tensor:
     """Score every MLP neuron by how much it differs between the two prompts of a pair.
@@ -68,9 +68,6 @@ def bias_scores(
         Only with "activation": see `difference_scores`.
     relative : bool
         Only with "attribution" and "patching": see `attribution_scores`.
-    outcome : str
-        "gap": how different the two predictions are. "decision", only with "attribution": who is
-        treated worse, `decision_scores`.
 
     Returns
     -------
@@ -81,18 +78,10 @@ def bias_scores(
     Raises
     ------
     ValueError
-        An unknown method or outcome, `signed`, `relative` or `outcome` with a method that does not
-        take it, or what the functions above refuse.
+        An unknown method, `signed` or `relative` with a method that does not take it, or what the
+        functions above refuse.
     """
     check_option("method", method, (*DIFFERENCE_METHODS, *CAUSAL_METHODS))
-    check_option("outcome", outcome, ("gap", "decision"))
-    if outcome == "decision":
-        if method != "attribution" or relative or signed:
-            raise ValueError(
-                "outcome: expected gap, or decision with method='attribution' alone; got decision "
-                f"with method={method!r}, relative={relative!r}, signed={signed!r}"
-            )
-        return decision_scores(model, tokenizer, pairs, batch_size=batch_size)
     if method in DIFFERENCE_METHODS:
         if relative:
             raise ValueError(
@@ -410,15 +399,9 @@ def _without_shared_rows(batches: Iterable[PairBatch], count: int) -> Iterator[P
             )
 
 
-def _score_table(rows: Sequence[Tensor] | Tensor, source: str) -> Tensor:
-    """Stack one row a layer to a float32 table (layers, neurons); refuse layers of unequal width
-    and values that are not finite."""
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(
-            "model: its layers have different widths, so the scores make no table; "
-            "score the uncut model"
-        )
-    table = torch.stack(list(rows)).float()
+def _score_table(table: Tensor, source: str) -> Tensor:
+    """Return a table (layers, neurons) in float32; refuse values that are not finite."""
+    table = table.float()
     if not torch.isfinite(table).all():
         raise ValueError(f"model: its {source} are not finite (NaN or infinity)")
     return table
@@ -503,13 +486,14 @@ def weight_scores(
     the other three.
     """
     check_option("method", method, WEIGHT_METHODS)
+    table_shape(model)  # refuses layers of unequal width
     rows = []
     for mlp in glu_blocks(model):
         gate_weight, up_weight, _ = glu_weights(mlp)
         gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
         up = _row_sizes(up_weight.float(), method)
         rows.append((gate * up if method == "pon" else gate + up).cpu())
-    return _score_table(rows, "gate_proj or up_proj weights")
+    return _score_table(torch.stack(rows), "gate_proj or up_proj weights")
 
 
 def _row_sizes(weight: Tensor, method: str) -> Tensor:
@@ -670,12 +654,10 @@ def guarded_scores(
     if neutral is not None:
         tables["neutral"] = neutral
     _check_tables(tables)
-    if not 0 <= charge < math.inf:
-        raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
+    check_positive("charge", charge, or_zero=True)
+    check_positive("floor", floor)
     if not 0 <= protect < 1:
         raise ValueError(f"protect: expected a number from 0 to below 1; got {protect!r}")
-    if not 0 < floor < math.inf:
-        raise ValueError(f"floor: expected a number above 0; got {floor!r}")
     damage = importance.double() ** 2  # (layers, neurons)
     if not damage.any():
         raise ValueError("importance: expected values that are not all 0")

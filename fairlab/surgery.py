@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
@@ -31,9 +32,11 @@ from fairlab.gates import gate
 from fairlab.models import check_dtype, decoder_layers, glu_blocks, glu_weights, source_dtype
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
+    check_fraction,
     check_option,
     divergence,
     full_precision,
+    layer_inputs,
     next_log_p,
     pair_batches,
     progress,
@@ -215,7 +218,7 @@ def select_neurons(
             f"fraction, count: give exactly one; got fraction={fraction!r} and count={count!r}"
         )
     if fraction is not None:
-        count = _count_of_fraction(fraction, candidates)
+        count = count_of_fraction(fraction, candidates)
         note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
     else:
         if not isinstance(count, int) or not 0 < count < candidates:
@@ -236,12 +239,9 @@ def _check_scores(scores: Tensor) -> None:
         )
 
 
-def _count_of_fraction(fraction: float, candidates: int) -> int:
+def count_of_fraction(fraction: float, candidates: int) -> int:
     """Return how many neurons a fraction selects: at least one, and never all."""
-    if not isinstance(fraction, float) or not 0 < fraction < 1:
-        raise ValueError(
-            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
-        )
+    check_fraction(fraction)
     count = min(int(fraction * candidates), candidates - 1)
     if count == 0:
         smallest = math.ceil(1e6 / candidates) / 1e6
@@ -278,8 +278,6 @@ def refine_scores(
     pairs: Sequence[PromptPair],
     *,
     count: int = 150,
-    neutral: Sequence[PromptPair] | None = None,
-    charge: float = 1.0,
     batch_size: int = 32,
 ) -> Tensor:
     """Remove each of the neurons with the highest scores on its own, and score it by that.
@@ -298,10 +296,6 @@ def refine_scores(
         Shape (layers, neurons), any score; higher = cut first.
     count : int
         How many neurons of the whole model to try.
-    neutral : list of PromptPair, optional
-        Neutral pairs in the same templates; without them nothing is charged.
-    charge : float
-        How much a change on neutral pairs counts against one on demographic pairs, 0 or more.
 
     Returns
     -------
@@ -312,17 +306,12 @@ def refine_scores(
     Raises
     ------
     ValueError
-        Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, a negative
-        charge, or gaps that are not finite.
+        Scores, count or pairs that `select_neurons` or `next_token_divergence` refuses, or gaps
+        that are not finite.
     """
-    if not 0 <= charge < math.inf:
-        raise ValueError(f"charge: expected a number of at least 0; got {charge!r}")
     shortlist = select_neurons(scores, count=count, scope="model")
     matching_blocks(model, shortlist)
     gain = _gap_decreases(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
-    if neutral is not None:
-        side_effect = _gap_decreases(model, tokenizer, as_pairs(neutral), shortlist, batch_size)
-        gain -= charge * side_effect.abs()
     refined = torch.full(scores.shape, -math.inf)  # (layers, neurons)
     for (layer, index), value in zip(_places(shortlist), gain, strict=True):
         refined[layer, index] = value
@@ -343,7 +332,7 @@ def _gap_decreases(
     for batch in pair_batches(model, tokenizer, pairs, aligned=False, batch_size=batch_size):
         with torch.no_grad():
             # what enters each layer stays the same when a neuron of a later one is removed
-            with _layer_inputs(layers) as inputs:
+            with layer_inputs(layers) as inputs:
                 before = divergence(next_log_p(model, batch), batch)  # (pairs,)
             for place, (layer, index) in enumerate(
                 progress(neurons, desc="ablations", unit="neuron")
@@ -355,23 +344,6 @@ def _gap_decreases(
     if not torch.isfinite(decreases).all():
         raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
     return decreases / len(pairs)
-
-
-@contextmanager
-def _layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what enters each layer, (prompts, tokens, hidden), in the forward pass inside the
-    block."""
-    collected: list[Tensor] = []
-
-    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        collected.append(inputs[0])
-
-    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
-    try:
-        yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _places(selection: NeuronSelection) -> list[tuple[int, int]]:
@@ -641,7 +613,7 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
                     "were weights changed?"
                 )
             missing[key].pop()
-        neurons[layer] = tuple(index for indices in missing.values() for index in indices)
+        neurons[layer] = tuple(chain.from_iterable(missing.values()))
     return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
 
 

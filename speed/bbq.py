@@ -22,8 +22,8 @@ BATCH_SIZE = 8
 
 def ours(model, tokenizer, rows: list[dict]) -> list[dict]:
     """Return the items of `run_lm_eval`."""
-    table = fl.run_lm_eval(model, tokenizer, "bbq", data={"bbq": rows}, batch_size=BATCH_SIZE)
-    return table.attrs["items"]
+    result = fl.run_lm_eval(model, tokenizer, "bbq", data={"bbq": rows}, batch_size=BATCH_SIZE)
+    return result.items
 
 
 def theirs(model, tokenizer, rows: list[dict]) -> list[dict]:

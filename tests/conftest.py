@@ -20,9 +20,11 @@ import fairlab as fl
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
     "test_a_comparison_is_frozen_in_the_form_of_controls",
+    "test_a_cut_is_chosen_once",
     "test_a_file_is_split_by_sentence",
     "test_a_new_lesson_gets_badges_and_an_install_cell",
     "test_a_notebook_keeps_question_and_choices_as_text",
+    "test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers",
     "test_a_stopped_run_goes_on_from_its_cache",
     "test_an_address_elsewhere_is_refused",
     "test_an_empty_cut_changes_nothing",
@@ -58,6 +60,7 @@ SLOW = {
     "test_rows_are_what_the_functions_measure",
     "test_scores_of_planted_neurons_equal_a_count_by_hand",
     "test_steps_narrow_the_gap_and_touch_nothing_else",
+    "test_texts_are_sampled_once",
     "test_the_command_line_destroys_nothing",
     "test_the_guard_is_measured",
     "test_the_headline_is_the_mean_over_categories",
@@ -74,6 +77,8 @@ SLOW = {
     "test_the_workflows_fit_the_schema",
     "test_what_is_pushed_reloads_with_stock_transformers",
     "test_what_n_items_can_show_has_the_power_that_it_promises",
+    "test_what_needs_no_weights_is_refused_before_they_are_read",
+    "test_what_was_found_is_printed_before_it_is_saved",
     "test_without_a_method_the_cut_is_the_guarded_one",
 }
 # over ten seconds each, the longest first: they start first, so that no worker ends with one of

@@ -6,7 +6,8 @@ import pytest
 
 import fairlab as fl
 from fairlab import cli
-from fairlab.checking import fixed_csv, split_counts
+from fairlab.checking import fixed_csv
+from fairlab.cli.output import split_counts
 from fairlab.cli.pairs import PairOptions, load_pool
 
 SENTENCES = (
@@ -76,7 +77,7 @@ def test_headers_may_have_blanks_and_capitals_and_other_columns_are_named_once(w
     assert next(pair.prompt_b for pair in fl.read_pairs(path)) == "The young cook left"
     assert str(checked.notices[0]) == (
         "row 1: not used: Note, source; the columns that are read are prompt_a, prompt_b, "
-        "attribute_a, attribute_b, category, template, split, attribute_split, id"
+        "attribute_a, attribute_b, category, template, split, attribute_split, id, harsher, kinder"
     )
 
 
@@ -386,6 +387,31 @@ def test_fairlabs_english_pairs_have_no_problem(tokenizer, kind):
     assert (checked.problems, checked.notices) == ((), ())
 
 
+# ---- answers
+
+
+def test_answers_stand_in_the_columns_harsher_and_kinder(write):
+    lists = ['"deny, reject",grant', "", ","]
+    rows = [f"{row},{more}" for row, more in zip(rows_of(SENTENCES[:3]), lists, strict=True)]
+    checked = fl.check_file(write(f"{HEADER},Harsher,kinder", *rows))
+    assert (found(checked), told(checked)) == ([], [])
+    assert checked.outcomes == {SENTENCES[0]: fl.Outcomes(("deny", "reject"), ("grant",))}
+    assert fl.check_file(write(HEADER, ROW)).outcomes == {}
+
+
+def test_answers_that_can_not_be_read_or_contradict_others_are_problems(write):
+    words = [("old", "young"), ("big", "odd"), ("hot", "shy")]
+    lists = ["deny,grant", "deny,", "deny,approve"]
+    rows = [f"{row},{more}" for row, more in zip(rows_of(SENTENCES[:1], words), lists, strict=True)]
+    checked = fl.check_file(write(f"{HEADER},harsher,kinder", *rows))
+    assert found(checked) == [
+        "row 3: kinder: expected answers without blanks around; got ('',); write answers with "
+        "commas between them in both cells, or leave both empty",
+        "row 4, harsher: other answers than row 2, which has the same sentence; give all rows of a "
+        "sentence the same",
+    ]
+
+
 # ---- the split
 
 
@@ -400,6 +426,8 @@ def test_every_third_sentence_of_each_category_is_held_out(write):
         {"category": "headline", "split": "train", "sentences": 3, "pairs": 3},
         {"category": "headline", "split": "held_out", "sentences": 1, "pairs": 1},
     ]
+    again = split_counts(pairs * 2)[0]  # the same sentences in other pairs
+    assert (again["sentences"], again["pairs"]) == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +494,7 @@ are measured, and guarded and attribution scores take these rows; the article's 
 that compare token by token can't; part of such a gap may come from the length, so some neutral \
 pairs should differ by as much
 row 1: not used: note; the columns that are read are prompt_a, prompt_b, attribute_a, attribute_b, \
-category, template, split, attribute_split, id
+category, template, split, attribute_split, id, harsher, kinder
 row 5: 7 and 3 tokens: "old cook closed the door and" is 6 (old|cook|closed|the|door|and), "young \
 cook" is 2 (young|cook); no other word of this category fits
 

@@ -1,10 +1,12 @@
 import csv
+import inspect
 import io
 import json
 import math
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,12 @@ from typer.testing import CliRunner
 
 import fairlab as fl
 from fairlab import cli, files
-from fairlab.cli.measure import tell_time
+from fairlab.cli import estimate
+from fairlab.cli.measure import Material, stand_in
 from fairlab.cli.options import DEFAULT
 from fairlab.cli.output import emit
 from fairlab.cli.pairs import PairOptions, start_of
+from fairlab.cli.plan import digest_of_code
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import load_text
@@ -36,6 +40,7 @@ SENTENCES = (
 )
 WORDS = (("Black", "white"), ("young", "old"))
 COMMANDS = ("diagnose", "score", "prune", "compare", "report")
+CUTTING = ("prune", "compare", "report")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +59,15 @@ def run(folder, capfd, monkeypatch, tmp_path_factory):
     monkeypatch.setattr(fl, "load_text", lambda name, language="en": text)
     cache = tmp_path_factory.mktemp("cache") / "fairlab" / "readings"
     monkeypatch.setattr(files, "readings_folder", lambda: cache)
+    # on a busy computer the clock could make a notice out of milliseconds
+    monkeypatch.setattr("fairlab.cli.measure.paces_of", lambda *given: estimate.Paces(0, 0))
 
     def run(command, *options):
         arguments = [command, "--model", folder, *options]
         if command == "cache" or "--model" in options:
             arguments = [command, *options]
+        if command in CUTTING:  # of so small a model the default fraction is no neuron
+            arguments[1:1] = ["--fraction", "0.1"]
         monkeypatch.setattr(sys, "argv", ["fairlab", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -191,7 +200,96 @@ def test_diagnose_fails_where_a_bound_is_met(run, monkeypatch):
     ]
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     code, _, err = run(*options, "--fail-if", "perplexity_change>0")
-    assert code == 2 and "with one of the names gap, largest_gap, neutral_gap; got" in err
+    assert code == 2 and "with one of the names gap, largest_gap, neutral_gap, decision; got" in err
+
+
+ANSWERS = ["--outcomes", "deny, reject/approve, grant"]
+IN_COLUMNS = {"harsher": "deny, reject", "kinder": "approve,grant"}
+
+
+@pytest.mark.parametrize("where", ["option", "columns"])
+def test_diagnose_says_who_is_treated_worse(run, pairs_csv, folder, where):
+    path = pairs_csv(rows_of(SENTENCES, **(IN_COLUMNS if where == "columns" else {})))
+    options = ["diagnose", "--pairs", path, *(ANSWERS if where == "option" else [])]
+    code, out, _ = run(*options, "--fail-if", "decision<9", "--json")
+    facts = strict(out)
+    pairs = fl.read_pairs(path)
+    lists = fl.Outcomes(("deny", "reject"), ("approve", "grant"))
+    outcomes = {pair.template: lists for pair in pairs}
+    gaps = fl.decision_gap(*fl.load_model(folder), pairs, outcomes=outcomes)
+    assert [row["decision"] for row in facts["pairs"][: len(pairs)]] == pytest.approx(
+        gaps.tolist(), abs=1e-6
+    )
+    # neutral words in the same sentences have the same answers
+    assert all(row["decision"] is not None for row in facts["pairs"])
+    (own, *neutral) = facts["categories"]
+    assert own["decision"] == pytest.approx(gaps.mean().item(), abs=1e-6)
+    assert own["decision_low"] < own["decision"] < own["decision_high"]
+    told = [line for line in facts["sentences"] if line.startswith("Decisions, ")]
+    assert len(told) == 1 + len(neutral) == 3
+    assert f"({own['decision']:+.3f} nats, interval" in told[0]
+    size = abs(own["decision"])
+    assert (code, facts["failed"]) == (3, [f"decision is {size:.4g}, so decision<9 holds"])
+
+
+def test_without_answers_diagnose_measures_no_decisions(run, pairs_csv):
+    code, out, _ = run("diagnose", "--pairs", pairs_csv(rows_of(SENTENCES)), "--json")
+    facts = strict(out)
+    assert code == 0 and "decision" not in facts["pairs"][0]
+    assert not [line for line in facts["sentences"] if line.startswith("Decisions")]
+
+
+@pytest.mark.parametrize("where", ["option", "columns"])
+def test_a_comparison_judges_by_answers_of_ones_own(run, pairs_csv, comparisons, tmp_path, where):
+    path = pairs_csv(rows_of(SENTENCES, **(IN_COLUMNS if where == "columns" else {})))
+    options = ["--pairs", path, *(ANSWERS if where == "option" else []), "--method", "article"]
+    options += ["--fraction", "0.1", "--n-random", "2", "--out", tmp_path / "p.html"]
+    code, _, err = run("report", *options)
+    assert code == 0, err
+    ((arguments, _, measured),) = comparisons
+    held_out = arguments[3]
+    lists = fl.Outcomes(("deny", "reject"), ("approve", "grant"))
+    assert {held_out.outcomes[pair.template] for pair in held_out.everything} == {lists}
+    assert "decision" in set(measured.table["measure"])
+    facts = strict((tmp_path / "p.json").read_text(encoding="utf-8"))
+    if where == "option":
+        assert facts["method"]["answers, harsher / kinder"] == ANSWERS[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "message"),
+    [
+        (["--pairs", "race", *ANSWERS], {}, "outcomes: they are for the sentences of a file"),
+        (ANSWERS, IN_COLUMNS, "outcomes: a file has answers in the columns harsher and kinder"),
+        (["--outcomes", "deny,grant"], {}, "outcomes: expected harsher answers, a slash, and"),
+        (["--outcomes", "deny/"], {}, "outcomes: kinder: expected answers without blanks"),
+        (["--outcomes", "a/b/c"], {}, 'such as "deny,reject/approve,grant"; got'),
+        ([], {"harsher": "deny"}, "rows of"),
+    ],
+)
+def test_answers_are_checked_before_the_model_loads(
+    run, pairs_csv, monkeypatch, options, columns, message
+):
+    path = pairs_csv(rows_of(SENTENCES, **columns))
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    given = options if "--pairs" in options else ["--pairs", path, *options]
+    code, out, err = run("diagnose", *given)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_answers_that_the_tokenizer_merges_are_refused_before_the_model_loads(
+    run, pairs_csv, monkeypatch
+):
+    def refuse(tokenizer, pairs, outcomes):
+        assert {pair.template for pair in pairs} == set(outcomes) <= set(SENTENCES)
+        raise ValueError("outcomes: the tokenizer merges them")
+
+    monkeypatch.setattr("fairlab.decisions.check_outcomes", refuse)
+    monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    path = pairs_csv(rows_of(SENTENCES))
+    for command in (["diagnose"], ["compare", "--fraction", "0.1"]):
+        code, _, err = run(*command, "--pairs", path, *ANSWERS)
+        assert code == 2 and "the tokenizer merges them" in err
 
 
 @pytest.mark.parametrize("chat", ["answer", "message"])
@@ -221,7 +319,7 @@ def test_choosing_and_judging_go_through_the_chat_template(run, monkeypatch):
 
     monkeypatch.setattr(fl, "guarded_cut", stop)
     monkeypatch.setattr(fl, "compare", judged)
-    code, _, error = run("compare", "--pairs", "race", "--chat", "answer", "--fraction", "0.1")
+    code, _, error = run("compare", "--pairs", "race", "--chat", "answer")
     assert (code, error.strip().splitlines()[-1]) == (2, "fairlab: far enough")
     assert seen == {"chosen on": {"answer"}, "judged on": {"answer"}}
 
@@ -508,7 +606,6 @@ def test_what_is_wrong_is_said_before_the_model_loads(
     assert code == 2 and message in err
 
 
-CUTTING = ("prune", "compare", "report")
 UNEQUAL = rows_of(SENTENCES, (("Emily", "Lakisha"),))  # 1 and 3 tokens
 TWICE = [  # two places, of one word each
     {"prompt_a": "The old man saw a black cat and", "prompt_b": "The young man saw a white cat and"}
@@ -565,11 +662,24 @@ def test_what_needs_no_weights_is_refused_before_they_are_read(
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     outputs = {"prune": ["--out", "m"], "report": ["--out", "page.html"]}
     for command in commands:
-        enough = ["--fraction", "0.1"] if command in CUTTING else []
-        code, out, err = run(command, *enough, *options, *outputs.get(command, []))
+        code, out, err = run(command, *options, *outputs.get(command, []))
         assert (code, out) == (2, ""), command
         assert message in err.strip().splitlines()[-1]
         assert not Path("m").exists() and not Path("page.html").exists()
+
+
+@pytest.mark.parametrize(("method", "count"), [("attribution", 28), ("article", 27)])
+def test_a_share_of_the_model_may_be_more_than_a_layer_has(run, folder, monkeypatch, method, count):
+    """40 % of 72 neurons are 28, and a layer has 24."""
+
+    def stop(*arguments, **options):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "load_model", stop)
+    code, _, err = run("compare", "--pairs", "race", "--method", method, "--fraction", "0.4")
+    assert (code, err) == (2, "fairlab: far enough\n")
+    some = stand_in(types.SimpleNamespace(fraction=0.4), tiny_model(), method)
+    assert (len(some), max(map(len, some.neurons.values()))) == (count, 10 - (count == 27))
 
 
 def test_a_model_without_neurons_to_cut_is_refused_by_its_configuration(
@@ -624,15 +734,13 @@ def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, co
         return fl.load_pairs("race")
 
     monkeypatch.setattr("fairlab.cli.pairs.pairs_of_file", pairs_of_file)
-    # there are no such files
-    monkeypatch.setattr("fairlab.cli.commands.check_pair_options", lambda *given: None)
+    for place in ("commands", "plan"):  # there are no such files
+        monkeypatch.setattr(f"fairlab.cli.{place}.check_pair_options", lambda *given: None)
     options = ["--pairs", "mine.csv", *["--skip-invalid"] * skip]
     expected = [("mine.csv", skip)]
     if command not in ("score", "prune"):
         options += ["--neutral", "neutral.tsv"]
         expected += [("neutral.tsv", skip)]
-    if command in CUTTING:
-        options += ["--fraction", "0.1"]
     code, _, err = run(command, *options, "--out", tmp_path / "out.html")
     assert (code, err, asked) == (2, "fairlab: far enough\n", expected)
 
@@ -664,8 +772,6 @@ def used(monkeypatch):
     monkeypatch.setattr(fl, "guarded_cut", guarded_cut)
     monkeypatch.setattr(fl, "compare", compare)
     monkeypatch.setattr(fl, "load_text", load_text)
-    for place in ("neurons", "measure"):  # of so small a model the default fraction is no neuron
-        monkeypatch.setattr(f"fairlab.cli.{place}.check_size", lambda *given: None)
     return seen
 
 
@@ -1025,7 +1131,7 @@ def test_a_cut_is_chosen_once(run, few, pairs_csv, reads, choices, tmp_path):
     assert run(*options)[1] == resumed and len(choices) == 11
 
 
-def test_texts_are_sampled_once(run, few, tmp_path, monkeypatch):
+def test_texts_are_sampled_once(run, few, tmp_path, monkeypatch, second_a_token):
     original, calls = fl.sample_continuations, []
 
     def sample(*arguments, **options):
@@ -1086,14 +1192,14 @@ def test_a_random_cut_alone_has_the_fraction_of_each_layer(run, few, comparisons
 )
 def test_recommended_is_the_guarded_recipe(run, monkeypatch, command, asked, known):
     seen = []
-    for place in ("commands", "plan"):
-        monkeypatch.setattr(
-            f"fairlab.cli.{place}.check_choice", lambda method, *rest, **more: seen.append(method)
-        )
+
+    def check_choice(method, *rest, **more):
+        seen.append(method)
+
+    monkeypatch.setattr("fairlab.cli.plan.check_choice", check_choice)
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail(str(seen)))
-    enough = ["--fraction", "0.1"] if command == "compare" else []
     with pytest.raises(pytest.fail.Exception, match=re.escape(str(known))):
-        run(command, "--method", asked, *enough)
+        run(command, "--method", asked)
 
 
 def test_a_report_of_several_methods_has_a_verdict_for_each(run, few, tmp_path):
@@ -1451,15 +1557,94 @@ class FakeTokenizer:
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ((21, 0, 12.0), "fairlab: about 4 minutes for 21 cuts\n"),
-        ((21, 14, 5.0), "fairlab: about 35 seconds for 7 cuts; 14 more were kept from before\n"),
-        ((21, 20, 1.0), ""),
-        ((21, 21, 60.0), ""),
+        (
+            ({"to choose": 60, "to measure": 170, "for texts": 8, "for sampled texts": 0}, 22, 0),
+            "about 4 minutes: 60 seconds to choose, 3 minutes to measure, 8 seconds for texts; "
+            "22 readings",
+        ),
+        (
+            ({"to choose": 0, "to measure": 35}, 7, 14),
+            "about 35 seconds: 35 seconds to measure; 7 readings, and 14 more kept from before",
+        ),
+        (({"to choose": 2, "to measure": 2.9}, 22, 0), ""),
     ],
 )
-def test_the_time_is_told_before_the_long_part(capsys, facts, said):
-    tell_time(*facts)
-    assert capsys.readouterr() == ("", said)
+def test_the_time_is_told_in_words(capsys, facts, said):
+    estimate.tell_time(*facts)
+    assert capsys.readouterr() == ("", said and f"fairlab: {said}\n")
+
+
+@pytest.fixture
+def second_a_token(monkeypatch):
+    """Let the clock say that a pass takes a thousand seconds, and a token one second."""
+
+    def paces_of(plan, loaded, material, metric, page):
+        return estimate.Paces(1000, 1, int(page), 1)
+
+    monkeypatch.setattr("fairlab.cli.measure.paces_of", paces_of)
+    monkeypatch.setattr(estimate, "in_words", lambda seconds: f"{seconds:.0f} s")
+
+
+def test_the_time_is_told_before_neurons_are_chosen(
+    run, folder, few, tmp_path, monkeypatch, second_a_token
+):
+    """All that a report does is counted: each prompt and text, as often as it is read."""
+
+    def stop(*arguments, **options):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "article_cut", stop)
+    options = ["--method", "article,guarded", "--out", tmp_path / "r.html", "--continuations", "3"]
+    code, _, err = run("report", *few, *options)
+    notice, end = err.strip().split("\n")
+    assert (code, end) == (2, "fairlab: far enough")
+    tokenizer = fl.load_tokenizer(folder)
+
+    def count(*texts):
+        return sum(len(tokenizer(text).input_ids) for text in texts)
+
+    words = ("Black", "white", "young", "old")
+    train = count(*(SENTENCES[i].replace("{}", word) for i in (0, 2) for word in words))
+    held_out = count(*(SENTENCES[1].replace("{}", word) for word in words))
+    text = count(fl.load_text("any"))
+    # each pair is also a neutral one; guarded reads pairs and text forward and back
+    choose = 1000 + train + 3 * (2000 + train + text)
+    # uncut, two cuts, two random ones; then the flattening
+    measure = 5 * (2000 + held_out + text) + 3000 + held_out + 2 * text
+    texts = 3 * 35  # as it was and under two cuts, so many tokens after all prompts together
+    # as it was, under two cuts and a random one, three times 30 tokens after four prompts
+    sampled = 4 * 3 * (held_out + 30 * 4)
+    total = choose + measure + texts + sampled
+    assert notice == (
+        f"fairlab: about {total} s: {choose} s to choose, {measure} s to measure, {texts} s for "
+        f"texts, {sampled} s for sampled texts; 5 readings"
+    )
+
+
+def test_the_time_leaves_out_what_was_kept(run, few, reads, second_a_token):
+    reads[1][0] = 3
+    options = ["compare", *few, "--method", "article,random"]
+    code, _, err = run(*options)
+    assert code == 130 and " s to choose, " in err and "; 5 readings\n" in err
+    code, _, err = run(*options)
+    assert code == 0 and " to choose" not in err and " for texts" not in err
+    assert "; 3 readings, and 2 more kept from before\n" in err
+    assert "; 0 readings, and 5 more kept from before\n" in run(*options)[2]
+
+
+def test_the_short_pass_reads_and_writes_what_the_plan_needs(folder):
+    loaded, pairs = fl.load_model(folder), fl.load_pairs("race", split="held_out")
+    neutral = fl.load_pairs(kind="neutral", split="held_out")
+    held_out = fl.HeldOut(pairs, neutral, load_text("evaluation"))
+    material = Material(pairs, {}, held_out)
+    plan = types.SimpleNamespace(batch_size=32, continuations=0)
+    paces = estimate.paces_of(plan, loaded, material, True, page=False)
+    assert paces.start + paces.read > 0 and (paces.write, paces.sample) == (0, 0)
+    plan.continuations = 1
+    paces = estimate.paces_of(plan, loaded, material, True, page=True)
+    assert paces.start + paces.read > 0 and paces.write > 0 and paces.sample >= 0
+    default = inspect.signature(fl.sample_continuations).parameters["max_new_tokens"].default
+    assert default == estimate.SAMPLED_TOKENS
 
 
 def test_the_cache_is_shown_and_emptied(run, few, tmp_path):
@@ -1502,8 +1687,8 @@ def test_other_code_has_another_digest(tmp_path):
     (tmp_path / "room").mkdir()
     code = tmp_path / "room" / "a.py"
     code.write_text("x = 1", encoding="utf-8")
-    first = files.digest_of_code(tmp_path)
-    assert files.digest_of_code(tmp_path) == first
+    first = digest_of_code(tmp_path)
+    assert digest_of_code(tmp_path) == first
     code.write_text("x = 2", encoding="utf-8")
-    assert files.digest_of_code(tmp_path) != first
-    assert files.digest_of_code() != first
+    assert digest_of_code(tmp_path) != first
+    assert digest_of_code() != first

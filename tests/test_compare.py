@@ -278,18 +278,21 @@ def test_the_names_of_changed_models_tell_them_apart(cut):
     assert readings.name_of(tiny_model()) == names[0]
 
 
-def test_what_is_to_be_read_is_announced(tiny, tokenizer, data, cut, tmp_path):
-    told = []
+def test_what_is_to_be_read_is_counted(tiny, tokenizer, data, cut, tmp_path):
+    options = {"n_random": 1, "seed": 0, "metric": False, "imitated": {}, "cache": tmp_path}
+    loaded, held_out = (tiny, tokenizer), fl.HeldOut(**data)
+    one, two = {"cut": cut}, {"cut": cut, "same size": fl.random_selections(cut, 3)[2]}
 
-    def announce(cuts, kept, seconds):
-        told.append((cuts, kept, seconds > 0))
+    def count(cuts, **others):
+        return compare.count_readings(*loaded, cuts, held_out, **options | others)
 
-    for _ in range(2):
-        held_out, options = fl.HeldOut(**data), {"n_random": 1, "metric": False}
-        fl.compare(
-            tiny, tokenizer, {"cut": cut}, held_out, **options, cache=tmp_path, announce=announce
-        )
-    assert told == [(2, 0, True), (2, 2, True)]
+    assert count(one) == (3, 0)  # uncut, the cut, a random one
+    fl.compare(*loaded, one, held_out, **options)
+    assert count(one) == (0, 3) == (0, len(list(tmp_path.glob("*/*.npz"))))
+    # two cuts of one size share their random cuts
+    assert count(two) == (1, 3) and count(two, n_random=2) == (2, 3)
+    assert count(one, metric=True) == count(one, cache=None) == (3, 0)
+    assert count({"model": tiny}) == (1, 1)
 
 
 def test_smaller_batches_measure_the_same(tiny, tokenizer, data, cut, measured):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab.decisions import decision_batches
+from fairlab import decisions
+from fairlab.decisions import check_outcomes, decision_batches
 from fairlab.scores import decision_scores
 from fairlab.statistics import jackknife_interval
 from tiny_models import tiny_model
@@ -128,16 +129,6 @@ def test_scores_equal_finite_differences(tokenizer, pairs, outcomes):
         assert scores[layer, neuron].item() == pytest.approx(slope, rel=0.01)
 
 
-def test_bias_scores_take_the_outcome(tokenizer, pairs, monkeypatch, outcomes):
-    monkeypatch.setattr("fairlab.decisions.load_outcomes", lambda: outcomes)
-    model, some = tiny_model(), pairs[:4]
-    scores = fl.bias_scores(model, tokenizer, some, method="attribution", outcome="decision")
-    assert torch.equal(scores, decision_scores(model, tokenizer, some, outcomes=outcomes))
-    for options in ({"method": "patching"}, {"method": "attribution", "relative": True}):
-        with pytest.raises(ValueError, match="outcome: expected gap, or decision with"):
-            fl.bias_scores(model, tokenizer, some, outcome="decision", **options)
-
-
 def test_answers_of_ones_own(tokenizer):
     """One word on each side settles it: ln p(deny) − ln p(approve), for a minus for b."""
     template = "The {} applicant asked for a loan. The bank will"
@@ -156,3 +147,33 @@ def test_answers_of_ones_own(tokenizer):
     # such a template is none of fairlab's, and without the answers it is refused by name
     with pytest.raises(ValueError, match="none for 'The {} applicant asked for a loan"):
         fl.decision_gap(model, tokenizer, some)
+
+
+@pytest.mark.parametrize(
+    ("harsher", "kinder", "message"),
+    [
+        ((), ("grant",), r"harsher: expected answers without blanks around; got \(\)"),
+        ("deny", ("grant",), "harsher: expected answers without blanks around; got 'deny'"),
+        (("deny",), ("grant", ""), "kinder: expected answers without blanks around"),
+        ((" deny",), ("grant",), "harsher: expected answers without blanks around"),
+        (("deny", "deny"), ("grant",), "harsher: expected each answer once; got 'deny' again"),
+        (("deny",), ("grant", "deny"), "kinder: expected each answer once; got 'deny' again"),
+    ],
+)
+def test_answers_that_can_not_be_told_apart_are_refused(harsher, kinder, message):
+    with pytest.raises(ValueError, match=message):
+        fl.Outcomes(harsher, kinder)
+
+
+def test_answers_are_checked_without_a_model(tokenizer, monkeypatch):
+    pairs = fl.build_pairs(["The {} man asked", "The {} man left"], [("old", "young")])
+    outcomes = {pairs[0].template: LISTS}
+    check_outcomes(tokenizer, pairs, outcomes)  # a sentence without answers is no fault
+    blank = [replace(pairs[0], prompt_a=f"{pairs[0].prompt_a} ")]
+    with pytest.raises(ValueError, match="pairs: prompt_a ends in a blank"):
+        check_outcomes(tokenizer, blank, outcomes)
+    # a tokenizer for which a word and the one after it are one token
+    merging = {"The old man asked": [1, 2], "The young man asked": [1, 4]}
+    monkeypatch.setattr(decisions, "prompt_ids", lambda _, text: merging.get(text, [1, 3]))
+    with pytest.raises(ValueError, match="outcomes: the tokenizer merges 'reject' with 'The old"):
+        check_outcomes(tokenizer, pairs, outcomes)

@@ -14,6 +14,7 @@ import torch
 
 import fairlab as fl
 from fairlab.gating import GateTables
+from fairlab.recipes import guarded_tables
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +131,30 @@ def test_what_is_kept_is_computed_once(load, tmp_path):
     assert frozen.kept(path, lambda: torch.ones(2)).tolist() == [1, 1]
     assert frozen.kept(path, lambda: pytest.fail("computed again")).tolist() == [1, 1]
     assert [file.name for file in path.parent.iterdir()] == ["kept.pt"]
+
+
+def test_the_guarded_tables_are_those_of_the_recipe(load, tiny, tokenizer, small, monkeypatch):
+    """And so are the cuts of spill-over, each chosen on the pairs of one category."""
+    frozen, models = load("frozen"), load("models")
+    of_kind = {"demographic": small.pairs, "neutral": small.neutral}
+    monkeypatch.setattr(frozen, "train_pairs", lambda kind="demographic": of_kind[kind])
+    monkeypatch.setattr("fairlab.recipes.load_text", lambda name: small.text)
+    tables = frozen.guard_tables(tiny, tokenizer)
+    wanted = guarded_tables(tiny, tokenizer, small.pairs, small.neutral)
+    assert tables.keys() == wanted.keys()
+    assert all(torch.equal(tables[name], wanted[name]) for name in wanted)
+    monkeypatch.setattr(models, "FRACTIONS", (0.1,))
+    rows = models.spill_over(tiny, tokenizer, small.pairs, small.neutral, small)
+    cut = fl.guarded_cut(tiny, tokenizer, small.pairs[:2], small.neutral, fraction=0.1)
+    before = fl.next_token_divergence(tiny, tokenizer, small.pairs)
+    with fl.ablate(tiny, cut):
+        after = fl.next_token_divergence(tiny, tokenizer, small.pairs)
+    found = rows.set_index(["method", "category"]).value
+    assert len(found) == 4
+    for category, members in (("race", slice(0, 2)), ("age", slice(2, 4))):
+        change = (after[members].mean() / before[members].mean() - 1).item()
+        assert found["race", category] == pytest.approx(change, abs=1e-6)
+        assert abs(change) > 1e-4
 
 
 def test_quick_changes_are_those_of_compare(load, tiny, tokenizer, small):

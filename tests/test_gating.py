@@ -194,9 +194,7 @@ def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):
     model, text = tiny_model(), fl.load_text("calibration")[:3000]
     pairs = fl.load_pairs("race", split="validation")[:4]
     neutral = fl.load_pairs(split="validation", kind="neutral")[:6]
-    gates = fl.balanced_gates(
-        model, tokenizer, pairs, neutral, text=text, fraction=0.15, goal=1e-3, charge=0.5
-    )
+    gates = fl.balanced_gates(model, tokenizer, pairs, neutral, text=text, fraction=0.15, goal=1e-3)
     mean = gating.mean_activations(model, tokenizer, text)
     options = {"toward": mean}
     gap = attribution_scores(model, tokenizer, pairs, relative=True, **options)
@@ -206,11 +204,11 @@ def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):
     ]
     importance = fisher_scores(model, tokenizer, text, **options)
     tables = gating.GateTables(gap, shares[0], importance, mean)
-    wanted = gating.solve_gates(tables, count=10, goal=1e-3, charge=0.5)
+    wanted = gating.solve_gates(tables, count=10, goal=1e-3)
     values, toward = gates.tables()
     assert torch.allclose(values.float(), wanted, atol=1e-4)
     assert torch.equal(toward[values != 1].float(), mean[values != 1])
-    with pytest.raises(ValueError, match="fraction: expected a number between 0 and 1"):
+    with pytest.raises(ValueError, match="fraction: expected a float between 0 and 1"):
         fl.balanced_gates(model, tokenizer, pairs, neutral, fraction=2)
 
 

@@ -130,6 +130,61 @@ def test_words_of_ones_own_go_into_the_slot_as_they_are(tokenizer):
     }
 
 
+IN_AUDITS = [("Lakisha", "Emily"), ("Latoya", "Anne"), ("Jamal", "Greg")]
+
+
+def in_sentence(tokenizer, sentence, of_pairs, **options):
+    return fl.build_neutral_pairs(tokenizer, fl.build_pairs([sentence], of_pairs), **options)
+
+
+def test_names_within_a_sentence_stand_beside_names_of_one_group(tokenizer):
+    built = in_sentence(tokenizer, "My neighbor {} asked for a loan. The", IN_AUDITS)
+    assert {pair.category for pair in built} == {"name"}
+    assert built[0].prompt_a == "My neighbor Meredith asked for a loan. The"
+    assert not {word for both in IN_AUDITS for word in both} & {
+        word for pair in built for word in (pair.attribute_a, pair.attribute_b)
+    }
+    # some differ in length, as the pairs do, in both splits
+    for split in ("train", "held_out"):
+        some = [pair for pair in built if pair.attribute_split == split]
+        table = fl.check_pairs(tokenizer, some)
+        assert table.measurable.all() and set(table.valid) == {True, False}
+    # names that are the pairs' own are left out
+    own = [*IN_AUDITS, ("Ebony", "Meredith")]
+    fewer = in_sentence(tokenizer, "My neighbor {} asked for a loan. The", own)
+    assert [pair.attribute_a for pair in fewer] == [pair.attribute_a for pair in built[1:]]
+    # and where no pair differs in its length, no neutral one does
+    even = in_sentence(tokenizer, "Then {} wrote, and", [("Emily", "Greg")])
+    assert fl.check_pairs(tokenizer, even).valid.all() and {p.category for p in even} == {"name"}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("The {} man left, and", [("Black", "White")]),
+        ("Two {} guests left, and", [("Tamil", "Kurd")]),
+        ("They talked with {} people, and", [("Nigerian", "Norwegian"), ("Iraqi", "Turkish")]),
+        ("They talked with {} people, and", [("lakisha", "Emily")]),
+        ("{} left, and", IN_AUDITS),
+    ],
+)
+def test_a_capital_alone_makes_no_name(tokenizer, sentence, words):
+    assert {pair.category for pair in in_sentence(tokenizer, sentence, words)} == {"mood", "time"}
+
+
+def test_a_family_name_needs_words_of_ones_own(tokenizer):
+    words = [("Washington", "Becker"), ("Booker", "Schmidt")]
+    sentence = "The bank wrote to Mr. {} and said"
+    with pytest.raises(ValueError, match=r"after 'Mr\.' stands a family name in .*--neutral-words"):
+        in_sentence(tokenizer, sentence, words)
+    # of unequal length, as the pairs are
+    given = [("Larsson", "Klein"), ("Weber", "Mayer")]
+    built = in_sentence(tokenizer, sentence, words, words=given)
+    assert [(pair.attribute_a, pair.attribute_b) for pair in built] == given
+    assert built[0].prompt_b == "The bank wrote to Mr. Klein and said"
+    assert not fl.check_pairs(tokenizer, built).valid.all()
+
+
 def test_words_that_do_not_fit_are_left_out_or_refused(tokenizer):
     pairs = fl.build_pairs(["The {} man came"], [("old", "young")])
     good, bad = ("tired", "hungry"), ("tired", "extraordinarily hungry")

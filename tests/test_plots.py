@@ -183,15 +183,20 @@ def test_rows_are_selected_by_what_they_are_and_not_by_a_label(options, place, t
     assert ax.containers[0].lines[0].get_xdata().tolist() == expected
     assert ax.get_title() == f"Change of the gap, {title}"
     assert len(clouds(ax)) == 18
-    ax = fl.plot_dose_response(frame, **options)
+
+
+def test_dose_and_tradeoff_show_the_mean_over_categories():
+    frame = of_every_row()
+    expected = pytest.approx([-300 - count for count in (1, 3, 15)] * 2)
+    ax = fl.plot_dose_response(frame)
     lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
     assert [*lines[0], *lines[1]] == expected
-    assert ax.get_title() == f"Change of the gap, {title}"
+    assert ax.get_title() == "Change of the gap, mean over categories"
     frame = frame.assign(flattening_scale=1, flattening_change=0)
-    ax = fl.plot_tradeoff(frame, draws=random_draws(frame), **options)
+    ax = fl.plot_tradeoff(frame, draws=random_draws(frame))
     lines = [container.lines[0].get_ydata().tolist() for container in ax.containers]
     assert [*lines[0], *lines[1]] == expected
-    assert ax.get_title() == f"What a cut brings and costs, {title}"
+    assert ax.get_title() == "What a cut brings and costs, mean over categories"
 
 
 def test_the_perplexity_is_that_of_the_text():

@@ -552,6 +552,27 @@ def test_the_diagnosis_follows_the_numbers(columns, said):
     assert alone[0].startswith("The gap is that of race") and len(alone) == 3
 
 
+def test_decisions_are_told_by_their_sign_and_interval():
+    told = verdict.decisions_told(
+        gaps_with(
+            decision=[0.113329, -0.105361, 0.02, np.nan],
+            decision_low=[0.02, np.nan, -0.01, np.nan],
+            decision_high=[0.2, np.nan, 0.05, np.nan],
+        )
+    )
+    assert told == [
+        "Decisions, race: after the first word of a pair the odds of a harsher answer against a "
+        "kinder one are 12.0 % higher than after the second (+0.113 nats, interval +0.020 … "
+        "+0.200).",
+        "Decisions, age: after the first word of a pair the odds of a harsher answer against a "
+        "kinder one are 10.0 % lower than after the second (-0.105 nats, no interval).",
+        "Decisions, neutral words, mood: after the first word of a pair the odds of a harsher "
+        "answer against a kinder one are 2.0 % higher than after the second (+0.020 nats, interval "
+        "-0.010 … +0.050); it includes 0, so the side can't be told.",
+    ]
+    assert verdict.decisions_told(gaps_with()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "value", "fails"),
     [

@@ -57,8 +57,8 @@ def log_p(model, tokenizer, context, continuation):
     )
 
 
-def frame_of(table):
-    return pd.DataFrame(table.attrs["items"])
+def frame_of(result):
+    return pd.DataFrame(result.items)
 
 
 def answers(right, task="lambada_openai"):
@@ -70,23 +70,23 @@ def answers(right, task="lambada_openai"):
 
 class TestByHand:
     def test_lambada(self, small, tokenizer):
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             small, tokenizer, "lambada_openai", data={"lambada_openai": rows("lambada_openai")}
         )
         wanted = [
             log_p(small, tokenizer, *re.match(r"(.*)( \S+)$", row["text"]).groups())
             for row in rows("lambada_openai")
         ]
-        items = frame_of(table)
+        items = frame_of(result)
         assert np.allclose(items.loglikelihood, [log for log, _ in wanted], atol=1e-4)
         assert items.acc.tolist() == [greedy for _, greedy in wanted]
-        values = table.set_index("metric").value
+        values = result.table.set_index("metric").value
         assert values["perplexity"] == pytest.approx(
             math.exp(-np.mean([log for log, _ in wanted])), rel=1e-4
         )
 
     def test_boolq(self, small, tokenizer):
-        table = fl.run_lm_eval(small, tokenizer, ["boolq"], data={"boolq": rows("boolq")})
+        result = fl.run_lm_eval(small, tokenizer, ["boolq"], data={"boolq": rows("boolq")})
         odds = []
         for row in rows("boolq"):
             prompt = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
@@ -94,7 +94,7 @@ class TestByHand:
                 log_p(small, tokenizer, prompt, " yes")[0]
                 - log_p(small, tokenizer, prompt, " no")[0]
             )
-        items, labels = frame_of(table), [row["label"] for row in rows("boolq")]
+        items, labels = frame_of(result), [row["label"] for row in rows("boolq")]
         assert np.allclose(items.log_odds, odds, atol=1e-4)
         assert items.acc.tolist() == [
             float((odd > 0) == label) for odd, label in zip(odds, labels, strict=True)
@@ -106,13 +106,13 @@ class TestByHand:
             "passage 2",
             "passage 4",
         ]
-        row = table.set_index("metric").loc["acc"]
+        row = result.table.set_index("metric").loc["acc"]
         assert row.majority == max(np.mean(labels), 1 - np.mean(labels))
         assert row.value == items.acc.mean()
 
     def test_crows_pairs(self, small, tokenizer):
         pairs = rows("crows_pairs_english")
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             small, tokenizer, "crows_pairs_english", data={"crows_pairs_english": pairs}
         )
         start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
@@ -121,7 +121,7 @@ class TestByHand:
             - log_p(small, tokenizer, start, tokenizer(row["sent_less"]).input_ids)[0]
             for row in pairs
         ]
-        items = frame_of(table)
+        items = frame_of(result)
         assert np.allclose(items.log_odds, odds, atol=1e-3)
         assert items.pct_stereotype.tolist() == [float(odd > 0) for odd in odds]
         by_length = [len(row["sent_more"]) - len(row["sent_less"]) for row in pairs]
@@ -130,7 +130,7 @@ class TestByHand:
         ]
 
     def test_wikitext(self, small, tokenizer):
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             small, tokenizer, "wikitext", data={"wikitext": [{"page": page} for page in PAGES]}
         )
         read = [
@@ -141,8 +141,9 @@ class TestByHand:
         start = [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
         logs = [log_p(small, tokenizer, start, tokenizer(text).input_ids)[0] for text in read]
         words = [len(re.split(r"\s+", page)) for page in PAGES]
-        assert np.allclose(frame_of(table).loglikelihood, logs, atol=1e-3)
-        assert table.value.item() == pytest.approx(math.exp(-sum(logs) / sum(words)), rel=1e-4)
+        assert np.allclose(frame_of(result).loglikelihood, logs, atol=1e-3)
+        perplexity = math.exp(-sum(logs) / sum(words))
+        assert result.table.value.item() == pytest.approx(perplexity, rel=1e-4)
 
     def test_bbq(self, small, tokenizer):
         chosen = [rows("bbq", 60)[k] for k in (0, 1, 14, 27, 55)]
@@ -210,12 +211,12 @@ class TestAgainstTheHarness:
         from lm_eval.models.huggingface import HFLM
 
         data = rows("bbq", 60)
-        table = self.compare("bbq", data, small, tokenizer, monkeypatch)
-        assert 0 < table.set_index("metric").value["share of unknown"] < 1
+        result = self.compare("bbq", data, small, tokenizer, monkeypatch)
+        assert 0 < result.table.set_index("metric").value["share of unknown"] < 1
         with quiet_harness():
             plain = HFLM(pretrained=small, tokenizer=tokenizer, batch_size=8)
             measured = evaluate(plain, "bbq", data)
-        items = frame_of(table)
+        items = frame_of(result)
         theirs = pd.DataFrame(items_of("bbq", measured, data, range(60), tokenizer))
         same = ["cluster", "category", "ambiguous", "acc", "biased", "answered", "forced_acc"]
         assert items[same].equals(theirs[same])
@@ -242,8 +243,8 @@ class TestAgainstTheHarness:
         monkeypatch.setattr(
             lm_eval, "evaluate", lambda **options: seen.append(evaluate(**options)) or seen[-1]
         )
-        table = fl.run_lm_eval(small, tokenizer, task, data={task: data})
-        values = table.set_index("metric").value
+        result = fl.run_lm_eval(small, tokenizer, task, data={task: data})
+        values = result.table.set_index("metric").value
         theirs = {
             n.removesuffix(",none"): v
             for n, v in seen[0]["results"][task].items()
@@ -260,15 +261,15 @@ class TestAgainstTheHarness:
                 name for name in theirs if "bias_score" in name and not math.isnan(theirs[name])
             }
             assert found <= set(values.index)
-        return table
+        return result
 
     @pytest.mark.parametrize("family", ["Gemma 3", "Qwen3", "GPT-2", "OPT"])
     def test_answers_side_by_side_are_as_if_asked_alone(self, family, bos_tokenizer):
         """Padding, places and masks, on other families, behind BOS."""
         model = tiny_model(family, **({"sliding_window": 128} if family == "Gemma 3" else {}))
         data = rows("bbq", 60)[3::12]
-        table = fl.run_lm_eval(model, bos_tokenizer, "bbq", data={"bbq": data}, batch_size=3)
-        for item, row in zip(frame_of(table).log_odds, data, strict=True):
+        result = fl.run_lm_eval(model, bos_tokenizer, "bbq", data={"bbq": data}, batch_size=3)
+        for item, row in zip(frame_of(result).log_odds, data, strict=True):
             prompt, mean = f"{row['context']}\n\nQ: {row['question']}\nA:", []
             for answer in (
                 row[f"ans{n}"] for n in range(3) if row["answer_info"][f"ans{n}"][1] != "unknown"
@@ -314,12 +315,11 @@ class TestRun:
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
         state, weights = random.getstate(), [p.clone() for p in small.parameters()]
         data = {task: rows(task, 2) for task in MINI} | {"wikitext": [{"page": PAGES[0]}]}
-        table = fl.run_lm_eval(small, tokenizer, list(data), data=data)
-        assert table.task.unique().tolist() == list(data)
+        result = fl.run_lm_eval(small, tokenizer, list(data), data=data)
+        assert result.table.task.unique().tolist() == list(data)
         assert capfd.readouterr() == ("", "")
         assert random.getstate() == state
         assert all(torch.equal(a, b) for a, b in zip(weights, small.parameters(), strict=True))
-        assert len(pd.concat([table, table])) == 2 * len(table)
 
     def test_the_harness_gets_its_bars_back(self):
         from lm_eval.api import model
@@ -334,21 +334,21 @@ class TestRun:
 
     def test_samples_are_drawn_with_a_fixed_seed(self, small, tokenizer):
         def numbers(wanted):
-            table = fl.run_lm_eval(
+            result = fl.run_lm_eval(
                 small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": wanted}
             )
-            return frame_of(table).item.tolist()
+            return frame_of(result).item.tolist()
 
         drawn = numbers(6)
         assert len(set(drawn)) == 6
         assert drawn != list(range(6))
         assert drawn == numbers(6)
         assert numbers([9, 3]) == [3, 9]
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             small, tokenizer, "boolq", data={"boolq": MINI["boolq"]}, samples={"boolq": [3, 9]}
         )
         alone = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": [rows("boolq", 10)[9]]})
-        assert frame_of(table).log_odds[1] == pytest.approx(frame_of(alone).log_odds[0], abs=1e-5)
+        assert frame_of(result).log_odds[1] == pytest.approx(frame_of(alone).log_odds[0], abs=1e-5)
 
     def test_csv_and_raw_text(self, small, tokenizer, tmp_path):
         pd.DataFrame(rows("boolq", 4)).to_csv(tmp_path / "boolq.csv", index=False)
@@ -455,8 +455,8 @@ class TestStatistics:
         before = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": rows("boolq", 6)})
         with fl.ablate(small, fl.NeuronSelection({}, (3, 24))):
             after = fl.run_lm_eval(small, tokenizer, "boolq", data={"boolq": rows("boolq", 6)})
-        assert before.attrs["items"] == after.attrs["items"]
-        table = fl.paired_changes(before.attrs["items"], after.attrs["items"])
+        assert before.items == after.items
+        table = fl.paired_changes(before.items, after.items)
         assert (table.change == 0).all()
         assert not table.told.any()
         assert table.sentence.str.endswith("no change on 6 items.").all()
@@ -620,10 +620,10 @@ class TestStereoSet:
         monkeypatch.setitem(sys.modules, "lm_eval", None)
         path = tmp_path / "dev.json"
         path.write_text(json.dumps(dev_json()), encoding="utf-8")
-        table = fl.run_lm_eval(
+        result = fl.run_lm_eval(
             small, tokenizer, "stereoset", data={"stereoset": path}, batch_size=4
         )
-        items, start = frame_of(table), tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        items, start = frame_of(result), tokenizer.convert_tokens_to_ids("<|endoftext|>")
         triples = [triple for of_term in STEREOSET.values() for triple in of_term]
         for item, texts in zip(items.itertuples(), triples, strict=True):
             ids = [tokenizer(text).input_ids for text in texts]
@@ -633,15 +633,15 @@ class TestStereoSet:
         assert items.cluster.tolist() == ["the gardener"] * 3 + ["grandfather"] * 2 + ["baker"]
         assert items.category.tolist() == ["profession"] * 3 + ["gender"] * 2 + ["profession"]
         metrics = ["ss", "ss_gender", "ss_profession", "lms", "icat"]
-        assert table.metric.tolist() == metrics
-        assert table.n.tolist() == [6, 2, 4, 6, 6]
+        assert result.table.metric.tolist() == metrics
+        assert result.table.n.tolist() == [6, 2, 4, 6, 6]
 
     def test_rows_samples_and_another_task_beside_it(self, small, bos_tokenizer):
         """A tokenizer that puts BOS before a text changes nothing: the start is there once."""
         data = {"stereoset": dev_json()["data"]["intrasentence"], "boolq": rows("boolq", 2)}
         tasks, samples = ["boolq", "stereoset"], {"stereoset": [1, 4]}
-        table = fl.run_lm_eval(small, bos_tokenizer, tasks, data=data, samples=samples)
-        items = frame_of(table)
+        result = fl.run_lm_eval(small, bos_tokenizer, tasks, data=data, samples=samples)
+        items = frame_of(result)
         items = items[items.task == "stereoset"]
         assert items.item.tolist() == [1, 4]
         ids = bos_tokenizer("Grandfather told old tales.").input_ids

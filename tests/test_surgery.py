@@ -322,21 +322,19 @@ def test_refined_scores_are_gaps_of_single_cuts(family, tokenizer):
     model = tiny_model(family, torch.float64)
     before = bytes_of(model)
     scores = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
-    refined = fl.refine_scores(
-        model, tokenizer, scores, REFINE_PAIRS, count=7, neutral=REFINE_PAIRS[1:], charge=0.5
-    )
+    refined = fl.refine_scores(model, tokenizer, scores, REFINE_PAIRS, count=7)
     assert (refined.shape, refined.dtype) == ((3, 24), torch.float32)
     tried = torch.isfinite(refined)
     assert set(scores[tried].tolist()) == set(scores.flatten().topk(7).values.tolist())
     assert (refined[~tried] == -math.inf).all()
 
-    def gap(pairs):
-        return fl.next_token_divergence(model, tokenizer, pairs).mean().item()
+    def gap():
+        return fl.next_token_divergence(model, tokenizer, REFINE_PAIRS).mean().item()
 
-    plain, plain_neutral = gap(REFINE_PAIRS), gap(REFINE_PAIRS[1:])
+    plain = gap()
     for layer, neuron in tried.nonzero().tolist():
         with fl.ablate(model, fl.NeuronSelection({layer: (neuron,)}, (3, 24))):
-            expected = plain - gap(REFINE_PAIRS) - 0.5 * abs(plain_neutral - gap(REFINE_PAIRS[1:]))
+            expected = plain - gap()
         assert refined[layer, neuron].item() == pytest.approx(expected, rel=1e-5, abs=1e-10)
     assert same_bytes(model, before)
     assert not any(
@@ -376,13 +374,11 @@ def test_refine_refuses(tokenizer):
     model, scores = tiny_model(), torch.rand(3, 24)
     for options, message in (
         ({"count": 0}, "count: expected a whole number from 1 to 71; got 0"),
-        ({"charge": -1.0}, "charge: expected a number of at least 0; got -1.0"),
         (
             {"scores": torch.rand(3, 25)},
             "made for 3 layers of 25 neurons, but the model has 3 layers of 24",
         ),
         ({"pairs": []}, "pairs: expected at least one"),
-        ({"neutral": []}, "pairs: expected at least one"),
     ):
         with pytest.raises(ValueError, match=message):
             fl.refine_scores(

@@ -2,9 +2,10 @@
 `fairlab cache` for what they keep.
 
 Contents: `main`; `commands` (each from its options to what it prints), `options` (what they can be
-told), `pairs` (which choose and which judge), `neurons` (which are chosen), `plan` (what is judged,
-and how), `measure` (carries it out), `kept` (what a run that is stopped leaves), `gaps` (what
-diagnose measures), `reports` (page and card), `output` (what is printed, and exit codes).
+told), `pairs` (which choose and which judge), `answers` (what may be decided), `neurons` (which are
+chosen), `plan` (what is judged, and how), `measure` (carries it out), `estimate` (how long that
+takes), `kept` (what a run that is stopped leaves), `gaps` (what diagnose measures), `reports`
+(page, card and cut model), `output` (what is printed, and exit codes).
 
 What a command prints is for people; with `--json` standard output is one strict JSON document and
 nothing else. Progress bars and notices go to standard error. `fairlab --help` lists the exit codes.

@@ -4,7 +4,6 @@ Contents: `app`, with `check`, `diagnose`, `score`, `prune`, `compare`, `report`
 `fairlab cache`.
 """
 
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,11 +14,11 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
+from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
 from fairlab.cli.kept import told_if_stopped
 from fairlab.cli.measure import carry_out, material_of
 from fairlab.cli.neurons import (
-    check_choice,
     check_neutral_is_used,
     choose_neurons,
     pairs_taken,
@@ -28,6 +27,7 @@ from fairlab.cli.neurons import (
 )
 from fairlab.cli.options import (
     DEFAULT,
+    Answers,
     BatchSize,
     Cache,
     Changed,
@@ -66,9 +66,11 @@ from fairlab.cli.output import (
     end_if_failed,
     facts_of,
     failed_of_each,
+    found_text,
     precision_note,
     read_conditions,
     saved_text,
+    split_counts,
 )
 from fairlab.cli.pairs import (
     PairOptions,
@@ -76,11 +78,12 @@ from fairlab.cli.pairs import (
     load_pool,
     neutral_pairs,
 )
-from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size
+from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, check_choosing
 from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
-    check_prune_reports,
+    check_prune_outputs,
+    cut_in_place,
     papers_beside,
     place_of_page,
     write_page,
@@ -119,9 +122,10 @@ def _about(version: Version = False) -> None:
     The article's recipe instead:            add --method article --pairs article
 
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
-    template, attribute_a, attribute_b and split. Pairs of the split train choose the neurons, those
-    of the split held_out measure; without the column, every third sentence of a category is held
-    out. fairlab check mine.csv finds the problems of form in such a file within seconds.
+    template, attribute_a, attribute_b and split, and harsher and kinder, what may be decided about
+    the person. Pairs of the split train choose the neurons, those of the split held_out measure;
+    without the column, every third sentence of a category is held out. fairlab check mine.csv finds
+    the problems of form in such a file within seconds.
 
     Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
     problems; 3 done, and a bound of --fail-if holds or could not be measured; 130 you stopped it;
@@ -153,7 +157,7 @@ def check(
     \b
     Example: fairlab check mine.csv --fix valid.csv
     """
-    from fairlab.checking import fixed_csv, split_counts
+    from fairlab.checking import fixed_csv
     from fairlab.files import write_text
     from fairlab.models import load_tokenizer
 
@@ -184,6 +188,7 @@ def diagnose(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     fail_if: FailIf = None,
     out: Table = None,
     force: Force = False,
@@ -199,12 +204,14 @@ def diagnose(
     Prints, for each category and for neutral pairs (the control), the mean gap of the next-token
     distributions in nats with its 95 % interval, and the article's mean activation difference (of
     the pairs whose two prompts have the same number of tokens); then which category has the largest
-    gap, and whether that is more than neutral words have. --out and --json have a row for every
-    pair.
+    gap, and whether that is more than neutral words have. With --outcomes, or the columns harsher
+    and kinder, it also says for whom the odds of a harsher answer are higher. --out and --json have
+    a row for every pair.
 
-    --fail-if takes gap (the mean over categories), largest_gap (that of a category) and neutral_gap
-    (the mean over neutral pairs), all in nats, with > or < and a number. Compared is the gap
-    itself, whatever its interval is.
+    --fail-if takes gap (the mean over categories), largest_gap (that of a category), neutral_gap
+    (the mean over neutral pairs) and decision (the mean size over categories, where there are
+    answers), all in nats, with > or < and a number. Compared is the gap itself, whatever its
+    interval is.
 
     \b
     Example: fairlab diagnose --pairs race --out race.csv
@@ -214,20 +221,23 @@ def diagnose(
     from fairlab.models import load_tokenizer
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
-    from fairlab.report.verdict import diagnosis
+    from fairlab.report.verdict import decisions_told, diagnosis
 
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, outcomes=outcomes
+    )
     check_pair_options(pair_options)
     tokenizer = load_tokenizer(model)
     demographic = load_pool(tokenizer, pair_options)
     neutral_ones = neutral_pairs(tokenizer, pair_options, demographic)
+    answers = outcomes_for(tokenizer, pair_options, [*demographic, *neutral_ones])
     loaded = fl.load_model(model, device=device, dtype=dtype)
-    readings = pair_readings(loaded, demographic, neutral_ones, batch_size)
+    readings = pair_readings(loaded, demographic, neutral_ones, batch_size, answers)
     gaps = gap_table(readings)
-    words = diagnosis(gaps)
+    words = [*diagnosis(gaps), *decisions_told(gaps)]
     failed = failures(conditions, diagnosed(readings, gaps))
     facts = {
         "model": model,
@@ -282,10 +292,8 @@ def score(
     """
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
-    check_pair_options(pair_options)
-    check_choice(method, bias_weight)
+    check_choosing(pair_options, batch_size, method, bias_weight)
     check_neutral_is_used(method, pair_options)
-    check_batch_size(batch_size)
     taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, device=device, dtype=dtype)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
@@ -327,6 +335,7 @@ def prune(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
@@ -354,19 +363,13 @@ def prune(
     \b
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
-    from fairlab.files import check_output_folder
-    from fairlab.models import stored_dtype
-
-    # selection.json is not among them, since it is written anew
-    reports = ("README.md", "report.html", "report.json")
-    check_output_folder("out", out, beside=reports, force=force, inputs=[model, pairs, neutral])
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
     terms["base_model"] = base_model
-    check_prune_reports(out, report, card, terms, force, [model, pairs, neutral, text])
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
-    check_pair_options(pair_options)
-    check_choice(method, bias_weight, fraction)
-    check_batch_size(batch_size)
+    check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
+    )
+    check_choosing(pair_options, batch_size, method, bias_weight, fraction)
     plan = None
     if report:
         plan = Plan(
@@ -383,21 +386,17 @@ def prune(
         loaded = fl.load_model(model, device=device, dtype=dtype)
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
-            measured = carry_out(plan, loaded, material)
+            measured = carry_out(plan, loaded, material, page=True)
             selection = measured.selections[method]
             page, choosing = place_of_page(report, out, private), material.choosing
             facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
         else:
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
-        cut = fl.prune(loaded[0], selection, inplace=True)
-        facts["parameters_after"] = cut.num_parameters()
-        if dtype == "auto":  # measured in float32 where it fits, but stored as it came
-            cut = cut.to(stored_dtype(model))
-        facts |= {"dtype": dtype_of(cut), "selection": json.loads(selection.to_json())}
+        cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)
+        facts |= facts_after
         # printed first: if nothing can be saved after all, what was found has been seen
-        found = [repr(selection), facts["verdict"]] if report else [repr(selection)]
-        emit(facts, as_json, "\n".join(found))
+        emit(facts, as_json, found_text(facts, selection))
         about = card and fl.model_card(page.with_suffix(".json"), **terms)
         papers = papers_beside(out, selection, private, about)
         fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force, beside=papers)
@@ -417,6 +416,7 @@ def compare(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
@@ -447,14 +447,16 @@ def compare(
     --fail-if takes gap, largest_gap, neutral_gap and decision (in nats, of the changed model),
     gap_change, neutral_change and perplexity_change (shares: -0.1 is 10 % less) and decision_change
     (nats), with > or < and a number; it looks at the value itself, whatever its interval is.
-    decision needs sentences with outcomes, which a file of your own mostly lacks.
+    decision needs answers: for a file of your own --outcomes, or its columns harsher and kinder.
 
     \b
     Example: fairlab compare --pairs race --method guarded,article,random --out race.csv
     """
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
+    )
     check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
@@ -486,6 +488,7 @@ def report(
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
+    outcomes: Answers = None,
     text: Text = None,
     n_random: Random = 20,
     seed: Seed = 0,
@@ -513,7 +516,9 @@ def report(
     """
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
-    pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat, text)
+    pair_options = PairOptions(
+        pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
+    )
     check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
@@ -522,7 +527,7 @@ def report(
     material = material_of(plan, model)
     with told_if_stopped(plan.cache):
         loaded = fl.load_model(model, device=device, dtype=dtype)
-        measured = carry_out(plan, loaded, material)
+        measured = carry_out(plan, loaded, material, page=True)
         verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)
     numbers = out.with_suffix(".json")
     failed = failed_of_each(conditions, measured.table)
@@ -561,7 +566,9 @@ def kept(
         ("readings", [readings], clean),
         ("unpacked weights", weights, clean_weights),
     ):
-        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        files = []
+        for folder in folders:
+            files += [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         if remove:
             for folder in filter(Path.exists, folders):

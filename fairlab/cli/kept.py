@@ -1,7 +1,7 @@
 """What is kept of a run that may be stopped, so that the same command goes on from there.
 
-Contents: `kept_choice`, `kept_texts`; `told_if_stopped`. The readings of cuts are kept by
-`fairlab.compare`, in the same folder.
+Contents: `paths_of_choices`, `kept_cut`, `keep`; `kept_texts`; `told_if_stopped`. The readings of
+cuts are kept by `fairlab.compare`, in the same folder.
 """
 
 import hashlib
@@ -18,22 +18,32 @@ from fairlab.cli.output import counted
 KINDS = {"chosen cut": "cuts/*.json", "reading": "*/*.npz", "text sample": "texts/*.json"}
 
 
-def kept_choice(plan, loaded, method, pairs, neutral, choose):
-    """Return the cut that a method chooses: the one that was kept, or else chosen now."""
-    path = plan.cache and path_of_choice(plan, loaded, method, pairs, neutral)
-    return kept(path, choose, fl.NeuronSelection.to_json, fl.NeuronSelection.from_json)
+def paths_of_choices(plan, loaded, of_method):
+    """Return the file of the cut that each method chooses, which need not be there; None where
+    nothing is kept. It is another one for other weights, tokens, words, text or options."""
+    if not (plan.cache and of_method):
+        return dict.fromkeys(of_method)
+    from fairlab.evaluation.readings import facts_of
+    from fairlab.pairs import prompt_ids
 
-
-def path_of_choice(plan, loaded, method, pairs, neutral):
-    """Return the file of a chosen cut, which need not be there: another one for other weights,
-    tokens, pairs, text or options."""
-    from fairlab.evaluation.readings import cache_key
-
+    model, tokenizer = loaded
     text = fl.load_text("calibration", plan.pair_options.language)
-    read = fl.HeldOut(pairs, neutral or pairs, text)
-    facts = [cache_key(*loaded, read, metric=False), method, plan.bias_weight, plan.fraction]
-    facts += [[vars(pair) for pair in some] for some in (pairs, neutral or ())]
-    return plan.cache / "cuts" / f"{digest_of(facts)}.json"
+    text = tokenizer(text, verbose=False).input_ids
+    model_facts = facts_of(model, text[:8])
+    paths = {}
+    for method, (pairs, neutral) in of_method.items():
+        read = []
+        for pair in [*pairs, *(neutral or ())]:
+            ids = [prompt_ids(tokenizer, prompt) for prompt in (pair.prompt_a, pair.prompt_b)]
+            read.append([vars(pair), *ids])
+        facts = [model_facts, text, method, plan.bias_weight, plan.fraction, len(pairs), read]
+        paths[method] = plan.cache / "cuts" / f"{digest_of(facts)}.json"
+    return paths
+
+
+def kept_cut(path):
+    """Return the cut that a file holds, or None."""
+    return read_kept(path, fl.NeuronSelection.from_json)
 
 
 def kept_texts(plan, key, change, sample):
@@ -50,26 +60,27 @@ def kept_texts(plan, key, change, sample):
         name = None if change is None else name_of(change)
         facts = [key, name, plan.continuations, plan.seed]
         path = plan.cache / "texts" / f"{digest_of(facts)}.json"
-    return kept(
-        path,
-        sample,
-        lambda table: json.dumps(table.to_dict("records")),
-        lambda text: pd.DataFrame(json.loads(text)),
-    )
+    texts = read_kept(path, lambda text: pd.DataFrame(json.loads(text)))
+    if texts is None:
+        texts = sample()
+        keep(path, json.dumps(texts.to_dict("records")))
+    return texts
 
 
-def kept(path, make, write, read):
-    """Return what a file holds; where it is not there, or damaged, make it and keep it."""
+def read_kept(path, read):
+    """Return what a file holds; None where it is not there, or damaged."""
+    try:
+        return path and read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def keep(path, text):
+    """Keep a text, if there is a file for it."""
     from fairlab.files import write_text
 
-    if path is None:
-        return make()
-    try:
-        return read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        made = make()
-        write_text(path, write(made))
-        return made
+    if path:
+        write_text(path, text)
 
 
 def digest_of(facts):

@@ -1,17 +1,16 @@
 """Carry out a plan: choose or load what it judges, and compare it.
 
-Contents: `Material`, `material_of` (before the model loads); `carry_out`; `tell_time`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`.
 """
 
-import sys
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.kept import kept_choice
-from fairlab.cli.neurons import check_size, choose_neurons, chosen_on
-from fairlab.cli.output import counted, dtype_of
+from fairlab.cli.estimate import paces_of, seconds_of, tell_time
+from fairlab.cli.kept import keep, kept_cut, paths_of_choices
+from fairlab.cli.neurons import check_size, choose_neurons, chosen_on, scope_of
+from fairlab.cli.output import dtype_of
 from fairlab.cli.pairs import choosing_and_judging, start_of
 
 
@@ -42,41 +41,69 @@ def material_of(plan, model):
     return Material(choosing, of_method, held_out)
 
 
-def carry_out(plan, loaded, material):
-    """Choose or load what a plan judges, and compare it."""
-    imitated = {}
+def carry_out(plan, loaded, material, page=False):
+    """Say about how long it takes, choose or load what a plan judges, and compare it."""
+    model = loaded[0]
+    settings = {
+        "n_random": min(plan.n_random, 5) if plan.quick else plan.n_random,
+        "seed": plan.seed,
+        "metric": not plan.quick,
+        "imitated": {},
+        "cache": plan.cache,
+    }
+    paths = paths_of_choices(plan, loaded, material.of_method)
+    found = {method: kept_cut(path) for method, path in paths.items()}
     if plan.changed:
         name = Path(plan.changed).resolve().name
-        cuts = {name: changed_model(plan.changed, loaded[0])}
-        imitated = {name: plan.given_cut()} if plan.given_cut() else {}
+        cuts = {name: changed_model(plan.changed, model)}
+        settings["imitated"] = {name: plan.given_cut()} if plan.given_cut() else {}
     else:
-        cuts = cuts_to_judge(plan, loaded, material)
-    return fl.compare(
-        *loaded,
-        cuts,
-        material.held_out,
-        n_random=min(plan.n_random, 5) if plan.quick else plan.n_random,
-        seed=plan.seed,
-        metric=not plan.quick,
-        imitated=imitated,
-        cache=plan.cache,
-        batch_size=plan.batch_size,
-        announce=tell_time,
-    )
+        expected = {method: cut or stand_in(plan, model, method) for method, cut in found.items()}
+        cuts = cuts_to_judge(plan, model, expected)
+    to_choose = {method: material.of_method[method] for method, cut in found.items() if not cut}
+    tell_time_of(plan, loaded, material, to_choose, cuts, settings, page)
+    if to_choose:
+        for method, pairs in to_choose.items():
+            choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.pair_options)
+            found[method] = choose_neurons(loaded, *pairs, *choice)
+            keep(paths[method], found[method].to_json())
+        cuts = cuts_to_judge(plan, model, found)
+    return fl.compare(*loaded, cuts, material.held_out, **settings, batch_size=plan.batch_size)
 
 
-def cuts_to_judge(plan, loaded, material):
-    """Return the cuts that the methods of a plan choose, or the one that is given, by name."""
+def tell_time_of(plan, loaded, material, to_choose, cuts, settings, page):
+    """Say about how long a plan takes, from a short pass against the clock."""
+    from fairlab.evaluation.compare import count_readings
+
+    readings, kept = count_readings(*loaded, cuts, material.held_out, **settings)
+    paces = paces_of(plan, loaded, material, settings["metric"], page)
+    given = (material, to_choose, cuts, readings, paces)
+    tell_time(seconds_of(plan, loaded[1], *given), readings, kept)
+
+
+def cuts_to_judge(plan, model, chosen):
+    """Return what a plan judges, by name: the cut that is given, or those that its methods choose,
+    in their order, with a random one where it asks for one."""
     if plan.selection:
         return {plan.selection.stem: plan.given_cut()}
-    cuts = {}
-    for method, pairs in material.of_method.items():
-        choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.pair_options)
-        choose = partial(choose_neurons, loaded, *pairs, *choice)
-        cuts[method] = kept_choice(plan, loaded, method, *pairs, choose)
+    cuts = dict(chosen)
     if "random" in plan.methods:
-        cuts["random"] = random_cut(plan, loaded[0], next(iter(cuts.values()), None))
+        cuts["random"] = random_cut(plan, model, next(iter(chosen.values()), None))
     return {method: cuts[method] for method in plan.methods}
+
+
+def stand_in(plan, model, method):
+    """Return a cut of the size that a method chooses: the first neurons of each layer."""
+    from fairlab.gates import table_shape
+    from fairlab.surgery import count_of_fraction
+
+    layers, width = table_shape(model)
+    counts = [count_of_fraction(plan.fraction, width)] * layers
+    if scope_of(method) == "model":  # as evenly as it goes, since nobody knows where they will be
+        count = count_of_fraction(plan.fraction, layers * width)
+        counts = [min((count + layer) // layers, width - 1) for layer in range(layers)]
+    neurons = {layer: range(count) for layer, count in enumerate(counts)}
+    return fl.NeuronSelection(neurons, (layers, width), method)
 
 
 def random_cut(plan, model, like):
@@ -84,14 +111,8 @@ def random_cut(plan, model, like):
 
     It is the next after those that every cut is compared with, so it is none of them.
     """
-    import torch
-
-    from fairlab.models import glu_blocks
-
     if like is None:
-        blocks = glu_blocks(model)
-        no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
-        like = fl.select_neurons(no_scores, fraction=plan.fraction)
+        like = stand_in(plan, model, "random")
     return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
 
 
@@ -115,16 +136,3 @@ def check_same_tokens(tokenizer, changed, held_out):
                 f"changed: {changed} reads {text[:40]!r} as other tokens than the original does; "
                 "only models with one vocabulary can be compared"
             )
-
-
-def tell_time(cuts, kept, seconds):
-    """Say about how long the rest takes, where that is worth saying."""
-    left = cuts - kept
-    if left * seconds < 5:
-        return
-    minutes = left * seconds / 60
-    words = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{left * seconds:.0f} seconds"
-    notice = f"about {words} for {counted(left, 'cut')}"
-    if kept:
-        notice += f"; {kept} more were kept from before"
-    print(f"fairlab: {notice}", file=sys.stderr)

@@ -11,7 +11,7 @@ from fairlab.cli.pairs import choosing_and_held_out, neutral_pairs, pairs_for
 def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
-    from fairlab.passes import check_option
+    from fairlab.passes import check_fraction, check_option
 
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
@@ -22,10 +22,7 @@ def check_choice(method, bias_weight, fraction=0.002, also=()):
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
     if not 0 <= bias_weight <= 1:
         raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
-    if not 0 < fraction < 1:
-        raise ValueError(
-            f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
-        )
+    check_fraction(fraction)
 
 
 def check_neutral_is_used(method, pair_options):
@@ -40,18 +37,16 @@ def check_neutral_is_used(method, pair_options):
 def check_size(model, methods, fraction=None, cut=None):
     """Refuse a model without neurons to cut, a fraction of less than one neuron, and a cut or gates
     for another shape. It needs the configuration alone, and none of the weights."""
-    import torch
-
-    from fairlab.models import empty_model, glu_blocks
-    from fairlab.surgery import matching_blocks
+    from fairlab.gates import table_shape
+    from fairlab.models import empty_model
+    from fairlab.surgery import count_of_fraction, matching_blocks
 
     empty = empty_model(model)
-    blocks = glu_blocks(empty)
+    layers, width = table_shape(empty)
     if cut:
         matching_blocks(empty, getattr(cut, "selection", cut))
-    no_scores = torch.zeros(len(blocks), blocks[0].down_proj.in_features)  # (layers, neurons)
     for method in methods if fraction else ():
-        fl.select_neurons(no_scores, fraction=fraction, scope=scope_of(method))
+        count_of_fraction(fraction, width if scope_of(method) == "layer" else layers * width)
 
 
 def chosen_on(tokenizer, options, choosing, methods):
@@ -61,6 +56,8 @@ def chosen_on(tokenizer, options, choosing, methods):
         pairs, neutral = pairs_for(tokenizer, choosing, method), None
         if is_causal(method):
             neutral = neutral_pairs(tokenizer, options, pairs, "train")
+            # patching compares these token by token, too
+            neutral = pairs_for(tokenizer, neutral, method, what="neutral pairs")
         found[method] = pairs, neutral
     return found
 

@@ -45,6 +45,15 @@ Language = Annotated[
         "is then weighed on English prose."
     ),
 ]
+Answers = Annotated[
+    str | None,
+    Option(
+        "--outcomes",
+        help="Who is treated worse, in the sentences of a file: harsher and kinder answers, such "
+        "as 'deny,reject/approve,grant'. Or give each sentence its own, in the columns harsher "
+        "and kinder.",
+    ),
+]
 Text = Annotated[
     Path | None, Option(help="Text file of plain prose for the perplexity; fairlab's without it.")
 ]

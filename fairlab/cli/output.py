@@ -1,8 +1,8 @@
 """What comes out: texts, JSON, tables, exit codes.
 
 Contents: `emit`; `check_output_file`; `read_conditions`, `failed_of_each` and `end_if_failed` (the
-bounds of --fail-if); `check_text`, `facts_of`, `saved_text`, `precision_note`, `dtype_of` and
-`counted`, in words.
+bounds of --fail-if); `check_text`, `split_counts`, `facts_of`, `found_text`, `saved_text`,
+`precision_note`, `dtype_of` and `counted`, in words.
 """
 
 import json
@@ -93,12 +93,12 @@ def check_text(checked, facts):
         lines += ["", "Problems:", *map(str, checked.problems)]
     if checked.notices:
         lines += ["", "Notices (no row is invalid for them):", *map(str, checked.notices)]
-    how = (
+    split_rule = (
         "as the column split says"
         if facts["split_by_file"]
         else "every third sentence of a category held out"
     )
-    lines += ["", f"Split, {how}:"]
+    lines += ["", f"Split, {split_rule}:"]
     for part in facts["split"]:
         counts = [counted(part[what], what.removesuffix("s")) for what in ("sentences", "pairs")]
         lines.append(f"{part['category']}, {part['split']}: {', '.join(counts)}")
@@ -107,9 +107,30 @@ def check_text(checked, facts):
     return "\n".join(lines)
 
 
+def split_counts(pairs):
+    """Count the sentences and pairs of each split in each category."""
+    parts = {}  # category and split → the sentence of each pair
+    for pair in pairs:
+        parts.setdefault((pair.category, pair.split), []).append(pair.template)
+    counts = []
+    for (category, split), sentences in parts.items():
+        row = {"category": category, "split": split}
+        row |= {"sentences": len(set(sentences)), "pairs": len(sentences)}
+        counts.append(row)
+    return counts
+
+
 def facts_of(problem):
     """Return what JSON says of a problem."""
     return {name: getattr(problem, name) for name in ("row", "column", "what", "remedy")}
+
+
+def found_text(facts, selection):
+    """Return what `fairlab prune` prints before the cut model is saved."""
+    lines = [repr(selection)]
+    if "verdict" in facts:
+        lines.append(facts["verdict"])
+    return "\n".join(lines)
 
 
 def saved_text(facts, page):

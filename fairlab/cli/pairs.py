@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fairlab as fl
+from fairlab.cli.answers import check_answers, outcomes_for
 from fairlab.cli.output import counted
 
 
@@ -26,14 +27,19 @@ class PairOptions:
     skip_invalid: bool
     chat: str | None = None
     text: Path | None = None
+    outcomes: str | None = None
+
+    @property
+    def files(self):
+        """The files of pairs: those of --pairs, if it names one, and of --neutral."""
+        own = [self.pairs] if is_file_name(self.pairs) else []
+        return own + ([self.neutral] if self.neutral else [])
 
     @property
     def is_built(self):
         """Whether neutral words are put into the sentences of the pairs."""
-        from fairlab.checking import is_file_name
-
-        own = self.words or self.language != "en" or is_file_name(self.pairs)
-        return bool(own and not self.neutral)
+        not_ours = self.words or self.language != "en" or is_file_name(self.pairs)
+        return bool(not_ours and not self.neutral)
 
     @property
     def neutral_name(self):
@@ -48,15 +54,21 @@ class PairOptions:
         """Which neutral pairs and which text are taken, for the report."""
         text = self.text.name if self.text else f"fairlab's evaluation text ({self.language})"
         facts = {"neutral pairs": self.neutral_name, "text": text}
+        if self.outcomes:
+            facts["answers, harsher / kinder"] = self.outcomes
         # "en" is what nobody has to say, so it is no fact
         names = {"de": "German", "es": "Spanish", "fr": "French"}
         return facts | ({"language": names[self.language]} if self.language in names else {})
 
 
+def is_file_name(name):
+    """Say whether a name is meant as a file of pairs: it has an ending, such as .csv or .TSV."""
+    return Path(name).suffix != ""
+
+
 def check_pair_options(options):
     """Refuse what needs no tokenizer to be refused: a category, a file, words, a language, a text
     or a use of the chat template that is not there, and a file whose text has problems."""
-    from fairlab.checking import is_file_name
     from fairlab.passes import check_option
 
     pairs = options.pairs
@@ -66,23 +78,21 @@ def check_pair_options(options):
     words_given(options.words)
     if options.text:
         text_of_file(options.text)
-    for name in (pairs, options.neutral):
-        if name and (is_file_name(name) or name == options.neutral):
-            checked = fl.check_file(name)
-            if not options.skip_invalid:
-                refuse_problems(checked, name)
+    for name in options.files:
+        checked = fl.check_file(name)
+        if not options.skip_invalid:
+            refuse_problems(checked, name)
     if pairs == "article" and options.language != "en":
         raise ValueError(f"language: the article's pair is in English; got {options.language!r}")
     if pairs != "article" and not is_file_name(pairs):
         fl.load_pairs(None if pairs == "all" else pairs, language=options.language)
     if options.chat is not None:
         check_option("chat", options.chat, ("answer", "message"))
+    check_answers(options)
 
 
 def load_pool(tokenizer, options):
     """Return the valid pairs that --pairs names, of all splits."""
-    from fairlab.checking import is_file_name
-
     name = options.pairs
     if is_file_name(name):
         found = pairs_of_file(tokenizer, name, options.skip_invalid)
@@ -177,7 +187,7 @@ def choosing_and_held_out(tokenizer, options, chooses=True):
     return choosing, held_out
 
 
-def pairs_for(tokenizer, choosing, method):
+def pairs_for(tokenizer, choosing, method, what="pairs"):
     """Return the pairs that a method can choose on: one that compares token by token needs two
     prompts of one length. Say how many others there are, or refuse, if there are no others."""
     if method.partition("+")[0] in ("guarded", "attribution"):
@@ -185,8 +195,8 @@ def pairs_for(tokenizer, choosing, method):
     valid = list(fl.check_pairs(tokenizer, choosing)["valid"])
     if all(valid):
         return choosing
-    found = f"in {valid.count(False)} of {len(valid)} pairs that choose the neurons the two prompts"
-    found += f" differ in their number of tokens, and {method} compares token by token"
+    found = f"in {valid.count(False)} of {len(valid)} {what} that choose the neurons the two"
+    found += f" prompts differ in their number of tokens, and {method} compares token by token"
     if not any(valid):
         raise ValueError(f"pairs: {found}; take --method guarded")
     print(f"fairlab: {found}: the others choose", file=sys.stderr)
@@ -203,7 +213,8 @@ def choosing_and_judging(tokenizer, options, chooses=True):
             "held_out"
         )
     controls = neutral_pairs(tokenizer, options, held_out, "held_out")
-    return choosing, fl.HeldOut(held_out, controls, evaluation_text(tokenizer, options))
+    outcomes = outcomes_for(tokenizer, options, [*held_out, *controls])
+    return choosing, fl.HeldOut(held_out, controls, evaluation_text(tokenizer, options), outcomes)
 
 
 def neutral_pairs(tokenizer, options, pairs, split=None):
@@ -219,8 +230,8 @@ def neutral_pairs(tokenizer, options, pairs, split=None):
         words = words_given(options.words)
         found = built_pairs(tokenizer, tuple(pairs), split or "held_out", options.language, words)
     else:
-        own = fl.load_pairs(kind="neutral", split=split or "held_out")
-        found = valid_pairs(tokenizer, own, "neutral")
+        fairlabs = fl.load_pairs(kind="neutral", split=split or "held_out")
+        found = valid_pairs(tokenizer, fairlabs, "neutral")
     if not found:
         raise ValueError(
             f"neutral: no pair of these is of the split {split}: {options.neutral_name}; "
@@ -250,7 +261,9 @@ def words_given(text):
     """Return the pairs of words of --neutral-words: "a/b, c/d"."""
     if text is None:
         return None
-    words = [tuple(word.strip() for word in both.split("/")) for both in text.split(",")]
+    words = []
+    for both in text.split(","):
+        words.append(tuple(word.strip() for word in both.split("/")))
     if len(words) < 2 or any(len(both) != 2 or not all(both) for both in words):
         raise ValueError(
             'neutral_words: expected at least two pairs of words such as "tired/hungry, '
@@ -261,7 +274,7 @@ def words_given(text):
 
 def evaluation_text(tokenizer, options):
     """Return the text for the perplexity: its start, since every random cut reads it again."""
-    from fairlab.evaluation.rows import BLOCK
+    from fairlab.evaluation.rows import BLOCK, PART
 
     text = fl.load_text("evaluation", options.language)
     text = text_of_file(options.text) if options.text else text
@@ -271,7 +284,7 @@ def evaluation_text(tokenizer, options):
             f"text: expected more than {2 * BLOCK} tokens, since an interval needs two blocks of "
             f"{BLOCK}; {options.text} has {count}"
         )
-    return start_of(text, tokenizer, 2048)
+    return start_of(text, tokenizer, PART)
 
 
 def text_of_file(path):

@@ -1,14 +1,15 @@
 """What compare and report judge, and how; all that can be refused before the model loads.
 
-Contents: `Plan`; `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
+Contents: `Plan`; `check_choosing`, `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import fairlab as fl
 from fairlab.cli.neurons import check_choice, is_causal
-from fairlab.cli.pairs import PairOptions
+from fairlab.cli.pairs import PairOptions, check_pair_options
 
 QUICK_LOOK = (
     "A quick look: few random cuts, a short text, no article metric. Measure again without --quick "
@@ -99,12 +100,18 @@ class Plan:
         return facts | ({"quick look": QUICK_LOOK} if self.quick else {})
 
 
+def check_choosing(pair_options, batch_size, method, bias_weight, fraction=0.002):
+    """Refuse pairs, a method and numbers by which no neurons can be chosen."""
+    check_pair_options(pair_options)
+    check_choice(method, bias_weight, fraction)
+    check_batch_size(batch_size)
+
+
 def check_batch_size(batch_size):
     """Refuse a batch that has no room for a pair."""
-    if batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size}"
-        )
+    from fairlab import passes
+
+    passes.check_batch_size(batch_size)
 
 
 def read_cut_file(path):
@@ -119,11 +126,20 @@ def read_cut_file(path):
         raise ValueError(f"selection: {path} is no cut that fairlab wrote ({error})") from error
 
 
+def digest_of_code(folder=Path(fl.__file__).parent):
+    """Return a short name for the code in a folder, by default fairlab's own: another one where any
+    line of it is another. What older code measured is not mixed with what newer code measures."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def readings_are_kept_in(folder, no_cache):
     """Return the folder that keeps the readings, made where it is missing; None for none."""
     import os
 
-    from fairlab.files import digest_of_code, readings_folder
+    from fairlab.files import readings_folder
 
     if no_cache:
         if folder:

@@ -1,9 +1,11 @@
-"""The page of a comparison, and what `fairlab prune` writes beside a model.
+"""The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_reports`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`; `place_of_page`, `papers_beside` (of a cut model).
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report` (before the model
+loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a cut
+model).
 """
 
+import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,8 +14,10 @@ from pathlib import Path
 
 import fairlab as fl
 from fairlab.cli.kept import kept_texts
-from fairlab.cli.output import check_output_file
+from fairlab.cli.output import check_output_file, dtype_of
 from fairlab.cli.plan import QUICK_LOOK
+
+NEW_TOKENS = 35  # that the page shows after a prompt
 
 
 def check_page(page, argument, force, inputs):
@@ -24,10 +28,15 @@ def check_page(page, argument, force, inputs):
         check_output_file(output, force, *inputs, argument=argument)
 
 
-def check_prune_reports(out, page, card, terms, force, inputs):
-    """Refuse a page or a model card that can't be written beside a cut model."""
+def check_prune_outputs(out, page, card, terms, force, inputs):
+    """Refuse a folder for the cut model that can't be written, and a page or a model card that
+    can't be written beside it."""
+    from fairlab.files import check_output_folder
     from fairlab.report.terms import terms_of_cut
 
+    # selection.json is not among them, since it is written anew
+    reports = ("README.md", "report.html", "report.json")
+    check_output_folder("out", out, beside=reports, force=force, inputs=inputs)
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
     given = [name for name, value in terms.items() if value]
@@ -53,7 +62,7 @@ def is_inside(page, folder):
 
 def check_nothing_for_a_report(context):
     """Refuse the options of `fairlab prune` that only a report needs, where none is written."""
-    names = ("text", "n_random", "seed", "quick", "cache", "no_cache")
+    names = ("outcomes", "text", "n_random", "seed", "quick", "cache", "no_cache")
     given = [name for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
     if given:
         raise ValueError(f"{', '.join(given)}: only a report needs this; add --report report.html")
@@ -61,9 +70,9 @@ def check_nothing_for_a_report(context):
 
 def write_page(page, measured, plan, loaded, model_name, choosing, force):
     """Write the report of what was measured; return the verdict."""
-    shown = [*choosing[:1], measured.held_out.pairs[0]]
     if plan.continuations:
         measured = replace(measured, continuations=words_counted(plan, loaded, measured))
+    prompts = shown_prompts(choosing, measured.held_out)
     try:
         verdict = fl.write_report(
             page,
@@ -72,7 +81,7 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
             model_name=model_name,
             chosen_on=choosing if plan.chooses else None,
             method=plan.facts,
-            texts=texts_of(loaded, measured.selections, shown),
+            texts=texts_of(loaded, measured.selections, prompts),
             force=force,
         )
     except OSError:  # the disk may be full; what was measured is not lost with the page
@@ -81,17 +90,22 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
     return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
 
 
+def shown_prompts(choosing, held_out):
+    """Return the prompts after which the page shows what the model writes: those of a pair that
+    chose, if any is known, and of one that judges."""
+    prompts = []
+    for pair in [*choosing[:1], held_out.pairs[0]]:
+        prompts += [pair.prompt_a, pair.prompt_b]
+    return prompts
+
+
 def words_counted(plan, loaded, measured):
     """Sample texts after the held-out prompts, before and under each selection and a random cut;
     return what the words in them come to."""
     from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
-    changes = dict(measured.selections)
-    for selection in measured.selections.values():
-        if isinstance(selection, fl.NeuronSelection):
-            (changes["a random cut"],) = fl.random_selections(selection, 1, seed=plan.seed)
-            break
+    changes = sampled_changes(measured.selections, plan.seed)
     options = {"n": plan.continuations, "seed": plan.seed}
     model, tokenizer = loaded
     key = cache_key(*loaded, measured.held_out, metric=False)
@@ -104,25 +118,44 @@ def words_counted(plan, loaded, measured):
     return fl.summarize_continuations(gaps)
 
 
-def texts_of(loaded, selections, pairs):
-    """Return what the model writes after the prompts of some pairs: prompt → name → text, "before"
-    and under each selection."""
+def sampled_changes(selections, seed):
+    """Return under what texts are sampled: each selection, and a random cut like the first one."""
+    changes = dict(selections)
+    for selection in selections.values():
+        if isinstance(selection, fl.NeuronSelection):
+            (changes["a random cut"],) = fl.random_selections(selection, 1, seed=seed)
+            break
+    return changes
+
+
+def texts_of(loaded, selections, prompts):
+    """Return what the model writes after some prompts: prompt → name → text, "before" and under
+    each selection."""
     from fairlab.gating import applied
 
     model, tokenizer = loaded
-    prompts = []
-    for pair in pairs:
-        prompts += [pair.prompt_a, pair.prompt_b]
-    # room for 35 new tokens behind the longest prompt
-    length = 35 + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
+    # room for new tokens behind the longest prompt
+    length = NEW_TOKENS + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
     written = {"before": fl.generate(model, tokenizer, prompts, max_length=length)}
     for name, selection in selections.items():
         with applied(model, selection) as changed:
             written[name] = fl.generate(changed, tokenizer, prompts, max_length=length)
     texts = {}
     for number, prompt in enumerate(prompts):
-        texts[prompt] = {name: some[number] for name, some in written.items()}
+        texts[prompt] = {name: of_prompts[number] for name, of_prompts in written.items()}
     return texts
+
+
+def cut_in_place(model, selection, name, dtype):
+    """Cut a model in the memory that it has, in the dtype in which it will be saved; return it, and
+    the facts that JSON says of it."""
+    from fairlab.models import stored_dtype
+
+    cut = fl.prune(model, selection, inplace=True)
+    if dtype == "auto":  # measured in float32 where it fits, but stored as it came
+        cut = cut.to(stored_dtype(name))
+    facts = {"parameters_after": cut.num_parameters(), "dtype": dtype_of(cut)}
+    return cut, facts | {"selection": json.loads(selection.to_json())}
 
 
 def place_of_page(page, out, private):

@@ -1,9 +1,9 @@
 """Cuts beside their controls: the table, its random draws and the readings behind it.
 
-Contents: `compare`, `Comparison`.
+Contents: `compare`, `Comparison`; `count_readings`, for what it will have to read.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,8 @@ from fairlab.evaluation.readings import (
 )
 from fairlab.evaluation.rows import Case, case_tables
 from fairlab.files import load_text
+from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
-from fairlab.models import glu_blocks
 from fairlab.pairs import encode_pair
 from fairlab.passes import check_ready, progress
 from fairlab.surgery import NeuronSelection
@@ -97,7 +97,6 @@ def compare(
     imitated: Mapping[str, NeuronSelection | NeuronGates] | None = None,
     cache: str | Path | None = None,
     batch_size: int = 32,
-    announce: Callable[[int, int, float], None] | None = None,
 ) -> Comparison:
     """Measure what cuts, gates and other changes of a model do, each beside its controls.
 
@@ -132,10 +131,6 @@ def compare(
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
         was. A reading is used again only for the same cut, tokens and versions, and a model with
         the same weights, settings, precision and hooks.
-    announce : callable, optional
-        Told once, before the long part, how many cuts there are to read, how many of these the
-        cache holds, and about how many seconds each of the others takes: as many as the uncut
-        model took.
 
     Returns
     -------
@@ -193,12 +188,11 @@ def compare(
     means = _means_if_needed(model, tokenizer, imitated)
     controls = _random_cuts(imitated, tables, n_random, seed, means)
 
-    blocks = glu_blocks(model)
-    before = read(NeuronSelection({}, (len(blocks), blocks[0].down_proj.in_features)))
-    cuts = [*selections.values()]
-    for draws in controls.values():
-        cuts += draws
-    readings = _read_each_once(read, cuts, before, announce)
+    before = read(no_cut(model))
+    cuts = _different_cuts(selections, controls)
+    readings = {}
+    for key, cut in progress(list(cuts.items()), desc="cuts", unit="cut"):
+        readings[key] = read(cut)
     after = {name: readings[name_of(cut)] for name, cut in selections.items()}
     prices = [reading.mean_loss - before.mean_loss for reading in after.values()]
     about = (held_out.pairs, held_out.text)
@@ -227,6 +221,36 @@ def compare(
         seed=seed,
         seconds=sum(float(reading.seconds) for reading in (before, *readings.values())),
     )
+
+
+def count_readings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selections: Mapping[str, Change],
+    held_out: HeldOut,
+    *,
+    n_random: int,
+    seed: int,
+    metric: bool,
+    imitated: Mapping[str, NeuronSelection | NeuronGates],
+    cache: str | Path | None,
+) -> tuple[int, int]:
+    """Count what `compare` would read if it was given the same.
+
+    Returns
+    -------
+    (left, kept)
+        Readings that it has to take, and those that the cache holds. The uncut model is among them.
+    """
+    imitated = _what_is_imitated(selections, imitated)
+    means = _means_if_needed(model, tokenizer, imitated)
+    controls = _random_cuts(imitated, {"random": None}, n_random, seed, means)
+    cuts = _different_cuts({"": no_cut(model), **selections}, controls).values()
+    kept = 0
+    read = _reader(model, tokenizer, held_out, metric, 32, cache)
+    if isinstance(read, KeptReadings):
+        kept = sum(read.path(cut).exists() for cut in cuts)
+    return len(cuts) - kept, kept
 
 
 def _what_is_imitated(
@@ -330,23 +354,20 @@ def _random_cuts(
     return controls
 
 
-def _read_each_once(
-    read: Callable[[Change], Reading],
-    cuts: list[Change],
-    before: Reading,
-    announce: Callable[[int, int, float], None] | None,
-) -> dict[str, Reading]:
-    """Read each different cut once; return the readings by the cut's name."""
-    different = {name_of(cut): cut for cut in cuts}
-    if announce is not None:
-        kept = 0
-        if isinstance(read, KeptReadings):
-            kept = sum(read.path(cut).exists() for cut in different.values())
-        announce(len(different), kept, float(before.seconds))
-    readings = {}
-    for key, cut in progress(list(different.items()), desc="cuts", unit="cut"):
-        readings[key] = read(cut)
-    return readings
+def no_cut(model: PreTrainedModel) -> NeuronSelection:
+    """Return the cut that leaves a model as it is."""
+    return NeuronSelection({}, table_shape(model))
+
+
+def _different_cuts(
+    selections: Mapping[str, Change], controls: Mapping[object, Sequence[Change]]
+) -> dict[str, Change]:
+    """Return each different cut once, by what tells it from others: several selections may have
+    random cuts in common."""
+    cuts = list(selections.values())
+    for draws in controls.values():
+        cuts += draws
+    return {name_of(cut): cut for cut in cuts}
 
 
 def _readings_table(

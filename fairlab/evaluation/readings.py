@@ -1,6 +1,6 @@
 """What is measured under one cut, and how it is kept.
 
-Contents: `HeldOut`, `Reading`, `Change`, `read_cut`, `KeptReadings`, `bits_of`.
+Contents: `HeldOut`, `Reading`, `Change`, `read_cut`, `KeptReadings`, `facts_of`, `bits_of`.
 """
 
 import hashlib
@@ -154,9 +154,9 @@ def _read(
     options = {"positions": "all", "aligned": False, "batch_size": batch_size}
     run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, **options)
     if longer:
-        some = [pairs[number] for number in longer]
+        with_longer = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}
-        decision[longer] = decision_gap(model, tokenizer, some, **options).float()
+        decision[longer] = decision_gap(model, tokenizer, with_longer, **options).float()
     losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan
@@ -226,13 +226,12 @@ def cache_key(
         lists = held_out.outcomes.get(pair.template)
         outcomes.append(lists and [list(lists.harsher), list(lists.kinder)])
     facts = {
-        **_facts_of(model, tokens[0]),
+        **facts_of(model, tokens[0]),
         "tokens": tokens,
         "text": tokenizer(held_out.text, verbose=False).input_ids,
         "pronouns": list(single_token_ids(tokenizer, PRONOUNS)),
         "outcomes": outcomes,
         "metric": metric,
-        "versions": [__version__, torch.__version__, transformers.__version__],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -240,12 +239,12 @@ def cache_key(
 def name_of(cut: Change) -> str:
     """Return what tells a cut, gates or a changed model from all others."""
     if isinstance(cut, PreTrainedModel):
-        return json.dumps(_facts_of(cut, [0, 1, 2, 3]))
+        return json.dumps(facts_of(cut, [0, 1, 2, 3]))
     return cut.to_json()
 
 
-def _facts_of(model: PreTrainedModel, tokens: list[int]) -> dict[str, object]:
-    """Return what tells a model, as it answers now, from others.
+def facts_of(model: PreTrainedModel, tokens: list[int]) -> dict[str, object]:
+    """Return what tells a model, as it answers now to some tokens, from others.
 
     Weights alone would not tell of hooks, settings, precision or another attention; one answer of
     the model, to the bit, does.
@@ -254,6 +253,7 @@ def _facts_of(model: PreTrainedModel, tokens: list[int]) -> dict[str, object]:
     with full_precision(), torch.no_grad():
         answer = model(input_ids=ids, use_cache=False).logits
     return {
+        "versions": [__version__, torch.__version__, transformers.__version__],
         "weights": bits_of(model),
         "answer": _digest(answer),
         "model": [type(model).__name__, str(model.dtype), model.config.to_json_string()],

@@ -1,6 +1,6 @@
 """From readings to rows: changes with their intervals and tests, beside every control, in words.
 
-Contents: `Case`, `case_tables`, `SPECIAL_LABELS`.
+Contents: `Case`, `case_tables`, `SPECIAL_LABELS`; `PART` and `BLOCK` of a text.
 """
 
 import math
@@ -16,6 +16,7 @@ from fairlab.evaluation.flattening import Flattening
 from fairlab.evaluation.readings import HeldOut, Reading
 from fairlab.statistics import holm, jackknife_interval, resampled, sign_flip_test
 
+PART = 2048  # tokens of fairlab's evaluation text that a perplexity is measured on
 BLOCK = 64  # tokens of the text that are left out together, since neighbours are alike
 SPECIAL_LABELS = {  # what `category` says, for people, in rows that are about no single category
     "headline": "mean over categories",
@@ -56,10 +57,9 @@ def case_tables(case: Case) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows.append(_pairs_row(case, spec, clusters, changes))
         draws += _draw_rows(rows[-1], changes)
     for spec in _decision_specs(case):
-        drawn = {
-            kind: [_decision_change(case.before, reading, spec) for reading in readings]
-            for kind, readings in case.chance.items()
-        }
+        drawn = {}
+        for kind, readings in case.chance.items():
+            drawn[kind] = [_decision_change(case.before, reading, spec) for reading in readings]
         rows.append(_decision_row(case, spec, clusters, drawn))
         draws += _draw_rows(rows[-1], drawn)
     rows.append(_text_row(case))

@@ -14,7 +14,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from fairlab.plots.style import (
     COLORS,
     MARKERS,
-    cut_columns,
     finished,
     legend_beside,
     line_style,
@@ -88,11 +87,16 @@ def plot_comparison(
     return finished(ax)
 
 
+def _cut_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns that name a cut: `method` and `count`, or `selection`."""
+    return ["method", "count"] if {"method", "count"} <= set(table.columns) else ["selection"]
+
+
 def _random_changes(
     draws: pd.DataFrame, rows: pd.DataFrame, measure: str, category: str | None = None
 ) -> pd.DataFrame:
     """Return `place` (the number of a row in `rows`), `draw` and `change` of its random cuts."""
-    cut = cut_columns(rows)
+    cut = _cut_columns(rows)
     columns = [*cut, "kind", "measure", "row", "category", "draw", "change"]
     if not set(columns) <= set(draws.columns):
         raise ValueError(
@@ -171,10 +175,9 @@ def plot_dose_response(
     table: pd.DataFrame,
     *,
     measure: str = "gap",
-    category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the change against the number of neurons cut.
+    """Draw the change, the mean over categories, against the number of neurons cut.
 
     Each method is a line with its intervals; the range of random cuts is grey.
 
@@ -184,9 +187,7 @@ def plot_dose_response(
         A `compare` table with the columns `method` and `count` (neurons a layer) in place of
         `selection`.
     measure : str
-        "gap", "metric" or "perplexity".
-    category : str, optional
-        Whose change; by default the mean over categories, or the text's for perplexity.
+        "gap", "metric" or "perplexity" (the text's).
 
     Raises
     ------
@@ -197,7 +198,7 @@ def plot_dose_response(
         raise ValueError(
             f"table: expected the columns method and count; got {', '.join(table.columns)}"
         )
-    rows = rows_of(table, measure, category)
+    rows = rows_of(table, measure)
     ax = ax or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
     _draw_random_band(ax, rows)
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -245,15 +246,15 @@ def plot_tradeoff(
     table: pd.DataFrame,
     *,
     draws: pd.DataFrame | None = None,
-    category: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Draw what each cut brings, the change of the gap, over its price, that of the perplexity.
 
-    Dots with intervals are the cuts, those of one method joined in order of size; an open diamond
-    is what the same cut does to neutral prompts: a long stem between the two is a cut that acts on
-    the word's meaning, a short one has made the model deaf. Grey dots are random cuts. The dotted
-    line is a mere flattening of the predictions: a cut above it buys less than a temperature.
+    The change is the mean over categories. Dots with intervals are the cuts, those of one method
+    joined in order of size; an open diamond is what the same cut does to neutral prompts: a long
+    stem between the two is a cut that acts on the word's meaning, a short one has made the model
+    deaf. Grey dots are random cuts. The dotted line is a mere flattening of the predictions: a cut
+    above it buys less than a temperature.
 
     Parameters
     ----------
@@ -261,19 +262,17 @@ def plot_tradeoff(
         From `compare`, or `data/results/tradeoff.csv` with its columns `method` and `count`.
     draws : DataFrame, optional
         The random cuts, as for `plot_comparison`; without it there are no grey dots.
-    category : str, optional
-        Whose gap; by default the mean over categories.
 
     Raises
     ------
     ValueError
         No such rows; the message lists what the table has. Draws without their columns.
     """
-    cut = cut_columns(table)
+    cut = _cut_columns(table)
     prices = rows_of(table, "perplexity").rename(columns={"change": "price"})
-    rows = rows_of(table, "gap", category)
+    rows = rows_of(table, "gap")
     rows = rows.merge(prices[[*cut, "price"]], on=cut)
-    cloud = None if draws is None else _random_tradeoffs(draws, rows, category)
+    cloud = None if draws is None else _random_tradeoffs(draws, rows)
     ax = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -294,12 +293,10 @@ def plot_tradeoff(
     return finished(ax)
 
 
-def _random_tradeoffs(
-    draws: pd.DataFrame, rows: pd.DataFrame, category: str | None
-) -> pd.DataFrame:
+def _random_tradeoffs(draws: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Return `change` (of the gap) and `price` (change of the perplexity) of each random cut."""
     prices = _random_changes(draws, rows, "perplexity").rename(columns={"change": "price"})
-    changes = _random_changes(draws, rows, "gap", category)
+    changes = _random_changes(draws, rows, "gap")
     cloud = changes.merge(prices, on=["place", "draw"])
     # cuts with the same number of neurons in each layer share their random cuts
     return cloud[["change", "price"]].drop_duplicates()

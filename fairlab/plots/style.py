@@ -1,7 +1,7 @@
 """What the figures have in common.
 
 Contents: `COLORS`, `MARKERS`, `line_style`; `finished`, `as_written`, `legend_beside`,
-`set_limits`; `rows_of`, `cut_columns` read the tables of `compare`.
+`set_limits`; `rows_of` reads the tables of `compare`.
 """
 
 import numpy as np
@@ -118,8 +118,3 @@ def _known_rows(table: pd.DataFrame) -> str:
     names = names.mask(of_a_category, names + " " + table["category"])
     listed = names.groupby(table["measure"], sort=False).unique()
     return "; ".join(f"{measure}: {', '.join(rows)}" for measure, rows in listed.items())
-
-
-def cut_columns(table: pd.DataFrame) -> list[str]:
-    """Return the columns that name a cut: `method` and `count`, or `selection`."""
-    return ["method", "count"] if {"method", "count"} <= set(table.columns) else ["selection"]

@@ -42,11 +42,11 @@ def decision(table: pd.DataFrame, kind: str = "cut") -> str:
             f"Do not use it: with {these} the model treated the two groups of a pair {size} more "
             f"differently than before.{_beyond_random(gap, kind)}{paid}"
         )
-    told = (
+    what_it_did = (
         f"With {these} the model treated the two groups of a pair {size} less differently than "
         f"before.{_beyond_random(gap, kind)} {_caveat(table, gap)}"
     )
-    return f"{told} {_price(text)}"
+    return f"{what_it_did} {_price(text)}"
 
 
 def _no_conclusion(gap: dict, kind: str) -> str:

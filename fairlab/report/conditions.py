@@ -24,7 +24,8 @@ QUANTITIES = {  # the model is the one that would be used: after the change, whe
     "decision_change": "change of the size of the decision gap, in nats",
     "perplexity_change": "change of the perplexity, as a share",
 }
-WITHOUT_A_CHANGE = ("gap", "largest_gap", "neutral_gap")  # what `fairlab diagnose` measures
+# what `fairlab diagnose` measures
+WITHOUT_A_CHANGE = ("gap", "largest_gap", "neutral_gap", "decision")
 _SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
 _FORM = re.compile(r"\s*(\w+)\s*([<>]=?)\s*([-+]?\d*\.?\d+(?:e[-+]?\d+)?)\s*", re.IGNORECASE)
 
@@ -90,13 +91,13 @@ def failures(conditions: Sequence[Condition], values: Mapping[str, float]) -> li
     """Say which conditions are met, one sentence each.
 
     Compared is the value itself, whatever its interval is. A value that could not be measured, NaN,
-    keeps no bound: it is told as a failure too.
+    keeps no bound: it counts as a failure too.
     """
-    told = []
+    sentences = []
     for condition in conditions:
         value = values[condition.name]
         if math.isnan(value):
-            told.append(f"{condition.name} could not be measured")
+            sentences.append(f"{condition.name} could not be measured")
         elif _SIGNS[condition.sign](value, condition.bound):
-            told.append(f"{condition.name} is {value:.4g}, so {condition} holds")
-    return told
+            sentences.append(f"{condition.name} is {value:.4g}, so {condition} holds")
+    return sentences

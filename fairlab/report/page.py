@@ -276,7 +276,9 @@ def _what_was_measured(
             "measured_on": [asdict(pair) for pair in held_out.pairs],
             "neutral": [asdict(pair) for pair in held_out.neutral],
         },
-        "texts": [{"prompt": prompt, "written": told} for prompt, told in (texts or {}).items()],
+        "texts": [
+            {"prompt": prompt, "written": written} for prompt, written in (texts or {}).items()
+        ],
         "continuations": _rows_of(comparison.continuations),
     }
 

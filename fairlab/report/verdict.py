@@ -1,8 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
-Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis`, before any
-cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`, `points` and `span` write
-numbers.
+Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
+`decisions_told`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`,
+`points` and `span` write numbers.
 """
 
 import math
@@ -190,11 +190,11 @@ def warnings(
 ) -> list[str]:
     """Say what the pairs that were measured share with those that chose, and lack with neutral
     ones."""
-    told = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
+    notes = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
     sentences = {pair.template or pair.prompt_a for pair in pairs}
     if neutral and not sentences & {pair.template for pair in neutral}:
-        told.append(_OTHER_SENTENCES)
-    return told
+        notes.append(_OTHER_SENTENCES)
+    return notes
 
 
 def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> list[str]:
@@ -268,8 +268,8 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
     categories = [row for row in rows if row["kind"] == "demographic"]
     neutral = [row for row in rows if row["kind"] == "neutral"]
     first = categories[0]
-    told = "The gap is" if len(categories) == 1 else "The largest gap is"
-    sentences = [f"{told} {_gap_in_words(first)}."]
+    subject = "The gap is" if len(categories) == 1 else "The largest gap is"
+    sentences = [f"{subject} {_gap_in_words(first)}."]
     if len(categories) > 1:
         second = categories[1]
         apart = first["low"] > second["high"]
@@ -284,6 +284,38 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def decisions_told(gaps: pd.DataFrame) -> list[str]:
+    """Say for whom the odds of a harsher answer are higher, category by category.
+
+    Parameters
+    ----------
+    gaps : DataFrame
+        As in `diagnosis`, with `decision`, the mean decision gap in nats, and its interval from
+        `decision_low` to `decision_high`. Without these columns nothing is said.
+    """
+    if "decision" not in gaps:
+        return []
+    told = []
+    for row in gaps.dropna(subset=["decision"]).to_dict("records"):
+        low, high = row["decision_low"], row["decision_high"]
+        interval = "no interval" if math.isnan(low) else f"interval {low:+.3f} … {high:+.3f}"
+        end = "; it includes 0, so the side can't be told." if low <= 0 <= high else "."
+        which = "neutral words, " if row["kind"] == "neutral" else ""
+        odds = _odds_in_words(row["decision"])
+        told.append(
+            f"Decisions, {which}{row['category']}: after the first word of a pair the odds of a "
+            f"harsher answer against a kinder one are {odds} than after the second "
+            f"({row['decision']:+.3f} nats, {interval}){end}"
+        )
+    return told
+
+
+def _odds_in_words(gap: float) -> str:
+    """Say by how much odds are higher or lower, given the difference of their logarithms."""
+    change = math.expm1(gap)
+    return f"{abs(change):.1%} {'higher' if change > 0 else 'lower'}".replace("%", " %")
+
+
 def _gap_in_words(row: dict) -> str:
     sentences = "1 sentence" if row["templates"] == 1 else f"{row['templates']} sentences"
     interval = "no interval"
@@ -296,13 +328,13 @@ def _gap_in_words(row: dict) -> str:
 
 def _beside_neutral(first: dict, neutral: Sequence[dict]) -> str:
     """Say on which side of all neutral intervals a category's interval lies."""
-    told = "; ".join(_gap_in_words(row) for row in neutral)
+    neutral_gaps = "; ".join(_gap_in_words(row) for row in neutral)
     # NaN, where there is no interval, is clear of nothing
     if all(first["low"] > row["high"] for row in neutral):
-        return f"Its interval lies above those of the neutral pairs ({told})."
+        return f"Its interval lies above those of the neutral pairs ({neutral_gaps})."
     if all(first["high"] < row["low"] for row in neutral):
-        return f"Its interval lies below those of the neutral pairs ({told})."
+        return f"Its interval lies below those of the neutral pairs ({neutral_gaps})."
     return (
         f"It is not shown to be larger than what any change of a word brings: its interval is not "
-        f"clear of those of the neutral pairs ({told})."
+        f"clear of those of the neutral pairs ({neutral_gaps})."
     )

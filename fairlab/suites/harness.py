@@ -1,7 +1,7 @@
 """EleutherAI's lm-evaluation-harness on a model in memory, and StereoSet, which it lacks.
 
-Contents: `run_lm_eval`; its steps, from the harness's model to the items: `quiet_harness`,
-`frugal_model`, `evaluate`, `items_of`.
+Contents: `run_lm_eval` and its `BenchmarkResult`; its steps, from the harness's model to the
+items: `quiet_harness`, `frugal_model`, `evaluate`, `items_of`.
 """
 
 import logging
@@ -9,6 +9,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -33,6 +34,23 @@ from fairlab.suites.tasks import STEREOSET_LABELS, TASKS, choose_items, fetch_ro
 WIKITEXT_WINDOW = 1024  # tokens in a forward pass
 
 
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What a model does on benchmarks: as metrics, and item by item.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row a task and metric, as `summarize_items` returns it.
+    items : list of dict
+        One an item: `task`, `item` (number in the data), `cluster` (what it shares with items of
+        one passage or template), and what was measured. `paired_changes` compares them.
+    """
+
+    table: pd.DataFrame
+    items: list[dict]
+
+
 @full_precision()
 def run_lm_eval(
     model: PreTrainedModel,
@@ -42,7 +60,7 @@ def run_lm_eval(
     data: Mapping[str, str | Path | Sequence[Mapping]] | None = None,
     samples: Mapping[str, int | Sequence[int]] | None = None,
     batch_size: int = 8,
-) -> pd.DataFrame:
+) -> BenchmarkResult:
     """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
 
     No examples stand before the question, and there is no chat template. The texts before and after
@@ -69,10 +87,8 @@ def run_lm_eval(
 
     Returns
     -------
-    pandas.DataFrame
-        As `summarize_items` returns it; `attrs["items"]` holds the items, a list with one dict an
-        item: `task`, `item` (number in the data), `cluster` (items of one passage or template), and
-        what was measured.
+    BenchmarkResult
+        With `table`, the metrics, and `items`, what was measured of each item.
 
     Raises
     ------
@@ -137,9 +153,7 @@ def run_lm_eval(
             lm = frugal_model(model, tokenizer, name, batch_size)
             measured = evaluate(lm, name, [rows[name][number] for number in chosen[name]])
         items += items_of(name, measured, rows[name], chosen[name], tokenizer)
-    table = summarize_items(items)
-    table.attrs["items"] = items
-    return table
+    return BenchmarkResult(summarize_items(items), items)
 
 
 def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size: int) -> None:

@@ -23,7 +23,7 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     items : list of dict, or DataFrame
-        As `run_lm_eval` keeps them, of one task or several.
+        Those of a `BenchmarkResult`, of one task or several.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def paired_changes(
     Parameters
     ----------
     before, after : list of dict, or DataFrame
-        Items as `run_lm_eval` keeps them in `attrs["items"]`.
+        The `items` of a `BenchmarkResult`.
 
     Returns
     -------

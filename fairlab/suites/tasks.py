@@ -166,7 +166,10 @@ def fetch_rows(task: str) -> list[dict]:
 
     place = TASKS[task]
     fetched = datasets.load_dataset(place.hub_id, place.configuration, split=place.split)
-    return [{column: row[column] for column in place.columns} for row in fetched]
+    rows = []
+    for row in fetched:
+        rows.append({column: row[column] for column in place.columns})
+    return rows
 
 
 def choose_items(task: str, available: int, samples: int | Sequence[int] | None) -> list[int]:
