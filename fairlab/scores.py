@@ -144,9 +144,9 @@ def difference_scores(
     "optipfair".
 
     Prompts of unequal length are not lined up from their end, since a position counts, too. On the
-    default model and 18 pairs of names in three sentences, the tokens behind the name differ by
-    0.050 on average; the same tokens of one prompt, moved by one position, by 0.023, and by two, as
-    far as Lakisha moves them against Emily, by 0.043.
+    default model and 18 pairs of names in three sentences, the activations behind the name differ
+    by 0.044 on average; those of one prompt, moved by one position, by 0.021, and by two, as far as
+    Lakisha moves them against Emily, by 0.042 (`experiments/unequal.py` prints these).
     """
     check_option("method", method, DIFFERENCE_METHODS)
     if signed and method != "activation":
