@@ -68,7 +68,9 @@ def count() -> dict[str, str]:
             if isinstance(node, COMPREHENSIONS):
                 loops += 1
                 nested += len(node.generators) > 1
-                nested += any(isinstance(inner, COMPREHENSIONS) for inner in list(ast.walk(node))[1:])
+                nested += any(
+                    isinstance(inner, COMPREHENSIONS) for inner in list(ast.walk(node))[1:]
+                )
     private = sum(name.startswith("_") for name in top)
     middle, high = np.percentile(lengths, (50, 90))
     per_thousand = 1000 / len(code)

@@ -1,7 +1,7 @@
 """The tokens of a pair in two dimensions, and how far apart they are.
 
 Contents: `plot_projection`, `plot_distances`; `token_artists`, `move_tokens`, `move_texts`,
-`token_labels`, `without_special`, `prompt_names`, `distances_to_show` and the styles, which the
+`token_labels`, `without_special`, `distances_to_show` and the styles, which the
 explorers share.
 """
 
@@ -21,7 +21,7 @@ from matplotlib.text import Annotation
 
 from fairlab.diagnosis import Projection
 from fairlab.passes import check_range
-from fairlab.plots.style import COLORS, as_written, set_limits
+from fairlab.plots.style import COLORS, as_written, prompt_names, set_limits
 
 HEATMAP = {"aspect": "auto", "origin": "lower", "cmap": "cividis", "interpolation": "nearest"}
 # a token may hold dollar signs, which are no formula
@@ -121,14 +121,6 @@ def without_special(projection: Projection) -> str:
     """Return the end of a title: ", without BOS" where it was left out; else ""."""
     count = len(projection.left_out)
     return ", without " + ("BOS" if count == 1 else f"{count} special tokens") if count else ""
-
-
-def prompt_names(projection: Projection) -> tuple[str, str]:
-    """Return what a legend calls the two prompts: by their words, where the pair names them."""
-    named = []
-    for letter, words in (("a", projection.attribute_a), ("b", projection.attribute_b)):
-        named.append(f"prompt with {words}" if words else f"prompt {letter}")
-    return named[0], named[1]
 
 
 @dataclass(frozen=True)
