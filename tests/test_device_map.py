@@ -18,7 +18,7 @@ import torch
 import fairlab as fl
 from fairlab import cli, gating, models
 from fairlab.evaluation.readings import bits_of
-from fairlab.scores import CAUSAL_METHODS, DIFFERENCE_METHODS, WEIGHT_METHODS
+from fairlab.scores import CAUSAL_METHODS, DIFFERENCE_METHODS, WEIGHT_METHODS, decision_scores
 from fairlab.suites.likelihoods import log_likelihoods
 from tiny_models import bytes_of, same_bytes, tiny_model
 
@@ -103,9 +103,7 @@ MEASURES = {
     "projection": lambda *loaded: fl.project_pair(*loaded, fl.ARTICLE_PAIR).coordinates,
     "layers": lambda *loaded: fl.layer_differences(*loaded, PAIRS, neutral=NEUTRAL).to_csv(),
     "signed": lambda *loaded: fl.bias_scores(*loaded, PAIRS, signed=True),
-    "decision scores": lambda *loaded: fl.bias_scores(
-        *loaded, PAIRS, method="attribution", outcome="decision"
-    ),
+    "decision scores": partial(decision_scores, pairs=PAIRS),
     "fisher": lambda model, tokenizer: fl.importance_scores(
         model, method="fisher", tokenizer=tokenizer, text=TEXT
     ),
