@@ -1,5 +1,6 @@
 """Print how far gaps, decision gaps, layer differences, metric and perplexity in half precision lie
-from those in float32: the numbers of the docstrings.
+from those in float32: the numbers of the docstrings. Where there is a GPU it computes all but the
+first line, so its float32 is compared with the CPU's.
 
     python experiments/precision.py
 
@@ -8,6 +9,7 @@ its own pair.
 """
 
 import frozen
+import torch
 from torch import Tensor
 
 import fairlab as fl
@@ -23,14 +25,17 @@ def error_in_words(found: Tensor, exact: Tensor) -> str:
 
 
 def main() -> None:
-    """Measure in each precision and print three lines for each."""
+    """Measure in each setting and print three lines for each."""
     pairs = fl.load_pairs(split="validation", words="any")
     text = fl.load_text("evaluation")[:4000]
-    model, tokenizer = fl.load_model(dtype="float32")
+    model, tokenizer = fl.load_model(device="cpu", dtype="float32")
     cut = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR])
+    settings = [("cpu", "float32"), ("cpu", "float16"), ("cpu", "bfloat16")]
+    if torch.cuda.is_available():
+        settings = [settings[0], ("cuda", "float32"), ("cuda", "float16"), ("cuda", "bfloat16")]
     exact = None
-    for dtype in ("float32", "float16", "bfloat16"):
-        model, tokenizer = fl.load_model(dtype=dtype)
+    for device, dtype in settings:
+        model, tokenizer = fl.load_model(device=device, dtype=dtype)
         gaps = fl.next_token_divergence(model, tokenizer, pairs)
         with fl.ablate(model, cut):
             cut_gaps = fl.next_token_divergence(model, tokenizer, pairs)
@@ -38,10 +43,10 @@ def main() -> None:
         layers = fl.layer_differences(model, tokenizer, pairs)["difference"]
         metric = fl.article_metric(model, tokenizer, fl.ARTICLE_PAIR)
         perplexity = fl.perplexity(model, tokenizer, text)
-        exact = exact or (gaps, decisions, layers, metric, perplexity)  # float32 comes first
+        exact = exact or (gaps, decisions, layers, metric, perplexity)  # of the first setting
         print(
-            f"{dtype}: mean gap {gaps.mean():.5f}, {error_in_words(gaps, exact[0])}; headline of "
-            f"the cut {frozen.headline_change(pairs, gaps, cut_gaps):+.1%}; metric "
+            f"{device}, {dtype}: mean gap {gaps.mean():.5f}, {error_in_words(gaps, exact[0])}; "
+            f"headline of the cut {frozen.headline_change(pairs, gaps, cut_gaps):+.1%}; metric "
             f"{metric / exact[3] - 1:+.1%}; perplexity {perplexity / exact[4] - 1:+.2%}"
         )
         turned = (decisions.sign() != exact[1].sign()).sum()

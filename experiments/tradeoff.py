@@ -6,9 +6,9 @@ the best cut.
 Seven ways to choose, at 3 neurons a layer, four of them also at 9 (0.2 and 0.6 %), scored on pairs
 whose template and words are both in the train split, read on pairs whose template and words were
 both held out, each beside 20 random cuts of the same size; the cut `BEST` also beside random cuts
-that are matched on damage. The options of `guarded_scores` were chosen on the validation templates.
-Writes `tradeoff.csv`, `tradeoff_draws.csv` and `selection_guarded.json` in `data/results/`. A run
-that was stopped goes on from `build/tradeoff/`.
+that are matched on damage, and on the mean size of the activation. The options of `guarded_scores`
+were chosen on the validation templates. Writes `tradeoff.csv`, `tradeoff_draws.csv` and
+`selection_guarded.json` in `data/results/`. A run that was stopped goes on from `build/tradeoff/`.
 """
 
 import random
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import fairlab as fl
+from fairlab.passes import text_chunks
 
 COUNTS = (3, 9)
 AT_BOTH_COUNTS = ("guarded", "article, own pair", "article, train pairs")
@@ -113,6 +114,19 @@ def scores_under(
         )
 
 
+def activation_sizes(model, tokenizer) -> Tensor:
+    """Compute the mean of |h| of every neuron over the calibration text: (layers, neurons)."""
+    chunks = text_chunks(model, tokenizer, fl.load_text("calibration"))
+    total = 0
+    for chunk in chunks:
+        ids = torch.tensor([chunk], device=model.device)  # (1, tokens)
+        with fl.record(model, ["down_proj_input"]) as activations, torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+        rows = [h[0].abs().mean(0) for _, h in sorted(activations.items())]  # each (neurons,)
+        total = total + torch.stack(rows)
+    return total / len(chunks)
+
+
 def in_order(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
     """Join tables of different selections; sort the selections as in `names`."""
     return pd.concat(tables).set_index("selection").loc[names].reset_index()
@@ -123,9 +137,12 @@ def main() -> None:
     model, tokenizer = fl.load_model()
     cuts = choose(model, tokenizer)
     others = [name for name in cuts if name != BEST]
-    damage = frozen.guard_tables(model, tokenizer)["importance"]
+    similar = {
+        "damage": frozen.guard_tables(model, tokenizer)["importance"],
+        "activation": activation_sizes(model, tokenizer),
+    }
     comparisons = []
-    for names, match in ((others, None), ([BEST], {"damage": damage})):
+    for names, match in ((others, None), ([BEST], similar)):
         comparison = fl.compare(
             model,
             tokenizer,

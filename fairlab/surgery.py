@@ -284,7 +284,7 @@ def refine_scores(
 
     ::
 
-        gap before − gap after − charge · |neutral gap before − neutral gap after|
+        gap before − gap after
 
     The gap is the mean of `next_token_divergence` over pairs. A first-order score ("attribution")
     is wrong where one neuron's activation is huge; this costs one forward pass a neuron and batch,

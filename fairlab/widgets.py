@@ -38,12 +38,11 @@ from fairlab.plots.projections import (
     distances_to_show,
     move_texts,
     move_tokens,
-    prompt_names,
     token_artists,
     token_labels,
     without_special,
 )
-from fairlab.plots.style import COLORS, as_written, legend_beside, set_limits
+from fairlab.plots.style import COLORS, as_written, legend_beside, prompt_names, set_limits
 from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 

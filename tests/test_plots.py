@@ -479,6 +479,10 @@ def test_token_shifts_join_the_two_probabilities_of_a_token():
         "after prompt a",
         "after prompt b",
     ]
+    pair = fl.PromptPair("The Black man", "The white man", "Black", "white")
+    legend = fl.plot_token_shifts(table, pair=pair).get_legend()
+    named = ["after prompt with Black", "after prompt with white"]
+    assert [text.get_text() for text in legend.get_texts()] == named
     assert a.get_marker() != b.get_marker()  # to be told apart without colour too
     assert drawn(ax.yaxis) == [repr(token) for token in tokens]
     assert (
@@ -605,7 +609,8 @@ def test_distances_are_a_heatmap_of_tokens_and_layers():
         assert drawn(ax.xaxis) == ["A", "man/woman", "$$", repr("\n")]
         name = "distance / length" if relative else "distance"
         assert image.colorbar.ax.get_ylabel() == name
-        assert ax.get_title() == f"{name.capitalize()} between the prompts, residual"
+        divided = ", divided by the length" if relative else ""
+        assert ax.get_title() == f"Distance between the prompts{divided}, residual"
         assert all(tick == int(tick) for tick in ax.get_yticks())  # no layer 0.5
 
 

@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fairlab.plots.style import COLORS, finished, line_style
+from fairlab.pairs import PromptPair
+from fairlab.plots.style import COLORS, finished, line_style, prompt_names
 
 Y_LABELS = {
     "difference": "mean |A(a) − A(b)|\n(units of activation)",
@@ -19,22 +20,27 @@ Y_LABELS = {
 TITLES = {"difference": "Difference", "scale": "Scale", "relative": "Relative difference"}
 
 
-def plot_token_shifts(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def plot_token_shifts(
+    table: pd.DataFrame, *, pair: PromptPair | None = None, ax: Axes | None = None
+) -> Axes:
     """Draw the two probabilities of each token, joined by a line: the shift.
 
     Parameters
     ----------
     table : DataFrame
         From `top_token_shifts`.
+    pair : PromptPair, optional
+        The pair behind the table: the legend then names its words.
     """
+    name_a, name_b = prompt_names(pair) if pair else ("prompt a", "prompt b")
     if ax is None:
         height = 0.9 + 0.26 * len(table)
         _, ax = plt.subplots(figsize=(6, height), layout="constrained")
     places = range(len(table))
     a, b = table.probability_a, table.probability_b
     ax.hlines(places, a, b, color="0.75", linewidth=2, zorder=0)
-    ax.plot(a, places, "o", color=COLORS[0], label="after prompt a")
-    ax.plot(b, places, "D", color=COLORS[1], markersize=5, label="after prompt b")
+    ax.plot(a, places, "o", color=COLORS[0], label=f"after {name_a}")
+    ax.plot(b, places, "D", color=COLORS[1], markersize=5, label=f"after {name_b}")
     ax.set_yticks(places, [repr(token) for token in table.token])
     ax.invert_yaxis()
     ax.set_xlim(left=0)

@@ -1,7 +1,7 @@
 """The tokens of a pair in two dimensions, and how far apart they are.
 
 Contents: `plot_projection`, `plot_distances`; `token_artists`, `move_tokens`, `move_texts`,
-`token_labels`, `without_special`, `prompt_names`, `distances_to_show` and the styles, which the
+`token_labels`, `without_special`, `distances_to_show` and the styles, which the
 explorers share.
 """
 
@@ -21,8 +21,9 @@ from matplotlib.text import Annotation
 
 from fairlab.diagnosis import Projection
 from fairlab.passes import check_range
-from fairlab.plots.style import COLORS, as_written, set_limits
+from fairlab.plots.style import COLORS, as_written, prompt_names, set_limits
 
+DARK_ORANGE = "#9c6400"  # of the diamonds, dark enough for small letters
 HEATMAP = {"aspect": "auto", "origin": "lower", "cmap": "cividis", "interpolation": "nearest"}
 # a token may hold dollar signs, which are no formula
 SLANTED = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
@@ -97,7 +98,9 @@ def plot_distances(
     ax.figure.colorbar(image, ax=ax, label=name)
     ax.set_xticks(range(values.shape[1]), token_labels(projection), **SLANTED)
     ax.yaxis.get_major_locator().set_params(integer=True)
-    ax.set(ylabel="layer", title=f"{name.capitalize()} between the prompts, {projection.point}")
+    divided = ", divided by the length" if relative else ""
+    title = f"Distance between the prompts{divided}, {projection.point}"
+    ax.set(ylabel="layer", title=title)
     return as_written(ax)
 
 
@@ -121,14 +124,6 @@ def without_special(projection: Projection) -> str:
     """Return the end of a title: ", without BOS" where it was left out; else ""."""
     count = len(projection.left_out)
     return ", without " + ("BOS" if count == 1 else f"{count} special tokens") if count else ""
-
-
-def prompt_names(projection: Projection) -> tuple[str, str]:
-    """Return what a legend calls the two prompts: by their words, where the pair names them."""
-    named = []
-    for letter, words in (("a", projection.attribute_a), ("b", projection.attribute_b)):
-        named.append(f"prompt with {words}" if words else f"prompt {letter}")
-    return named[0], named[1]
 
 
 @dataclass(frozen=True)
@@ -254,6 +249,9 @@ def move_tokens(
     labels_a, labels_b = _chosen_labels(projection, layer, words)
     move_texts(artists.texts_a, labels_a, places_a)
     move_texts(artists.texts_b, labels_b, places_b)
+    for text, label_a in zip(artists.texts_b, labels_a, strict=False):
+        # a word of the second prompt alone has the colour of its diamond
+        text.set_color("black" if label_a is None else DARK_ORANGE)
     shares = 100 * projection.explained[layer]
     ax.set_xlabel(f"axis 1 ({shares[0]:.0f} % of the variance)")
     ax.set_ylabel(f"axis 2 ({shares[1]:.0f} %)")

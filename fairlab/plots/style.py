@@ -1,7 +1,7 @@
 """What the figures have in common.
 
 Contents: `COLORS`, `MARKERS`, `line_style`; `finished`, `as_written`, `legend_beside`,
-`set_limits`; `rows_of` reads the tables of `compare`.
+`set_limits`; `prompt_names`; `rows_of` reads the tables of `compare`.
 """
 
 import numpy as np
@@ -9,6 +9,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
+
+from fairlab.diagnosis import Projection
+from fairlab.pairs import PromptPair
 
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vP"
@@ -66,6 +69,14 @@ def set_limits(ax: Axes, points: np.ndarray, margin: float) -> None:
     low, high = points.reshape(-1, 2).min(0), points.reshape(-1, 2).max(0)
     pad = margin * (high - low) + 1e-9  # a range of 0 must not make an axis of length 0
     ax.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
+
+
+def prompt_names(words: PromptPair | Projection) -> tuple[str, str]:
+    """Return what a legend calls the two prompts: by the words in which they differ, if known."""
+    named = []
+    for letter, word in (("a", words.attribute_a), ("b", words.attribute_b)):
+        named.append(f"prompt with {word}" if word else f"prompt {letter}")
+    return named[0], named[1]
 
 
 def rows_of(
