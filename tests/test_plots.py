@@ -609,7 +609,8 @@ def test_distances_are_a_heatmap_of_tokens_and_layers():
         assert drawn(ax.xaxis) == ["A", "man/woman", "$$", repr("\n")]
         name = "distance / length" if relative else "distance"
         assert image.colorbar.ax.get_ylabel() == name
-        assert ax.get_title() == f"{name.capitalize()} between the prompts, residual"
+        divided = ", divided by the length" if relative else ""
+        assert ax.get_title() == f"Distance between the prompts{divided}, residual"
         assert all(tick == int(tick) for tick in ax.get_yticks())  # no layer 0.5
 
 

@@ -23,6 +23,7 @@ from fairlab.diagnosis import Projection
 from fairlab.passes import check_range
 from fairlab.plots.style import COLORS, as_written, prompt_names, set_limits
 
+DARK_ORANGE = "#9c6400"  # of the diamonds, dark enough for small letters
 HEATMAP = {"aspect": "auto", "origin": "lower", "cmap": "cividis", "interpolation": "nearest"}
 # a token may hold dollar signs, which are no formula
 SLANTED = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "parse_math": False}
@@ -97,7 +98,9 @@ def plot_distances(
     ax.figure.colorbar(image, ax=ax, label=name)
     ax.set_xticks(range(values.shape[1]), token_labels(projection), **SLANTED)
     ax.yaxis.get_major_locator().set_params(integer=True)
-    ax.set(ylabel="layer", title=f"{name.capitalize()} between the prompts, {projection.point}")
+    divided = ", divided by the length" if relative else ""
+    title = f"Distance between the prompts{divided}, {projection.point}"
+    ax.set(ylabel="layer", title=title)
     return as_written(ax)
 
 
@@ -246,6 +249,9 @@ def move_tokens(
     labels_a, labels_b = _chosen_labels(projection, layer, words)
     move_texts(artists.texts_a, labels_a, places_a)
     move_texts(artists.texts_b, labels_b, places_b)
+    for text, label_a in zip(artists.texts_b, labels_a, strict=False):
+        # a word of the second prompt alone has the colour of its diamond
+        text.set_color("black" if label_a is None else DARK_ORANGE)
     shares = 100 * projection.explained[layer]
     ax.set_xlabel(f"axis 1 ({shares[0]:.0f} % of the variance)")
     ax.set_ylabel(f"axis 2 ({shares[1]:.0f} %)")
