@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
+from fairlab.models import input_device
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     PairBatch,
@@ -85,7 +86,7 @@ def generate(
     texts = [""] * len(prompts)  # batches come in another order than the prompts
     batches = batches_of_one_length(encoded, batch_size)
     for indices in progress(batches, desc="texts", unit="batch"):
-        ids = torch.tensor([encoded[index] for index in indices], device=model.device)
+        ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
         # the model's own settings must not interfere: repetition penalty, suppressed tokens, …
         with attribute_set_to(model, "generation_config", settings):
             tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
