@@ -108,9 +108,7 @@ def generate(
     return texts
 
 
-def _encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
-) -> list[list[int]]:
+def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of each prompt, after refusing what is no list of prompts."""
     if isinstance(prompts, str):
         raise TypeError(
