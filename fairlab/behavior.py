@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
+from fairlab.models import input_device
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     PairBatch,
@@ -96,7 +97,7 @@ def generate(
     texts = [""] * len(prompts)  # batches come in another order than the prompts
     batches = batches_of_one_length(encoded, batch_size)
     for indices in progress(batches, desc="texts", unit="batch"):
-        ids = torch.tensor([encoded[index] for index in indices], device=model.device)
+        ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
         begin, settings.max_length = 0, max_length  # begin: the first token that is returned
         if max_new_tokens is not None:
             begin, settings.max_length = ids.shape[1], ids.shape[1] + max_new_tokens
