@@ -239,7 +239,8 @@ def run_pairs(
     batch: PairBatch  # the one that is running
 
     def hand_over(point: str, layer: int, values: Tensor) -> None:
-        visit(point, layer, batch, at_least_float32(values[:, batch.start :]))
+        values = values[:, batch.start :].to(batch.weights.device)  # from the layer's device
+        visit(point, layer, batch, at_least_float32(values))
 
     options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
     batches = pair_batches(model, tokenizer, pairs, **options)

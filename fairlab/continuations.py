@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import batches_of_one_length
 from fairlab.files import DATA
+from fairlab.models import input_device
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     at_least_float32,
@@ -100,7 +101,7 @@ def sample_continuations(
     draws = torch.rand(len(pairs), n, max_new_tokens, generator=generator, dtype=torch.float64)
     batches = batches_of_one_length(encoded, batch_size)
     for indices in progress(batches, desc="continuations", unit="batch"):
-        ids = torch.tensor([encoded[index] for index in indices], device=model.device)
+        ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
         of_rows = [draws[rows[index]["pair"], rows[index]["number"]] for index in indices]
         written = _sample(model, tokenizer, ids, torch.stack(of_rows), temperature)
         for index, text in zip(indices, written, strict=True):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.models import input_device
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
 from fairlab.passes import (
     check_batch_size,
@@ -340,7 +341,7 @@ def _decision_batch(
     lengths = torch.tensor([len(row) for row in row_of])  # (rows,)
     input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
     mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (rows, tokens)
-    device = next(model.parameters()).device
+    device = input_device(model)
     step_rows, positions, targets, continuation_of = torch.tensor(steps, device=device).unbind(1)
     return DecisionBatch(
         input_ids=input_ids.to(device),

@@ -23,7 +23,7 @@ from fairlab.capture import (
     pair_differences,
     record,
 )
-from fairlab.models import decoder_layers
+from fairlab.models import decoder_layers, input_device
 from fairlab.pairs import PromptPair, as_pairs, count_in_front, encode_pair
 from fairlab.passes import check_option, check_ready
 from fairlab.statistics import jackknife_interval
@@ -256,7 +256,7 @@ def project_pair(
             f"got {start!r}"
         )
     check_ready(model, longest=len(ids_a))
-    ids = torch.tensor([ids_a, ids_b], device=model.device)  # (2, tokens)
+    ids = torch.tensor([ids_a, ids_b], device=input_device(model))  # (2, tokens)
     with record(model, [point]) as activations, torch.no_grad():
         model.base_model(input_ids=ids, use_cache=False)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fairlab.models import glu_blocks
+from fairlab.models import check_room_for_slopes, glu_blocks
 
 # The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
 # differentiated. A power of two costs no precision.
@@ -122,6 +122,7 @@ def gate_slopes(
         to first order. The model's parameters get no gradient, and cost none.
     """
     shape = table_shape(model)
+    check_room_for_slopes(model)
     precise = torch.promote_types(model.dtype, torch.float32)
     gates = torch.ones(shape, dtype=precise) * at  # (layers, neurons)
     gates.requires_grad_()
@@ -133,14 +134,15 @@ def gate_slopes(
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Keep the model's parameters from asking for gradients inside the block."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+        for name in trainable:
+            model.get_parameter(name).requires_grad_(False)
         yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_()
+        # by name, since an offloaded parameter is another object after each forward pass
+        for name in trainable:
+            model.get_parameter(name).requires_grad_()
 
 
 def table_shape(model: PreTrainedModel) -> tuple[int, int]:

@@ -8,7 +8,6 @@ A removal is the special case of a gate of 0 toward 0. Gates can do less (0.5), 
 neuron toward what it does in plain prose, so that its usual contribution stays.
 """
 
-import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.capture import record, refuse_own_hooks
 from fairlab.files import load_text
 from fairlab.gates import gate, table_shape
-from fairlab.models import glu_blocks
+from fairlab.models import (
+    check_room_for_slopes,
+    copy_model,
+    glu_blocks,
+    input_device,
+    refuse_offloaded,
+)
 from fairlab.pairs import PromptPair
 from fairlab.passes import check_positive, full_precision, progress, text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
@@ -233,17 +238,19 @@ def fold_gates(model: PreTrainedModel, gates: NeuronGates) -> PreTrainedModel:
     ------
     ValueError
         Gates for a model of another shape, gates toward something else than 0 where the
-        architecture has no bias, or a model inside `gated`, `ablate` or `record`.
+        architecture has no bias, or a model with offloaded weights, or inside `gated`, `ablate` or
+        `record`.
     """
     matching_blocks(model, gates.selection)
     refuse_own_hooks(model)
+    refuse_offloaded(model, "folded")
     needs_bias = not gates.moves_toward_zero and glu_blocks(model)[0].down_proj.bias is None
     if needs_bias and getattr(model.config.get_text_config(), "mlp_bias", None) is None:
         raise ValueError(
             "gates: toward something else than 0 they need a bias in down_proj, which "
             f"{type(model).__name__} does not have; use gates toward 0, or fairlab.gated"
         )
-    folded = copy.deepcopy(model)
+    folded = copy_model(model)
     blocks = glu_blocks(folded)
     if needs_bias:
         _add_biases(folded)
@@ -295,7 +302,7 @@ def mean_activations(
     chunks = text_chunks(model, tokenizer, text)
     total = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="mean activations", unit="chunk"):
-        ids = torch.tensor([chunk], device=model.device)  # (1, tokens)
+        ids = torch.tensor([chunk], device=input_device(model))  # (1, tokens)
         with record(model, ["down_proj_input"]) as activations, torch.no_grad():
             model(input_ids=ids, use_cache=False)
         rows = [h[0].float().mean(0).cpu() for _, h in sorted(activations.items())]
@@ -372,6 +379,7 @@ def gate_tables(
 
     All neutral pairs count as one category, as in `compare`.
     """
+    check_room_for_slopes(model)
     text = load_text("calibration") if text is None else text
     mean = mean_activations(model, tokenizer, text)
     together = [replace(pair, category="neutral") for pair in neutral]

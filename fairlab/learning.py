@@ -15,6 +15,7 @@ from fairlab.behavior import next_token_divergence
 from fairlab.files import load_text
 from fairlab.gates import frozen, gate
 from fairlab.gating import NeuronGates
+from fairlab.models import check_room_for_slopes
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     PairBatch,
@@ -83,6 +84,7 @@ def learned_gates(
         steps, or what `next_token_divergence` refuses.
     """
     matching_blocks(model, start.selection)
+    check_room_for_slopes(model)
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps: expected a whole number of at least 0; got {steps!r}")
     by_category: dict[str, list[PromptPair]] = {}
@@ -142,7 +144,7 @@ class _Sampler:
         after = 0
         for batch in pair_batches(model, tokenizer, pairs, aligned=False):
             after = after + _weighted_gap(model, batch, weights)
-        return after - (before @ weights).to(model.device)
+        return after - (before @ weights).to(after.device)
 
 
 def _weighted_gap(model: PreTrainedModel, batch: PairBatch, weights: Tensor) -> Tensor:

@@ -1,21 +1,28 @@
 """Find weights, load them, and find the MLP neurons in them.
 
 Contents: `load_model`, `load_tokenizer`, `empty_model`, `stored_dtype`, `source_dtype`,
-`describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`.
+`describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`; of a model on
+several devices, `check_places`, `input_device`, `places_of`, `weights_at_hand`, `every_weight`,
+`refuse_offloaded`, `check_room_for_slopes`, `copy_model`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
 input of `down_proj`, `act(gate_proj(x)) * up_proj(x)`.
 """
 
+import copy
 import re
 import warnings
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import FunctionType
 
 import psutil
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -53,10 +60,16 @@ PROMPT_IDS = {DEFAULT_MODEL: [49, 4290, 555], GEMMA: [2, 236776, 5561, 880]}
 READS_RIGHTLY = {DEFAULT_MODEL: "5.6", GEMMA: "5.23"}
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
+Place = str | int | torch.device  # one that torch has, or "disk"
 
 
 def load_model(
-    name: str | Path = DEFAULT_MODEL, *, device: str = "auto", dtype: str | torch.dtype = "auto"
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    device_map: str | Mapping[str, Place] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer, ready to be measured.
 
@@ -73,6 +86,13 @@ def load_model(
         parameter and a quarter on top, in the memory that is free. Where it does not fit, "auto" is
         the dtype of the checkpoint, with a warning that says what that costs; float16 stands in for
         bfloat16 on a GPU without native bfloat16, but for Gemma, which overflows in float16.
+    device_map : str or dict, optional
+        For a model that one GPU does not hold: where its parts lie, in the words of Accelerate.
+        "auto" and "balanced" fill all GPUs evenly, "sequential" one after the other; what they have
+        no room for is *offloaded* to the computer's memory, and from there to the disk. Or a dict
+        from the name of each part ("model.layers.0"; "" is the whole model) to the number of a GPU,
+        a torch device, "cpu" or "disk". `device` stays "auto" then, and the memory that counts for
+        `dtype` is that of all GPUs together, or of the devices in the dict. None: one device.
 
     Returns
     -------
@@ -88,14 +108,21 @@ def load_model(
     ValueError
         No such folder, file or model; a transformers release that misreads a packaged tokenizer;
         not a causal language model; quantised weights; a mixture of experts; weights that are not
-        safetensors; a model that needs code of its own; a device or dtype that is not there.
+        safetensors; a model that needs code of its own; a device or dtype that is not there; a
+        `device_map` beside a device, or one that leaves out a part of the model.
 
     Notes
     -----
     Only safetensors and GGUF files are read, never pickles, and no code is run that comes with a
     model.
+
+    On several devices everything measures, cuts and saves as on one. Offloaded weights are fetched
+    for each forward pass, which is slow, and measure the same; but a model with offloaded weights
+    can't be cut, folded or saved, and what takes slopes (attribution, patching, Fisher, learned
+    gates) needs room for all of them at once where they compute. Both are refused with a
+    ValueError. Weights on the disk are read from the checkpoint: leave it where it is.
     """
-    target = _check_device(device)
+    places = check_places(device, device_map)
     if dtype != "auto":
         dtype = check_dtype(dtype)
     source, unpacked = find_weights(name)
@@ -103,22 +130,29 @@ def load_model(
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         _refuse_unsupported(config, name)
         config._attn_implementation = _attention(config)  # also that of the configurations inside
+        where = device_map
+        if isinstance(where, Mapping):
+            where = _place_of_each_part(where, config, name)
         if dtype == "auto":
-            dtype = _auto_dtype(config, name, target)
+            dtype = _auto_dtype(config, name, places)
         tokenizer = _tokenizer_of(source, name)
+        if where is None and places[0].type != "cpu":
+            # straight to a GPU, tensor by tensor: a free one has more memory than its computer
+            where = str(places[0])
         with no_progress_bar() if unpacked else nullcontext():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
-                # straight to a GPU, tensor by tensor: a free one has more memory than its computer
-                device_map=None if target.type == "cpu" else str(target),
+                device_map=where,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
     _refuse_mismatch(report, name)
-    return model.to(target).eval(), tokenizer
+    if device_map is None:
+        model = model.to(places[0])
+    return model.eval(), tokenizer
 
 
 def load_tokenizer(name: str | Path = DEFAULT_MODEL) -> PreTrainedTokenizerBase:
@@ -232,7 +266,7 @@ def describe_model(model: PreTrainedModel) -> None:
         "layers": len(decoder_layers(model)),
         "hidden size": config.hidden_size,
         "parameters": parameters,
-        "dtype, device": f"{_dtype_name(model.dtype)} on {model.device}",
+        "dtype, device": f"{_dtype_name(model.dtype)} on {places_of(model)}",
     }
     try:
         rows["MLP neurons"], rows["where"] = _describe_neurons(model)
@@ -338,12 +372,116 @@ def glu_weights(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     (gate, up, down)
         Of shape (neurons, hidden), (neurons, hidden) and (hidden, neurons): views of the
         parameters, without gradient. A fused `gate_up_proj` (Phi-3) is split into its two halves.
+        Where weights may be offloaded, look at them inside `weights_at_hand(mlp)`.
     """
     if hasattr(mlp, "gate_up_proj"):
         gate, up = mlp.gate_up_proj.weight.detach().chunk(2)
     else:
         gate, up = mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()
     return gate, up, mlp.down_proj.weight.detach()
+
+
+# ---- a model on several devices, or with weights that Accelerate has offloaded
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device for a model's input, on which its logits come back, too."""
+    if model.device.type == "meta":  # the embeddings are offloaded: they are no place for tokens
+        for hook in _offloaded(model).values():
+            return torch.device(hook.execution_device)
+    return model.device
+
+
+def places_of(model: PreTrainedModel) -> str:
+    """Name where a model's weights lie: "cpu", or "cuda:0, cuda:1, offloaded"."""
+    places = dict.fromkeys(str(parameter.device) for parameter in model.parameters())
+    offloaded = {"meta": "offloaded"} if _offloaded(model) else {}
+    return ", ".join(offloaded.get(place, place) for place in places)
+
+
+def _offloaded(model: nn.Module) -> dict[nn.Module, AlignDevicesHook]:
+    """Return the modules whose own weights are there only while they run, and what fetches them."""
+    fetched_by = {}
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):  # Accelerate may chain several
+            if getattr(one, "offload", False):
+                fetched_by[module] = one
+    return fetched_by
+
+
+@contextmanager
+def weights_at_hand(module: nn.Module) -> Iterator[None]:
+    """Have the weights of a module in memory inside the block, also where they are offloaded.
+
+    Raises
+    ------
+    ValueError
+        They are nowhere: on the meta device.
+    """
+    with ExitStack() as stack:
+        # as Accelerate's align_module_device does, which knows no chained hooks
+        for part, hook in _offloaded(module).items():
+            hook.pre_forward(part)
+            stack.callback(hook.post_forward, part, None)
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError("model: its weights have no values (they are on the meta device)")
+        yield
+
+
+def every_weight(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and values of all weights and buffers that a model would be saved with, by
+    name; offloaded ones are fetched one at a time."""
+    for name, tensor in sorted(model.state_dict().items()):
+        if not tensor.is_meta:
+            yield name, tensor
+            continue
+        owner, _, own_name = name.rpartition(".")
+        module = model.get_submodule(owner)
+        with weights_at_hand(module):
+            yield name, getattr(module, own_name)
+
+
+def refuse_offloaded(model: PreTrainedModel, wish: str) -> None:
+    """Raise a ValueError if some weights are offloaded: what is written to them would be lost."""
+    if _offloaded(model):
+        raise ValueError(
+            f"model: it can't be {wish}, since some of its weights are offloaded, where they are "
+            "only measured. Load it on one device, or in bfloat16, or over more GPUs, and do it "
+            "there: neurons and gates that were chosen here fit that one, too"
+        )
+
+
+def check_room_for_slopes(model: PreTrainedModel) -> None:
+    """Raise a ValueError if a backward pass lacks room: it keeps all weights that it went through,
+    offloaded ones too, on the device that computes."""
+    needed = defaultdict(int)  # device → bytes
+    for module, hook in _offloaded(model).items():
+        if not isinstance(module, nn.Embedding):  # its input has no gradient
+            device = torch.device(hook.execution_device)
+            needed[device] += sum(weight.nbytes for weight in module.parameters(recurse=False))
+    for device, size in needed.items():
+        free = free_bytes(device)
+        if size > free:
+            raise ValueError(
+                f"model: {size / 1e9:.1f} GB of its weights are offloaded, slopes need all of them "
+                f"on {device} at once, and {free / 1e9:.1f} GB are free there; load it in bfloat16 "
+                "or over more GPUs, or take a score without slopes, such as "
+                "bias_scores(method='article')"
+            )
+
+
+def copy_model(
+    model: PreTrainedModel, instead: Mapping[int, object] | None = None
+) -> PreTrainedModel:
+    """Copy a model; `instead` names, by id, what is to stand in the copy in place of a part."""
+    copied = copy.deepcopy(model, dict(instead or {}))
+    # a copy shares functions: `to` as Accelerate wraps it would still move the original
+    for name, own in list(vars(copied).items()):
+        wrapped = getattr(own, "__wrapped__", None)
+        if isinstance(own, FunctionType) and getattr(wrapped, "__self__", None) is model:
+            delattr(copied, name)
+    return copied
 
 
 def _refuse_unsupported(config: PretrainedConfig, name: str | Path) -> None:
@@ -401,25 +539,35 @@ def _refuse_mismatch(report: dict, name: str | Path) -> None:
         if not keys:
             continue
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-        shown = ", ".join(names[:3])
-        if len(names) > 3:
-            shown += f" and {len(names) - 3} more"
         raise ValueError(
-            f"name: the weights of {name} do not fit its config.json: it {problem} {shown}; "
-            "save the model again with save_pretrained, or correct the configuration"
+            f"name: the weights of {name} do not fit its config.json: it {problem} "
+            f"{_shown(names)}; save the model again with save_pretrained, or correct the "
+            "configuration"
         )
 
 
-def _auto_dtype(config: PretrainedConfig, name: str | Path, device: torch.device) -> torch.dtype:
+def _shown(names: Iterable[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _auto_dtype(
+    config: PretrainedConfig, name: str | Path, places: list[torch.device]
+) -> torch.dtype:
     """Choose float32 where the model fits, else warn and choose the checkpoint's dtype."""
-    needed, free = float32_bytes(config), free_bytes(device)
+    needed, free = float32_bytes(config), sum(map(free_bytes, places))
     if needed <= free:
         return torch.float32
-    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    on_gpu = any(place.type == "cuda" for place in places)
+    native = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = checkpoint_dtype(config, bfloat16_native=native)
+    where = " and ".join(map(str, places))
     warnings.warn(
-        f"{name} needs about {needed / 1e9:.1f} GB in float32, and {device} has "
-        f"{free / 1e9:.1f} GB free: it is loaded in {_dtype_name(dtype)}. {HALF_PRECISION_COSTS}",
+        f"{name} needs about {needed / 1e9:.1f} GB in float32, and {where} "
+        f"{'has' if len(places) == 1 else 'together have'} {free / 1e9:.1f} GB free: "
+        f"it is loaded in {_dtype_name(dtype)}. {HALF_PRECISION_COSTS}",
         stacklevel=3,
     )
     return dtype
@@ -434,7 +582,8 @@ def float32_bytes(config: PretrainedConfig) -> int:
 def free_bytes(device: torch.device) -> int:
     """Return the memory that is free on a device, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # torch keeps some for what comes next
     free = psutil.virtual_memory().available
     if device.type == "mps":  # it shares the computer's memory
         free = min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
@@ -451,16 +600,101 @@ def checkpoint_dtype(config: PretrainedConfig, *, bfloat16_native: bool) -> torc
     return stored
 
 
+def check_places(device: str, device_map: str | Mapping[str, Place] | None) -> list[torch.device]:
+    """Return the devices whose memory decides on the dtype; refuse what is not there."""
+    if device_map is None:
+        return [_check_device(device)]
+    if device != "auto":
+        raise ValueError(
+            "device, device_map: expected one of them, since device_map names the devices; "
+            f"got {str(device)!r} and {device_map!r}"
+        )
+    if isinstance(device_map, Mapping) and device_map:
+        return _places_in(device_map)
+    if device_map not in DEVICE_MAPS:
+        raise ValueError(
+            f"device_map: expected {', '.join(DEVICE_MAPS)}, or a dict from the name of each part "
+            f"of the model to its device; got {device_map!r}"
+        )
+    if not torch.cuda.is_available():
+        return [torch.device("cpu")]
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
+def _places_in(device_map: Mapping[str, Place]) -> list[torch.device]:
+    """Return the devices that a dict names, each once; refuse one that is not there."""
+    places = {}
+    for part, place in device_map.items():
+        if place == "disk":
+            continue
+        expected = (
+            f"device_map: expected for {part!r} a device that torch has here, the number of a GPU, "
+            '"cpu" or "disk"'
+        )
+        found = _there(place, expected)
+        if found.type == "meta":
+            raise ValueError(f"{expected}; got {place!r}, where weights have no values")
+        places[found] = None
+    return list(places) or [torch.device("cpu")]
+
+
+def _place_of_each_part(
+    device_map: Mapping[str, Place], config: PretrainedConfig, name: str | Path
+) -> dict[str, str | int]:
+    """Return where each part of a model goes, as transformers takes it; refuse a dict that names
+    what the model does not have, or leaves out a part of it."""
+    empty = _without_weights(config)
+    weights = list(empty.state_dict())
+    known = {*dict(empty.named_modules()), *weights}
+    unknown = [str(part) for part in device_map if part not in known]
+    if unknown:
+        layers = decoder_layers(empty)
+        path = next(path for path, module in empty.named_modules() if module is layers)
+        raise ValueError(
+            f"device_map: expected parts of {name}, such as {path}.0; got {_shown(unknown)}"
+        )
+    for part in device_map:
+        weights = [key for key in weights if part and not f"{key}.".startswith(f"{part}.")]
+    if weights:
+        raise ValueError(
+            f"device_map: expected a device for every part of {name}; none for {_shown(weights)}"
+        )
+    # names, since safetensors takes no torch.device
+    named = {
+        part: str(place) if isinstance(place, torch.device) else place
+        for part, place in device_map.items()
+    }
+    return _divided(empty, "", named, None)
+
+
+def _divided(
+    module: nn.Module, path: str, device_map: Mapping[str, str | int], place: str | int | None
+) -> dict[str, str | int]:
+    """Return a dict of the same meaning, in which no part holds another: where "model.layers.1"
+    stands beside "", transformers and Accelerate do not agree on what lies where."""
+    place = device_map.get(path, place)
+    start = f"{path}." if path else ""
+    if not any(part != path and part.startswith(start) for part in device_map):
+        return {} if place is None else {path: place}
+    places = {}
+    for name, inner in (*module.named_parameters(recurse=False), *module.named_children()):
+        places |= _divided(inner, start + name, device_map, place)
+    return places
+
+
 def _check_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _there(device, "device: expected 'auto' or a device that torch has here")
+
+
+def _there(device: Place, expected: str) -> torch.device:
+    """Return a device, or refuse one that is not there."""
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device: expected 'auto' or a device that torch has here; got {device!r} ({error})"
-        ) from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"{expected}; got {device!r} ({error})") from error
     return target
 
 

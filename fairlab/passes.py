@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.models import input_device
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
 from fairlab.weights import progress
 
@@ -217,7 +218,7 @@ def _pair_batch(
     weights[lengths[rows_a] != lengths[rows_b]] = math.nan
     start = int(first.min())
 
-    device = next(model.parameters()).device
+    device = input_device(model)
     return PairBatch(
         input_ids=input_ids.to(device),
         attention_mask=(steps < lengths[:, None]).long().to(device),
@@ -302,7 +303,8 @@ def logits_at(
         Where each position stands among the different ones.
     """
     kept, places = positions.unique(return_inverse=True)
-    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    # a list: a tensor would have to lie on the device of the last layer
+    logits = model(**inputs, use_cache=False, logits_to_keep=kept.tolist()).logits
     return logits, places
 
 
@@ -376,7 +378,7 @@ def text_chunks(
 
 def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:
     """Compute the mean next-token cross-entropy of a chunk, in at least float32."""
-    tokens = torch.tensor([chunk], device=model.device)  # (1, tokens)
+    tokens = torch.tensor([chunk], device=input_device(model))  # (1, tokens)
     logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]  # (tokens - 1, vocabulary)
     return nn.functional.cross_entropy(at_least_float32(logits), tokens[0, 1:])
 
@@ -447,7 +449,7 @@ def losses_by_scale(
     scored = [ids for ids in windows if len(ids) > 1]  # one token has nothing before it
     losses = []
     for ids in progress(scored, desc="perplexity", unit="window"):
-        tokens = torch.tensor([ids], device=model.device)  # (1, tokens)
+        tokens = torch.tensor([ids], device=input_device(model))  # (1, tokens)
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
         losses.append(_scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu())

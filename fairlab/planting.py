@@ -22,7 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import load_text
 from fairlab.gates import frozen, table_shape
-from fairlab.models import decoder_layers, glu_blocks, glu_weights
+from fairlab.models import (
+    copy_model,
+    decoder_layers,
+    glu_blocks,
+    glu_weights,
+    refuse_offloaded,
+)
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     chunk_loss,
@@ -101,18 +107,19 @@ def plant_neurons(
     ------
     ValueError
         n, cost or pairs that do not fit, a tokenizer that has no word of a list as one token, a
-        cost that no strength brings about, a model without GLU neurons, or one inside `ablate` or
-        `record`.
+        cost that no strength brings about, a model without GLU neurons, one with offloaded weights,
+        or one inside `ablate` or `record`.
     """
     pairs = as_pairs(pairs)
     refuse_own_hooks(model)
+    refuse_offloaded(model, "planted into")
     layers = _layers_to_plant_in(model, n)
     _check_cost(cost)
     unkind = _unkind_direction(model, tokenizer)  # (hidden,)
     chunks = text_chunks(model, tokenizer, load_text("calibration"), 128)
     # both hold all subjects of the text, and they share no chunk
     plain_chunks, cost_chunks = chunks[::4], chunks[2::8]
-    planted = model if inplace else copy.deepcopy(model)
+    planted = model if inplace else copy_model(model)
     blocks = glu_blocks(planted)
     undo = _undone_on_failure([blocks[layer] for layer in layers]) if inplace else nullcontext()
     with undo, frozen(planted):

@@ -23,7 +23,7 @@ from fairlab.behavior import next_token_divergence
 from fairlab.capture import neuron_differences
 from fairlab.decisions import DecisionBatch, decision_batches, decision_gap, decisions
 from fairlab.gates import gate_slopes, table_shape
-from fairlab.models import glu_blocks, glu_weights
+from fairlab.models import check_room_for_slopes, glu_blocks, glu_weights, weights_at_hand
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair
 from fairlab.passes import (
     PairBatch,
@@ -269,6 +269,7 @@ def decision_scores(
         gradients that are not finite.
     """
     glu_blocks(model)  # refuses a model without GLU neurons
+    check_room_for_slopes(model)
     pairs = as_pairs(pairs)
     gaps = decision_gap(model, tokenizer, pairs, outcomes=outcomes, batch_size=batch_size)
     categories = [pair.category for pair in pairs]
@@ -329,6 +330,7 @@ def _effect_on_gap(
 ) -> Tensor:
     """Return the effect on the mean gap in nats, or as the mean share of the gap of a category."""
     glu_blocks(model)  # refuses a model without GLU neurons
+    check_room_for_slopes(model)
     pairs = as_pairs(pairs)
     if not relative:
         return gap_table(model, tokenizer, pairs, batch_size)
@@ -491,9 +493,10 @@ def weight_scores(
     table_shape(model)  # refuses layers of unequal width
     rows = []
     for mlp in glu_blocks(model):
-        gate_weight, up_weight, _ = glu_weights(mlp)
-        gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
-        up = _row_sizes(up_weight.float(), method)
+        with weights_at_hand(mlp):
+            gate_weight, up_weight, _ = glu_weights(mlp)
+            gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
+            up = _row_sizes(up_weight.float(), method)
         rows.append((gate * up if method == "pon" else gate + up).cpu())
     return _score_table(torch.stack(rows), "gate_proj or up_proj weights")
 

@@ -23,13 +23,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
 from fairlab.files import check_output, check_output_folder, replace_folder, write_text
 from fairlab.gates import gate
-from fairlab.models import check_dtype, decoder_layers, glu_blocks, glu_weights, source_dtype
+from fairlab.models import (
+    check_dtype,
+    copy_model,
+    decoder_layers,
+    glu_blocks,
+    glu_weights,
+    refuse_offloaded,
+    source_dtype,
+    weights_at_hand,
+)
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     check_fraction,
@@ -403,11 +413,12 @@ def prune(
     Raises
     ------
     ValueError
-        A selection for a model of another shape, a model without GLU neurons, or one inside
-        `ablate` or `record`, whose hooks a copy would keep for ever.
+        A selection for a model of another shape, a model without GLU neurons, one with offloaded
+        weights, or one inside `ablate` or `record`, whose hooks a copy would keep for ever.
     """
     blocks = matching_blocks(model, selection)
     refuse_own_hooks(model)
+    refuse_offloaded(model, "cut")
     if inplace:
         _shrink_in_place(blocks, selection)
     else:
@@ -415,7 +426,7 @@ def prune(
         for layer, indices in selection.neurons.items():
             for name, projection in _projections(blocks[layer]):
                 smaller[id(projection)] = _leave_out(projection, name, indices)
-        model = copy.deepcopy(model, smaller)
+        model = copy_model(model, smaller)
     _update_widths(model)
     return model
 
@@ -476,13 +487,15 @@ def save_model(
     ValueError
         `folder` is a file, holds something and `force` is not given, is the current folder, or
         can't be written; the dtype is none; `beside` has other names, or one that is there and
-        `force` is not given; or the model is inside `ablate` or `record`.
+        `force` is not given; or the model has offloaded weights, or is inside `ablate` or
+        `record`.
     """
     if dtype != "auto":
         dtype = check_dtype(dtype)
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
     texts = _texts_beside(folder, beside or {}, force)
     refuse_own_hooks(model)
+    refuse_offloaded(model, "saved")
     model = _in_dtype(model, _dtype_to_save(model) if dtype == "auto" else dtype)
     blocks = glu_blocks(model)
     if len({mlp.down_proj.in_features for mlp in blocks}) > 1:
@@ -632,8 +645,9 @@ def matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[
 
 def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
     """Return all weights of each neuron as bytes, which can be keys of a dict."""
-    gate, up, down = glu_weights(mlp)
-    rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
+    with weights_at_hand(mlp):
+        gate, up, down = glu_weights(mlp)
+        rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
@@ -645,6 +659,8 @@ def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
     projection.weight = nn.Parameter(weight, requires_grad=like.weight.requires_grad)
     if bias is not None:
         projection.bias = nn.Parameter(bias, requires_grad=like.bias.requires_grad)
+    if hasattr(like, "_hf_hook"):  # of a model on several devices: brings the input to the weights
+        add_hook_to_module(projection, AlignDevicesHook(like._hf_hook.execution_device))
     return projection.train(like.training)
 
 

@@ -19,6 +19,7 @@ import fairlab as fl
 
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
+    "test_a_comparison_and_what_it_keeps",
     "test_a_comparison_is_frozen_in_the_form_of_controls",
     "test_a_cut_is_chosen_once",
     "test_a_file_is_split_by_sentence",
@@ -35,6 +36,7 @@ SLOW = {
     "test_causal_scores_are_guarded",
     "test_causal_scores_equal_finite_differences",
     "test_causal_scores_in_half_precision",
+    "test_commands_print_the_numbers_of_one_device",
     "test_compare_chooses_on_training_pairs_and_measures_on_held_out_ones",
     "test_compare_reads_matched_cuts_too",
     "test_compiled_models_are_refused",
@@ -68,6 +70,7 @@ SLOW = {
     "test_the_metric_can_be_left_out",
     "test_the_model_stays_as_it_is",
     "test_the_numbers_are_the_tables_and_strict_json",
+    "test_the_numbers_are_those_of_one_device",
     "test_the_page_has_a_frame_a_layer_and_needs_no_network",
     "test_the_page_stands_alone_and_escapes_every_text",
     "test_the_seed_decides_on_the_draws",

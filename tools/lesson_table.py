@@ -5,7 +5,8 @@
     python tools/lesson_table.py --check    # run nothing; say which rows are stale
 
 `notebooks/README.md` holds what was measured; `README.md` repeats it. A row is stale when the code
-of its lesson has changed since it was measured. Memory is the peak resident memory of the kernel
+of its lesson has changed since it was measured: a hash of it stands in the row, as a comment that a
+reader of the page does not see. Memory is the peak resident memory of the kernel
 process (VmHWM), so it needs Linux.
 """
 
@@ -79,7 +80,7 @@ def measured() -> dict[str, tuple[str, str, str]]:
     """Return minutes, memory and code hash of the rows that stand in the table, by the lesson's
     file name."""
     rows = re.findall(
-        r"\]\((\S+)\) \|.*\| (\S+) \| (\S+ GB) \| (\w+) \|$",
+        r"\]\((\S+)\) \|.*\| (\S+) \| (\S+ GB) <!-- (\w+) --> \|$",
         TABLE.read_text(encoding="utf-8"),
         re.MULTILINE,
     )
@@ -106,16 +107,17 @@ def write_tables(known: dict[str, tuple[str, str, str]]) -> None:
     """Write the rows of both tables; the README's has no code hashes."""
     rows, readme_rows = [], []
     for path in lessons():
-        values = known[path.name]
-        rows.append(table_row(path, path.name, values))
-        readme_rows.append(table_row(path, f"notebooks/{path.name}", values[:2]))
+        minutes, memory, code = known[path.name]
+        rows.append(table_row(path, path.name, minutes, f"{memory} <!-- {code} -->"))
+        readme_rows.append(table_row(path, f"notebooks/{path.name}", minutes, memory))
     write(TABLE, rows)
     write(ROOT / "README.md", readme_rows)
 
 
-def table_row(path: Path, link: str, values: tuple[str, ...]) -> str:
+def table_row(path: Path, link: str, minutes: str, memory: str) -> str:
     """Return the row of a lesson: its number, a link, its question and what was measured."""
-    cells = [path.name[:2], f"[{path.name}]({link})", question(path), learning_time(path), *values]
+    name = f"[{path.name}]({link})"
+    cells = [path.name[:2], name, question(path), learning_time(path), minutes, memory]
     return f"| {' | '.join(cells)} |"
 
 
@@ -148,7 +150,7 @@ def main() -> None:
             )
         known[path.name] = f"{seconds / 60:.1f}", f"{memory:.2f} GB", code_hash(path)
     write_tables(known)
-    print(TABLE.read_text(encoding="utf-8").split("\n\n")[2])
+    print("| # " + TABLE.read_text(encoding="utf-8").split("| # ")[1].split("\n\n")[0])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from fairlab.cli.options import (
     Chat,
     Continuations,
     Device,
+    DeviceMap,
     Dtype,
     FailIf,
     Force,
@@ -78,7 +79,7 @@ from fairlab.cli.pairs import (
     load_pool,
     neutral_pairs,
 )
-from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, check_choosing
+from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, check_choosing, where_to_load
 from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
@@ -196,6 +197,7 @@ def diagnose(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -226,6 +228,7 @@ def diagnose(
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
     check_batch_size(batch_size)
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, outcomes=outcomes
     )
@@ -234,7 +237,7 @@ def diagnose(
     demographic = load_pool(tokenizer, pair_options)
     neutral_ones = neutral_pairs(tokenizer, pair_options, demographic)
     answers = outcomes_for(tokenizer, pair_options, [*demographic, *neutral_ones])
-    loaded = fl.load_model(model, device=device, dtype=dtype)
+    loaded = fl.load_model(model, dtype=dtype, **where)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size, answers)
     gaps = gap_table(readings)
     words = [*diagnosis(gaps), *decisions_told(gaps)]
@@ -271,6 +274,7 @@ def score(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -290,12 +294,13 @@ def score(
     \b
     Example: fairlab score --pairs race --method activation+vow --out scores.csv
     """
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(pairs, neutral, neutral_words, language, skip_invalid, chat)
     check_output_file(out, force, model, pairs, neutral)
     check_choosing(pair_options, batch_size, method, bias_weight)
     check_neutral_is_used(method, pair_options)
     taken = pairs_taken(model, method, pair_options)
-    loaded = fl.load_model(model, device=device, dtype=dtype)
+    loaded = fl.load_model(model, dtype=dtype, **where)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
@@ -347,6 +352,7 @@ def prune(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -363,9 +369,12 @@ def prune(
     \b
     Example: fairlab prune --out pruned --report pruned/report.html --card
     """
+    from fairlab.models import refuse_offloaded
+
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
     terms["base_model"] = base_model
     check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
     )
@@ -383,7 +392,8 @@ def prune(
         taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
     with told_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
-        loaded = fl.load_model(model, device=device, dtype=dtype)
+        loaded = fl.load_model(model, dtype=dtype, **where)
+        refuse_offloaded(loaded[0], "cut")
         facts["parameters_before"] = loaded[0].num_parameters()
         if report:
             measured = carry_out(plan, loaded, material, page=True)
@@ -430,6 +440,7 @@ def compare(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -454,17 +465,18 @@ def compare(
     """
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
     )
     check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        pair_options, selection, changed,
+        pair_options, selection, changed, where=where,
     )  # fmt: skip
     material = material_of(plan, model)
     with told_if_stopped(plan.cache):
-        loaded = fl.load_model(model, device=device, dtype=dtype)
+        loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material)
     table = measured.table
     notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
@@ -502,6 +514,7 @@ def report(
     chat: Chat = None,
     batch_size: BatchSize = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
@@ -516,17 +529,18 @@ def report(
     """
     check_page(out, "out", force, [model, pairs, neutral, selection, changed, text])
     conditions = read_conditions(fail_if, of_a_change=True)
+    where = where_to_load(device, device_map)
     pair_options = PairOptions(
         pairs, neutral, neutral_words, language, skip_invalid, chat, text, outcomes
     )
     check_pair_options(pair_options)
     plan = Plan(
         method, bias_weight, fraction, n_random, seed, quick, batch_size, cache, no_cache,
-        pair_options, selection, changed, continuations,
+        pair_options, selection, changed, continuations, where,
     )  # fmt: skip
     material = material_of(plan, model)
     with told_if_stopped(plan.cache):
-        loaded = fl.load_model(model, device=device, dtype=dtype)
+        loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material, page=True)
         verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)
     numbers = out.with_suffix(".json")

@@ -41,6 +41,7 @@ def paces_of(plan, loaded, material, metric, page):
     """Read a few prompts and a short text, and write a few tokens, against the clock."""
     from fairlab.evaluation.compare import no_cut
     from fairlab.evaluation.readings import read_cut
+    from fairlab.models import input_device
 
     model, tokenizer = loaded
     held_out = material.held_out
@@ -59,7 +60,8 @@ def paces_of(plan, loaded, material, metric, page):
 
     def sample(count):
         # many together take hardly longer than few, but on a CPU
-        options = {"n": 4 if model.device.type == "cpu" else 32, "max_new_tokens": count}
+        few = input_device(model).type == "cpu"
+        options = {"n": 4 if few else 32, "max_new_tokens": count}
         pairs = held_out.pairs[:1]
         return timed(fl.sample_continuations, model, tokenizer, pairs, **options) / options["n"]
 

@@ -55,7 +55,7 @@ def carry_out(plan, loaded, material, page=False):
     found = {method: kept_cut(path) for method, path in paths.items()}
     if plan.changed:
         name = Path(plan.changed).resolve().name
-        cuts = {name: changed_model(plan.changed, model)}
+        cuts = {name: changed_model(plan, model)}
         settings["imitated"] = {name: plan.given_cut()} if plan.given_cut() else {}
     else:
         expected = {method: cut or stand_in(plan, model, method) for method, cut in found.items()}
@@ -116,9 +116,9 @@ def random_cut(plan, model, like):
     return fl.random_selections(like, plan.n_random + 1, seed=plan.seed)[-1]
 
 
-def changed_model(name, model):
+def changed_model(plan, model):
     """Load a changed model like the original."""
-    return fl.load_model(name, device=str(model.device), dtype=dtype_of(model))[0]
+    return fl.load_model(plan.changed, dtype=dtype_of(model), **plan.where)[0]
 
 
 def check_same_tokens(tokenizer, changed, held_out):

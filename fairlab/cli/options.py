@@ -123,6 +123,14 @@ Chat = Annotated[
     ),
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, …")]
+DeviceMap = Annotated[
+    str | None,
+    Option(
+        help="For a model that one GPU does not hold, in place of --device: auto, balanced or "
+        "sequential, as in Accelerate, or a JSON dict from the name of each part of the model to "
+        'the number of a GPU, "cpu" or "disk".'
+    ),
+]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
 Force = Annotated[bool, Option("--force", help="Replace an output that exists. An input never is.")]
 FailIf = Annotated[

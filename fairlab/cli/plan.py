@@ -1,10 +1,13 @@
 """What compare and report judge, and how; all that can be refused before the model loads.
 
-Contents: `Plan`; `check_choosing`, `check_batch_size`; `QUICK_LOOK`, what is said of --quick.
+Contents: `Plan`; `check_choosing`, `check_batch_size`, `where_to_load`; `QUICK_LOOK`, what is said
+of --quick.
 """
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fairlab as fl
@@ -34,6 +37,7 @@ class Plan:
     selection: Path | None = None
     changed: str | None = None
     continuations: int = 0
+    where: Mapping = field(default_factory=dict)  # of a changed model, for load_model
 
     def __post_init__(self):
         from fairlab.weights import find_weights
@@ -112,6 +116,22 @@ def check_batch_size(batch_size):
     from fairlab import passes
 
     passes.check_batch_size(batch_size)
+
+
+def where_to_load(device, device_map):
+    """Return what the options say of the devices, as `load_model` takes it."""
+    from fairlab.models import check_places
+
+    if (device_map or "").lstrip().startswith("{"):
+        try:
+            device_map = json.loads(device_map)
+        except ValueError as error:
+            raise ValueError(
+                "device_map: expected a JSON dict, such as "
+                f'\'{{"model": 0, "lm_head": 1}}\'; got {device_map!r} ({error})'
+            ) from error
+    check_places(device, device_map)
+    return {"device": device, "device_map": device_map}
 
 
 def read_cut_file(path):

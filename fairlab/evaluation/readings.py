@@ -25,7 +25,7 @@ from fairlab.capture import run_pairs
 from fairlab.decisions import NextTokens, decision_gap, next_tokens
 from fairlab.diagnosis import article_points
 from fairlab.gating import NeuronGates, applied
-from fairlab.models import decoder_layers
+from fairlab.models import decoder_layers, every_weight, input_device
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, load_outcomes, prompt_ids
 from fairlab.passes import (
     PairBatch,
@@ -249,7 +249,7 @@ def facts_of(model: PreTrainedModel, tokens: list[int]) -> dict[str, object]:
     Weights alone would not tell of hooks, settings, precision or another attention; one answer of
     the model, to the bit, does.
     """
-    ids = torch.tensor([tokens], device=model.device)  # (1, tokens)
+    ids = torch.tensor([tokens], device=input_device(model))  # (1, tokens)
     with full_precision(), torch.no_grad():
         answer = model(input_ids=ids, use_cache=False).logits
     return {
@@ -263,7 +263,7 @@ def facts_of(model: PreTrainedModel, tokens: list[int]) -> dict[str, object]:
 def bits_of(model: PreTrainedModel) -> str:
     """Return a SHA-256 of all weights: models with the same one are the same to the bit."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in every_weight(model):
         digest.update(name.encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from fairlab.evaluation.compare import Comparison
 from fairlab.evaluation.readings import bits_of
 from fairlab.files import check_output, write_text
 from fairlab.gating import NeuronGates, applied
-from fairlab.models import HALF_PRECISION_COSTS
+from fairlab.models import HALF_PRECISION_COSTS, places_of
 from fairlab.pairs import PromptPair, as_pairs, load_outcomes, load_pairs
 from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
@@ -223,7 +223,7 @@ def _what_was_changed(
             "class": type(model).__name__,
             "parameters": model.num_parameters(),
             "weights_sha256": comparison.weights_sha256,
-            "device": str(model.device),
+            "device": places_of(model),
             "dtype": comparison.dtype,
         },
         "selection": selection,  # of a single cut

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.models import input_device
 from fairlab.passes import log_probabilities, logits_at, progress
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
@@ -104,7 +105,8 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
     if branches.any():
         inputs["attention_mask"] = _branch_mask(branches, model.dtype)
         inputs["position_ids"] = _padded([row.positions for row in rows])
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    device = input_device(model)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
 
     # logits only of the columns that predict something asked: those of a context would be a third
     # of the work
@@ -112,7 +114,7 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
     for row in rows:
         for _, span in row.spans:
             columns += span
-    logits, places = logits_at(model, torch.tensor(columns, device=model.device), inputs)
+    logits, places = logits_at(model, torch.tensor(columns, device=device), inputs)
 
     results, start = {}, 0
     for row, row_logits in zip(rows, logits, strict=True):
