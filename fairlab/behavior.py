@@ -37,6 +37,7 @@ def generate(
     prompts: Sequence[str],
     *,
     max_length: int = 50,
+    max_new_tokens: int | None = None,
     num_beams: int = 5,
     no_repeat_ngram_size: int = 2,
     batch_size: int = 16,
@@ -51,6 +52,9 @@ def generate(
         Those of the same length run together; none is padded.
     max_length : int
         Tokens of prompt and continuation together.
+    max_new_tokens : int, optional
+        Where given, `max_length` does not count: so many tokens are written after each prompt, and
+        they are returned without it. For prompts from `chat_pairs`, which are long.
     num_beams : int
         How many continuations are kept in mind at each step; 1 takes the likeliest token.
     no_repeat_ngram_size : int
@@ -59,17 +63,25 @@ def generate(
     Returns
     -------
     list of str
-        Prompt and continuation, special tokens left out. One text is an anecdote: for a measure see
-        `next_token_divergence`.
+        Prompt and continuation, or with `max_new_tokens` the continuation alone; special tokens are
+        left out. One text is an anecdote: for a measure see `next_token_divergence`.
 
     Raises
     ------
     TypeError, ValueError
         A bare string instead of a list; an empty list; a prompt that leaves no room below
-        `max_length`.
+        `max_length`; `max_new_tokens` that is no whole number of at least 1.
     """
-    encoded = _encode_prompts(tokenizer, prompts, max_length)
-    check_ready(model, longest=max_length)
+    encoded = _encode_prompts(tokenizer, prompts)
+    if max_new_tokens is None:
+        _check_room(prompts, encoded, max_length)
+        check_ready(model, longest=max_length)
+    else:
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(
+                f"max_new_tokens: expected a whole number of at least 1; got {max_new_tokens!r}"
+            )
+        check_ready(model, longest=max(map(len, encoded)) + max_new_tokens)
     if is_half(model):
         # there, rounding depends on the other prompts of a batch and would change the story
         batch_size = 1
@@ -78,7 +90,6 @@ def generate(
         num_beams=num_beams,
         early_stopping=num_beams > 1,  # transformers warns if a single beam has this setting
         no_repeat_ngram_size=no_repeat_ngram_size,
-        max_length=max_length,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=model.generation_config.bos_token_id,
         eos_token_id=model.generation_config.eos_token_id,
@@ -87,31 +98,35 @@ def generate(
     batches = batches_of_one_length(encoded, batch_size)
     for indices in progress(batches, desc="texts", unit="batch"):
         ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
+        begin, settings.max_length = 0, max_length  # begin: the first token that is returned
+        if max_new_tokens is not None:
+            begin, settings.max_length = ids.shape[1], ids.shape[1] + max_new_tokens
         # the model's own settings must not interfere: repetition penalty, suppressed tokens, …
         with attribute_set_to(model, "generation_config", settings):
             tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
         for index, row in zip(indices, tokens, strict=True):
-            texts[index] = tokenizer.decode(row, skip_special_tokens=True)
+            texts[index] = tokenizer.decode(row[begin:], skip_special_tokens=True)
     return texts
 
 
-def _encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_length: int
-) -> list[list[int]]:
-    """Return the token ids of each prompt, after refusing what `generate` can't continue."""
+def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each prompt, after refusing what is no list of prompts."""
     if isinstance(prompts, str):
         raise TypeError(
             f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)"
         )
     if not prompts:
         raise ValueError("prompts: expected at least one; got an empty list")
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    return [prompt_ids(tokenizer, prompt) for prompt in prompts]
+
+
+def _check_room(prompts: Sequence[str], encoded: list[list[int]], max_length: int) -> None:
+    """Raise a ValueError if a prompt is so long that nothing can be written after it."""
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) >= max_length:
             raise ValueError(
                 f"max_length: {max_length} leaves no room after the {len(ids)} tokens of {prompt!r}"
             )
-    return encoded
 
 
 def batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[list[int]]:

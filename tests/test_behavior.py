@@ -5,6 +5,7 @@ import torch
 from scipy.spatial.distance import jensenshannon
 
 import fairlab as fl
+from fairlab.pairs import prompt_ids
 from tiny_models import tiny_model
 
 PAIR = fl.ARTICLE_PAIR
@@ -44,7 +45,36 @@ def test_generate_keeps_the_order_of_prompts_of_any_length(model, tokenizer):
         assert fl.generate(model, tokenizer, prompts, max_length=9, batch_size=batch_size) == alone
 
 
+def test_new_tokens_are_counted_from_the_prompt_and_stand_alone(
+    model, tokenizer, bos_tokenizer, recwarn
+):
+    """Prompts of unequal length get as many new tokens each, also where a prompt holds special
+    tokens, which no text shows; BOS is not counted or added twice."""
+    (chat,) = fl.chat_pairs(tokenizer, [PAIR])
+    assert len(tokenizer(chat.prompt_a).input_ids) >= 50, "max_length leaves no room by default"
+    for reads in (tokenizer, bos_tokenizer):
+        prompts = ["The capital of France is", chat.prompt_a, f"{reads.bos_token}Two and two"]
+        texts = fl.generate(model, reads, prompts, max_new_tokens=9)
+        for prompt, text in zip(prompts, texts, strict=True):
+            ids = torch.tensor([prompt_ids(reads, prompt)])
+            tokens = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                num_beams=5,
+                early_stopping=True,
+                no_repeat_ngram_size=2,
+                max_length=ids.shape[1] + 9,
+            )
+            assert text == reads.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+            assert text and "assistant" not in text
+    assert not recwarn.list
+
+
 def test_generate_refuses_what_it_cannot_do(model, tokenizer):
+    for bad in (0, 2.5, "9"):
+        with pytest.raises(ValueError, match="max_new_tokens: expected a whole number of at least"):
+            fl.generate(model, tokenizer, ["The capital"], max_new_tokens=bad)
     with pytest.raises(TypeError, match="prompts: expected a list of strings; got one string"):
         fl.generate(model, tokenizer, "The capital")
     with pytest.raises(ValueError, match="prompts: expected at least one; got an empty list"):

@@ -7,6 +7,7 @@ import re
 import statistics
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,9 +17,12 @@ import pytest
 import run_tests
 import torch
 import transformers
+from huggingface_hub.utils import validate_repo_id
 from nbclient import NotebookClient
 
 import fairlab as fl
+from fairlab.files import check_output_folder
+from fairlab.pairs import prompt_ids
 from tiny_models import tiny_model
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
@@ -327,14 +331,15 @@ def test_the_check_of_lesson_13_holds_in_any_precision(right, dtype, tmp_path, c
     model, tokenizer = fl.load_model(dtype=dtype)
     scores = fl.importance_scores(model)
     selection = fl.select_neurons(scores, fraction=0.002)
-    cell = cell_with("13", "same predictions")
+    cell = cell_with("13", "fl.save_model(") + "\n" + cell_with("13", "same predictions")
     if not right:
         cell = cell.replace("fl.prune(model, selection", "fl.prune(model, other")
     names = {
         "fl": fl,
         "torch": torch,
         "AutoModelForCausalLM": transformers.AutoModelForCausalLM,
-        "OUT": tmp_path,
+        "prompt_ids": prompt_ids,
+        "folder": tmp_path,
         "RECIPE": "guarded",
         "cuts": {"guarded": selection},
     }
@@ -415,6 +420,7 @@ def test_lessons_for_any_model_run_on_another_family(
     settings = {"MODEL": str(tmp_path / "model")}
     if number == "13":
         settings |= {"OUT": str(tmp_path / "out"), "RECIPE": "article", "N_RANDOM": 3}
+        settings["CHAT"] = family == "Qwen3"  # once inside the chat template
     printed = run_with(number, settings, tmp_path, kernel)
     assert type(small).__name__ in printed
     if number == "13":
@@ -474,6 +480,103 @@ def test_a_model_of_ones_own_that_does_not_load_stops_lesson_12():
         exec(cell_with("12", "get_token()"), names)
 
 
+@pytest.fixture
+def settings_of_13():
+    """Return what lesson 13 has defined when its settings are checked; its tokenizer is a stand-in
+    without a chat template."""
+    names = {"fl": fl, "torch": torch}
+    (cell,) = [cell for cell in code_cells(lesson("13")) if "parameters" in tags(cell)]
+    exec(source(cell), names)
+    plain = SimpleNamespace(chat_template=None)
+    names["fl"] = SimpleNamespace(load_tokenizer=lambda name: plain)
+    names |= {"Path": Path, "get_token": lambda: None, "validate_repo_id": validate_repo_id}
+    return names | {"check_output_folder": check_output_folder}
+
+
+def check_settings_of_13(names):
+    """Run the cells between the settings and the sentences."""
+    cells = code_cells(lesson("13"))
+    (start,) = [n for n, cell in enumerate(cells) if "parameters" in tags(cell)]
+    for cell in cells[start + 1 : start + 3]:
+        exec(source(cell), names)
+    assert "SENTENCES_THAT_CHOOSE = " in source(cells[start + 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("CATEGORY", "neutral", "CATEGORY: expected a name .* other than neutral; got 'neutral'"),
+        ("LANGUAGE", "it", "LANGUAGE: expected en, de, es or fr; got 'it'"),
+        ("FRACTION", 2, "FRACTION: expected a number between 0 and 1, .*; got 2"),
+        ("CHAT", "no", "CHAT: expected True or False; got 'no'"),
+        ("CHAT", True, "CHAT: expected False, since .* has no chat template; got True"),
+        ("RECIPE", "guard", "RECIPE: expected guarded or article; got 'guard'"),
+        ("N_RANDOM", 0, "N_RANDOM: expected a whole number of at least 1; got 0"),
+        ("N_RANDOM", True, "N_RANDOM: expected a whole number of at least 1; got True"),
+        ("SEED", -1, "SEED: expected a whole number of at least 0; got -1"),
+        ("TEXT_TOKENS", 5, "TEXT_TOKENS: expected None or a whole number of at least 128; got 5"),
+        ("OUT", str(FOLDER), "OUT: expected None, or a folder that is new or empty; got "),
+        ("PUSH_TO", "my model", "PUSH_TO: expected None, or a repository .*; got 'my model'"),
+        ("PUSH_TO", "name/mine", "PUSH_TO: an upload needs a token"),
+    ],
+)
+def test_lesson_13_refuses_a_setting_before_weights_load(name, value, message, settings_of_13):
+    with pytest.raises(ValueError, match=message):
+        check_settings_of_13(settings_of_13 | {name: value})
+
+
+def test_lesson_13_takes_what_it_calls_allowed(settings_of_13, tmp_path):
+    check_settings_of_13(settings_of_13)
+    with_template = SimpleNamespace(chat_template="{{ messages }}")
+    names = settings_of_13 | {"fl": SimpleNamespace(load_tokenizer=lambda name: with_template)}
+    others = {"OUT": str(tmp_path), "PUSH_TO": "name/mine", "RECIPE": "article", "CHAT": True}
+    check_settings_of_13(names | others | {"get_token": lambda: "hf_1", "TEXT_TOKENS": None})
+    before_weights = markdown_and_code_until(lesson("13"), "fl.load_model(")
+    assert "no pair is left" in before_weights, "pairs, too, are checked before weights load"
+
+
+def markdown_and_code_until(path, text):
+    """Return a lesson's cells up to the first that holds a text."""
+    texts = [source(cell) for cell in read(path)["cells"]]
+    (place,) = [n for n, cell in enumerate(texts) if text in cell]
+    return "\n".join(texts[:place])
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_texts_of_lesson_13_are_new_tokens_alone(chat, bos, tokenizer, bos_tokenizer, capsys):
+    """In a chat template, too, which is long and may write BOS itself: 35 tokens after the prompt,
+    cut off where the prompt ends."""
+    reads = deepcopy(bos_tokenizer if bos else tokenizer)
+    if bos:
+        reads.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    pair = fl.load_pairs("race", split="validation")[0]
+    (asked,) = fl.chat_pairs(reads, [pair]) if chat else [pair]
+    model = tiny_model()
+    cut = fl.random_selections(fl.select_neurons(fl.importance_scores(model), count=2), 1)[0]
+    names = {"fl": fl, "model": model, "tokenizer": reads, "pairs": {"judge": [asked]}}
+    names["cuts"] = {"guarded": cut}
+    exec(cell_with("13", "fl.generate("), names)
+    exec(cell_with("13", "texts[prompt] = {}"), names)
+    for prompt in (asked.prompt_a, asked.prompt_b):
+        ids = torch.tensor([prompt_ids(reads, prompt)])
+        if bos:
+            assert ids[0].tolist().count(reads.bos_token_id) == 1
+        tokens = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=5,
+            early_stopping=True,
+            no_repeat_ngram_size=2,
+            max_length=ids.shape[1] + 35,
+        )
+        new = reads.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+        assert names["texts"][prompt]["before"] == "… " + " ".join(new.split())
+        assert set(names["texts"][prompt]) == {"before", "guarded"}
+    assert pair.prompt_a in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("on_colab", [True, False])
 def test_lesson_13_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
     downloaded = []
@@ -482,5 +585,5 @@ def test_lesson_13_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
         module.files = SimpleNamespace(download=downloaded.append)
         monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
         monkeypatch.setitem(sys.modules, "google.colab", module)
-    exec(cell_with("13", "files.download"), {"sys": sys, "OUT": Path("out")})
+    exec(cell_with("13", "files.download"), {"sys": sys, "folder": Path("out")})
     assert downloaded == [str(Path("out") / "report.html")] * on_colab
