@@ -8,8 +8,8 @@ The original, the article's cut scored on its own pair and on all train pairs, t
 random cuts of the article's size and five random gates like the learned ones; all of them through
 the lm-evaluation-harness, in float32. Every item is kept in `build/benchmarks/`, so a run that was
 stopped goes on, and processes with different `--only` share the models. Without it what is missing
-is measured and `data/results/benchmarks.csv` is written; with `--write`, from what there is. Half a
-minute a model on a GPU, about a quarter of an hour on one CPU core.
+is measured and `data/results/benchmarks.csv` is written; with `--write`, from what there is. About
+40 seconds a model on a GPU, about a quarter of an hour on one CPU core.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 """Print how far gaps, decision gaps, layer differences, metric and perplexity in half precision lie
 from those in float32: the numbers of the docstrings. Where there is a GPU it computes all but the
-first line, so its float32 is compared with the CPU's.
+first three lines, so its float32 is compared with the CPU's.
 
     python experiments/precision.py
 
-Default model, the 126 validation pairs (nothing was chosen on them), the article's cut scored on
-its own pair.
+Default model, the 126 validation pairs (the cut was not chosen on them), the article's cut scored
+on its own pair.
 """
 
 import frozen

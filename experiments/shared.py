@@ -8,9 +8,10 @@ carries over.
 or one sentence, in two ways: by the article's recipe (3 in each layer) and by guarded attribution
 (90 of the model). The guard charges nothing for neutral pairs here, or sets of neutral words could
 share nothing with others. Two sets that are compared have equally many pairs, in different
-sentences. **Transfer.** One cut a category (guarded attribution at its defaults, charged for all
-neutral training pairs, 90 neurons), one from all of them; each is read on every category in
-sentences and words that chose nothing, beside 20 random cuts.
+sentences (except race and mood of one sentence, which are compared on purpose). **Transfer.** One
+cut a category (guarded attribution at its defaults, charged for all neutral training pairs, 90
+neurons), one from all of them; each is read on every category in sentences and words that chose
+nothing, beside 20 random cuts.
 
 Writes `data/results/shared.csv`. A run that was stopped goes on from `build/shared/`.
 """

@@ -8,8 +8,8 @@ Tried beside the guarded removal: half of it; the neuron's mean over plain text 
 neurons from the whole model, not so many a layer; gates in closed form that are balanced against
 neutral pairs (`fairlab.balanced_gates`); and learned ones. All are scored on pairs whose template
 and words are both in the train split, and read on the validation pairs, each beside random draws of
-as many neurons in each layer with the same gates: 20 for removals and balanced gates, 10 for the
-others.
+as many neurons in each layer with the same gates: 20 for the guarded removal and balanced
+gates, 10 for the others.
 
 The settings in `CHOSEN` were found in a search such as `gates_search.py` repeats. They alone are
 read on the held-out pairs, scored again on train and validation pairs together; the smaller one
