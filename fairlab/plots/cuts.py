@@ -314,13 +314,14 @@ def _draw_tradeoffs(
     ax: Axes, rows: pd.DataFrame, cut: Sequence[str], color_of: Mapping[str, object]
 ) -> None:
     """Draw a line for each method, from its smallest cut to its largest."""
+    markers = MARKERS.replace("D", "")  # a diamond is a neutral prompt here
     for number, (name, line) in enumerate(rows.groupby(cut[0], sort=False)):
         line = line.sort_values(cut[-1])
         ax.errorbar(
             line.price,
             line.change,
             yerr=_error_bars(line),
-            fmt="-" + MARKERS[number % len(MARKERS)],
+            fmt="-" + markers[number % len(markers)],
             markersize=5,
             linewidth=1,
             color=color_of[name],
@@ -330,12 +331,12 @@ def _draw_tradeoffs(
 
 def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
     """Draw what each cut does to neutral prompts, and a stem from there to the cut's own dot."""
-    stems = {"colors": colors, "linewidth": 3, "alpha": 0.25}
+    stems = {"colors": colors, "linewidth": 3, "alpha": 0.45}
     ax.vlines(rows.price, rows.change, rows.neutral_change, **stems)
     ax.scatter(
         rows.price,
         rows.neutral_change,
-        s=25,
+        s=75,  # wider than a dot, so that it shows where the two fall together
         marker="D",
         facecolors="none",
         edgecolors=colors,
