@@ -134,12 +134,10 @@ def texts_of(loaded, selections, prompts):
     from fairlab.gating import applied
 
     model, tokenizer = loaded
-    # room for new tokens behind the longest prompt
-    length = NEW_TOKENS + max(len(tokenizer(prompt).input_ids) for prompt in prompts)
-    written = {"before": fl.generate(model, tokenizer, prompts, max_length=length)}
+    written = {"before": fl.generate(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS)}
     for name, selection in selections.items():
         with applied(model, selection) as changed:
-            written[name] = fl.generate(changed, tokenizer, prompts, max_length=length)
+            written[name] = fl.generate(changed, tokenizer, prompts, max_new_tokens=NEW_TOKENS)
     texts = {}
     for number, prompt in enumerate(prompts):
         texts[prompt] = {name: of_prompts[number] for name, of_prompts in written.items()}

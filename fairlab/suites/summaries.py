@@ -117,7 +117,8 @@ def paired_changes(
         interval excludes 0 and p, where there is one, is below 0.05; `detectable`, the smallest
         change that four of five studies with as many items like these would show (2.8 standard
         errors: power 0.8, α 0.05; of perplexities on the log scale), and with p at least 6 items:
-        fewer can't be told even if all of them change the same way; `sentence`, the row in words.
+        fewer can't be told even if all of them change the same way, so there it is a lower bound;
+        `sentence`, the row in words.
 
     Raises
     ------
