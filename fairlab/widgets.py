@@ -49,6 +49,7 @@ from fairlab.scores import hybrid_scores
 PAGE = Path(__file__).parent / "templates" / "explorer.html"
 
 LINEAR_TO = 20  # per cent: farther out the axis of `surgery_explorer` is logarithmic
+PERCENT_TICKS = [-100, -50, -20, -10, 0, 10, 20, 50, 100, 300, 1000]
 
 
 class Explorer:
@@ -400,16 +401,21 @@ def surgery_explorer(
     ax = figure.subplots(gridspec_kw=margins)
     places = range(len(measures))
     everything = 100 * table[list(measures)].to_numpy()  # (settings, measures)
-    dots = {"color": "0.8", "markersize": 4, "label": "all settings"}
-    ax.plot(everything.T.ravel(), np.repeat(places, len(table)), "o", **dots)
+    dots = {"color": "0.4", "alpha": 0.3, "markersize": 6, "markeredgewidth": 0}
+    ax.plot(everything.T.ravel(), np.repeat(places, len(table)), "o", **dots, label="all settings")
     cross = {"color": COLORS[3], "markersize": 10, "label": "this setting"}
     (chosen_row,) = ax.plot([], [], "X", **cross)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.set_xscale("symlog", linthresh=LINEAR_TO)
+    left = 1.2 * min(everything.min(), 0) - 2  # no dot on the edge
+    right = 1.2 * max(everything.max(), 0) + 2
+    ax.set_xlim(left, right)
+    ax.set_xticks([tick for tick in PERCENT_TICKS if left <= tick <= right])
     ax.xaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     ax.set_yticks(places, measures)
     ax.set_ylim(len(measures) - 0.5, -0.5)
-    ax.set(xlabel=f"change in % (logarithmic beyond ±{LINEAR_TO})")
+    ax.set(xlabel=f"← falls    change in % (logarithmic beyond ±{LINEAR_TO})    rises →")
     legend_beside(ax)
 
     def draw(**setting: Any) -> tuple[str, str]:
