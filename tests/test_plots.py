@@ -104,7 +104,7 @@ def test_comparison_draws_dots_and_the_random_cloud_of_each_cut():
     assert dots.get_xdata().tolist() == pytest.approx([-1, -3, -15] * 2)
     assert drawn(ax.yaxis)[:2] == ["article · 1", "article · 3"]
     assert ax.get_title() == "Change of the gap, mean over categories"
-    assert set(legend(ax)) == {"random cuts", "neutral prompts", "this cut, 95 % interval"}
+    assert set(legend(ax)) == {"random cuts", "neutral pairs", "this cut, 95 % interval"}
 
 
 def test_an_axis_that_is_not_linear_says_so():
@@ -204,7 +204,7 @@ def test_the_perplexity_is_that_of_the_text():
     ax = fl.plot_comparison(frame, measure="perplexity", draws=random_draws(frame))
     assert ax.containers[0].lines[0].get_xdata().tolist() == pytest.approx([1, 3, 15] * 2)
     assert ax.get_title() == "Change of the perplexity, text"
-    assert "neutral prompts" not in legend(ax)
+    assert "neutral pairs" not in legend(ax)
     ax = fl.plot_dose_response(frame, measure="perplexity")
     assert ax.get_title() == "Change of the perplexity, text"
 

@@ -37,7 +37,7 @@ def plot_comparison(
     """Draw the change that each cut brings, beside its controls.
 
     Dots with intervals are the cuts, the random cuts stand in grey behind them, and open diamonds
-    are neutral prompts.
+    are neutral pairs.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def _draw_random_cloud(ax: Axes, cloud: pd.DataFrame) -> None:
 
 
 def _draw_neutral_changes(ax: Axes, rows: pd.DataFrame) -> None:
-    if rows.neutral_change.isna().all():  # as for the perplexity, and for neutral prompts
+    if rows.neutral_change.isna().all():  # as for the perplexity, and for neutral pairs
         return
     ax.plot(
         rows.neutral_change,
@@ -142,7 +142,7 @@ def _draw_neutral_changes(ax: Axes, rows: pd.DataFrame) -> None:
         "D",
         markerfacecolor="none",
         color=COLORS[3],
-        label="neutral prompts",
+        label="neutral pairs",
     )
 
 
@@ -251,7 +251,7 @@ def plot_tradeoff(
     """Draw what each cut brings, the change of the gap, over its price, that of the perplexity.
 
     The change is the mean over categories. Dots with intervals are the cuts, those of one method
-    joined in order of size; an open diamond is what the same cut does to neutral prompts: a long
+    joined in order of size; an open diamond is what the same cut does to neutral pairs: a long
     stem between the two is a cut that acts on the word's meaning, a short one has made the model
     deaf. Grey dots are random cuts. The dotted line is a mere flattening of the predictions: a cut
     above it buys less than a temperature.
@@ -330,7 +330,7 @@ def _draw_tradeoffs(
 
 
 def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
-    """Draw what each cut does to neutral prompts, and a stem from there to the cut's own dot."""
+    """Draw what each cut does to neutral pairs, and a stem from there to the cut's own dot."""
     stems = {"colors": colors, "linewidth": 3, "alpha": 0.45}
     ax.vlines(rows.price, rows.change, rows.neutral_change, **stems)
     ax.scatter(
@@ -342,7 +342,7 @@ def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
         edgecolors=colors,
         linewidths=1,
         zorder=2,
-        label="neutral prompts, same cut",
+        label="neutral pairs, same cut",
     )
 
 
