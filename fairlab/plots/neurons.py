@@ -260,7 +260,7 @@ def _draw_cell(
     ax.add_patch(patch)
     label, ink, weight = f"{change:+.0f}", "0.4", "normal"
     if is_clear:
-        ink = "white" if sns.utils.relative_luminance(color) < 0.4 else "black"
+        ink = "white" if sns.utils.relative_luminance(color) < 0.25 else "black"
     if is_clear and with_intervals:
         weight = "bold"
     if with_intervals:
