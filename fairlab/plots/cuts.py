@@ -331,7 +331,8 @@ def _draw_tradeoffs(
 
 def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
     """Draw what each cut does to neutral pairs, and a stem from there to the cut's own dot."""
-    stems = {"colors": colors, "linewidth": 3, "alpha": 0.45}
+    # broad and behind: where an interval covers the stem, it still shows at both sides
+    stems = {"colors": colors, "linewidth": 8, "alpha": 0.3, "zorder": 1}
     ax.vlines(rows.price, rows.change, rows.neutral_change, **stems)
     ax.scatter(
         rows.price,
