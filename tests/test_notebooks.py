@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import forked_kernel
 import nbformat
+import pandas as pd
 import pytest
 import run_tests
 import torch
@@ -587,3 +588,20 @@ def test_lesson_13_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
         monkeypatch.setitem(sys.modules, "google.colab", module)
     exec(cell_with("13", "files.download"), {"sys": sys, "folder": Path("out")})
     assert downloaded == [str(Path("out") / "report.html")] * on_colab
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_lesson_12_saves_its_table_on_colab_alone(on_colab, monkeypatch, tmp_path):
+    downloaded = []
+    if on_colab:
+        module = ModuleType("google.colab")
+        module.files = SimpleNamespace(download=downloaded.append)
+        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+        monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.chdir(tmp_path)
+    result = SimpleNamespace(table=pd.DataFrame({"measure": ["gap"], "change": [-0.5]}))
+    exec(cell_with("12", "files.download"), {"sys": sys, "result": result})
+    assert downloaded == ["lesson_12.csv"] * on_colab
+    assert [path.name for path in tmp_path.iterdir()] == downloaded
+    if on_colab:
+        assert pd.read_csv("lesson_12.csv").equals(result.table)
