@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import forked_kernel
 import nbformat
+import pandas as pd
 import pytest
 import run_tests
 import torch
@@ -356,7 +357,7 @@ SETTINGS = {
     "12": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
     "13": {
         *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED"),
-        *("TEXT_TOKENS", "OUT", "PUSH_TO"),
+        *("TEXT_TOKENS", "PAIRS_FILE", "OUT", "PUSH_TO"),
     },
 }
 
@@ -421,6 +422,8 @@ def test_lessons_for_any_model_run_on_another_family(
     if number == "13":
         settings |= {"OUT": str(tmp_path / "out"), "RECIPE": "article", "N_RANDOM": 3}
         settings["CHAT"] = family == "Qwen3"  # once inside the chat template
+        if family == "Gemma 3":  # and once with a spreadsheet in place of its own pairs
+            settings["PAIRS_FILE"] = str(write_spreadsheet(tmp_path / "mine.csv"))
     printed = run_with(number, settings, tmp_path, kernel)
     assert type(small).__name__ in printed
     if number == "13":
@@ -428,6 +431,39 @@ def test_lessons_for_any_model_run_on_another_family(
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert report["model"]["class"] == type(small).__name__
         assert set(path.name for path in out.iterdir()) >= {"README.md", "model.safetensors"}
+
+
+def write_spreadsheet(path):
+    """Write 6 sentences with 2 pairs of words each; the second and the fifth will judge."""
+    who = ["applicant", "neighbor", "driver", "guest", "nurse", "tenant"]
+    rows = ["prompt_a,prompt_b,category,harsher,kinder"]
+    for noun in who:
+        for a, b in (("Black", "white"), ("poor", "rich")):
+            ends = f"{noun} came to the office. The manager decided to"
+            rows.append(f'The {a} {ends},The {b} {ends},of mine,"reject, refuse","help, accept"')
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_lesson_13_takes_a_spreadsheet(tokenizer, tmp_path, capsys):
+    """In place of its own pairs, with neutral words in the same sentences and its answers."""
+    names = {"fl": fl, "tokenizer": tokenizer, "LANGUAGE": "en", "OUTCOMES": {}, "built": {}}
+    path = write_spreadsheet(tmp_path / "mine.csv")
+    exec(cell_with("13", "fl.check_file("), names | {"PAIRS_FILE": None})
+    assert names["built"] == {} and capsys.readouterr().out == ""
+    names["PAIRS_FILE"] = str(path)
+    exec(cell_with("13", "fl.check_file("), names)
+    sizes = {name: len(members) for name, members in names["built"].items()}
+    assert sizes["choose"] == 8 and sizes["judge"] == 4
+    for name, split in (("choose", "train"), ("judge", "held_out")):
+        own, neutral = names["built"][name], names["built"][f"{name}, neutral"]
+        assert {pair.split for pair in own} == {split} and neutral
+        assert {(pair.split, pair.attribute_split) for pair in neutral} == {(split, split)}
+        assert {pair.template for pair in neutral} == {pair.template for pair in own}
+    answers = fl.Outcomes(harsher=("reject", "refuse"), kinder=("help", "accept"))
+    for pair in names["built"]["judge"]:
+        assert names["OUTCOMES"][pair.template] == answers
+    assert names["built"]["judge, neutral"][0].prompt_a in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -488,7 +524,7 @@ def settings_of_13():
     (cell,) = [cell for cell in code_cells(lesson("13")) if "parameters" in tags(cell)]
     exec(source(cell), names)
     plain = SimpleNamespace(chat_template=None)
-    names["fl"] = SimpleNamespace(load_tokenizer=lambda name: plain)
+    names["fl"] = SimpleNamespace(load_tokenizer=lambda name: plain, read_pairs=fl.read_pairs)
     names |= {"Path": Path, "get_token": lambda: None, "validate_repo_id": validate_repo_id}
     return names | {"check_output_folder": check_output_folder}
 
@@ -515,6 +551,8 @@ def check_settings_of_13(names):
         ("N_RANDOM", True, "N_RANDOM: expected a whole number of at least 1; got True"),
         ("SEED", -1, "SEED: expected a whole number of at least 0; got -1"),
         ("TEXT_TOKENS", 5, "TEXT_TOKENS: expected None or a whole number of at least 128; got 5"),
+        ("PAIRS_FILE", "no.csv", "PAIRS_FILE: path: .*no.csv"),
+        ("PAIRS_FILE", 3, "PAIRS_FILE: "),
         ("OUT", str(FOLDER), "OUT: expected None, or a folder that is new or empty; got "),
         ("PUSH_TO", "my model", "PUSH_TO: expected None, or a repository .*; got 'my model'"),
         ("PUSH_TO", "name/mine", "PUSH_TO: an upload needs a token"),
@@ -587,3 +625,20 @@ def test_lesson_13_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
         monkeypatch.setitem(sys.modules, "google.colab", module)
     exec(cell_with("13", "files.download"), {"sys": sys, "folder": Path("out")})
     assert downloaded == [str(Path("out") / "report.html")] * on_colab
+
+
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_lesson_12_saves_its_table_on_colab_alone(on_colab, monkeypatch, tmp_path):
+    downloaded = []
+    if on_colab:
+        module = ModuleType("google.colab")
+        module.files = SimpleNamespace(download=downloaded.append)
+        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+        monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.chdir(tmp_path)
+    result = SimpleNamespace(table=pd.DataFrame({"measure": ["gap"], "change": [-0.5]}))
+    exec(cell_with("12", "files.download"), {"sys": sys, "result": result})
+    assert downloaded == ["lesson_12.csv"] * on_colab
+    assert [path.name for path in tmp_path.iterdir()] == downloaded
+    if on_colab:
+        assert pd.read_csv("lesson_12.csv").equals(result.table)
