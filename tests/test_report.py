@@ -678,6 +678,8 @@ def test_the_page_warns_of_what_weakens_its_numbers(measured, tmp_path):
     for words in ("stand in other sentences", "differ in their number", HALF_PRECISION_COSTS):
         assert any(words in warning for warning in facts["warnings"]), words
     assert facts["language"] == "German"
+    fl.write_report(tmp_path / "c.html", weak, **options, method={"language": "de"})
+    assert strict(tmp_path / "c.json")["language"] == "German"
 
 
 def test_decisions_are_told_in_nats(tiny, measured, tmp_path):

@@ -164,8 +164,6 @@ def check(
 
     check_output_file(fix, force, file, model, argument="fix")
     checked = fl.check_file(file, tokenizer=load_tokenizer(model))
-    if fix:
-        write_text(fix, fixed_csv(checked))
     facts = {
         "file": str(file),
         "form": checked.form,
@@ -178,6 +176,8 @@ def check(
         "fixed": fix and str(fix),
     }
     emit(facts, as_json, check_text(checked, facts))
+    if fix:
+        write_text(fix, fixed_csv(checked))
     if checked.problems:
         raise typer.Exit(2)
 

@@ -34,7 +34,7 @@ from fairlab.pairs import PromptPair, as_pairs, load_outcomes, load_pairs
 from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
 from fairlab.report.advice import decision, evidence, power, power_in_words
-from fairlab.report.terms import folder_terms
+from fairlab.report.terms import NAMES, folder_terms
 from fairlab.report.verdict import (
     length_warnings,
     limits,
@@ -254,10 +254,11 @@ def _what_was_measured(
     for pair in held_out.pairs:
         sentences[pair.template or pair.prompt_a] = None
     text = held_out.text
+    language = (method or {}).get("language")  # a name, or a code such as "de"
     return {
         "groups": words,
         "sentences": list(sentences),
-        "language": (method or {}).get("language") or language_of(sentences),
+        "language": NAMES.get(language, language) or language_of(sentences),
         "limits": limits(headline),
         "settings": {
             "pairs that chose": None if chosen_on is None else len(chosen_on),

@@ -50,6 +50,7 @@ FORMS = {
 }
 # the name of a language in a report → its code on the Hub
 CODES = {"English": "en", "German": "de", "Spanish": "es", "French": "fr"}
+NAMES = {code: name for name, code in CODES.items()}
 MAY_BE_LISTS = ("language", "base_model")
 HUB_IDS = {
     DEFAULT_MODEL: "HuggingFaceTB/SmolLM2-135M-Instruct",
