@@ -477,9 +477,9 @@ def copy_model(
     """Copy a model; `instead` names, by id, what is to stand in the copy in place of a part."""
     copied = copy.deepcopy(model, dict(instead or {}))
     # a copy shares functions: `to` as Accelerate wraps it would still move the original
-    for name, own in list(vars(copied).items()):
-        wrapped = getattr(own, "__wrapped__", None)
-        if isinstance(own, FunctionType) and getattr(wrapped, "__self__", None) is model:
+    for name, value in list(vars(copied).items()):
+        wrapped = getattr(value, "__wrapped__", None)
+        if isinstance(value, FunctionType) and getattr(wrapped, "__self__", None) is model:
             delattr(copied, name)
     return copied
 

@@ -48,10 +48,11 @@ def paces_of(plan, loaded, material, metric, page):
 
     def read(pairs, text_tokens):
         text = start_of(held_out.text, tokenizer, text_tokens)
-        some = fl.HeldOut(held_out.pairs[:pairs], held_out.neutral[:1], text)
+        first_few = fl.HeldOut(held_out.pairs[:pairs], held_out.neutral[:1], text)
         options = {"metric": metric, "batch_size": plan.batch_size}
-        seconds = timed(read_cut, model, tokenizer, some, no_cut(model), **options)
-        return seconds, prompt_tokens(tokenizer, some.everything)[1] + text_length(tokenizer, text)
+        seconds = timed(read_cut, model, tokenizer, first_few, no_cut(model), **options)
+        of_prompts = prompt_tokens(tokenizer, first_few.everything)[1]
+        return seconds, of_prompts + text_length(tokenizer, text)
 
     def write(count):
         prompts = shown_prompts(material.choosing, held_out)
@@ -148,7 +149,7 @@ def tell_time(seconds, readings, kept):
     total = sum(seconds.values())
     if total < 5:
         return
-    parts = [f"{in_words(some)} {what}" for what, some in seconds.items() if some >= 1]
+    parts = [f"{in_words(part)} {what}" for what, part in seconds.items() if part >= 1]
     notice = f"about {in_words(total)}: {', '.join(parts)}; {counted(readings, 'reading')}"
     if kept:
         notice += f", and {kept} more kept from before"

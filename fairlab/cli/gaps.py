@@ -31,11 +31,12 @@ def pair_readings(loaded, demographic, neutral, batch_size, outcomes=None):
         readings.loc[valid, "metric"] = difference.mean((1, 2)).numpy()  # over points and layers
     if outcomes is not None:
         asked = [pair.template in outcomes for pair in pairs]
-        some = [pair for pair, has_answers in zip(pairs, asked, strict=True) if has_answers]
+        answerable = [pair for pair, has_answers in zip(pairs, asked, strict=True) if has_answers]
         readings["decision"] = math.nan
         options = {"outcomes": outcomes, "batch_size": batch_size}
-        if some:
-            readings.loc[asked, "decision"] = fl.decision_gap(*loaded, some, **options).numpy()
+        if answerable:
+            decisions = fl.decision_gap(*loaded, answerable, **options)  # (pairs with answers,)
+            readings.loc[asked, "decision"] = decisions.numpy()
     return readings
 
 

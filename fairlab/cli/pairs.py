@@ -32,8 +32,8 @@ class PairOptions:
     @property
     def files(self):
         """The files of pairs: those of --pairs, if it names one, and of --neutral."""
-        own = [self.pairs] if is_file_name(self.pairs) else []
-        return own + ([self.neutral] if self.neutral else [])
+        files = [self.pairs] if is_file_name(self.pairs) else []
+        return files + ([self.neutral] if self.neutral else [])
 
     @property
     def is_built(self):

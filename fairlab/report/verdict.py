@@ -295,19 +295,19 @@ def decisions_told(gaps: pd.DataFrame) -> list[str]:
     """
     if "decision" not in gaps:
         return []
-    told = []
+    sentences = []
     for row in gaps.dropna(subset=["decision"]).to_dict("records"):
         low, high = row["decision_low"], row["decision_high"]
         interval = "no interval" if math.isnan(low) else f"interval {low:+.3f} … {high:+.3f}"
         end = "; it includes 0, so the side can't be told." if low <= 0 <= high else "."
         which = "neutral words, " if row["kind"] == "neutral" else ""
         odds = _odds_in_words(row["decision"])
-        told.append(
+        sentences.append(
             f"Decisions, {which}{row['category']}: after the first word of a pair the odds of a "
             f"harsher answer against a kinder one are {odds} than after the second "
             f"({row['decision']:+.3f} nats, {interval}){end}"
         )
-    return told
+    return sentences
 
 
 def _odds_in_words(gap: float) -> str:
