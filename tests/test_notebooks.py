@@ -615,26 +615,26 @@ def test_the_texts_of_lesson_13_are_new_tokens_alone(chat, bos, tokenizer, bos_t
     assert pair.prompt_a in capsys.readouterr().out
 
 
+def downloads_on_colab(monkeypatch):
+    """Put Colab's module in place; return the list that collects what is downloaded."""
+    downloaded = []
+    module = ModuleType("google.colab")
+    module.files = SimpleNamespace(download=downloaded.append)
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    return downloaded
+
+
 @pytest.mark.parametrize("on_colab", [True, False])
 def test_lesson_13_downloads_its_report_on_colab_alone(on_colab, monkeypatch):
-    downloaded = []
-    if on_colab:
-        module = ModuleType("google.colab")
-        module.files = SimpleNamespace(download=downloaded.append)
-        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
-        monkeypatch.setitem(sys.modules, "google.colab", module)
+    downloaded = downloads_on_colab(monkeypatch) if on_colab else []
     exec(cell_with("13", "files.download"), {"sys": sys, "folder": Path("out")})
     assert downloaded == [str(Path("out") / "report.html")] * on_colab
 
 
 @pytest.mark.parametrize("on_colab", [True, False])
 def test_lesson_12_saves_its_table_on_colab_alone(on_colab, monkeypatch, tmp_path):
-    downloaded = []
-    if on_colab:
-        module = ModuleType("google.colab")
-        module.files = SimpleNamespace(download=downloaded.append)
-        monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
-        monkeypatch.setitem(sys.modules, "google.colab", module)
+    downloaded = downloads_on_colab(monkeypatch) if on_colab else []
     monkeypatch.chdir(tmp_path)
     result = SimpleNamespace(table=pd.DataFrame({"measure": ["gap"], "change": [-0.5]}))
     exec(cell_with("12", "files.download"), {"sys": sys, "result": result})

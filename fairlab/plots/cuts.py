@@ -314,7 +314,7 @@ def _draw_tradeoffs(
     ax: Axes, rows: pd.DataFrame, cut: Sequence[str], color_of: Mapping[str, object]
 ) -> None:
     """Draw a line for each method, from its smallest cut to its largest."""
-    markers = MARKERS.replace("D", "")  # a diamond is a neutral prompt here
+    markers = MARKERS.replace("D", "")  # diamonds stand for neutral pairs here
     for number, (name, line) in enumerate(rows.groupby(cut[0], sort=False)):
         line = line.sort_values(cut[-1])
         ax.errorbar(
