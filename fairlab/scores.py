@@ -647,7 +647,7 @@ def guarded_scores(
     Tensor
         Shape (layers, neurons); higher = cut first, in units of bias / importance², comparable
         across layers. −inf (`select_neurons` leaves them): protected, or without an expected gain
-        (bias ≤ charge · |neutral|).
+        (`bias ≤ charge · |neutral|`).
 
     Raises
     ------

@@ -146,7 +146,7 @@ def compare(
         - `before`, `after`: means over pairs, of the headline over the categories' means; `change`:
           after / before − 1, 0 if nothing changed, of the headline the mean of the categories'
           changes (so not of `before` and `after`). Of decisions, which have a sign, `change` is
-          |after| − |before| in nats, below 0 where the two groups are treated more alike; of the
+          `|after| − |before|` in nats, below 0 where the two groups are treated more alike; of the
           headline the three are means over categories, of absolute values;
         - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %;
           of decisions in nats, as it is (`jackknife_interval` over templates, and over attribute

@@ -1,0 +1,97 @@
+"""Build the course site: lessons, solutions, glossary, data card, API, changelog, as static pages.
+
+    python tools/build_site.py            # writes build/site
+    python tools/build_site.py --check    # and checks every link inside it
+
+Works offline. The pages are laid out in build/site-pages as they lie in the repository, so that
+their links hold; the API has one page a room, made from the docstrings.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from string import Template
+
+import fairlab
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "site"
+PAGES = ROOT / "build" / "site-pages"
+STATIC = ROOT / "build" / "site-static"
+MATHJAX = SITE / "node_modules" / "mathjax" / "es5" / "tex-svg.js"
+OUTPUT = ROOT / "build" / "site"
+COPIED = [
+    "notebooks/*.ipynb",
+    "notebooks/*.md",
+    "notebooks/figures/*",
+    "notebooks/solutions/*.ipynb",
+    "data/README.md",
+    "data/pictures/*.svg",
+    "experiments/README.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
+
+
+def lay_out() -> None:
+    """Copy what the site shows to PAGES, in the folders of the repository."""
+    shutil.rmtree(PAGES, ignore_errors=True)
+    for pattern in COPIED:
+        for source in sorted(ROOT.glob(pattern)):
+            target = PAGES / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    names = {
+        "lessons": sorted(ROOT.glob("notebooks/*.ipynb")),
+        "solutions": sorted(ROOT.glob("notebooks/solutions/*.ipynb")),
+    }
+    lines = {
+        name: "\n".join(path.relative_to(ROOT).with_suffix("").as_posix() for path in paths)
+        for name, paths in names.items()
+    }
+    for page in SITE.glob("*.md"):
+        text = Template(page.read_text(encoding="utf-8")).safe_substitute(lines)
+        (PAGES / page.name).write_text(text, encoding="utf-8")
+    shutil.rmtree(STATIC, ignore_errors=True)
+    (STATIC / "mathjax").mkdir(parents=True)
+    shutil.copy(MATHJAX, STATIC / "mathjax")
+    write_api()
+
+
+def write_api() -> None:
+    """Write a page for each room, with the docstrings of its public names."""
+    folder = PAGES / "api"
+    folder.mkdir()
+    rooms = fairlab._ROOMS
+    for room, names in rooms.items():
+        lines = [f"# {room}", "", "```{eval-rst}", f".. currentmodule:: fairlab.{room}", ""]
+        for name in names:
+            value = getattr(fairlab, name)
+            if isinstance(value, type):
+                lines += [f".. autoclass:: {name}", "   :members:", ""]
+            elif callable(value):
+                lines += [f".. autofunction:: {name}", ""]
+            else:
+                lines += [f".. autodata:: {name}", "   :no-value:", ""]
+        lines += ["```", ""]
+        (folder / f"{room}.md").write_text("\n".join(lines), encoding="utf-8")
+    index = ["# API", "", "What `import fairlab as fl` gives, by the room it lives in.", ""]
+    index += ["```{toctree}", ":maxdepth: 2", "", *rooms, "```", ""]
+    (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.parse_args()
+    lay_out()
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2"]
+    command += ["-c", str(SITE), "-d", str(ROOT / "build" / "site-doctrees")]
+    sys.exit(subprocess.call([*command, str(PAGES), str(OUTPUT)], cwd=ROOT))
+
+
+if __name__ == "__main__":
+    main()
