@@ -35,6 +35,8 @@ myst_heading_anchors = 3
 # MathJax comes from npm with the build: the site asks no other host for anything
 mathjax_path = "mathjax/tex-svg.js"
 
+# a single backtick in a docstring names something: a link where the site has it, else code
+default_role = "py:obj"
 numpydoc_show_class_members = False
 autodoc_typehints = "none"  # numpydoc's sections give the types in words
 
@@ -42,6 +44,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = "fairlab"
 html_static_path = ["_static", "../build/site-static"]
 html_css_files = ["course.css"]
+html_js_files = ["course.js"]
+html_favicon = "_static/icon.svg"
+html_context = {"default_mode": "auto"}
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {

@@ -38,7 +38,7 @@ def link_badges(page: nodes.document) -> None:
     """Replace a badge, a picture from another host, by its alternative text."""
     for picture in list(page.findall(nodes.image)):
         if picture["uri"].startswith("http"):
-            picture.parent.replace(picture, nodes.Text(f"{picture.get('alt', 'link')} "))
+            picture.parent.replace(picture, nodes.Text(picture.get("alt", "link")))
 
 
 def following_text(picture: nodes.image) -> str:
