@@ -70,7 +70,7 @@ def test_the_wheel_carries_the_data(tmp_path):
     origin, english, neutral, spanish, *files = run.stdout.split()
     assert str(tmp_path) in origin
     pictures = len(list((ROOT / "data" / "pictures").iterdir()))
-    assert len(files) == 2 + pictures + 3  # two data files, the pictures, three templates
+    assert len(files) == 2 + pictures + 5  # two data files, the pictures, five templates
     assert all(str(tmp_path) in file for file in files)
     counts = [
         len(fairlab.load_pairs()),
@@ -437,7 +437,7 @@ def test_the_top_folder_holds_what_the_project_is_made_of():
         *("Makefile", "conftest.py", "environment.yml", "pyproject.toml"),
         *("constraints.txt", "constraints-lowest.txt"),
         *("requirements-weights.txt", "requirements-weights-gemma.txt"),
-        *("binder", "data", "experiments", "fairlab", "notebooks", "speed", "tests", "tools"),
+        *("binder", "data", "experiments", "fairlab", "notebooks", "site", "speed", "tests", "tools"),
     }
 
 
