@@ -2,7 +2,7 @@
 
 Install cells and the errors of empty stubs go; badges become plain links, since their pictures lie
 on other hosts; a picture without alternative text gets the sentence after it; a link to a file that
-is not on the site leads to the repository.
+is not on the site leads to the repository; an explorer is a page of its own in a frame.
 """
 
 import re
@@ -12,6 +12,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
+STATIC = Path(__file__).parent.parent / "build" / "site-static"
 STUB = "NotImplementedError"
 INSTALL = "# @title On Colab"
 LONGEST_ALT = 300  # characters
@@ -38,7 +39,11 @@ def link_badges(page: nodes.document) -> None:
     """Replace a badge, a picture from another host, by its alternative text."""
     for picture in list(page.findall(nodes.image)):
         if picture["uri"].startswith("http"):
-            picture.parent.replace(picture, nodes.Text(picture.get("alt", "link")))
+            link = picture.parent
+            link.replace(picture, nodes.Text(picture.get("alt", "link")))
+            before = link.parent.index(link) - 1
+            if before >= 0:  # the line end between two of them
+                link.parent[before] = nodes.Text(" · ")
 
 
 def following_text(picture: nodes.image) -> str:
@@ -74,6 +79,23 @@ def lead_to_repository(page: nodes.document, app: Sphinx) -> None:
         link.parent.replace(link, nodes.reference("", "", *link.children, refuri=address))
 
 
+def embed_explorers(page: nodes.document, app: Sphinx) -> None:
+    """Put the page of an explorer, with its controls, in place of its picture."""
+    lesson = Path(app.env.docname).name[:2]
+    for cell in page.findall(nodes.container):
+        number = cell.get("cell_index")
+        explorer = f"explorers/{lesson}_{number}.html"
+        if cell.get("nb_element") != "cell_code" or not (STATIC / explorer).is_file():
+            continue
+        frame = (
+            f'<iframe class="explorer" loading="lazy" src="../_static/{explorer}" '
+            f'title="Explorer of lesson {lesson}: controls above a picture"></iframe>'
+        )
+        for output in cell.findall(nodes.container):
+            if output.get("nb_element") == "cell_code_output":
+                output.children = [nodes.raw("", frame, format="html")]
+
+
 def on_page_read(app: Sphinx, page: nodes.document) -> None:
     """Apply all of the above to a page."""
     drop_install_cells(page)
@@ -81,6 +103,7 @@ def on_page_read(app: Sphinx, page: nodes.document) -> None:
     link_badges(page)
     describe_pictures(page)
     lead_to_repository(page, app)
+    embed_explorers(page, app)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -55,8 +55,7 @@ def lay_out() -> None:
     for page in SITE.glob("*.md"):
         text = Template(page.read_text(encoding="utf-8")).safe_substitute(lines)
         (PAGES / page.name).write_text(text, encoding="utf-8")
-    shutil.rmtree(STATIC, ignore_errors=True)
-    (STATIC / "mathjax").mkdir(parents=True)
+    (STATIC / "mathjax").mkdir(parents=True, exist_ok=True)
     shutil.copy(MATHJAX, STATIC / "mathjax")
     write_api()
 
