@@ -12,7 +12,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
-STATIC = Path(__file__).parent.parent / "build" / "site-static"
+EXPLORER = re.compile(r"^fl\.\w+_explorer\(", re.MULTILINE)
 STUB = "NotImplementedError"
 INSTALL = "# @title On Colab"
 LONGEST_ALT = 300  # characters
@@ -83,12 +83,13 @@ def embed_explorers(page: nodes.document, app: Sphinx) -> None:
     """Put the page of an explorer, with its controls, in place of its picture."""
     lesson = Path(app.env.docname).name[:2]
     for cell in page.findall(nodes.container):
-        number = cell.get("cell_index")
-        explorer = f"explorers/{lesson}_{number}.html"
-        if cell.get("nb_element") != "cell_code" or not (STATIC / explorer).is_file():
+        if cell.get("nb_element") != "cell_code" or "solutions" in app.env.docname:
             continue
+        if not EXPLORER.search(next(cell.findall(nodes.literal_block)).astext()):
+            continue
+        address = f"../_static/explorers/{lesson}_{cell['cell_index']}.html"
         frame = (
-            f'<iframe class="explorer" loading="lazy" src="../_static/{explorer}" '
+            f'<iframe class="explorer" loading="lazy" src="{address}" '
             f'title="Explorer of lesson {lesson}: controls above a picture"></iframe>'
         )
         for output in cell.findall(nodes.container):

@@ -21,7 +21,9 @@ sync_api = pytest.importorskip(
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"
 AXE = ROOT / "site" / "node_modules" / "axe-core" / "axe.min.js"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 OPENED = [
     "index.html",

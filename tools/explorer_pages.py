@@ -1,9 +1,9 @@
 """Write the explorers of the lessons as pages of their own, for the course site.
 
-    python tools/explorer_pages.py FOLDER
+    python tools/explorer_pages.py FOLDER DIGEST
 
 Runs the cells of a lesson up to its last explorer, and names each page after the lesson and the
-number of its cell, such as 03_12.html.
+number of its cell, such as 03_12.html. DIGEST, which says what they were made from, is written last.
 """
 
 import ast
@@ -38,7 +38,8 @@ def run(source: str, names: dict) -> object:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, digest: str) -> None:
+    """Write the pages, and what they were made from."""
     folder.mkdir(parents=True, exist_ok=True)
     matplotlib.use("agg")
     for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
@@ -53,7 +54,8 @@ def main(folder: Path) -> None:
             if isinstance(value, Explorer):
                 value.to_html(folder / f"{path.name[:2]}_{number}.html", force=True)
             plt.close("all")
+    (folder / "made_from.txt").write_text(digest, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
