@@ -365,7 +365,7 @@ def test_binder_starts_as_many_threads_as_it_gives(limit, threads):
 
 
 def test_the_workflows_fit_the_schema():
-    assert len(WORKFLOWS) == 2
+    assert len(WORKFLOWS) == 3
     command = [
         sys.executable,
         "-m",

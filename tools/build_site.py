@@ -2,8 +2,9 @@
 
     python tools/build_site.py    # writes build/site
 
-Works offline; `npm ci` in site/ fetches MathJax beforehand. The pages are laid out in build/site-pages as they lie in the repository, so that
-their links hold; the API has one page a room, made from the docstrings.
+Works offline; `npm ci` in site/ fetches MathJax beforehand. The pages are laid out in
+build/site-pages as they lie in the repository, so that their links hold; the API has one page a
+room, made from the docstrings.
 """
 
 import argparse

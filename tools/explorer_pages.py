@@ -3,7 +3,7 @@
     python tools/explorer_pages.py FOLDER DIGEST
 
 Runs the cells of a lesson up to its last explorer, and names each page after the lesson and the
-number of its cell, such as 03_12.html. DIGEST, which says what they were made from, is written last.
+number of its cell, such as 03_12.html. DIGEST says what they were made from; it is written last.
 """
 
 import ast
