@@ -32,6 +32,7 @@ from fairlab.passes import (
     PairBatch,
     at_least_float32,
     check_option,
+    check_probabilities,
     full_precision,
     next_log_p,
     pair_batches,
@@ -250,10 +251,7 @@ def run_pairs(
                 run_decoder(model, batch)
                 continue
             log_p = next_log_p(model, batch)  # (prompts, vocabulary)
-            if log_p.isnan().any():
-                raise ValueError(
-                    "model: its next-token probabilities are not finite; look for NaN weights"
-                )
+            check_probabilities(log_p)
             see_next(batch, log_p)
 
 

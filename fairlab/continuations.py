@@ -25,6 +25,7 @@ from fairlab.models import input_device
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     at_least_float32,
+    check_probabilities,
     check_ready,
     full_precision,
     is_half,
@@ -125,10 +126,7 @@ def _sample(
         # on the CPU, since not every device has float64 or sums in the same order each time
         logits = at_least_float32(out.logits[:, -1]).cpu()  # (rows, vocabulary)
         sums = logits.softmax(-1).double().cumsum(-1)  # (rows, vocabulary)
-        if not torch.isfinite(sums).all():
-            raise ValueError(
-                "model: its next-token probabilities are not finite; look for NaN weights"
-            )
+        check_probabilities(sums)
         # the last sum is 1 but for rounding
         tokens = torch.searchsorted(sums, draw[:, None] * sums[:, -1:], right=True)  # (rows, 1)
         tokens = tokens.to(ids.device)

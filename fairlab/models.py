@@ -404,9 +404,9 @@ def _offloaded(model: nn.Module) -> dict[nn.Module, AlignDevicesHook]:
     fetched_by = {}
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)
-        for one in getattr(hook, "hooks", [hook]):  # Accelerate may chain several
-            if getattr(one, "offload", False):
-                fetched_by[module] = one
+        for link in getattr(hook, "hooks", [hook]):  # Accelerate may chain several
+            if getattr(link, "offload", False):
+                fetched_by[module] = link
     return fetched_by
 
 

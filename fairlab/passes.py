@@ -25,6 +25,7 @@ from fairlab.pairs import PromptPair, as_pairs, encode_pair
 from fairlab.weights import progress
 
 Prompt = tuple[int, ...]  # token ids
+WINDOW = 512  # how many tokens of a text a model reads at once
 
 
 @contextmanager
@@ -86,6 +87,12 @@ def check_positive(argument: str, value: float, *, or_zero: bool = False) -> Non
     if not (0 < value < math.inf or (or_zero and value == 0)):
         expected = "of at least 0" if or_zero else "above 0"
         raise ValueError(f"{argument}: expected a number {expected}; got {value!r}")
+
+
+def check_weight(argument: str, value: float) -> None:
+    """Raise a ValueError unless a weight lies between 0 and 1, both included."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{argument}: expected a number from 0 to 1; got {value!r}")
 
 
 def check_fraction(fraction: float) -> None:
@@ -323,6 +330,12 @@ def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
     return (term_a + term_b).sum(-1).div(2).clamp(min=0)
 
 
+def check_probabilities(numbers: Tensor) -> None:
+    """Raise a ValueError if a NaN stands among next-token probabilities or what is made of them."""
+    if numbers.isnan().any():
+        raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
+
+
 def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
     """Return the tokens that are a whole word, with or without a capital and a space before it."""
     if isinstance(words, str):
@@ -384,7 +397,7 @@ def chunk_loss(model: PreTrainedModel, chunk: list[int]) -> Tensor:
 
 
 def perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = 512
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = WINDOW
 ) -> float:
     """Compute the perplexity of a text: `exp` of the mean of `token_losses`.
 
@@ -410,7 +423,7 @@ def perplexity(
 
 
 def token_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = 512
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, window: int = WINDOW
 ) -> Tensor:
     """Compute `−ln p(token | those before it in its window)` of the tokens of a text.
 

@@ -29,6 +29,7 @@ from fairlab.passes import (
     PairBatch,
     check_option,
     check_positive,
+    check_weight,
     chunk_loss,
     divergence,
     full_precision,
@@ -597,8 +598,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
     _check_tables({"bias": bias, "importance": importance})
-    if not 0 <= bias_weight <= 1:
-        raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
+    check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
 

@@ -28,6 +28,7 @@ def material_of(plan, model):
     """Collect what a plan reads, with the tokenizer and the configuration of a model alone; refuse
     what can't be measured or chosen on."""
     from fairlab.models import load_tokenizer
+    from fairlab.passes import WINDOW
 
     check_size(model, plan.methods, plan.fraction, plan.given_cut())
     tokenizer = load_tokenizer(model)
@@ -37,7 +38,7 @@ def material_of(plan, model):
     if plan.changed:
         check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
-        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
+        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, WINDOW))
     return Material(choosing, of_method, held_out)
 
 

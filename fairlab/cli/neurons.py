@@ -11,7 +11,7 @@ from fairlab.cli.pairs import choosing_and_held_out, neutral_pairs, pairs_for
 def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
-    from fairlab.passes import check_fraction, check_option
+    from fairlab.passes import check_fraction, check_option, check_weight
 
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
@@ -20,8 +20,7 @@ def check_choice(method, bias_weight, fraction=0.002, also=()):
     check_option("method", name, known)
     if importance:
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
-    if not 0 <= bias_weight <= 1:
-        raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
+    check_weight("bias_weight", bias_weight)
     check_fraction(fraction)
 
 

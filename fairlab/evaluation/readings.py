@@ -143,9 +143,9 @@ def _read(
         distance[batch.pairs] += (differences * batch.weights).sum(1).float().cpu() / places
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
-        rest = leave_out_tokens(log_p, pronouns)
+        log_p_without_pronouns = leave_out_tokens(log_p, pronouns)
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
-        gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
+        gap_without_pronouns[batch.pairs] = divergence(log_p_without_pronouns, batch).float().cpu()
         rows = zip(batch.pairs.tolist(), batch.rows_a, batch.rows_b, strict=True)
         for number, row_a, row_b in rows:
             if number in single:

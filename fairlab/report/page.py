@@ -119,7 +119,7 @@ def write_report(
     verdicts = [" ".join(judged["verdict"]) for judged in methods]
     if len(methods) > 1:
         names = comparison.selections
-        verdicts = [f"{name}: {said}" for name, said in zip(names, verdicts, strict=True)]
+        verdicts = [f"{name}: {verdict}" for name, verdict in zip(names, verdicts, strict=True)]
     facts = plain(
         {
             "verdict": methods[0]["verdict"] if len(methods) == 1 else verdicts,
