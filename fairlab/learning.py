@@ -130,8 +130,10 @@ class _Sampler:
     def change(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draw: random.Random
     ) -> Tensor:
-        """Draw pairs; return the mean over groups of the relative change of their gaps, with
-        gradients."""
+        """Draw pairs; return by which share their gaps change, with gradients.
+
+        The mean over groups of the relative change.
+        """
         pairs, before, weights = [], [], []
         for name, group in self.groups.items():
             for index in draw.sample(range(len(group)), self.size):

@@ -290,8 +290,10 @@ def run_decoder(model: PreTrainedModel, batch: PairBatch) -> None:
 
 
 def next_log_p(model: PreTrainedModel, batch: PairBatch) -> Tensor:
-    """Compute the next-token log-probabilities of the prompts, in at least float32; shape
-    (prompts, vocabulary)."""
+    """Compute the next-token log-probabilities of the prompts of a batch.
+
+    In at least float32, shape (prompts, vocabulary).
+    """
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     logits, ends = logits_at(model, batch.last, inputs)
     prompts = torch.arange(len(ends), device=ends.device)
@@ -306,6 +308,7 @@ def logits_at(
     Returns
     -------
     logits : Tensor of shape (rows, different positions, vocabulary)
+        In the dtype of the model.
     places : Tensor of the shape of `positions`
         Where each position stands among the different ones.
     """
@@ -485,8 +488,10 @@ def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> 
 
 @contextmanager
 def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what enters the layers, (rows, tokens, hidden) each, in every forward pass inside the
-    block."""
+    """Collect what enters the layers in every forward pass inside the block.
+
+    Each has the shape (rows, tokens, hidden).
+    """
     collected: list[Tensor] = []
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -139,6 +139,11 @@ class NeuronSelection:
     def from_json(cls, text: str) -> "NeuronSelection":
         """Read what `to_json` wrote.
 
+        Parameters
+        ----------
+        text : str
+            The JSON itself, not the path of a file.
+
         Raises
         ------
         ValueError

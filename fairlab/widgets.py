@@ -109,6 +109,8 @@ class Explorer:
 
         Parameters
         ----------
+        path : path
+            Where the page is to stand.
         force : bool
             Whether to replace a file that exists.
 

@@ -24,8 +24,11 @@ SAMPLED_TOKENS = 30  # of each continuation, as `sample_continuations` has it
 
 @dataclass(frozen=True)
 class Paces:
-    """Seconds for a pass, and for each token in it; for writing one token after all prompts that
-    the page shows; for a sampled token. 0 for what a plan does not do."""
+    """Seconds for the parts of the work, 0 for what a plan does not do.
+
+    For a pass, and for each token in it; for writing one token after all prompts that the page
+    shows; for a sampled token.
+    """
 
     start: float
     read: float

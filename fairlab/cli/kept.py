@@ -19,8 +19,10 @@ KINDS = {"chosen cut": "cuts/*.json", "reading": "*/*.npz", "text sample": "text
 
 
 def paths_of_choices(plan, loaded, of_method):
-    """Return the file of the cut that each method chooses, which need not be there; None where
-    nothing is kept. It is another one for other weights, tokens, words, text or options."""
+    """Return the file of the cut that each method chooses, which need not be there.
+
+    It is another one for other weights, tokens, words, text or options; None where nothing is kept.
+    """
     if not (plan.cache and of_method):
         return dict.fromkeys(of_method)
     from fairlab.evaluation.readings import facts_of

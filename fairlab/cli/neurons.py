@@ -34,8 +34,10 @@ def check_neutral_is_used(method, pair_options):
 
 
 def check_size(model, methods, fraction=None, cut=None):
-    """Refuse a model without neurons to cut, a fraction of less than one neuron, and a cut or gates
-    for another shape. It needs the configuration alone, and none of the weights."""
+    """Refuse a model or a fraction without neurons to cut, and a cut for another shape.
+
+    It needs the configuration alone, and none of the weights.
+    """
     from fairlab.gates import table_shape
     from fairlab.models import empty_model
     from fairlab.surgery import count_of_fraction, matching_blocks
@@ -62,8 +64,10 @@ def chosen_on(tokenizer, options, choosing, methods):
 
 
 def pairs_taken(model, method, options, fraction=None):
-    """Return the pairs and the neutral pairs on which a method chooses, from the tokenizer of a
-    model alone; refuse what it can't choose on, or cut."""
+    """Return the pairs and the neutral pairs on which a method chooses.
+
+    It needs the tokenizer of a model alone, and refuses what the method can't choose on, or cut.
+    """
     from fairlab.models import load_tokenizer
 
     check_size(model, [method], fraction)

@@ -40,8 +40,10 @@ def flattened_gaps(
     prices: Sequence[float],
     batch_size: int = 32,
 ) -> list[Flattening]:
-    """For each price, a rise of the mean loss in nats, find the flattening that costs no more, and
-    measure the gaps under it."""
+    """Find the flattening that costs no more than each price, and measure the gaps under it.
+
+    A price is a rise of the mean loss, in nats.
+    """
     losses = losses_by_scale(model, tokenizer, text, window=WINDOW, scales=tuple(SCALES)).mean(0)
     scales = [lowest_scale(SCALES, losses, price) for price in prices]
     gaps = np.zeros((1 + len(scales), len(pairs)))

@@ -300,8 +300,10 @@ def _words_by_category(pairs: Sequence[PromptPair]) -> dict[str, list[str]]:
 
 
 def language_of(sentences: Iterable[str]) -> str | None:
-    """Return the language of fairlab's own sentences, English where others read like it; else
-    None."""
+    """Return the language of fairlab's own sentences; else None.
+
+    Others are taken for English where they read like it.
+    """
     sentences = list(sentences)
     known = {"English": set(load_outcomes())}
     known["Spanish"] = {pair.template for pair in load_pairs(language="es")}

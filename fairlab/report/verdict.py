@@ -188,8 +188,7 @@ def warnings(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair] = (),
 ) -> list[str]:
-    """Say what the pairs that were measured share with those that chose, and lack with neutral
-    ones."""
+    """Say what the measured pairs share with those that chose, and lack with neutral ones."""
     notes = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
     sentences = {pair.template or pair.prompt_a for pair in pairs}
     if neutral and not sentences & {pair.template for pair in neutral}:
@@ -215,8 +214,10 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
 
 
 def length_warnings(readings: pd.DataFrame) -> list[str]:
-    """Say of how many pairs the article's metric is missing, which only prompts of unequal length
-    lack; nothing where it was not measured."""
+    """Say of how many pairs the article's metric is missing.
+
+    Only prompts of unequal length lack it. Nothing is said where it was not measured.
+    """
     # all cuts have the same pairs
     of_one_cut = readings[readings["selection"] == readings["selection"].iloc[0]]
     pairs = (of_one_cut["measure"] == "gap").sum()
