@@ -13,6 +13,8 @@ import fairlab as fl
 from fairlab import gating, passes
 from fairlab.behavior import PRONOUNS
 from fairlab.evaluation import chance, compare, flattening, readings, rows
+from fairlab.gating import solve_gates
+from fairlab.scores import attribution_scores
 from fairlab.statistics import jackknife_interval, sign_flip_test
 from tiny_models import tiny_model
 
@@ -1065,6 +1067,23 @@ def test_docstrings_say_what_the_frozen_tables_say():
                 assert group.perplexity.is_monotonic_decreasing
     assert guard[["headline", "neutral"]].max().max() < 0
     assert guard.groupby("floor").perplexity.mean().is_monotonic_increasing
+
+
+def test_docstrings_of_slopes_say_what_the_frozen_tables_say():
+    """How well a slope ranks neurons, and how much of their promise gates keep."""
+    ranks = frozen("results/attribution.csv")
+    text = " ".join(attribution_scores.__doc__.split())
+    assert (len(ranks), set(ranks.neurons)) == (8, {40}) and "for each of eight categories" in text
+    assert set(ranks.spearman_even) == {0.999, 1.0} and "0.999 or 1.000" in text
+    few, many = ranks.best_that_narrow.min(), ranks.best_that_narrow.max()
+    assert f"of the 40 best neurons, {few} to {many} do narrow the gap" in text
+    low, high = ranks.spearman_best.min(), ranks.spearman_best.max()
+    assert f"in another order ({low:.2f} to {high:.2f})" in text
+    search = frozen("results/gates_search.csv")
+    kept = -search.headline / search.goal
+    assert 0.2 < kept.min() < 0.3 and 0.45 < kept.max() < 0.55
+    text = " ".join(solve_gates.__doc__.split())
+    assert "a quarter to a half of it in `gates_search.csv`" in text
 
 
 def test_every_table_of_held_out_pairs_is_in_the_ledger():
