@@ -1,3 +1,4 @@
+import inspect
 import math
 import re
 from dataclasses import replace
@@ -874,9 +875,9 @@ def readme():
 
 
 def test_the_readme_says_what_the_frozen_tables_say(readme):
-    rows = [(*row, fl.DEFAULT_MODEL) for row in README_ROWS.items()]
-    rows += [(*row, GEMMA) for row in README_ROWS_OF_GEMMA.items()]
-    for name, method, model in rows:
+    quoted = [(*row, fl.DEFAULT_MODEL) for row in README_ROWS.items()]
+    quoted += [(*row, GEMMA) for row in README_ROWS_OF_GEMMA.items()]
+    for name, method, model in quoted:
         read = readings_on_the_test_pairs(method, model)
         cells = [
             name,
@@ -894,8 +895,15 @@ def test_the_readme_says_what_the_frozen_tables_say(readme):
     assert set(sizes.pairs) == {len(fl.load_pairs(split="test")), 66}
     assert set(sizes.templates) == {12}
     assert set(sizes.attributes) == set(sizes.attributes_resampled) == {24, 6}
-    assert "284 pairs about people, with 24 new pairs of words, and 66 neutral ones" in readme
-    assert set(everything.n_random) == {10}
+    pairs = (
+        "284 pairs about people, with 24 new pairs of words, and 66 neutral ones with 6, in 12 new"
+    )
+    assert pairs in readme
+    assert "| gap of 284 test pairs | gap of 66 neutral pairs |" in readme
+    assert set(everything.n_random) == {10} and "below all their 10 random draws" in readme
+    assert "60 steps of training" in readme
+    assert inspect.signature(fl.learned_gates).parameters["steps"].default == 60
+    assert f"Perplexity: {rows.PART:,} tokens of our own prose" in readme
 
 
 def test_the_readme_names_the_catch_of_each_method(readme):
@@ -949,6 +957,7 @@ def test_the_readme_says_what_a_second_model_does(readme):
     categories = table[(table.measure == "gap") & (table.row == "category")].set_index("method")
     assert len(categories.loc["guarded"]) == 8
     assert (categories.loc["guarded"].change < 0).all()
+    assert (categories.loc["guarded"].high > 0).sum() == 2  # "the intervals of two contain 0"
     gap = guarded["gap"]
     assert gap.specificity_low < 0 < gap.specificity_high
     gap = learned["gap"]
@@ -1016,6 +1025,9 @@ def test_the_readme_says_what_else_was_tried(readme):
         "results/models.csv", model=GEMMA, measure="gap", row="headline", count=0
     ).change
     assert f"(the erasure by {-second:.1%} on Gemma)" in readme
+    second = frozen("results/models.csv", model=GEMMA, measure="gap", row="headline")
+    few = second.set_index("method").loc["searched gates, 0.2%"]
+    assert f"({few['count']} by {-few.change:.1%} on Gemma)" in readme
 
 
 def test_the_cuts_of_the_readme_cost_what_earlier_tables_say():
@@ -1039,6 +1051,7 @@ def test_the_readme_says_what_came_before(readme):
     }
     shown = [with_interval(table[table.measure == "gap"].iloc[0]) for table in older.values()]
     assert " and ".join(shown) in readme
+    assert f"on {len(fl.load_pairs(split='held_out'))} older held-out pairs" in readme
     ledger = frozen("results/held_out_ledger.csv")
     assert f"opened {(ledger.split == 'held_out').sum()} times" in readme
 
