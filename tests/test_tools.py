@@ -135,13 +135,14 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
 
 
 def test_the_table_of_contributing_is_what_house_counts():
-    """To within 2 %, so that not every change of a line changes the table."""
+    """To within 2 % or one line, so that not every change of a line changes the table."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for name, counted in house.count().items():
         row = re.search(rf"^\| {re.escape(name)} \| ([^|]*) \|", text, re.MULTILINE)
         assert row, f"CONTRIBUTING has no row {name!r}"
         written, found = numbers_in(row[1]), numbers_in(counted)
-        assert written == pytest.approx(found, rel=0.02, abs=0.1), f"{name}: {counted}"
+        unit = 0.1 if "." in counted else 1
+        assert written == pytest.approx(found, rel=0.02, abs=unit), f"{name}: {counted}"
     # the sentence below the table rounds
     lines = sum(
         len(path.read_text(encoding="utf-8").splitlines()) for path in house.PACKAGE.rglob("*.py")
