@@ -781,6 +781,13 @@ def test_decisions_and_specificity_are_told_from_their_own_clusters():
     ):
         expected = ends(categories, columns, change_of_size)
         assert [row.low, row.high] == pytest.approx(list(expected)), categories
+    # the test is of the signed change, not of the change of its size
+    race, own = by_category.loc["race"], kinds == "race"
+    signed = (after.decision - before.decision)[own]
+    sizes = (abs(after.decision) - abs(before.decision))[own]
+    assert race.p == pytest.approx(sign_flip_test(signed, templates[own]))
+    assert race.p != pytest.approx(sign_flip_test(sizes, templates[own]))
+    assert math.isnan(decisions.loc["headline"].p)
 
     def less_neutral(sums):
         ratios = sums[:, 1::2] / sums[:, 0::2]  # (cases, categories and neutral)
