@@ -33,6 +33,9 @@ def test_the_guarded_cut_by_hand(tokenizer):
     assert cut.neurons == by_hand.neurons
     assert {len(indices) for indices in cut.neurons.values()} == {2}  # of 24 in each layer
     assert "guarded, 4 pairs, 4 neutral ones" in cut.how
+    tables = recipes.guarded_tables(model, tokenizer, PEOPLE, NEUTRAL, text=text)
+    for name, by_hand in (("bias", bias), ("neutral", other), ("importance", fisher)):
+        assert torch.equal(tables[name], by_hand), name
     swapped = fl.guarded_cut(model, tokenizer, NEUTRAL, PEOPLE, text=text, fraction=0.1)
     assert swapped.neurons != cut.neurons
 
@@ -56,6 +59,9 @@ def test_the_article_cut_by_hand(tokenizer, weight):
     scores = fl.hybrid_scores(bias, fl.importance_scores(model, method="maw"), bias_weight=weight)
     cut = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR], fraction=0.1, bias_weight=weight)
     assert cut.neurons == fl.select_neurons(scores, fraction=0.1).neurons
+    # nearly half of the neurons, so that another importance would choose others
+    cut = fl.article_cut(model, tokenizer, [fl.ARTICLE_PAIR], fraction=0.45, bias_weight=weight)
+    assert cut.neurons == fl.select_neurons(scores, fraction=0.45).neurons
     assert f"article, 1 pairs, bias weight {weight:g}" in cut.how
 
 
