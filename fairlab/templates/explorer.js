@@ -14,6 +14,7 @@ export function explore(el, { title, controls, places, moved, ask }) {
   el.classList.add("fairlab-explorer");
   const form = add(el, "form");
   form.setAttribute("aria-label", title);
+  form.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for itself
   form.addEventListener("submit", (event) => event.preventDefault());
   const picture = add(add(el, "figure"), "img");
   const sentence = add(el, "p");
