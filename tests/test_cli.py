@@ -953,8 +953,12 @@ def test_names_are_cut_compared_and_reported(run, folder, pairs_csv, tmp_path):
     facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
     counts = {(row["measure"], row["row"]): row["pairs"] for row in facts["results"]}
     assert (counts["gap", "category"], counts["metric", "category"]) == (2, 1)
-    assert "In 1 of the " in facts["warnings"][-1]
+    assert "In 1 of the 2 pairs measured the two prompts differ" in facts["warnings"][-1]
     assert "differ in their number of tokens" in page.read_text(encoding="utf-8")
+    # a quick look measures no article metric, and warns all the same
+    assert run("report", *options, "--quick", "--force", "--out", page)[0] == 0
+    again = strict(page.with_suffix(".json").read_text(encoding="utf-8"))["warnings"]
+    assert again == facts["warnings"]
     # the article's method can't choose on them: they are left out, and told
     options = ["--pairs", path, "--fraction", "0.1", "--method", "article", "--json"]
     code, out, err = run("prune", *options, "--out", tmp_path / "cut")
