@@ -642,10 +642,16 @@ TWICE = [  # two places, of one word each
         (("compare", "report"), ["--selection", "cut.json"], "made for 3 layers of 25 neurons"),
         (("compare", "report"), ["--selection", "gates.json"], "made for 3 layers of 25 neurons"),
         (("compare", "report"), ["--changed", "other"], "as other tokens than the original does"),
+        (("compare", "report"), ["--changed", "padded"], "predicts 49,216 tokens and the original"),
+        (
+            ("compare", "report"),
+            ["--changed", "mixture"],
+            "mixture is a mixture of experts; fairlab",
+        ),
     ],
 )
 def test_what_needs_no_weights_is_refused_before_they_are_read(
-    run, pairs_csv, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
+    run, pairs_csv, tokenizer, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
 ):
     monkeypatch.chdir(tmp_path)
     pairs_csv(TWICE, "twice.csv")
@@ -660,6 +666,15 @@ def test_what_needs_no_weights_is_refused_before_they_are_read(
     Path("gates.json").write_text(gates.to_json(), encoding="utf-8")
     if "other" in options:
         fl.save_model(tiny_model(), bos_tokenizer, tmp_path / "other")
+    if "padded" in options:
+        model = tiny_model()
+        model.resize_token_embeddings(49216)
+        fl.save_model(model, tokenizer, tmp_path / "padded")
+    if "mixture" in options:  # a configuration is enough
+        config = transformers.MixtralConfig(num_hidden_layers=1)
+        config.save_pretrained(tmp_path / "mixture")
+        Path("mixture/model.safetensors").touch()
+        tokenizer.save_pretrained(tmp_path / "mixture")
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     outputs = {"prune": ["--out", "m"], "report": ["--out", "page.html"]}
     for command in commands:

@@ -35,6 +35,7 @@ def material_of(plan, model):
     methods = [method for method in plan.methods if method != "random"]
     of_method = chosen_on(tokenizer, plan.pair_options, choosing, methods)
     if plan.changed:
+        check_same_vocabulary(model, plan.changed)
         check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
         held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
@@ -119,6 +120,21 @@ def random_cut(plan, model, like):
 def changed_model(plan, model):
     """Load a changed model like the original."""
     return fl.load_model(plan.changed, dtype=dtype_of(model), **plan.where)[0]
+
+
+def check_same_vocabulary(model, changed):
+    """Refuse a changed model that fairlab can't load, or that predicts other tokens, by its
+    configuration."""
+    from fairlab.models import empty_model
+
+    counts = []
+    for name in (model, changed):
+        counts.append(len(empty_model(name).get_output_embeddings().weight))
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"changed: {changed} predicts {counts[1]:,} tokens and the original {counts[0]:,}; only "
+            "models with one vocabulary can be compared"
+        )
 
 
 def check_same_tokens(tokenizer, changed, held_out):
