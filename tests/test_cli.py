@@ -1266,17 +1266,27 @@ def test_a_cut_for_another_model_is_refused(run, few, tmp_path):
     assert (code, out) == (2, "") and "made for 3 layers of 25 neurons" in err
 
 
-def test_what_was_measured_is_seen_where_the_page_can_not_be_written(
-    run, few, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("step", "error", "code", "end"),
+    [
+        ("write_report", OSError("no space left"), 2, "fairlab: no space left\n"),
+        ("sample_continuations", ValueError("too long"), 2, "fairlab: too long\n"),
+        ("generate", KeyboardInterrupt(), 130, "fairlab: stopped; nothing was kept\n"),
+    ],
+)
+def test_what_was_measured_is_seen_where_no_page_can_be_made(
+    run, few, tmp_path, monkeypatch, step, error, code, end
 ):
-    def full(*arguments, **options):
-        raise OSError("no space left")
+    def fail(*arguments, **options):
+        raise error
 
-    monkeypatch.setattr(fl, "write_report", full)
-    code, _, err = run("report", *few, "--method", "article", "--out", tmp_path / "r.html")
-    assert code == 2
+    monkeypatch.setattr(fl, step, fail)
+    page = tmp_path / "r.html"
+    options = ["--method", "article", "--continuations", "1", "--no-cache", "--out", page]
+    ended, out, err = run("report", *few, *options)
+    assert (ended, out) == (code, "")
     assert "article: the gap (mean over categories) changes by" in err
-    assert err.endswith("fairlab: no space left\n")
+    assert err.endswith(end) and not page.exists()
 
 
 def test_a_changed_folder_is_judged_as_its_cut(run, few, tmp_path):

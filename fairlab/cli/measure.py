@@ -132,8 +132,8 @@ def check_same_vocabulary(model, changed):
         counts.append(len(empty_model(name).get_output_embeddings().weight))
     if counts[0] != counts[1]:
         raise ValueError(
-            f"changed: {changed} predicts {counts[1]:,} tokens and the original {counts[0]:,}; only "
-            "models with one vocabulary can be compared"
+            f"changed: {changed} predicts {counts[1]:,} tokens and the original {counts[0]:,}; "
+            "only models with one vocabulary can be compared"
         )
 
 

@@ -70,10 +70,11 @@ def check_nothing_for_a_report(context):
 
 def write_page(page, measured, plan, loaded, model_name, choosing, force):
     """Write the report of what was measured; return the verdict."""
-    if plan.continuations:
-        measured = replace(measured, continuations=words_counted(plan, loaded, measured))
+    sentences = list(measured.table["sentence"])
     prompts = shown_prompts(choosing, measured.held_out)
     try:
+        if plan.continuations:
+            measured = replace(measured, continuations=words_counted(plan, loaded, measured))
         verdict = fl.write_report(
             page,
             measured,
@@ -84,8 +85,8 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
             texts=texts_of(loaded, measured.selections, prompts),
             force=force,
         )
-    except OSError:  # the disk may be full; what was measured is not lost with the page
-        print("\n".join(measured.table["sentence"]), file=sys.stderr)
+    except BaseException:  # stopped, or a full disk: what was measured is not lost with the page
+        print("\n".join(sentences), file=sys.stderr)
         raise
     return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
 
