@@ -60,7 +60,8 @@ def run(folder, capfd, monkeypatch, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "fairlab" / "readings"
     monkeypatch.setattr(files, "readings_folder", lambda: cache)
     # on a busy computer the clock could make a notice out of milliseconds
-    monkeypatch.setattr("fairlab.cli.measure.paces_of", lambda *given: estimate.Paces(0, 0))
+    for clock in ("paces_of", "reading_paces"):
+        monkeypatch.setattr(f"fairlab.cli.measure.{clock}", lambda *given: estimate.Paces(0, 0))
 
     def run(command, *options):
         arguments = [command, "--model", folder, *options]
@@ -1597,6 +1598,7 @@ class FakeTokenizer:
             "about 35 seconds: 35 seconds to measure; 7 readings, and 14 more kept from before",
         ),
         (({"to choose": 2, "to measure": 2.9}, 22, 0), ""),
+        (({"to choose": 150},), "about 2 minutes: 2 minutes to choose"),
     ],
 )
 def test_the_time_is_told_in_words(capsys, facts, said):
@@ -1612,6 +1614,9 @@ def second_a_token(monkeypatch):
         return estimate.Paces(1000, 1, int(page), 1)
 
     monkeypatch.setattr("fairlab.cli.measure.paces_of", paces_of)
+    monkeypatch.setattr(
+        "fairlab.cli.measure.reading_paces", lambda *given: paces_of(None, *given[:2], None, False)
+    )
     monkeypatch.setattr(estimate, "in_words", lambda seconds: f"{seconds:.0f} s")
 
 
@@ -1649,6 +1654,24 @@ def test_the_time_is_told_before_neurons_are_chosen(
         f"fairlab: about {total} s: {choose} s to choose, {measure} s to measure, {texts} s for "
         f"texts, {sampled} s for sampled texts; 5 readings"
     )
+
+
+@pytest.mark.parametrize("command", ["score", "prune"])
+def test_the_time_is_told_where_neurons_are_only_chosen(
+    run, folder, few, tmp_path, monkeypatch, second_a_token, command
+):
+    def stop(*arguments, **options):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "guarded_cut", stop)
+    monkeypatch.setattr("fairlab.recipes.guarded_tables", stop)
+    code, _, err = run(command, *few[:4], "--out", tmp_path / "out")
+    tokenizer = fl.load_tokenizer(folder)
+    texts = [SENTENCES[i].replace("{}", word) for i in (0, 2) for word in sum(WORDS, ())]
+    tokens = sum(len(tokenizer(text).input_ids) for text in [*texts, fl.load_text("any")])
+    seconds = 3 * (2000 + tokens)  # there and back: a pass of prompts and one of text
+    notice = f"fairlab: about {seconds} s: {seconds} s to choose"
+    assert (code, err.splitlines()[-2:]) == (2, [notice, "fairlab: far enough"])
 
 
 def test_the_time_leaves_out_what_was_kept(run, few, reads, second_a_token):

@@ -17,7 +17,7 @@ import fairlab as fl  # loads its modules at first use, so that --help comes at 
 from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
 from fairlab.cli.kept import told_if_stopped
-from fairlab.cli.measure import carry_out, material_of
+from fairlab.cli.measure import carry_out, material_of, tell_time_of_choice
 from fairlab.cli.neurons import (
     check_neutral_is_used,
     choose_neurons,
@@ -301,6 +301,7 @@ def score(
     check_neutral_is_used(method, pair_options)
     taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, dtype=dtype, **where)
+    tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
@@ -401,6 +402,7 @@ def prune(
             page, choosing = place_of_page(report, out, private), material.choosing
             facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
         else:
+            tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
         cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)

@@ -1,13 +1,20 @@
 """Carry out a plan: choose or load what it judges, and compare it.
 
-Contents: `Material`, `material_of` (before the model loads); `carry_out`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`; `tell_time_of_choice`,
+where neurons are only chosen.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.estimate import paces_of, seconds_of, tell_time
+from fairlab.cli.estimate import (
+    paces_of,
+    reading_paces,
+    seconds_of,
+    seconds_of_choice,
+    tell_time,
+)
 from fairlab.cli.kept import keep, kept_cut, paths_of_choices
 from fairlab.cli.neurons import check_size, choose_neurons, chosen_on, scope_of
 from fairlab.cli.output import dtype_of
@@ -80,6 +87,17 @@ def tell_time_of(plan, loaded, material, to_choose, cuts, settings, page):
     paces = paces_of(plan, loaded, material, settings["metric"], page)
     given = (material, to_choose, cuts, readings, paces)
     tell_time(seconds_of(plan, loaded[1], *given), readings, kept)
+
+
+def tell_time_of_choice(loaded, method, taken, batch_size, pair_options):
+    """Say about how long it takes to choose by a method alone."""
+    pairs, neutral = taken
+    text = fl.load_text("calibration", pair_options.language)
+    # only to time it: what takes no neutral pairs reads more of the others
+    read = fl.HeldOut(pairs, neutral or pairs, text)
+    paces = reading_paces(loaded, read, False, batch_size)
+    seconds = seconds_of_choice(loaded[1], method, taken, batch_size, pair_options, paces)
+    tell_time({"to choose": seconds})
 
 
 def cuts_to_judge(plan, model, chosen):
