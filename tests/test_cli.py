@@ -1373,6 +1373,11 @@ def test_what_can_not_be_judged_is_said_before_the_model_loads(
         (["--license-link", "x", "--base-model", "a/b"], "license_link, base_model: only the"),
         (["--report", "p.html", "--card", "--license", "my own"], "license: expected"),
         (["--report", "p.html", "--card", "--license", "other"], "license_name: the license"),
+        (["--card-language", "it"], "card_language: only the model card says this; add --card"),
+        (
+            ["--report", "p.html", "--card", "--card-language", "Italian"],
+            "language: expected a code",
+        ),
         (["--method", "random"], "method: expected one of guarded, activation"),
         (["--method", "article,guarded"], "method: expected one of guarded, activation"),
         (["--seed", "0"], "seed: only a report needs this; add --report report.html"),
@@ -1407,6 +1412,7 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     options = ["--model", tmp_path / "source", *few, "--method", "article"]
     options += ["--out", out, "--report", out / "report.html", "--card", "--json"]
     options += ["--license", "other", "--license-name", "own", "--license-link", "https://a.b/c"]
+    options += ["--card-language", "it, de"]
     code, printed, err = run("prune", *options)
     assert code == 0, err
     told, page = strict(printed), strict((out / "report.json").read_text(encoding="utf-8"))
@@ -1417,7 +1423,7 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     assert page["model"]["dtype"] == measured.dtype == "float32"
     card = (out / "README.md").read_text(encoding="utf-8")
     assert page["model"]["weights_sha256"] in card and "license_name: own" in card
-    assert "license_link: https://a.b/c" in card
+    assert "license_link: https://a.b/c" in card and "language:\n- it\n- de\n" in card
     again = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert again.dtype == torch.bfloat16 and told["dtype"] == "bfloat16"
     expected = fl.prune(tiny_model(dtype=torch.bfloat16), measured.selections["article"])

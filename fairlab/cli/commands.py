@@ -84,6 +84,7 @@ from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
     check_prune_outputs,
+    codes_of,
     cut_in_place,
     papers_beside,
     place_of_page,
@@ -338,6 +339,13 @@ def prune(
     base_model: Annotated[
         str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
     ] = None,
+    card_language: Annotated[
+        str | None,
+        Option(
+            help="Of the model, for the card: it, or en,de; by default what its own card says, "
+            "else the language of the pairs."
+        ),
+    ] = None,
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
@@ -373,7 +381,7 @@ def prune(
     from fairlab.models import refuse_offloaded
 
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
-    terms["base_model"] = base_model
+    terms |= {"base_model": base_model, "language": codes_of(card_language)}
     check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
     where = where_to_load(device, device_map)
     pair_options = PairOptions(

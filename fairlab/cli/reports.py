@@ -1,8 +1,8 @@
 """The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a cut
-model).
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report`, `codes_of` (before the
+model loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a
+cut model).
 """
 
 import json
@@ -39,7 +39,8 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
     check_output_folder("out", out, beside=reports, force=force, inputs=inputs)
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
-    given = [name for name, value in terms.items() if value]
+    options = {"language": "card_language"}  # --language is that of the pairs
+    given = [options.get(name, name) for name, value in terms.items() if value]
     if given and not card:
         raise ValueError(f"{', '.join(given)}: only the model card says this; add --card")
     if page:
@@ -53,6 +54,11 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
         terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def codes_of(languages):
+    """Return the codes of --card-language: "en,de"; None where it was not given."""
+    return languages and [code.strip() for code in languages.split(",")]
 
 
 def is_inside(page, folder):
