@@ -124,8 +124,8 @@ def _effect_in_words(gap: dict, kind: str) -> str:
     if did:
         side = "below" if did == "narrowed" else "above"
         words = (
-            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair by "
-            f"{numbers}: the whole interval lies {side} 0{beyond.format(side)}."
+            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair, a "
+            f"change of {numbers}: the whole interval lies {side} 0{beyond.format(side)}."
         )
         return words if has_random(gap) else f"{words} {NOT_COMPARED}"
     unclear = f"No effect can be told: the gap changes by {numbers}"
@@ -166,11 +166,15 @@ def _specificity(gap: dict, neutral: dict, kind: str) -> str:
 
 
 _SAME_PAIRS = (
-    "pairs measured also chose the neurons. Neurons chosen because they differ on a pair lower the "
-    "difference on that pair when they go: that says nothing of other pairs."
+    "Not held out: {} pairs measured also chose the neurons. Neurons chosen because they differ on "
+    "a pair lower the difference on that pair when they go: that says nothing of other pairs."
 )
-_SAME_SENTENCES = "sentences measured also chose the neurons, with other words."
-_SAME_WORDS = "word pairs measured also chose the neurons, in other sentences."
+_SAME_SENTENCES = (
+    "Only partly held out: {} sentences measured also chose the neurons, with other words."
+)
+_SAME_WORDS = (
+    "Only partly held out: {} word pairs measured also chose the neurons, in other sentences."
+)
 
 
 _NOT_KNOWN = (
@@ -209,8 +213,7 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
         measured = {key(pair) for pair in measured_pairs}
         shared = measured & {key(pair) for pair in chosen_on}
         if shared:
-            numbers = f"{len(shared)} of the {len(measured)}"
-            return [f"Not held out: {numbers} {words}"]
+            return [words.format(f"{len(shared)} of the {len(measured)}")]
     return []
 
 
