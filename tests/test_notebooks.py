@@ -75,6 +75,24 @@ def numbers(text):
     return {match.replace(",", "").replace("−", "-").lstrip("+") for match in NUMBER.findall(text)}
 
 
+def minutes_to_read(path):
+    """Return how long a lesson takes without its exercises and what is folded away: 150 words and
+    20 lines of code a minute."""
+    words, code, exercises = 0, 0, False
+    for cell in read(path)["cells"]:
+        text = source(cell)
+        kind = cell["cell_type"]
+        if kind == "markdown" and text.startswith("## "):
+            exercises = text.startswith("## Exercises")
+        if exercises:
+            continue
+        if kind == "markdown":
+            words += len(re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL).split())
+        else:
+            code += len(text.splitlines())
+    return words / 150 + code / 20
+
+
 def prose(path):
     """Return the sentences of a lesson: no code, headings, links, list numbers, or facts of the
     course itself."""
@@ -214,7 +232,8 @@ class TestEveryLesson:
             rf"\n# {path.name[:2]} · ",
             r"\n\*\*[^*]+\?\*\*\n",
             r"\n\*You will learn\*\n\n- .*\n- .*\n- .*\n",
-            r"\n\*Before you start\*: .*minutes to read and work through.*minute.* of computing",
+            r"\n\*Before you start\*: .*minutes to read and \d+ for the exercises; ",
+            r"minute.* of computing",
             r"\n## 1 ",
             r"\n## What this does and does not show\n",
             r"\n## Exercises\n",
@@ -228,6 +247,11 @@ class TestEveryLesson:
             match = re.compile(part).search(text, start)
             assert match, f"missing or out of order: {part}"
             start = match.end() - 1
+
+    def test_the_time_to_read_is_what_it_says(self, path):
+        announced = int(re.search(r"about (\d+) minutes to read and", markdown(path))[1])
+        assert abs(announced - minutes_to_read(path)) <= 5
+        assert announced <= 45
 
     def test_sections_are_numbered_in_order(self, path):
         found = [int(number) for number in re.findall(r"^## (\d+) ", markdown(path), re.MULTILINE)]

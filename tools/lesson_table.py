@@ -56,9 +56,10 @@ def question(path: Path) -> str:
 
 
 def learning_time(path: Path) -> str:
-    """Return how long a lesson says that it takes to read and to work through."""
+    """Return how long a lesson says that it takes to read, and its exercises to do."""
     start = nbformat.read(path, as_version=4).cells[0].source
-    return re.search(r"bout (\d+ min)utes to read and work through", start)[1]
+    minutes = re.search(r"bout (\d+) minutes to read and (\d+) for the exercises", start)
+    return f"{minutes[1]} + {minutes[2]} min"
 
 
 def measure(path: Path) -> tuple[float, float]:
