@@ -29,6 +29,7 @@ from fairlab.passes import (
     PairBatch,
     check_option,
     check_positive,
+    check_weight,
     chunk_loss,
     divergence,
     full_precision,
@@ -121,6 +122,8 @@ def difference_scores(
 
     Parameters
     ----------
+    method : str
+        Which of the three formulas.
     signed : bool
         With "activation": the mean of h^a - h^b. Positive: more active for `attribute_a`, the group
         that the stereotype targets. Opposite signs cancel, over tokens and over pairs.
@@ -238,10 +241,9 @@ def decision_scores(
     toward: Tensor | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much nearer to 0 the decision gap comes if it is removed, to
-    first order.
+    """Score every MLP neuron by how much nearer to 0 its removal brings the decision gap.
 
-    ::
+    To first order::
 
         mean over categories of ∂ |mean decision gap| / ∂m at m = 1
 
@@ -300,10 +302,9 @@ def patching_scores(
     relative: bool = False,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much the gap narrows, to first order, if each of its
-    activations is replaced by the mean of the pair at that token.
+    """Score every MLP neuron by how much the gap narrows if it is set to the pair's mean.
 
-    ::
+    To first order, with each of its activations replaced by the mean of the pair at that token::
 
         Σ_t over both prompts (h - (h^a + h^b) / 2) · ∂gap/∂h
 
@@ -597,8 +598,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
     _check_tables({"bias": bias, "importance": importance})
-    if not 0 <= bias_weight <= 1:
-        raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
+    check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
 

@@ -109,6 +109,8 @@ class Explorer:
 
         Parameters
         ----------
+        path : path
+            Where the page is to stand.
         force : bool
             Whether to replace a file that exists.
 
@@ -175,7 +177,7 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
         projections, layer, shared="same limits in all layers"
     )
     figure = Figure(figsize=(9, 4.2), dpi=90)
-    # fixed margins, here and below: a layout engine would take half of the time of a frame
+    # fixed margins, here and below: a layout engine would make each frame slower
     margins = {"left": 0.07, "right": 0.98, "bottom": 0.2, "top": 0.92, "wspace": 0.38}
     plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1], gridspec_kw=margins)
     _fix_places(plane)

@@ -1,6 +1,7 @@
 """Gates on chosen neurons: kept as JSON, tried, folded into the weights, solved in closed form."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,6 +167,18 @@ def test_solved_gates_keep_the_promise_at_the_least_damage():
     assert torch.equal(d.flatten().nonzero().flatten(), best)
 
 
+def test_solved_gates_are_the_formula_by_hand():
+    """The two neurons of lesson 08: g = 1 - t · a / (F² + c · mean F²), with a denominator of 1."""
+    a, t = torch.tensor([[2.0, -1.0]]), 0.2
+    zero, half = torch.zeros(1, 2), torch.full((1, 2), 0.5)
+    by_hand = torch.tensor([[0.6, 1.2]])
+    promise = ((1 - by_hand) * a).sum().item()
+    tables = gating.GateTables(a, zero, half, zero)
+    solved = gating.solve_gates(tables, count=2, goal=promise, floor=3)
+    assert torch.allclose(solved, by_hand)
+    assert torch.allclose(solved, 1 - t * a)
+
+
 def test_charge_takes_from_gates_that_move_neutral_words():
     tables = tables_of(3)
     promises = []
@@ -194,6 +207,9 @@ def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):
     model, text = tiny_model(), fl.load_text("calibration")[:3000]
     pairs = fl.load_pairs("race", split="validation")[:4]
     neutral = fl.load_pairs(split="validation", kind="neutral")[:6]
+    # whatever their categories, all neutral pairs count alike
+    for place, category in ((0, "mood"), (1, "weather")):
+        neutral[place] = replace(neutral[place], category=category)
     gates = fl.balanced_gates(model, tokenizer, pairs, neutral, text=text, fraction=0.15, goal=1e-3)
     mean = gating.mean_activations(model, tokenizer, text)
     options = {"toward": mean}

@@ -119,7 +119,7 @@ def compare(
     seed : int
         Of the random cuts.
     metric : bool
-        Whether to measure the article's metric, which takes about half of the time.
+        Whether to measure the article's metric, for which every layer is looked at.
     match : dict of str to Tensor, optional
         Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
         importance}, another `n_random` of `random_selections(…, match=table)`. They take as long

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
 from fairlab.pairs import PromptPair
-from fairlab.passes import PairBatch, divergence, losses_by_scale
+from fairlab.passes import WINDOW, PairBatch, divergence, losses_by_scale
 
 SCALES = np.linspace(1, 0, 21)  # factors on the logits; at 0 every token is as likely as any other
 
@@ -40,9 +40,11 @@ def flattened_gaps(
     prices: Sequence[float],
     batch_size: int = 32,
 ) -> list[Flattening]:
-    """For each price, a rise of the mean loss in nats, find the flattening that costs no more, and
-    measure the gaps under it."""
-    losses = losses_by_scale(model, tokenizer, text, window=512, scales=tuple(SCALES)).mean(0)
+    """Find the flattening that costs no more than each price, and measure the gaps under it.
+
+    A price is a rise of the mean loss, in nats.
+    """
+    losses = losses_by_scale(model, tokenizer, text, window=WINDOW, scales=tuple(SCALES)).mean(0)
     scales = [lowest_scale(SCALES, losses, price) for price in prices]
     gaps = np.zeros((1 + len(scales), len(pairs)))
 

@@ -114,8 +114,11 @@ def read_cut(
     metric: bool,
     batch_size: int = 32,
 ) -> Reading:
-    """Measure gaps, the article's metric, decisions and the losses of the text while a cut, or
-    gates, are in place; or those of a changed model."""
+    """Measure what `compare` compares, of a cut model, a gated or a changed one.
+
+    Gaps, the article's metric, decisions and the losses of the text, while a cut, or gates, are in
+    place.
+    """
     with applied(model, cut) as changed:
         return _read(changed, tokenizer, held_out, metric, batch_size)
 
@@ -143,9 +146,9 @@ def _read(
         distance[batch.pairs] += (differences * batch.weights).sum(1).float().cpu() / places
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
-        rest = leave_out_tokens(log_p, pronouns)
+        log_p_without_pronouns = leave_out_tokens(log_p, pronouns)
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
-        gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
+        gap_without_pronouns[batch.pairs] = divergence(log_p_without_pronouns, batch).float().cpu()
         rows = zip(batch.pairs.tolist(), batch.rows_a, batch.rows_b, strict=True)
         for number, row_a, row_b in rows:
             if number in single:
@@ -217,8 +220,10 @@ class KeptReadings:
 def cache_key(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, *, metric: bool
 ) -> str:
-    """Return a short name for all that readings depend on beside the cut: the model as it answers
-    now, and the tokens it is given."""
+    """Return a short name for all that readings depend on beside the cut.
+
+    The model as it answers now, and the tokens that it is given.
+    """
     tokens, outcomes = [], []
     for pair in held_out.everything:
         tokens += [prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)]

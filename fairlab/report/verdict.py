@@ -1,8 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
 Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
-`decisions_told`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`,
-`points` and `span` write numbers.
+`decision_sentences`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`;
+`percent`, `points` and `span` write numbers.
 """
 
 import math
@@ -188,8 +188,7 @@ def warnings(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair] = (),
 ) -> list[str]:
-    """Say what the pairs that were measured share with those that chose, and lack with neutral
-    ones."""
+    """Say what the measured pairs share with those that chose, and lack with neutral ones."""
     notes = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
     sentences = {pair.template or pair.prompt_a for pair in pairs}
     if neutral and not sentences & {pair.template for pair in neutral}:
@@ -215,11 +214,14 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
 
 
 def length_warnings(readings: pd.DataFrame) -> list[str]:
-    """Say of how many pairs the article's metric is missing, which only prompts of unequal length
-    lack; nothing where it was not measured."""
-    one = readings[readings["selection"] == readings["selection"].iloc[0]]  # all have these pairs
-    pairs = (one["measure"] == "gap").sum()
-    with_metric = (one["measure"] == "metric").sum()
+    """Say of how many pairs the article's metric is missing.
+
+    Only prompts of unequal length lack it. Nothing is said where it was not measured.
+    """
+    # all cuts have the same pairs
+    of_one_cut = readings[readings["selection"] == readings["selection"].iloc[0]]
+    pairs = (of_one_cut["measure"] == "gap").sum()
+    with_metric = (of_one_cut["measure"] == "metric").sum()
     unequal = pairs - with_metric
     if not unequal or not with_metric:
         return []
@@ -284,7 +286,7 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def decisions_told(gaps: pd.DataFrame) -> list[str]:
+def decision_sentences(gaps: pd.DataFrame) -> list[str]:
     """Say for whom the odds of a harsher answer are higher, category by category.
 
     Parameters
