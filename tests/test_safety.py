@@ -831,6 +831,10 @@ def test_the_command_line_destroys_nothing(folder, tmp_path, monkeypatch, capfd)
         assert end.value.code == 2, told
         assert "out: " in told
         assert len(told.strip().splitlines()) == 1
+    # a process of its own takes seconds, so only the last one is tried as from a shell
+    command = [sys.executable, "-m", "fairlab", *map(str, tries[-1])]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (2, told)
     assert snapshot(tmp_path) == before
 
 

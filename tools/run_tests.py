@@ -34,8 +34,8 @@ NBVAL = [
     "--nbval-cell-timeout=300",
     "--dist=loadscope",
 ]
-# glibc gives large tensors back to the system and asks for them anew, page by page, a tenth of the
-# time of a pass; with these it keeps them for the next tensor
+# glibc gives large tensors back to the system and asks for them anew, page by page, some per cent
+# of the time of a pass; with these it keeps them for the next tensor
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 NO_NBVAL = ["-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
