@@ -216,7 +216,8 @@ class DecisionBatch:
     Attributes
     ----------
     input_ids, attention_mask : Tensors of shape (rows, tokens)
-        A prompt, or a prompt with all but the last token of a continuation; padded on the right.
+        A prompt with all but the last token of a continuation, or a prompt alone where each
+        continuation is one token; padded on the right.
     rows, positions, targets : Tensors of shape (steps,)
         Token `targets` is predicted at `positions` of `rows`.
     continuation_of : Tensor of shape (steps,)
@@ -326,12 +327,25 @@ def _encoded_lists(
 
 
 def _rows_of(lists: list[List]) -> list[Tokens]:
-    """Return the different rows that a pair needs: prompts with all but the last token."""
-    rows = {}
+    """Return the different rows that a pair needs: prompts with all but the last token of a
+    continuation.
+
+    What another row begins with is no row of its own: its tokens are predicted there as well.
+    """
+    beginnings = {}  # in place of a set, which has no order
     for encoded in lists:
         for start, continuation in encoded:
-            rows[start + continuation[:-1]] = None
-    return list(rows)
+            beginnings[start + continuation[:-1]] = None
+    rows = []
+    for beginning in sorted(beginnings, key=len, reverse=True):
+        if not any(_begins_with(row, beginning) for row in rows):
+            rows.append(beginning)
+    return rows
+
+
+def _begins_with(row: Tokens, beginning: Tokens) -> bool:
+    """Say whether the first tokens of a row are these."""
+    return row[: len(beginning)] == beginning
 
 
 def _decision_batch(
@@ -342,10 +356,13 @@ def _decision_batch(
     steps: list[tuple[int, int, int, int]] = []  # row, position, target, continuation
     sizes, count = [], 0
     for index in indices:
+        of_pair = _rows_of(encoded[index])
         for continuations in encoded[index]:
             sizes.append(len(continuations))
             for start, continuation in continuations:
-                row = row_of.setdefault(start + continuation[:-1], len(row_of))
+                beginning = start + continuation[:-1]
+                whole = next(row for row in of_pair if _begins_with(row, beginning))
+                row = row_of.setdefault(whole, len(row_of))
                 for offset, token in enumerate(continuation):
                     steps.append((row, len(start) - 1 + offset, token, count))
                 count += 1

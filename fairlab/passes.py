@@ -477,13 +477,17 @@ def losses_by_scale(
 
 def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> Tensor:
     """Compute the cross-entropy of targets with scaled logits, shape (tokens, scales)."""
-    # logits: (tokens, vocabulary)
-    target_logits = logits.gather(1, targets[:, None])[:, 0]  # (tokens,)
     losses = []
-    for scale in scales:
-        scaled = logits if scale == 1 else logits * scale  # saves a copy of the largest tensor
-        losses.append(torch.logsumexp(scaled, 1) - target_logits * scale)
-    return torch.stack(losses, 1)
+    # a few tokens at a time: their logits stay in the processor's cache, which is three times as
+    # fast as all of them scale by scale
+    for some, of_some in zip(logits.split(16), targets.split(16), strict=True):
+        # some: (16 tokens, vocabulary)
+        target_logits = some.gather(1, of_some[:, None])[:, 0]  # (16 tokens,)
+        columns = []
+        for scale in scales:
+            columns.append(torch.logsumexp(some * scale, 1) - target_logits * scale)
+        losses.append(torch.stack(columns, 1))
+    return torch.cat(losses)
 
 
 @contextmanager

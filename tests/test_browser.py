@@ -66,7 +66,7 @@ def up_to_the_last_explorer(cells):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(kernel, tmp_path_factory):
     """Serve a copy of the notebooks, without their outputs, in a JupyterLab with no settings of the
     user's."""
     place = tmp_path_factory.mktemp("lab")
@@ -75,13 +75,14 @@ def lab(tmp_path_factory):
     for path in folder.glob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         notebook["cells"] = up_to_the_last_explorer(notebook["cells"])
+        notebook["metadata"]["kernelspec"] = {"name": kernel, "display_name": kernel}
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":
                 cell.update(outputs=[], execution_count=None)
         path.write_text(json.dumps(notebook), encoding="utf-8")
     cells = [nbformat.v4.new_code_cell(source) for source in PREDICTION]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    spec = {"kernelspec": {"name": kernel, "display_name": kernel}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=spec)
     nbformat.write(notebook, folder / "prediction.ipynb")
     own = {name: str(place / name) for name in (*FOLDERS, "IPYTHONDIR")}
     overrides = Path(own["JUPYTER_CONFIG_DIR"]) / "labconfig" / "default_setting_overrides.json"

@@ -343,7 +343,9 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
     pairs = data["pairs"]
-    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, TEXT, [-0.5])
+    losses = flattening.losses_at_scales(tiny, tokenizer, TEXT)  # (tokens, scales)
+    assert torch.equal(losses[:, 0], passes.token_losses(tiny, tokenizer, TEXT))
+    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, losses, [-0.5])
     loss = passes.losses_by_scale(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
     assert found.scale < 1  # an over-confident model: a flattening costs nothing
     for scale in (0.7, found.scale):

@@ -111,8 +111,8 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
     text = text_length(tokenizer, held_out.text)
     passes, windows = math.ceil(prompts / plan.batch_size), math.ceil(text / WINDOW)
     one = paces.reading(passes + windows, tokens + text)
-    # that reads all of it once more, and tries 21 factors on each prediction in the text
-    flattening = one + paces.reading(windows, text)
+    # that reads the pairs once more, and tries 21 factors on each prediction in the text
+    flattening = one
     chosen = 0
     for method, pairs in to_choose.items():
         given = (method, pairs, plan.batch_size, plan.pair_options, paces)

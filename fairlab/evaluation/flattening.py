@@ -1,6 +1,6 @@
 """What a mere flattening of all predictions does, at the price of a cut.
 
-Contents: `flattened_gaps`, `lowest_scale`.
+Contents: `losses_at_scales`, `flattened_gaps`, `lowest_scale`.
 
 Multiplying all logits by a factor below 1 can narrow a gap without any surgery. A cut that brings
 less than the flattening of the same price is no achievement.
@@ -32,20 +32,31 @@ class Flattening:
     after: NDArray  # (pairs,)
 
 
+def losses_at_scales(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+) -> Tensor:
+    """Compute the losses of a text's tokens with all logits multiplied by each of `SCALES`.
+
+    Shape (tokens, scales), in nats. The first column, at the factor 1, is what `token_losses`
+    returns.
+    """
+    return losses_by_scale(model, tokenizer, text, window=512, scales=tuple(SCALES))
+
+
 def flattened_gaps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
-    text: str,
+    losses: Tensor,
     prices: Sequence[float],
     batch_size: int = 32,
 ) -> list[Flattening]:
     """Find the flattening that costs no more than each price, and measure the gaps under it.
 
-    A price is a rise of the mean loss, in nats.
+    A price is a rise of the mean loss, in nats; `losses` are those of `losses_at_scales`.
     """
-    losses = losses_by_scale(model, tokenizer, text, window=WINDOW, scales=tuple(SCALES)).mean(0)
-    scales = [lowest_scale(SCALES, losses, price) for price in prices]
+    of_scales = losses.mean(0)  # (scales,)
+    scales = [lowest_scale(SCALES, of_scales, price) for price in prices]
     gaps = np.zeros((1 + len(scales), len(pairs)))
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:

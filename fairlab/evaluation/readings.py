@@ -113,14 +113,15 @@ def read_cut(
     *,
     metric: bool,
     batch_size: int = 32,
+    losses: Tensor | None = None,
 ) -> Reading:
     """Measure what `compare` compares, of a cut model, a gated or a changed one.
 
     Gaps, the article's metric, decisions and the losses of the text, while a cut, or gates, are in
-    place.
+    place. Losses that are known are not measured.
     """
     with applied(model, cut) as changed:
-        return _read(changed, tokenizer, held_out, metric, batch_size)
+        return _read(changed, tokenizer, held_out, metric, batch_size, losses)
 
 
 def _read(
@@ -129,6 +130,7 @@ def _read(
     held_out: HeldOut,
     metric: bool,
     batch_size: int,
+    losses: Tensor | None,
 ) -> Reading:
     """Measure a model as it is."""
     pairs = held_out.everything
@@ -160,7 +162,8 @@ def _read(
         with_longer = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}
         decision[longer] = decision_gap(model, tokenizer, with_longer, **options).float()
-    losses = token_losses(model, tokenizer, held_out.text)
+    if losses is None:
+        losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan
     seconds = np.array(time.perf_counter() - start)
@@ -187,7 +190,7 @@ def _known_outcomes(
 class KeptReadings:
     """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was."""
 
-    def __init__(self, folder: Path, read: Callable[[Change], Reading]):
+    def __init__(self, folder: Path, read: Callable[..., Reading]):
         self.folder, self.read = folder, read
         folder.mkdir(parents=True, exist_ok=True)  # what can't be written is told before the work
 
@@ -195,14 +198,15 @@ class KeptReadings:
         """Return the file of a cut's reading, which need not be there."""
         return self.folder / f"{hashlib.sha256(name_of(cut).encode()).hexdigest()[:24]}.npz"
 
-    def __call__(self, cut: Change) -> Reading:
-        """Return the reading of a cut: from its file, or else measured now."""
+    def __call__(self, cut: Change, **known: Tensor) -> Reading:
+        """Return the reading of a cut: from its file, or else measured now, but for what is
+        known."""
         path = self.path(cut)
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return Reading(**stored)
         except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or damaged
-            reading = self.read(cut)
+            reading = self.read(cut, **known)
             self._keep(path, reading)
             return reading
 

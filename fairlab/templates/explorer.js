@@ -14,7 +14,6 @@ export function explore(el, { title, controls, places, moved, ask }) {
   el.classList.add("fairlab-explorer");
   const form = add(el, "form");
   form.setAttribute("aria-label", title);
-  form.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for itself
   form.addEventListener("submit", (event) => event.preventDefault());
   const picture = add(add(el, "figure"), "img");
   const sentence = add(el, "p");
@@ -25,6 +24,7 @@ export function explore(el, { title, controls, places, moved, ask }) {
     const name = add(label, "span", "name");
     name.textContent = control.label;
     const input = makeInput(label, control);
+    input.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for itself
     input.addEventListener("input", () => {
       places[number] = placeOf(input, control);
       used = number;
