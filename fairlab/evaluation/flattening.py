@@ -40,7 +40,7 @@ def losses_at_scales(
     Shape (tokens, scales), in nats. The first column, at the factor 1, is what `token_losses`
     returns.
     """
-    return losses_by_scale(model, tokenizer, text, window=512, scales=tuple(SCALES))
+    return losses_by_scale(model, tokenizer, text, window=WINDOW, scales=tuple(SCALES))
 
 
 def flattened_gaps(
