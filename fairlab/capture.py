@@ -32,7 +32,7 @@ from fairlab.passes import (
     PairBatch,
     at_least_float32,
     check_option,
-    check_probabilities,
+    check_whole,
     full_precision,
     next_log_p,
     pair_batches,
@@ -256,7 +256,6 @@ def run_pairs(
                 run_decoder(model, batch)
                 continue
             log_p = next_log_p(model, batch)  # (prompts, vocabulary)
-            check_probabilities(log_p)
             see_next(batch, log_p)
 
 
@@ -312,12 +311,8 @@ def _hooks(
 ) -> Iterator[None]:
     """Call `visit(point, layer, values)` in every forward pass inside the block."""
     all_layers = decoder_layers(model)
-    numbers = list(range(len(all_layers))) if layers is None else list(layers)
-    for number in numbers:
-        if number not in range(len(all_layers)):
-            raise ValueError(
-                f"layers: expected numbers from 0 to {len(all_layers) - 1}; got {number!r}"
-            )
+    given = range(len(all_layers)) if layers is None else layers
+    numbers = [check_whole("layers", number, 0, len(all_layers) - 1) for number in given]
     # (batch, tokens) of the pass that is running: OPT flattens the two inside its MLP
     shape: list[int] = []
 

@@ -272,7 +272,7 @@ def decision_batches(
     One pair at a time in half precision, or where a pair needs more rows. All input is checked
     before the first batch.
     """
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]

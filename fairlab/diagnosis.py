@@ -25,7 +25,7 @@ from fairlab.capture import (
 )
 from fairlab.models import decoder_layers, input_device
 from fairlab.pairs import PromptPair, as_pairs, count_in_front, encode_pair
-from fairlab.passes import check_option, check_ready
+from fairlab.passes import check_option, check_ready, check_whole
 from fairlab.statistics import jackknife_interval
 
 ARTICLE_POINTS = (
@@ -250,11 +250,7 @@ def project_pair(
     ids_a, ids_b, first = encode_pair(tokenizer, pair)
     if start is None:
         start = min(count_in_front(tokenizer, pair), first)
-    if not isinstance(start, int) or not 0 <= start <= first:
-        raise ValueError(
-            f"start: expected a number from 0 to {first}, the first token that differs; "
-            f"got {start!r}"
-        )
+    start = check_whole("start", start, 0, first)  # first: the first token that differs
     check_ready(model, longest=len(ids_a))
     ids = torch.tensor([ids_a, ids_b], device=input_device(model))  # (2, tokens)
     with record(model, [point]) as activations, torch.no_grad():

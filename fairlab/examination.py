@@ -4,7 +4,6 @@ Contents: `examine`, which yields a `Step` after the other; `read_prompts`, whic
 tokenizer cuts two prompts and makes a pair of them; `Choices`, what somebody chose.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates
 from fairlab.neutral import build_neutral_pairs
 from fairlab.pairs import PromptPair, check_pairs, encode_pair, load_pairs, prompt_ids
-from fairlab.passes import check_option, check_range
+from fairlab.passes import check_option, check_scale, check_whole
 from fairlab.plots.cuts import plot_comparison
 from fairlab.plots.layers import plot_layer_differences
 from fairlab.plots.neurons import plot_score_plane
@@ -180,12 +179,10 @@ def _check_choices(model: PreTrainedModel, choices: Choices) -> None:
     layers, neurons = table_shape(model)
     check_option("point", choices.point, CAPTURE_POINTS)
     check_option("score", choices.score, SCORES)
-    check_range("layer", choices.layer, 0, layers - 1)
-    check_range("count", choices.count, 1, min(MOST_NEURONS, neurons - 1))
-    check_range("n_random", choices.n_random, 1, 100)
-    scale = choices.scale
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number; got {scale!r}")
+    check_whole("layer", choices.layer, 0, layers - 1)
+    check_whole("count", choices.count, 1, min(MOST_NEURONS, neurons - 1))
+    check_whole("n_random", choices.n_random, 1, 100)
+    check_scale(choices.scale)
 
 
 def _steps(

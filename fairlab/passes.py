@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -76,39 +77,54 @@ def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{argument}: expected one of {', '.join(allowed)}; got {value!r}")
 
 
-def check_range(argument: str, value: int, low: int, high: int) -> None:
-    """Raise a ValueError unless a value is a whole number from `low` to `high`."""
-    if value not in range(low, high + 1):
-        raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
+def check_whole(argument: str, value: object, low: int, high: int | None = None) -> int:
+    """Return a whole number, NumPy's too, as an int; refuse all else, True among it, by name."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{argument}: expected a whole number {expected}; got {value!r}")
+    return int(value)
 
 
-def check_positive(argument: str, value: float, *, or_zero: bool = False) -> None:
-    """Raise a ValueError unless a number is finite and above 0, or 0 where that is allowed."""
-    if not (0 < value < math.inf or (or_zero and value == 0)):
+def is_number(value: object) -> bool:
+    """Say whether a value is a finite real number, NumPy's or Python's; True is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive(argument: str, value: object, *, or_zero: bool = False) -> float:
+    """Return a finite number above 0, or 0 where that is allowed; refuse all else by name."""
+    if not is_number(value) or value < 0 or (value == 0 and not or_zero):
         expected = "of at least 0" if or_zero else "above 0"
         raise ValueError(f"{argument}: expected a number {expected}; got {value!r}")
+    return float(value)
 
 
-def check_weight(argument: str, value: float) -> None:
-    """Raise a ValueError unless a weight lies between 0 and 1, both included."""
-    if not 0 <= value <= 1:
+def check_weight(argument: str, value: object) -> float:
+    """Return a number between 0 and 1, both included; refuse all else by name."""
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{argument}: expected a number from 0 to 1; got {value!r}")
+    return float(value)
 
 
-def check_fraction(fraction: float) -> None:
-    """Raise a ValueError unless a fraction of the neurons is a float between 0 and 1."""
-    if not isinstance(fraction, float) or not 0 < fraction < 1:
+def check_scale(value: object) -> float:
+    """Return what activations are multiplied by, any finite number; refuse all else."""
+    if not is_number(value):
+        raise ValueError(f"scale: expected a finite number (0 removes); got {value!r}")
+    return float(value)
+
+
+def check_fraction(fraction: object) -> float:
+    """Return a fraction of the neurons, between 0 and 1; refuse all else."""
+    if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(
             f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
         )
+    return float(fraction)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise a ValueError unless a batch has room for the two prompts of a pair."""
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+def check_batch_size(batch_size: object) -> int:
+    """Return a batch size that has room for the two prompts of a pair; refuse all else."""
+    return check_whole("batch_size", batch_size, 2)
 
 
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
@@ -182,7 +198,7 @@ def pair_batches(
     False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
     check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
@@ -319,8 +335,10 @@ def logits_at(
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Turn logits (…, vocabulary) into log-probabilities, in at least float32."""
-    return at_least_float32(logits).log_softmax(-1)
+    """Turn logits (…, vocabulary) into log-probabilities, in at least float32; refuse NaN."""
+    log_p = at_least_float32(logits).log_softmax(-1)
+    check_probabilities(log_p)
+    return log_p
 
 
 def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
@@ -458,8 +476,7 @@ def losses_by_scale(
     scales: Sequence[float],
 ) -> Tensor:
     """Compute the token losses with all logits multiplied by each scale; (tokens, scales)."""
-    if not isinstance(window, int) or window < 2:
-        raise ValueError(f"window: expected a whole number of at least 2; got {window!r}")
+    window = check_whole("window", window, 2)
     windows = text_windows(tokenizer, text, window, longest=context_length(model))
     check_ready(model, longest=max(len(ids) for ids in windows))
     scored = [ids for ids in windows if len(ids) > 1]  # one token has nothing before it

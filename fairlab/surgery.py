@@ -45,6 +45,8 @@ from fairlab.passes import (
     check_fraction,
     check_option,
     check_probabilities,
+    check_scale,
+    check_whole,
     divergence,
     full_precision,
     layer_inputs,
@@ -237,10 +239,7 @@ def select_neurons(
         count = count_of_fraction(fraction, candidates)
         note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
     else:
-        if not isinstance(count, int) or not 0 < count < candidates:
-            raise ValueError(
-                f"count: expected a whole number from 1 to {candidates - 1}; got {count!r}"
-            )
+        count = check_whole("count", count, 1, candidates - 1)
         note = f"{count} in each layer" if scope == "layer" else f"{count} in all"
     neurons = _highest(scores, count, scope)
     return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
@@ -257,7 +256,7 @@ def _check_scores(scores: Tensor) -> None:
 
 def count_of_fraction(fraction: float, candidates: int) -> int:
     """Return how many neurons a fraction selects: at least one, and never all."""
-    check_fraction(fraction)
+    fraction = check_fraction(fraction)
     count = min(int(fraction * candidates), candidates - 1)
     if count == 0:
         smallest = math.ceil(1e6 / candidates) / 1e6
@@ -384,8 +383,7 @@ def ablate(
     ValueError
         A selection for a model of another shape, or a scale that is not finite.
     """
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
+    scale = check_scale(scale)
     matching_blocks(model, selection)
     precise = torch.promote_types(model.dtype, torch.float32)
     gates = torch.ones(selection.shape, dtype=precise)  # (layers, neurons)
