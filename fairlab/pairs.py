@@ -390,6 +390,11 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     return pd.DataFrame(rows, columns=columns)
 
 
+def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text without any special tokens that a tokenizer puts round it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the token ids of a prompt, with the special tokens before it (BOS).
 
@@ -403,8 +408,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     ValueError
         With special tokens, the tokenizer splits the prompt in another way than without them.
     """
-    ids = list(tokenizer(prompt).input_ids)
-    bare = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    ids = list(tokenizer(prompt, verbose=False).input_ids)
+    bare = bare_ids(tokenizer, prompt)
     # look for the prompt's own tokens, and keep what stands before them
     for start in range(len(ids) - len(bare) + 1):
         end = start + len(bare)
