@@ -25,8 +25,9 @@ from fairlab.passes import (
     full_precision,
     is_half,
     leave_out_tokens,
+    precise_dtype,
     progress,
-    single_token_ids,
+    tokens_to_leave_out,
 )
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
@@ -149,6 +150,7 @@ def batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[lis
     return batches
 
 
+@full_precision()
 def next_token_divergence(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -179,8 +181,8 @@ def next_token_divergence(
     Raises
     ------
     TypeError, ValueError
-        No pairs, a pair that is not measurable (`check_pairs`), or one string in place of a list
-        of words.
+        No pairs, a pair that is not measurable (`check_pairs`), one string in place of a list of
+        words, or a word that is no single token.
 
     Notes
     -----
@@ -195,8 +197,8 @@ def next_token_divergence(
     """
     pairs = as_pairs(pairs)
     # (pairs,), filled batch by batch
-    gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    tokens = single_token_ids(tokenizer, leave_out)
+    gaps = torch.zeros(len(pairs), dtype=precise_dtype(model))
+    tokens = tokens_to_leave_out(tokenizer, leave_out)
 
     def note(batch: PairBatch, log_p: Tensor) -> None:
         gaps[batch.pairs] = divergence(leave_out_tokens(log_p, tokens), batch).cpu()

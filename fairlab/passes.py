@@ -8,7 +8,7 @@ texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_pre
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.models import input_device
+from fairlab.models import input_device, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
 from fairlab.weights import progress
 
@@ -31,12 +31,18 @@ WINDOW = 512  # how many tokens of a text a model reads at once
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep torch from rounding float32 products inside the block, whatever the user has set.
+    """Compute as fairlab means it inside the block, whatever the user has set.
 
-    No TF32, no bfloat16, no autocast. Also a decorator: everything that measures runs under it.
+    No TF32, no bfloat16, no autocast; float32 where no dtype is named; and no inference mode, whose
+    tensors have no slopes. Also a decorator: everything that measures runs under it.
     """
     backends = torch.backends
     with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())  # slopes ask for gradients where they need them
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
         if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
@@ -59,6 +65,12 @@ def attribute_set_to(owner: object, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def precise_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype in which a model is measured: its own, or float32 where that is more."""
+    refuse_wrapped(model)
+    return torch.promote_types(model.dtype, torch.float32)
 
 
 def is_half(model: PreTrainedModel) -> bool:
@@ -128,7 +140,9 @@ def check_batch_size(batch_size: object) -> int:
 
 
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
-    """Raise a ValueError if a model is in training mode, or can't read the longest input."""
+    """Raise an error if a model is no plain one, is in training mode, or can't read the longest
+    input."""
+    refuse_wrapped(model)
     if model.training:
         raise ValueError(
             "model: it is in training mode, where dropout adds noise to every difference; "
@@ -144,6 +158,7 @@ def check_ready(model: PreTrainedModel, *, longest: int) -> None:
 
 def context_length(model: PreTrainedModel) -> float:
     """Return how many tokens a model reads at once; infinity if its configuration sets no limit."""
+    refuse_wrapped(model)
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
@@ -359,10 +374,6 @@ def check_probabilities(numbers: Tensor) -> None:
 
 def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
     """Return the tokens that are a whole word, with or without a capital and a space before it."""
-    if isinstance(words, str):
-        raise TypeError(
-            f"leave_out: expected a list of words; got one string {words!r} (put it in a list)"
-        )
     tokens = set()
     for word in words:
         for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
@@ -370,6 +381,21 @@ def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -
             if len(ids) == 1:
                 tokens.add(ids[0])
     return sorted(tokens)
+
+
+def tokens_to_leave_out(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """Return the tokens of words, each of which must be one token in some form."""
+    if isinstance(words, str) or not isinstance(words, Iterable):
+        got = f"one string {words!r} (put it in a list)" if isinstance(words, str) else repr(words)
+        raise TypeError(f"leave_out: expected a list of words; got {got}")
+    words = list(words)
+    for word in words:
+        if not isinstance(word, str) or not word.strip() or not single_token_ids(tokenizer, [word]):
+            raise ValueError(
+                "leave_out: expected words that are one token each, with or without a capital or a "
+                f"space before them, since only these can be left out; got {word!r}"
+            )
+    return single_token_ids(tokenizer, words)
 
 
 def leave_out_tokens(log_p: Tensor, tokens: Sequence[int]) -> Tensor:

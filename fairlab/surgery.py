@@ -459,7 +459,7 @@ def save_model(
     force: bool = False,
     beside: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Save a model and its tokenizer such that stock transformers loads them.
+    """Save a model and its tokenizer such that stock transformers loads them, 4 as well as 5.
 
     Layers of equal width are saved as they are: the same weights to the bit. Configurations know
     one width for all layers, so where widths differ every layer is padded with zero neurons to the
@@ -507,6 +507,7 @@ def save_model(
     def write(new_folder: Path) -> None:
         model.save_pretrained(new_folder)
         tokenizer.save_pretrained(new_folder)
+        _say_it_to_older_releases(new_folder)
         for name, text in texts.items():
             write_text(new_folder / name, text)
 
@@ -517,6 +518,36 @@ def save_model(
     has_model = folder.is_dir() and any(_is_of_a_model(file.name) for file in folder.iterdir())
     gone = set(beside or ()) if has_model else set()
     replace_folder(folder, write, stale=stale)
+
+
+def _say_it_to_older_releases(folder: Path) -> None:
+    """Write the base of the rotary positions, and the tokenizer's class, under the names that
+    transformers 4 reads, too: it would take another base without a word."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        rope = part.get("rope_parameters") or {}
+        local = rope.get("sliding_attention") or {}
+        rope = rope.get("full_attention") or rope  # one for each kind of layer, as in Gemma 3
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        if "rope_theta" in rope:
+            part["rope_theta"] = rope["rope_theta"]
+        if "rope_theta" in local:
+            part["rope_local_base_freq"] = local["rope_theta"]
+        if "partial_rotary_factor" in scaling:
+            part["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+        if scaling.get("rope_type", "default") != "default":
+            part["rope_scaling"] = scaling
+    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(settings.get("extra_special_tokens"), list):
+            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        write_text(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _texts_beside(folder: Path, beside: Mapping[str, str | None], force: bool) -> dict[str, str]:
