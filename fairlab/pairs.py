@@ -37,7 +37,10 @@ _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
 SPLITS = ("train", "validation", "held_out")
 # these stand in files of their own, which only their name opens
 _SEPARATE_SPLITS = ("test", "extra")
-BLANKS = (" ", "\t", "\u00a0")  # the last one is the blank at which no line may break
+# all that Unicode calls a space, such as the one at which no line may break, and the tab; a line
+# end is none, since a prompt may end at the start of a line
+_SPACES = (0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000)
+BLANKS = ("\t", *map(chr, _SPACES))
 ONE_PLACE = "change one word, or words in a row"
 FOR_UNEQUAL_LENGTH = (
     "next_token_divergence, top_token_shifts, decision_gap, compare, and "
