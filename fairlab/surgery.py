@@ -12,7 +12,6 @@ it equals `prune` with biases too.
 import copy
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,22 +54,8 @@ from fairlab.passes import (
     progress,
     skipping,
 )
+from fairlab.weights import is_of_a_model
 
-FILES_OF_A_MODEL = frozenset(
-    {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-    }
-)
 # what fairlab writes about a model
 BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")
 
@@ -512,10 +497,10 @@ def save_model(
             write_text(new_folder / name, text)
 
     def stale(name: str) -> bool:
-        return _is_of_a_model(name) or (name in gone and name not in texts)
+        return is_of_a_model(name) or (name in gone and name not in texts)
 
     # what lies in a folder without a model is not about an old one
-    has_model = folder.is_dir() and any(_is_of_a_model(file.name) for file in folder.iterdir())
+    has_model = folder.is_dir() and any(is_of_a_model(file.name) for file in folder.iterdir())
     gone = set(beside or ()) if has_model else set()
     replace_folder(folder, write, stale=stale)
 
@@ -602,15 +587,6 @@ def _with_equal_widths(model: PreTrainedModel) -> PreTrainedModel:
     padded = copy.deepcopy(model, replacements)
     _update_widths(padded)
     return padded
-
-
-def _is_of_a_model(name: str) -> bool:
-    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes
-    them."""
-    weights = re.fullmatch(
-        r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name
-    )
-    return bool(weights) or name in FILES_OF_A_MODEL
 
 
 def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSelection:

@@ -65,6 +65,21 @@ PACKAGED = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
+FILES_OF_A_MODEL = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
 # Appears only when the work takes over 2 s. In notebooks tqdm ignores its own environment variable.
 progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
 
@@ -110,6 +125,15 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
     )
 
 
+def is_of_a_model(name: str) -> bool:
+    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes
+    them."""
+    weights = re.fullmatch(
+        r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name
+    )
+    return bool(weights) or name in FILES_OF_A_MODEL
+
+
 _BROKEN_OFF = "a download that broke off, or a pointer of Git LFS in place of the file"
 
 
@@ -117,7 +141,7 @@ def _refuse_broken_files(folder: Path) -> None:
     """Refuse a model folder of which a file is a pointer of Git LFS, or holds half a JSON document:
     transformers would do without some of them and not say so."""
     for file in sorted(folder.iterdir()):
-        if not file.is_file():
+        if not file.is_file() or not is_of_a_model(file.name):
             continue
         with file.open("rb") as opened:
             is_pointer = opened.read(40).startswith(b"version https://git-lfs")
