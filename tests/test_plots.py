@@ -303,6 +303,15 @@ def test_an_interval_that_is_unknown_or_of_no_length_is_no_error():
                 plot(table).figure.canvas.draw()
 
 
+def test_an_end_on_the_wrong_side_of_the_change_has_no_bar():
+    frame = uneven()
+    frame["low"] = frame.change + 0.01
+    (container,) = fl.plot_comparison(frame).containers[1:]
+    rows = list(enumerate(frame.itertuples()))
+    expected = [((100 * row.change, place), (100 * row.high, place)) for place, row in rows]
+    assert np.allclose(bars(container), expected)
+
+
 def test_dose_response_draws_each_interval_and_the_widest_range_of_random_cuts():
     frame = uneven()
     ax = fl.plot_dose_response(frame)
