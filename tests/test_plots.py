@@ -463,6 +463,16 @@ def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
     assert "random cuts" not in legend(without_draws)
 
 
+def test_a_scale_of_1_is_no_flattening_to_be_drawn():
+    frame = with_prices(comparison()).assign(flattening_change=-0.1)
+    line = pytest.approx([3, 3, 15, 15])  # the prices of scales below 1
+    for scales, lines in (((1, 0.9, 0.8), [line]), ((1, 1, 1), [])):
+        scale = frame["count"].map(dict(zip((1, 3, 15), scales, strict=True)))
+        ax = fl.plot_tradeoff(frame.assign(flattening_scale=scale))
+        dotted = [line.get_xdata().tolist() for line in ax.lines if line.get_linestyle() == ":"]
+        assert dotted == lines
+
+
 def projection():
     numbers = np.random.default_rng(0)
     coordinates, distances = numbers.normal(size=(3, 2, 4, 2)), numbers.uniform(1, 2, (3, 4))
