@@ -13,7 +13,6 @@ import math
 
 import frozen
 import pandas as pd
-import planted
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +22,9 @@ from fairlab.evaluation.readings import bits_of
 from fairlab.models import decoder_layers
 from fairlab.passes import layer_inputs, skipping
 
-COST = max(planted.COSTS)
+COST = 0.15  # the highest of `planted.py`
+SEEDS = range(5)
+NEURONS = 15  # of each kind
 GATES = {"half": 0.5, "exact": 0.0}
 
 
@@ -102,9 +103,9 @@ def turned(model, tokenizer, pairs, neurons: list[tuple[int, int]]) -> pd.DataFr
 
 def measure(model, tokenizer, seed: int) -> pd.DataFrame:
     """Return one row a planted neuron: slopes, turns and ways."""
-    fitted, seen = planted.split(seed)
+    fitted, seen = frozen.planted_split(seed)
     changed, bias, decoys = fl.plant_neurons(
-        model, tokenizer, fitted, n=planted.NEURONS, cost=COST, seed=seed
+        model, tokenizer, fitted, n=NEURONS, cost=COST, seed=seed
     )
     rows = [
         {"cost": COST, "seed": seed, "kind": kind, "layer": layer, "neuron": neuron}
@@ -124,7 +125,7 @@ def main() -> None:
     """Measure what is not measured yet, and write the table."""
     model, tokenizer = fl.load_model()
     tables = []
-    for seed in tqdm(planted.SEEDS, unit="planting"):
+    for seed in tqdm(SEEDS, unit="planting"):
         path = frozen.BUILD / "planted_slopes" / bits_of(model)[:16] / f"{COST:g}-{seed}.pt"
         found = frozen.kept(path, lambda seed=seed: measure(model, tokenizer, seed).to_dict("list"))
         tables.append(pd.DataFrame(found))
