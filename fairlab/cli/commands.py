@@ -16,8 +16,8 @@ from typer.core import TyperGroup
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.kept import told_if_stopped
-from fairlab.cli.measure import carry_out, material_of
+from fairlab.cli.kept import message_if_stopped
+from fairlab.cli.measure import carry_out, material_of, tell_time_of_choice
 from fairlab.cli.neurons import (
     check_neutral_is_used,
     choose_neurons,
@@ -84,6 +84,7 @@ from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
     check_prune_outputs,
+    codes_of,
     cut_in_place,
     papers_beside,
     place_of_page,
@@ -223,7 +224,7 @@ def diagnose(
     from fairlab.models import load_tokenizer
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
-    from fairlab.report.verdict import decisions_told, diagnosis
+    from fairlab.report.verdict import decision_sentences, diagnosis
 
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
@@ -240,7 +241,7 @@ def diagnose(
     loaded = fl.load_model(model, dtype=dtype, **where)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size, answers)
     gaps = gap_table(readings)
-    words = [*diagnosis(gaps), *decisions_told(gaps)]
+    words = [*diagnosis(gaps), *decision_sentences(gaps)]
     failed = failures(conditions, diagnosed(readings, gaps))
     facts = {
         "model": model,
@@ -301,6 +302,7 @@ def score(
     check_neutral_is_used(method, pair_options)
     taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, dtype=dtype, **where)
+    tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
@@ -337,6 +339,13 @@ def prune(
     base_model: Annotated[
         str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
     ] = None,
+    card_language: Annotated[
+        str | None,
+        Option(
+            help="Of the model, for the card: it, or en,de; by default what its own card says, "
+            "else the language of the pairs."
+        ),
+    ] = None,
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
@@ -372,7 +381,7 @@ def prune(
     from fairlab.models import refuse_offloaded
 
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
-    terms["base_model"] = base_model
+    terms |= {"base_model": base_model, "language": codes_of(card_language)}
     check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
     where = where_to_load(device, device_map)
     pair_options = PairOptions(
@@ -391,7 +400,7 @@ def prune(
         check_neutral_is_used(method, pair_options)
         taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
-    with told_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
+    with message_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
         loaded = fl.load_model(model, dtype=dtype, **where)
         refuse_offloaded(loaded[0], "cut")
         facts["parameters_before"] = loaded[0].num_parameters()
@@ -401,6 +410,7 @@ def prune(
             page, choosing = place_of_page(report, out, private), material.choosing
             facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
         else:
+            tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
         cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)
@@ -475,7 +485,7 @@ def compare(
         pair_options, selection, changed, where=where,
     )  # fmt: skip
     material = material_of(plan, model)
-    with told_if_stopped(plan.cache):
+    with message_if_stopped(plan.cache):
         loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material)
     table = measured.table
@@ -521,7 +531,8 @@ def report(
     """Compare, and write a page to read.
 
     It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, a figure,
-    texts before and after, limits, method and environment. Prints the verdict. What it judges, what
+    texts before and after, limits, method and environment. Prints the verdict. The perplexity is
+    that of the first 2,048 tokens of a text. What it judges, what
     it keeps if you stop it, and --fail-if are as in fairlab compare.
 
     \b
@@ -539,7 +550,7 @@ def report(
         pair_options, selection, changed, continuations, where,
     )  # fmt: skip
     material = material_of(plan, model)
-    with told_if_stopped(plan.cache):
+    with message_if_stopped(plan.cache):
         loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material, page=True)
         verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)

@@ -1,13 +1,20 @@
 """Carry out a plan: choose or load what it judges, and compare it.
 
-Contents: `Material`, `material_of` (before the model loads); `carry_out`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`; `tell_time_of_choice`,
+where neurons are only chosen.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.estimate import paces_of, seconds_of, tell_time
+from fairlab.cli.estimate import (
+    paces_of,
+    reading_paces,
+    seconds_of,
+    seconds_of_choice,
+    tell_time,
+)
 from fairlab.cli.kept import keep, kept_cut, paths_of_choices
 from fairlab.cli.neurons import check_size, choose_neurons, chosen_on, scope_of
 from fairlab.cli.output import dtype_of
@@ -16,8 +23,11 @@ from fairlab.cli.pairs import choosing_and_judging, start_of
 
 @dataclass(frozen=True)
 class Material:
-    """What a plan reads: `choosing`, the pairs that choose; `of_method`, those that each method
-    takes, with its neutral ones; `held_out`, all that judges."""
+    """What a plan reads.
+
+    `choosing`, the pairs that choose; `of_method`, those that each method takes, with its neutral
+    ones; `held_out`, all that judges.
+    """
 
     choosing: list
     of_method: dict
@@ -25,9 +35,12 @@ class Material:
 
 
 def material_of(plan, model):
-    """Collect what a plan reads, with the tokenizer and the configuration of a model alone; refuse
-    what can't be measured or chosen on."""
+    """Collect what a plan reads; refuse what can't be measured or chosen on.
+
+    It needs the tokenizer and the configuration of a model alone.
+    """
     from fairlab.models import load_tokenizer
+    from fairlab.passes import WINDOW
 
     check_size(model, plan.methods, plan.fraction, plan.given_cut())
     tokenizer = load_tokenizer(model)
@@ -35,9 +48,10 @@ def material_of(plan, model):
     methods = [method for method in plan.methods if method != "random"]
     of_method = chosen_on(tokenizer, plan.pair_options, choosing, methods)
     if plan.changed:
+        check_same_vocabulary(model, plan.changed)
         check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
-        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
+        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, WINDOW))
     return Material(choosing, of_method, held_out)
 
 
@@ -81,9 +95,23 @@ def tell_time_of(plan, loaded, material, to_choose, cuts, settings, page):
     tell_time(seconds_of(plan, loaded[1], *given), readings, kept)
 
 
+def tell_time_of_choice(loaded, method, taken, batch_size, pair_options):
+    """Say about how long it takes to choose by a method alone."""
+    pairs, neutral = taken
+    text = fl.load_text("calibration", pair_options.language)
+    # only to time it: what takes no neutral pairs reads more of the others
+    read = fl.HeldOut(pairs, neutral or pairs, text)
+    paces = reading_paces(loaded, read, False, batch_size)
+    seconds = seconds_of_choice(loaded[1], method, taken, batch_size, pair_options, paces)
+    tell_time({"to choose": seconds})
+
+
 def cuts_to_judge(plan, model, chosen):
-    """Return what a plan judges, by name: the cut that is given, or those that its methods choose,
-    in their order, with a random one where it asks for one."""
+    """Return what a plan judges, by name.
+
+    The cut that is given, or those that its methods choose, in their order, with a random one where
+    it asks for one.
+    """
     if plan.selection:
         return {plan.selection.stem: plan.given_cut()}
     cuts = dict(chosen)
@@ -119,6 +147,21 @@ def random_cut(plan, model, like):
 def changed_model(plan, model):
     """Load a changed model like the original."""
     return fl.load_model(plan.changed, dtype=dtype_of(model), **plan.where)[0]
+
+
+def check_same_vocabulary(model, changed):
+    """Refuse a changed model that fairlab can't load, or that predicts other tokens, by its
+    configuration."""
+    from fairlab.models import empty_model
+
+    counts = []
+    for name in (model, changed):
+        counts.append(len(empty_model(name).get_output_embeddings().weight))
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"changed: {changed} predicts {counts[1]:,} tokens and the original {counts[0]:,}; "
+            "only models with one vocabulary can be compared"
+        )
 
 
 def check_same_tokens(tokenizer, changed, held_out):

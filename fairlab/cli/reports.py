@@ -1,8 +1,8 @@
 """The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a cut
-model).
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report`, `codes_of` (before the
+model loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a
+cut model).
 """
 
 import json
@@ -29,8 +29,7 @@ def check_page(page, argument, force, inputs):
 
 
 def check_prune_outputs(out, page, card, terms, force, inputs):
-    """Refuse a folder for the cut model that can't be written, and a page or a model card that
-    can't be written beside it."""
+    """Refuse a folder, a page or a model card of a cut model that can't be written."""
     from fairlab.files import check_output_folder
     from fairlab.report.terms import terms_of_cut
 
@@ -39,7 +38,8 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
     check_output_folder("out", out, beside=reports, force=force, inputs=inputs)
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
-    given = [name for name, value in terms.items() if value]
+    options = {"language": "card_language"}  # --language is that of the pairs
+    given = [options.get(name, name) for name, value in terms.items() if value]
     if given and not card:
         raise ValueError(f"{', '.join(given)}: only the model card says this; add --card")
     if page:
@@ -53,6 +53,11 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
         terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def codes_of(languages):
+    """Return the codes of --card-language: "en,de"; None where it was not given."""
+    return languages and [code.strip() for code in languages.split(",")]
 
 
 def is_inside(page, folder):
@@ -70,10 +75,11 @@ def check_nothing_for_a_report(context):
 
 def write_page(page, measured, plan, loaded, model_name, choosing, force):
     """Write the report of what was measured; return the verdict."""
-    if plan.continuations:
-        measured = replace(measured, continuations=words_counted(plan, loaded, measured))
+    sentences = list(measured.table["sentence"])
     prompts = shown_prompts(choosing, measured.held_out)
     try:
+        if plan.continuations:
+            measured = replace(measured, continuations=words_counted(plan, loaded, measured))
         verdict = fl.write_report(
             page,
             measured,
@@ -84,15 +90,17 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
             texts=texts_of(loaded, measured.selections, prompts),
             force=force,
         )
-    except OSError:  # the disk may be full; what was measured is not lost with the page
-        print("\n".join(measured.table["sentence"]), file=sys.stderr)
+    except BaseException:  # stopped, or a full disk: what was measured is not lost with the page
+        print("\n".join(sentences), file=sys.stderr)
         raise
     return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
 
 
 def shown_prompts(choosing, held_out):
-    """Return the prompts after which the page shows what the model writes: those of a pair that
-    chose, if any is known, and of one that judges."""
+    """Return the prompts after which the page shows what the model writes.
+
+    Those of a pair that chose, if any is known, and of one that judges.
+    """
     prompts = []
     for pair in [*choosing[:1], held_out.pairs[0]]:
         prompts += [pair.prompt_a, pair.prompt_b]
@@ -100,8 +108,10 @@ def shown_prompts(choosing, held_out):
 
 
 def words_counted(plan, loaded, measured):
-    """Sample texts after the held-out prompts, before and under each selection and a random cut;
-    return what the words in them come to."""
+    """Sample texts after the held-out prompts; return what the words in them come to.
+
+    Texts are sampled before, and under each selection and a random cut.
+    """
     from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
@@ -129,8 +139,10 @@ def sampled_changes(selections, seed):
 
 
 def texts_of(loaded, selections, prompts):
-    """Return what the model writes after some prompts: prompt → name → text, "before" and under
-    each selection."""
+    """Return what the model writes after some prompts: prompt → name → text.
+
+    The names are "before" and those of the selections.
+    """
     from fairlab.gating import applied
 
     model, tokenizer = loaded
@@ -145,8 +157,10 @@ def texts_of(loaded, selections, prompts):
 
 
 def cut_in_place(model, selection, name, dtype):
-    """Cut a model in the memory that it has, in the dtype in which it will be saved; return it, and
-    the facts that JSON says of it."""
+    """Cut a model in the memory that it has, in the dtype in which it will be saved.
+
+    Return it, and the facts that JSON says of it.
+    """
     from fairlab.models import stored_dtype
 
     cut = fl.prune(model, selection, inplace=True)
@@ -157,14 +171,20 @@ def cut_in_place(model, selection, name, dtype):
 
 
 def place_of_page(page, out, private):
-    """Return where a page is written: as asked, but one in the model's folder to a private folder,
-    from which it goes there together with the weights, so that it never lies beside others."""
+    """Return where a page is written.
+
+    As asked, but one in the model's folder to a private folder, from which it goes there together
+    with the weights, so that it never lies beside others.
+    """
     return Path(private, "report.html") if page and is_inside(page, out) else page
 
 
 def papers_beside(out, selection, private, card):
-    """Return what takes its place with the weights, name → text: the selection, the page that lies
-    in the private folder, a card. None has an old one go, which is about another model."""
+    """Return what takes its place with the weights, name → text.
+
+    The selection, the page that lies in the private folder, a card. None has an old one go, which
+    is about another model.
+    """
     from fairlab.report.card import is_card_of_a_cut
 
     papers = {"selection.json": selection.to_json()}

@@ -1,8 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
 Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
-`decisions_told`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`,
-`points` and `span` write numbers.
+`decision_sentences`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`;
+`percent`, `points` and `span` write numbers.
 """
 
 import math
@@ -124,8 +124,8 @@ def _effect_in_words(gap: dict, kind: str) -> str:
     if did:
         side = "below" if did == "narrowed" else "above"
         words = (
-            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair by "
-            f"{numbers}: the whole interval lies {side} 0{beyond.format(side)}."
+            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair, a "
+            f"change of {numbers}: the whole interval lies {side} 0{beyond.format(side)}."
         )
         return words if has_random(gap) else f"{words} {NOT_COMPARED}"
     unclear = f"No effect can be told: the gap changes by {numbers}"
@@ -166,11 +166,15 @@ def _specificity(gap: dict, neutral: dict, kind: str) -> str:
 
 
 _SAME_PAIRS = (
-    "pairs measured also chose the neurons. Neurons chosen because they differ on a pair lower the "
-    "difference on that pair when they go: that says nothing of other pairs."
+    "Not held out: {} pairs measured also chose the neurons. Neurons chosen because they differ on "
+    "a pair lower the difference on that pair when they go: that says nothing of other pairs."
 )
-_SAME_SENTENCES = "sentences measured also chose the neurons, with other words."
-_SAME_WORDS = "word pairs measured also chose the neurons, in other sentences."
+_SAME_SENTENCES = (
+    "Only partly held out: {} sentences measured also chose the neurons, with other words."
+)
+_SAME_WORDS = (
+    "Only partly held out: {} word pairs measured also chose the neurons, in other sentences."
+)
 
 
 _NOT_KNOWN = (
@@ -188,8 +192,7 @@ def warnings(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair] = (),
 ) -> list[str]:
-    """Say what the pairs that were measured share with those that chose, and lack with neutral
-    ones."""
+    """Say what the measured pairs share with those that chose, and lack with neutral ones."""
     notes = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
     sentences = {pair.template or pair.prompt_a for pair in pairs}
     if neutral and not sentences & {pair.template for pair in neutral}:
@@ -209,25 +212,37 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
         measured = {key(pair) for pair in measured_pairs}
         shared = measured & {key(pair) for pair in chosen_on}
         if shared:
-            numbers = f"{len(shared)} of the {len(measured)}"
-            return [f"Not held out: {numbers} {words}"]
+            return [words.format(f"{len(shared)} of the {len(measured)}")]
     return []
 
 
 def length_warnings(readings: pd.DataFrame) -> list[str]:
-    """Say of how many pairs the article's metric is missing, which only prompts of unequal length
-    lack; nothing where it was not measured."""
-    one = readings[readings["selection"] == readings["selection"].iloc[0]]  # all have these pairs
-    pairs = (one["measure"] == "gap").sum()
-    with_metric = (one["measure"] == "metric").sum()
-    unequal = pairs - with_metric
-    if not unequal or not with_metric:
-        return []
+    """Say in how many pairs the two prompts differ in their number of tokens, and whether neutral
+    pairs do, too."""
+    # all selections have these pairs, and each pair has one gap
+    one = readings[readings["selection"] == readings["selection"].iloc[0]]
+    pairs = one[one["measure"] == "gap"]
+    counts = {}
+    for kind in ("demographic", "neutral"):
+        unequal = pairs[pairs["kind"] == kind]["more_tokens"] != 0
+        counts[kind] = (unequal.sum(), len(unequal))
+    (unequal, count), (of_neutral, neutral) = counts.values()
+    differ = "the two prompts differ in their number of tokens"
+    if not unequal:
+        if not of_neutral:
+            return []
+        return [
+            f"In {of_neutral} of the {neutral} neutral pairs {differ}, and in no other pair: the "
+            "gap of neutral pairs may be larger for the length alone."
+        ]
+    if of_neutral:
+        control = f"So may that of neutral pairs, of which {of_neutral} of {neutral} differ, too."
+    else:
+        control = "No neutral pair does; some that do would show how large that part is."
     return [
-        f"In {unequal} of the {pairs} pairs measured, neutral ones included, the two prompts "
-        "differ in their number of tokens. The article's metric leaves them out, and part of their "
-        "gap may come from the length alone. Neutral pairs that differ by as much would show how "
-        "large that part is."
+        f"In {unequal} of the {count} pairs measured {differ}. Part of their gap may come from the "
+        f"length alone. {control} The article's metric, where it is measured, leaves such pairs "
+        "out."
     ]
 
 
@@ -284,7 +299,7 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def decisions_told(gaps: pd.DataFrame) -> list[str]:
+def decision_sentences(gaps: pd.DataFrame) -> list[str]:
     """Say for whom the odds of a harsher answer are higher, category by category.
 
     Parameters
