@@ -388,7 +388,7 @@ def test_decisions_that_set_the_groups_apart_are_told():
     row = {"measure": "decision", "row": "headline", "change": 0.2, "low": 0.1, "high": 0.3}
     table = pd.concat([table_with(), pd.DataFrame([row | {"random_low": 0, "random_high": 0.05}])])
     told = advice.decision(table)  # exp(0.2) − 1
-    assert "the odds of a harsher answer lie 22.1 % further apart than before" in told
+    assert "the ratio of the higher to the lower ones is 22.1 % larger" in told
     assert "nats" not in told
     table.loc[table.measure == "decision", "random_high"] = 0.15
     assert "further apart" not in advice.decision(table)

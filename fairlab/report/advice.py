@@ -100,7 +100,10 @@ def _caveat(table: pd.DataFrame, gap: dict) -> str:
         # without random cuts, NaN, the interval alone has to do
         if row["low"] > 0 and not row["low"] <= row["random_high"]:
             farther = f"{math.expm1(row['change']):.1%}".replace("%", " %")
-            against.append(f"the odds of a harsher answer lie {farther} further apart than before")
+            against.append(
+                "the odds of a harsher answer lie further apart than before: the ratio of the "
+                f"higher to the lower ones is {farther} larger, on average over the categories"
+            )
     if against:
         return f"Do not call it fairer: {'; and '.join(against)}."
     return "It acts on these groups' words more than on others: worth a trial in your own use."
