@@ -130,8 +130,8 @@ def _about(version: Version = False) -> None:
     the problems of form in such a file within seconds.
 
     Exit codes: 0 done; 2 refused, with one line that says why (an input, a file, a missing
-    package), or fairlab check found problems; 3 done, and a bound of --fail-if holds or could not be measured; 130 you stopped it;
-    1 anything else.
+    package), or fairlab check found problems; 3 done, and a bound of --fail-if holds or could not
+    be measured; 130 you stopped it; 1 anything else.
     """
 
 
