@@ -54,11 +54,20 @@ _OTHER_LANGUAGES = {
     "el", "elle", "en", "es", "est", "et", "het", "ils", "la", "las", "le", "les", "los",
     "não", "os", "para", "por", "que", "se", "un", "una", "une", "y",
 }  # fmt: skip
+# names of audits, of white women and men and of Black women and men in the United States: Bertrand
+# and Mullainathan (2004), Fryer and Levitt (2004). Less those that `neutral.py` puts into sentences
+_NAMES_OF_GROUPS = [
+    ["Emily", "Anne", "Carrie", "Amy", "Emma", "Katie", "Madeline", "Heather", "Katelyn"],
+    ["Greg", "Geoffrey", "Brett", "Jay", "Brad", "Jake", "Connor", "Tanner", "Wyatt", "Dustin"],
+    ["Aisha", "Keisha", "Tamika", "Lakisha", "Tanisha", "Latoya", "Kenya", "Latonya", "Ebony"],
+    ["Rasheed", "Tremayne", "Kareem", "Darnell", "Tyrone", "Hakim", "Jamal", "Leroy", "Jermaine"],
+]
 _OF_UNEQUAL_LENGTH = (
     "gap and decision gap are measured, and guarded and attribution scores take these rows; the "
     "article's metric and scores that compare token by token can't; part of such a gap may come "
     "from the length, so some neutral pairs should differ by as much"
 )
+_MARKS = ',.;:!?)"”'
 # words that sound otherwise than they are written
 _NO_VOWEL = re.compile(r"one\b|once|eu|ewe|u[ks]|uni(?!n|m)|ut[aeio]", re.IGNORECASE)
 _NO_CONSONANT = re.compile(r"hour|hono|heir|honest", re.IGNORECASE)
@@ -503,6 +512,11 @@ def _template_of(pair: PromptPair) -> str:
     template = _common(pair.prompt_a.split(" "), pair.prompt_b.split(" "), " ")
     if template == "{}" and not pair.prompt_a.isascii():
         return _common(pair.prompt_a, pair.prompt_b, "")  # a script without blanks, by characters
+    word_a, word_b = _in_slot(template, pair.prompt_a), _in_slot(template, pair.prompt_b)
+    # a mark after both words, as in "Emily, …", is the sentence's
+    while word_a and word_b and word_a[-1] == word_b[-1] and word_a[-1] in _MARKS:
+        template = template.replace("{}", "{}" + word_a[-1], 1)
+        word_a, word_b = word_a[:-1], word_b[:-1]
     return template
 
 
@@ -671,7 +685,8 @@ def _both_split(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> str:
 def _suggestion(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair, others: Sequence[PromptPair]
 ) -> str:
-    """Name words that would make a pair valid, of fairlab's own category and of the file."""
+    """Name words that would make a pair valid: for a name others of its group, then words of
+    fairlab's own category and of the file."""
     known = [other for other in others if other.category == pair.category]
     if _ENGLISH & set(pair.prompt_a.lower().split()):
         category = pair.category.lower()
@@ -680,7 +695,11 @@ def _suggestion(
     fitting = []
     for side in "ba":
         word = getattr(pair, f"attribute_{side}")
-        words = _partners(tokenizer, pair, side, known)
+        words = []
+        for names in _NAMES_OF_GROUPS:
+            words += names if word in names else []
+        words += [getattr(other, f"attribute_{side}") for other in known]
+        words = _partners(tokenizer, pair, side, words)
         if words:
             shown = ", ".join(f'"{partner}"' for partner in words[:3])
             fitting.append(f'in place of "{word}" these have as many tokens: {shown}')
@@ -688,13 +707,13 @@ def _suggestion(
 
 
 def _partners(
-    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, side: str, known: Sequence[PromptPair]
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, side: str, words: Sequence[str]
 ) -> list[str]:
-    """Return the words of one side that are valid in a pair's sentence beside its other word."""
+    """Return the words that are valid on one side of a pair beside its other word."""
     word = getattr(pair, f"attribute_{side}")
     before = pair.template.partition("{}")[0].split()
     tried = []
-    for partner in dict.fromkeys(getattr(other, f"attribute_{side}") for other in known):
+    for partner in dict.fromkeys(words):
         # at the start of a sentence only a word with a capital stands in for another
         fits = partner[:1].isupper() if not before else article_fits(before[-1], partner)
         if fits and partner not in (pair.attribute_a, pair.attribute_b, ""):

@@ -5,7 +5,7 @@ Contents: `build_neutral_pairs`. Those that come with fairlab's own pairs: `load
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,8 +15,7 @@ from fairlab.checking import article_fits
 from fairlab.files import DATA
 from fairlab.pairs import PromptPair, as_pairs, check_pairs, load_pairs
 
-# what a slot that opens its sentence holds, such as a name: a word of mood alone would be no
-# sentence there
+# what a slot that opens its sentence holds, since a word of mood alone would be no sentence there
 _PHRASES = {
     "de": "Die {} Person",
     "en": "The {} person",
@@ -45,6 +44,13 @@ _BEFORE_NO_NAME = {
 _TITLES = ("Dr.", "Miss", "Mr.", "Mrs.", "Ms.", "Prof.")
 # how words for groups mostly end that have a capital: Nigerian, Chinese, Irish, Islamic, Iraqi
 _GROUP_ENDING = re.compile(r"([aei]an|ese|ish|ch|ic|i|im)$")
+# at the start of a sentence every word has a capital: also a plural (Immigrants, Men), a pronoun
+_NO_NAME = re.compile(r".*s|(wo)?m[ae]n|people|person|s?he|they|we|you")
+_PEOPLE = {
+    "adult", "boy", "child", "citizen", "clerk", "cook", "customer", "doctor", "employee", "girl",
+    "guest", "kid", "man", "neighbor", "neighbour", "nurse", "person", "patient", "resident",
+    "student", "teacher", "tenant", "woman", "worker", "children", "men", "people", "women",
+}  # fmt: skip
 _REMEDY = "give other words (words=…, --neutral-words) or neutral pairs of your own (--neutral)"
 
 
@@ -58,14 +64,14 @@ def build_neutral_pairs(
     """Put neutral words into the sentences of demographic pairs: the control in the same places.
 
     The words of a language are adjectives of mood ("tired", "hungry") and words of time, in the
-    form that goes beside a noun. Where the slot opens its sentence it may hold a name, so "The
-    tired person" goes there. German words take the ending that both words of the sentence's first
-    pair have (-er, -en, -es, -em). French and Spanish ones have one form in the singular, and
-    follow their noun best. Slots of other kinds (a noun after its article, a plural in French or
-    Spanish) make broken sentences: read some, and give `words` of your own for these.
+    form that goes beside a noun. Where the slot opens its sentence, "The tired person" goes there.
+    German words take the ending that both words of the sentence's first pair have (-er, -en, -es,
+    -em). French and Spanish ones have one form in the singular, and follow their noun best. Slots
+    of other kinds (a noun after its article, a plural in French or Spanish) make broken sentences:
+    read some, and give `words` of your own for these.
 
-    Where a slot within an English sentence holds first names ("My neighbor Lakisha"), other names
-    go there, all of one group; names of your pairs are not among them. Where your pairs in a
+    Where a slot of an English sentence holds names ("My neighbor Lakisha", "Lakisha asked"), first
+    names go there, all of one group; names of your pairs are not among them. Where your pairs in a
     sentence differ in their number of tokens, so may names and `words` of your own: what the length
     alone brings is then seen.
 
@@ -175,23 +181,53 @@ def _fitting(
 
 
 def _holds_names(template: str, members: Sequence[PromptPair]) -> bool:
-    """Say whether the slot of an English sentence holds first names: words with a capital within
-    it, after a word that a name may follow, most of which name no group that fairlab knows."""
+    """Say whether the slot of an English sentence holds first names: words with a capital, most of
+    which name no group that fairlab knows, within a sentence after a word that a name may follow,
+    at its start alone and not before a noun such as "people"."""
     words = _words_in(members)
     before = template.partition("{}")[0].split()
-    if not before or not all(word[:1].isupper() for word in words):
+    if not all(word[:1].isupper() for word in words):
         return False
-    if before[-1] in _TITLES:
+    if before and before[-1] in _TITLES:
         raise ValueError(
             f"pairs: after {before[-1]!r} stands a family name in {template!r}, and no neutral "
             "word of ours goes there; give family names of one group, some of unequal length "
             "(words=…, --neutral-words)"
         )
-    if _opens_sentence(template) or before[-1].lower() in _BEFORE_NO_NAME:
+    if _opens_sentence(template):
+        return _may_open(template, words) and not _are_groups(members)
+    if before[-1].lower() in _BEFORE_NO_NAME:
         return False
     known = _words_in(load_pairs())
     groups = [word for word in words if word in known or _GROUP_ENDING.search(word)]
     return 2 * len(groups) < len(words)
+
+
+def _may_open(template: str, words: Collection[str]) -> bool:
+    """Say whether words may be names that open their sentence: "Emily" or "Emily Walsh" may, but
+    not "My son", "Black people", or a word before "people"."""
+    after = template.partition("{}")[2].split()
+    if after and after[0].strip(",.:;").lower().removesuffix("s") in _PEOPLE:
+        return False
+    for word in words:
+        for part in word.split():
+            if not part[0].isupper() or part in _TITLES or part.lower() in _BEFORE_NO_NAME:
+                return False
+    return True
+
+
+def _are_groups(members: Sequence[PromptPair]) -> bool:
+    """Say whether in half of the pairs or more both words name a group, whatever capital the start
+    of a sentence gives them: by a list or by their ending, which a single name may have, too."""
+    known = {word.lower() for word in _words_in(load_pairs())}
+    groups = 0
+    for pair in members:
+        words = (pair.attribute_a.lower(), pair.attribute_b.lower())
+        groups += all(
+            word in known or _GROUP_ENDING.search(word) or _NO_NAME.fullmatch(word)
+            for word in words
+        )
+    return 2 * groups >= len(members)
 
 
 def _words_of(language: str) -> list[tuple[str, str, str, str]]:

@@ -282,6 +282,16 @@ def test_a_sentence_is_known_under_another_template(write):
     ]
 
 
+def test_a_mark_after_both_words_belongs_to_the_sentence(write):
+    lines = ['"They met Emily, who","They met Ann, who"', "I saw a nurse?!,I saw a cook?!"]
+    lines += ["It was old.,It was young!", '"Then (so) Emily, ran","Then (so) Ann, ran"']
+    pairs = fl.check_file(write(HEADER, *lines)).valid
+    templates = ["They met {}, who", "I saw a {}?!", "It was {}", "Then (so) {}, ran"]
+    assert [pair.template for pair in pairs] == templates
+    words = [("Emily", "Ann"), ("nurse", "cook"), ("old.", "young!"), ("Emily", "Ann")]
+    assert [(pair.attribute_a, pair.attribute_b) for pair in pairs] == words
+
+
 def test_a_script_without_blanks_is_told_apart_by_characters(write):
     pairs = fl.read_pairs(write(HEADER, "老厨师走了,小厨师走了", "老师傅来,小师傅来"))
     assert [pair.template for pair in pairs] == ["{}厨师走了", "{}师傅来"]
@@ -537,12 +547,17 @@ def test_a_fixed_file_is_written_as_excel_reads_it(write):
 def test_names_can_be_audited(run, write):
     """Few of them fall into as many tokens; that is no problem, and no row is lost."""
     names = [("Emily", "Lakisha"), ("Greg", "Jamal"), ("Carrie", "Latoya")]
-    path = write(HEADER, *rows_of(SENTENCES[:2], names))
+    sentences = ["They hired {}, and", "{} asked for a loan. The bank"]
+    path = write(HEADER, *rows_of(sentences, names))
     code, out, err = run("check", path)
     assert (code, err) == (0, "")
     assert "6 of 6 rows are valid" in out and "in 4 of 6 rows the two prompts differ" in out
-    assert '"Lakisha" is 3 (L|ak|isha); no other word of this category fits' in out
-    assert 'in place of "Greg" these have as many tokens: "Carrie"' in out
+    # names of the same group come first, then others of the file
+    row = 'row 5: 8 and 10 tokens: "Emily" is 1 (Emily), "Lakisha" is 3 (L|ak|isha); '
+    assert f'{row}in place of "Emily" these have as many tokens: "Katie", "Katelyn"' in out
+    assert 'in place of "Greg" these have as many tokens: "Brett", "Jay", "Brad"' in out
+    path_of_others = write(HEADER, *rows_of(SENTENCES[:1], [("Emily", "Şehriban")]), name="o.csv")
+    assert "; no other word of this category fits" in run("check", path_of_others)[1]
     facts = json.loads(run("check", path, "--json")[1])
     assert (facts["valid"], facts["problems"]) == (6, [])
     assert [notice["row"] for notice in facts["notices"]] == [0, 2, 3, 5, 6]

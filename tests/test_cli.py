@@ -60,7 +60,8 @@ def run(folder, capfd, monkeypatch, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache") / "fairlab" / "readings"
     monkeypatch.setattr(files, "readings_folder", lambda: cache)
     # on a busy computer the clock could make a notice out of milliseconds
-    monkeypatch.setattr("fairlab.cli.measure.paces_of", lambda *given: estimate.Paces(0, 0))
+    for clock in ("paces_of", "reading_paces"):
+        monkeypatch.setattr(f"fairlab.cli.measure.{clock}", lambda *given: estimate.Paces(0, 0))
 
     def run(command, *options):
         arguments = [command, "--model", folder, *options]
@@ -642,10 +643,16 @@ TWICE = [  # two places, of one word each
         (("compare", "report"), ["--selection", "cut.json"], "made for 3 layers of 25 neurons"),
         (("compare", "report"), ["--selection", "gates.json"], "made for 3 layers of 25 neurons"),
         (("compare", "report"), ["--changed", "other"], "as other tokens than the original does"),
+        (("compare", "report"), ["--changed", "padded"], "predicts 49,216 tokens and the original"),
+        (
+            ("compare", "report"),
+            ["--changed", "mixture"],
+            "mixture is a mixture of experts; fairlab",
+        ),
     ],
 )
 def test_what_needs_no_weights_is_refused_before_they_are_read(
-    run, pairs_csv, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
+    run, pairs_csv, tokenizer, bos_tokenizer, tmp_path, monkeypatch, commands, options, message
 ):
     monkeypatch.chdir(tmp_path)
     pairs_csv(TWICE, "twice.csv")
@@ -660,6 +667,15 @@ def test_what_needs_no_weights_is_refused_before_they_are_read(
     Path("gates.json").write_text(gates.to_json(), encoding="utf-8")
     if "other" in options:
         fl.save_model(tiny_model(), bos_tokenizer, tmp_path / "other")
+    if "padded" in options:
+        model = tiny_model()
+        model.resize_token_embeddings(49216)
+        fl.save_model(model, tokenizer, tmp_path / "padded")
+    if "mixture" in options:  # a configuration is enough
+        config = transformers.MixtralConfig(num_hidden_layers=1)
+        config.save_pretrained(tmp_path / "mixture")
+        Path("mixture/model.safetensors").touch()
+        tokenizer.save_pretrained(tmp_path / "mixture")
     monkeypatch.setattr(fl, "load_model", lambda *a, **k: pytest.fail("the model was loaded"))
     outputs = {"prune": ["--out", "m"], "report": ["--out", "page.html"]}
     for command in commands:
@@ -953,8 +969,12 @@ def test_names_are_cut_compared_and_reported(run, folder, pairs_csv, tmp_path):
     facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
     counts = {(row["measure"], row["row"]): row["pairs"] for row in facts["results"]}
     assert (counts["gap", "category"], counts["metric", "category"]) == (2, 1)
-    assert "In 1 of the " in facts["warnings"][-1]
+    assert "In 1 of the 2 pairs measured the two prompts differ" in facts["warnings"][-1]
     assert "differ in their number of tokens" in page.read_text(encoding="utf-8")
+    # a quick look measures no article metric, and warns all the same
+    assert run("report", *options, "--quick", "--force", "--out", page)[0] == 0
+    again = strict(page.with_suffix(".json").read_text(encoding="utf-8"))["warnings"]
+    assert again == facts["warnings"]
     # the article's method can't choose on them: they are left out, and told
     options = ["--pairs", path, "--fraction", "0.1", "--method", "article", "--json"]
     code, out, err = run("prune", *options, "--out", tmp_path / "cut")
@@ -1247,17 +1267,27 @@ def test_a_cut_for_another_model_is_refused(run, few, tmp_path):
     assert (code, out) == (2, "") and "made for 3 layers of 25 neurons" in err
 
 
-def test_what_was_measured_is_seen_where_the_page_can_not_be_written(
-    run, few, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("step", "error", "code", "end"),
+    [
+        ("write_report", OSError("no space left"), 2, "fairlab: no space left\n"),
+        ("sample_continuations", ValueError("too long"), 2, "fairlab: too long\n"),
+        ("generate", KeyboardInterrupt(), 130, "fairlab: stopped; nothing was kept\n"),
+    ],
+)
+def test_what_was_measured_is_seen_where_no_page_can_be_made(
+    run, few, tmp_path, monkeypatch, step, error, code, end
 ):
-    def full(*arguments, **options):
-        raise OSError("no space left")
+    def fail(*arguments, **options):
+        raise error
 
-    monkeypatch.setattr(fl, "write_report", full)
-    code, _, err = run("report", *few, "--method", "article", "--out", tmp_path / "r.html")
-    assert code == 2
+    monkeypatch.setattr(fl, step, fail)
+    page = tmp_path / "r.html"
+    options = ["--method", "article", "--continuations", "1", "--no-cache", "--out", page]
+    ended, out, err = run("report", *few, *options)
+    assert (ended, out) == (code, "")
     assert "article: the gap (mean over categories) changes by" in err
-    assert err.endswith("fairlab: no space left\n")
+    assert err.endswith(end) and not page.exists()
 
 
 def test_a_changed_folder_is_judged_as_its_cut(run, few, tmp_path):
@@ -1343,6 +1373,11 @@ def test_what_can_not_be_judged_is_said_before_the_model_loads(
         (["--license-link", "x", "--base-model", "a/b"], "license_link, base_model: only the"),
         (["--report", "p.html", "--card", "--license", "my own"], "license: expected"),
         (["--report", "p.html", "--card", "--license", "other"], "license_name: the license"),
+        (["--card-language", "it"], "card_language: only the model card says this; add --card"),
+        (
+            ["--report", "p.html", "--card", "--card-language", "Italian"],
+            "language: expected a code",
+        ),
         (["--method", "random"], "method: expected one of guarded, activation"),
         (["--method", "article,guarded"], "method: expected one of guarded, activation"),
         (["--seed", "0"], "seed: only a report needs this; add --report report.html"),
@@ -1377,6 +1412,7 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     options = ["--model", tmp_path / "source", *few, "--method", "article"]
     options += ["--out", out, "--report", out / "report.html", "--card", "--json"]
     options += ["--license", "other", "--license-name", "own", "--license-link", "https://a.b/c"]
+    options += ["--card-language", "it, de"]
     code, printed, err = run("prune", *options)
     assert code == 0, err
     told, page = strict(printed), strict((out / "report.json").read_text(encoding="utf-8"))
@@ -1387,7 +1423,7 @@ def test_prune_measures_reports_cuts_and_describes_in_one_run(
     assert page["model"]["dtype"] == measured.dtype == "float32"
     card = (out / "README.md").read_text(encoding="utf-8")
     assert page["model"]["weights_sha256"] in card and "license_name: own" in card
-    assert "license_link: https://a.b/c" in card
+    assert "license_link: https://a.b/c" in card and "language:\n- it\n- de\n" in card
     again = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert again.dtype == torch.bfloat16 and told["dtype"] == "bfloat16"
     expected = fl.prune(tiny_model(dtype=torch.bfloat16), measured.selections["article"])
@@ -1568,6 +1604,7 @@ class FakeTokenizer:
             "about 35 seconds: 35 seconds to measure; 7 readings, and 14 more kept from before",
         ),
         (({"to choose": 2, "to measure": 2.9}, 22, 0), ""),
+        (({"to choose": 150},), "about 2 minutes: 2 minutes to choose"),
     ],
 )
 def test_the_time_is_told_in_words(capsys, facts, said):
@@ -1583,6 +1620,9 @@ def second_a_token(monkeypatch):
         return estimate.Paces(1000, 1, int(page), 1)
 
     monkeypatch.setattr("fairlab.cli.measure.paces_of", paces_of)
+    monkeypatch.setattr(
+        "fairlab.cli.measure.reading_paces", lambda *given: paces_of(None, *given[:2], None, False)
+    )
     monkeypatch.setattr(estimate, "in_words", lambda seconds: f"{seconds:.0f} s")
 
 
@@ -1620,6 +1660,24 @@ def test_the_time_is_told_before_neurons_are_chosen(
         f"fairlab: about {total} s: {choose} s to choose, {measure} s to measure, {texts} s for "
         f"texts, {sampled} s for sampled texts; 5 readings"
     )
+
+
+@pytest.mark.parametrize("command", ["score", "prune"])
+def test_the_time_is_told_where_neurons_are_only_chosen(
+    run, folder, few, tmp_path, monkeypatch, second_a_token, command
+):
+    def stop(*arguments, **options):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(fl, "guarded_cut", stop)
+    monkeypatch.setattr("fairlab.recipes.guarded_tables", stop)
+    code, _, err = run(command, *few[:4], "--out", tmp_path / "out")
+    tokenizer = fl.load_tokenizer(folder)
+    texts = [SENTENCES[i].replace("{}", word) for i in (0, 2) for word in sum(WORDS, ())]
+    tokens = sum(len(tokenizer(text).input_ids) for text in [*texts, fl.load_text("any")])
+    seconds = 3 * (2000 + tokens)  # there and back: a pass of prompts and one of text
+    notice = f"fairlab: about {seconds} s: {seconds} s to choose"
+    assert (code, err.splitlines()[-2:]) == (2, [notice, "fairlab: far enough"])
 
 
 def test_the_time_leaves_out_what_was_kept(run, few, reads, second_a_token):

@@ -158,6 +158,18 @@ def test_names_within_a_sentence_stand_beside_names_of_one_group(tokenizer):
     assert fl.check_pairs(tokenizer, even).valid.all() and {p.category for p in even} == {"name"}
 
 
+@pytest.mark.parametrize("start", ["", "It rained. ", "“"])
+def test_names_that_open_their_sentence_stand_beside_names_of_one_group(tokenizer, start):
+    # of both forms, and with one that ends as a plural does
+    of_pairs = [*IN_AUDITS, ("Lakisha Washington", "Emily Walsh"), ("Jamal", "James")]
+    built = in_sentence(tokenizer, f"{start}{{}} asked for a loan. The", of_pairs)
+    assert {pair.category for pair in built} == {"name"}
+    assert built[0].prompt_a == f"{start}Meredith asked for a loan. The"
+    for split in ("train", "held_out"):
+        some = [pair for pair in built if pair.attribute_split == split]
+        assert set(fl.check_pairs(tokenizer, some).valid) == {True, False}
+
+
 @pytest.mark.parametrize(
     ("sentence", "words"),
     [
@@ -165,7 +177,14 @@ def test_names_within_a_sentence_stand_beside_names_of_one_group(tokenizer):
         ("Two {} guests left, and", [("Tamil", "Kurd")]),
         ("They talked with {} people, and", [("Nigerian", "Norwegian"), ("Iraqi", "Turkish")]),
         ("They talked with {} people, and", [("lakisha", "Emily")]),
-        ("{} left, and", IN_AUDITS),
+        ("{} left, and", [("Men", "Women")]),
+        ("{} left, and", [("Young", "Old"), ("Nigerians", "Iraqis")]),
+        ("{} left, and", [("My son", "My aunt"), ("The cook", "A guest")]),
+        ("{} left, and", [("My Son", "My Aunt")]),
+        ("{} left, and", [("Black people", "Old people")]),
+        ("{} left, and", [("Mr. Washington", "Mr. Becker")]),
+        ("{} guests left, and", [("Tamil", "Kurd")]),
+        ("It rained. {} people left, and", [("Tamil", "Kurd")]),
     ],
 )
 def test_a_capital_alone_makes_no_name(tokenizer, sentence, words):

@@ -387,7 +387,9 @@ def test_what_to_do_is_said_without_jargon(numbers, said, not_said):
 def test_decisions_that_set_the_groups_apart_are_told():
     row = {"measure": "decision", "row": "headline", "change": 0.2, "low": 0.1, "high": 0.3}
     table = pd.concat([table_with(), pd.DataFrame([row | {"random_low": 0, "random_high": 0.05}])])
-    assert "set the groups further apart (+0.200 nats)" in advice.decision(table)
+    told = advice.decision(table)  # exp(0.2) − 1
+    assert "the odds of a harsher answer lie 22.1 % further apart than before" in told
+    assert "nats" not in told
     table.loc[table.measure == "decision", "random_high"] = 0.15
     assert "further apart" not in advice.decision(table)
     table.loc[table.measure == "decision", "random_high"] = np.nan  # then the interval alone tells
@@ -419,13 +421,13 @@ def test_a_price_is_told_where_nothing_was_bought(numbers):
             0.02,
             -0.01,
             0.03,
-            "No price could be told: the perplexity of plain text changes by +",
+            "No price could be told: how hard plain text is to predict changes by +",
         ),
         (
             -0.01,
             -0.03,
             0.01,
-            "No price could be told: the perplexity of plain text changes by -1",
+            "No price could be told: how hard plain text is to predict changes by -1",
         ),
         (-0.02, -0.03, -0.01, "Plain text is no harder to predict"),
     ],
@@ -433,7 +435,7 @@ def test_a_price_is_told_where_nothing_was_bought(numbers):
 def test_the_price_is_told_by_its_interval(change, low, high, said):
     table = table_with()
     table.loc[table.measure == "perplexity", ["change", "low", "high"]] = change, low, high
-    assert said in advice.decision(table)
+    assert said in advice.decision(table) and "erplexity" not in advice.decision(table)
 
 
 def test_power_by_hand():
@@ -648,28 +650,44 @@ def test_what_was_not_held_out_is_said():
     assert "other sentences than" in verdict.warnings([pair], [fresh], [pair])[0]
 
 
+def with_lengths(comparison, **more_tokens):
+    """Say that the first pair of a kind has a longer first prompt, of a comparison without such."""
+    readings = comparison.readings.copy()
+    assert (readings.more_tokens == 0).all()
+    for kind, more in more_tokens.items():
+        first = readings[readings.kind == kind].iloc[0]
+        same = (readings.kind == kind) & (readings.template == first.template)
+        same &= (readings.category == first.category) & (readings.attribute_a == first.attribute_a)
+        readings.loc[same, "more_tokens"] = more
+    return readings
+
+
 def test_pairs_of_unequal_length_are_told(measured):
-    readings = measured["comparison"].readings
-    assert verdict.length_warnings(readings) == []
-    metric = readings.measure == "metric"
-    assert verdict.length_warnings(readings[~metric]) == []  # it was not measured
-    fewer = readings.drop(readings.index[metric][:2])
-    (told,) = verdict.length_warnings(fewer)
-    count = (readings.measure == "gap").sum()
-    assert told.startswith(f"In 2 of the {count} pairs measured, neutral ones included, the two")
-    # several selections were measured on the same pairs
-    assert verdict.length_warnings(pd.concat([fewer, fewer.assign(selection="b")])) == [told]
+    comparison = measured["comparison"]
+    count, neutral = len(comparison.held_out.pairs), len(comparison.held_out.neutral)
+    assert verdict.length_warnings(comparison.readings) == []
+    readings = with_lengths(comparison, demographic=-2)
+    (told,) = verdict.length_warnings(readings)
+    assert told.startswith(f"In 1 of the {count} pairs measured the two prompts differ in their ")
+    assert "No neutral pair does; some that do would show how large" in told
+    # whether or not the article's metric was measured, and of several selections once
+    assert verdict.length_warnings(readings[readings.measure == "gap"]) == [told]
+    assert verdict.length_warnings(pd.concat([readings, readings.assign(selection="b")])) == [told]
+    (both,) = verdict.length_warnings(with_lengths(comparison, demographic=1, neutral=3))
+    assert f"So may that of neutral pairs, of which 1 of {neutral} differ, too." in both
+    (told,) = verdict.length_warnings(with_lengths(comparison, neutral=1))
+    assert told.startswith(f"In 1 of the {neutral} neutral pairs the two prompts differ")
 
 
 def test_the_page_warns_of_what_weakens_its_numbers(measured, tmp_path):
     """Half precision, neutral pairs in other sentences, and prompts of unequal length."""
     half, comparison = tiny_model(dtype=torch.bfloat16), measured["comparison"]
-    held_out, readings = comparison.held_out, comparison.readings
+    held_out = comparison.held_out
     elsewhere = fl.build_pairs(["A {} cook came"], [("tired", "hungry")])
     weak = replace(
         comparison,
         held_out=replace(held_out, neutral=elsewhere),
-        readings=readings.drop(readings.index[readings.measure == "metric"][:2]),
+        readings=with_lengths(comparison, demographic=1),
         weights_sha256=bits_of(half),
     )
     options = {"model": half, "model_name": "x", "chosen_on": None}

@@ -284,6 +284,10 @@ def test_a_comparison_measures_all_but_the_metric(tokenizer, pairs, neutral, out
     measured = compared(tokenizer, pairs, neutral, outcomes)
     model, found = tiny_model(), measured.readings
     gaps = fl.next_token_divergence(model, tokenizer, [*pairs, *neutral]).tolist()
+    for row in found.itertuples():
+        prompts = [row.template.replace("{}", word) for word in (row.attribute_a, row.attribute_b)]
+        first, second = tokenizer(prompts).input_ids
+        assert row.more_tokens == len(first) - len(second)
     assert found[found.measure == "gap"].before.tolist() == pytest.approx(gaps, rel=1e-4)
     decided = fl.decision_gap(model, tokenizer, [*pairs, *neutral], outcomes=outcomes).tolist()
     assert found[found.measure == "decision"].before.tolist() == pytest.approx(decided, abs=1e-4)

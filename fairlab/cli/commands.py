@@ -17,7 +17,7 @@ import fairlab as fl  # loads its modules at first use, so that --help comes at 
 from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
 from fairlab.cli.kept import told_if_stopped
-from fairlab.cli.measure import carry_out, material_of
+from fairlab.cli.measure import carry_out, material_of, tell_time_of_choice
 from fairlab.cli.neurons import (
     check_neutral_is_used,
     choose_neurons,
@@ -84,6 +84,7 @@ from fairlab.cli.reports import (
     check_nothing_for_a_report,
     check_page,
     check_prune_outputs,
+    codes_of,
     cut_in_place,
     papers_beside,
     place_of_page,
@@ -301,6 +302,7 @@ def score(
     check_neutral_is_used(method, pair_options)
     taken = pairs_taken(model, method, pair_options)
     loaded = fl.load_model(model, dtype=dtype, **where)
+    tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
     ranking = ranking_of(tables)
     top = ranking.head(20)
@@ -337,6 +339,13 @@ def prune(
     base_model: Annotated[
         str | None, Option(help="The model's id on the Hub, for the card of a local folder.")
     ] = None,
+    card_language: Annotated[
+        str | None,
+        Option(
+            help="Of the model, for the card: it, or en,de; by default what its own card says, "
+            "else the language of the pairs."
+        ),
+    ] = None,
     neutral: Neutral = None,
     neutral_words: NeutralWords = None,
     language: Language = "en",
@@ -372,7 +381,7 @@ def prune(
     from fairlab.models import refuse_offloaded
 
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
-    terms["base_model"] = base_model
+    terms |= {"base_model": base_model, "language": codes_of(card_language)}
     check_prune_outputs(out, report, card, terms, force, [model, pairs, neutral, text])
     where = where_to_load(device, device_map)
     pair_options = PairOptions(
@@ -401,6 +410,7 @@ def prune(
             page, choosing = place_of_page(report, out, private), material.choosing
             facts["verdict"] = write_page(page, measured, plan, loaded, model, choosing, force)
         else:
+            tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
         cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)

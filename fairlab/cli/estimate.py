@@ -1,7 +1,7 @@
 """About how long a plan takes, told before its first long part.
 
-Contents: `Paces` and `paces_of` (a short pass against the clock), `seconds_of` (each part of a
-plan), `tell_time`.
+Contents: `Paces`, with `reading_paces` and `paces_of` (a short pass against the clock),
+`seconds_of` (each part of a plan), `seconds_of_choice`, `tell_time`.
 
 A part is so many passes through the model, with so many tokens in them all together. A pass takes
 some time whatever is in it, nearly all of it on a GPU; on a CPU it is the tokens that count.
@@ -10,7 +10,7 @@ some time whatever is in it, nearly all of it on a GPU; on a CPU it is the token
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import fairlab as fl
 from fairlab.cli.neurons import is_causal
@@ -37,22 +37,34 @@ class Paces:
         return passes * self.start + tokens * self.read
 
 
-def paces_of(plan, loaded, material, metric, page):
-    """Read a few prompts and a short text, and write a few tokens, against the clock."""
+def reading_paces(loaded, held_out, metric, batch_size):
+    """Read a few prompts and a short text against the clock."""
     from fairlab.evaluation.compare import no_cut
     from fairlab.evaluation.readings import read_cut
-    from fairlab.models import input_device
 
     model, tokenizer = loaded
-    held_out = material.held_out
 
     def read(pairs, text_tokens):
         text = start_of(held_out.text, tokenizer, text_tokens)
         first_few = fl.HeldOut(held_out.pairs[:pairs], held_out.neutral[:1], text)
-        options = {"metric": metric, "batch_size": plan.batch_size}
+        options = {"metric": metric, "batch_size": batch_size}
         seconds = timed(read_cut, model, tokenizer, first_few, no_cut(model), **options)
         of_prompts = prompt_tokens(tokenizer, first_few.everything)[1]
         return seconds, of_prompts + text_length(tokenizer, text)
+
+    read(1, 16)  # what is done for the first time takes longer
+    (less, few), (more, many) = read(1, 16), read(4, 128)
+    token = max(more - less, 0) / (many - few)
+    # each of the two was one pass for the prompts and one for the text
+    return Paces(start=max(less - few * token, 0) / 2, read=token)
+
+
+def paces_of(plan, loaded, material, metric, page):
+    """Read a few prompts and a short text, and write a few tokens, against the clock."""
+    from fairlab.models import input_device
+
+    model, tokenizer = loaded
+    held_out = material.held_out
 
     def write(count):
         prompts = shown_prompts(material.choosing, held_out)
@@ -66,18 +78,14 @@ def paces_of(plan, loaded, material, metric, page):
         pairs = held_out.pairs[:1]
         return timed(fl.sample_continuations, model, tokenizer, pairs, **options) / options["n"]
 
-    read(1, 16)  # what is done for the first time takes longer
-    (less, few), (more, many) = read(1, 16), read(4, 128)
-    token = max(more - less, 0) / (many - few)
-    # each of the two was one pass for the prompts and one for the text
-    paces = {"start": max(less - few * token, 0) / 2, "read": token}
+    paces = reading_paces(loaded, held_out, metric, plan.batch_size)
     if page:
-        paces["write"] = write(4) / 4
+        paces = replace(paces, write=write(4) / 4)
     if plan.continuations:
         # both read the prompts, and the longer one samples 4 tokens more after each of the two
         shorter, longer = sample(2), sample(6)
-        paces["sample"] = max(longer - shorter, 0) / (4 * 2)
-    return Paces(**paces)
+        paces = replace(paces, sample=max(longer - shorter, 0) / (4 * 2))
+    return paces
 
 
 def timed(function, *arguments, **options):
@@ -102,7 +110,8 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
     flattening = one + paces.reading(windows, text)
     chosen = 0
     for method, pairs in to_choose.items():
-        chosen += paces.reading(*work_of_choice(plan, tokenizer, method, *pairs))
+        given = (method, pairs, plan.batch_size, plan.pair_options, paces)
+        chosen += seconds_of_choice(tokenizer, *given)
     written = NEW_TOKENS * (1 + len(cuts)) * paces.write
     each = (1 + len(sampled_changes(cuts, plan.seed))) * plan.continuations  # texts of a prompt
     prompts, tokens = prompt_tokens(tokenizer, held_out.pairs)
@@ -115,18 +124,20 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
     }
 
 
-def work_of_choice(plan, tokenizer, method, pairs, neutral):
-    """Return how many passes it takes to choose by a method, and how many tokens are in them."""
+def seconds_of_choice(tokenizer, method, taken, batch_size, pair_options, paces):
+    """Return about how many seconds it takes to choose by a method, on the pairs and the neutral
+    pairs that it takes."""
+    pairs, neutral = taken
     causal = is_causal(method)
     prompts, tokens = prompt_tokens(tokenizer, [*pairs, *(neutral or ())])
     times = THERE_AND_BACK if causal else 1
-    passes, tokens = math.ceil(prompts / plan.batch_size) * times, tokens * times
+    passes, tokens = math.ceil(prompts / batch_size) * times, tokens * times
     if (method.partition("+")[2] or ("fisher" if causal else "maw")) == "fisher":
-        text = fl.load_text("calibration", plan.pair_options.language)
+        text = fl.load_text("calibration", pair_options.language)
         count = text_length(tokenizer, text)
         passes += THERE_AND_BACK * math.ceil(count / 256)
         tokens += THERE_AND_BACK * count
-    return passes, tokens
+    return paces.reading(passes, tokens)
 
 
 def prompt_tokens(tokenizer, pairs):
@@ -144,13 +155,16 @@ def text_length(tokenizer, text):
     return len(tokenizer(text, verbose=False).input_ids)
 
 
-def tell_time(seconds, readings, kept):
-    """Say about how long the parts take, what → seconds, where that is worth saying."""
+def tell_time(seconds, readings=0, kept=0):
+    """Say about how long the parts take, what → seconds, where that is worth saying; and how many
+    readings have to be taken, if any, beside those that were kept."""
     total = sum(seconds.values())
     if total < 5:
         return
     parts = [f"{in_words(part)} {what}" for what, part in seconds.items() if part >= 1]
-    notice = f"about {in_words(total)}: {', '.join(parts)}; {counted(readings, 'reading')}"
+    notice = f"about {in_words(total)}: {', '.join(parts)}"
+    if readings or kept:
+        notice += f"; {counted(readings, 'reading')}"
     if kept:
         notice += f", and {kept} more kept from before"
     print(f"fairlab: {notice}", file=sys.stderr)

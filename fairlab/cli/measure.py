@@ -1,13 +1,20 @@
 """Carry out a plan: choose or load what it judges, and compare it.
 
-Contents: `Material`, `material_of` (before the model loads); `carry_out`.
+Contents: `Material`, `material_of` (before the model loads); `carry_out`; `tell_time_of_choice`,
+where neurons are only chosen.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fairlab as fl
-from fairlab.cli.estimate import paces_of, seconds_of, tell_time
+from fairlab.cli.estimate import (
+    paces_of,
+    reading_paces,
+    seconds_of,
+    seconds_of_choice,
+    tell_time,
+)
 from fairlab.cli.kept import keep, kept_cut, paths_of_choices
 from fairlab.cli.neurons import check_size, choose_neurons, chosen_on, scope_of
 from fairlab.cli.output import dtype_of
@@ -35,6 +42,7 @@ def material_of(plan, model):
     methods = [method for method in plan.methods if method != "random"]
     of_method = chosen_on(tokenizer, plan.pair_options, choosing, methods)
     if plan.changed:
+        check_same_vocabulary(model, plan.changed)
         check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
         held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
@@ -81,6 +89,17 @@ def tell_time_of(plan, loaded, material, to_choose, cuts, settings, page):
     tell_time(seconds_of(plan, loaded[1], *given), readings, kept)
 
 
+def tell_time_of_choice(loaded, method, taken, batch_size, pair_options):
+    """Say about how long it takes to choose by a method alone."""
+    pairs, neutral = taken
+    text = fl.load_text("calibration", pair_options.language)
+    # only to time it: what takes no neutral pairs reads more of the others
+    read = fl.HeldOut(pairs, neutral or pairs, text)
+    paces = reading_paces(loaded, read, False, batch_size)
+    seconds = seconds_of_choice(loaded[1], method, taken, batch_size, pair_options, paces)
+    tell_time({"to choose": seconds})
+
+
 def cuts_to_judge(plan, model, chosen):
     """Return what a plan judges, by name: the cut that is given, or those that its methods choose,
     in their order, with a random one where it asks for one."""
@@ -119,6 +138,21 @@ def random_cut(plan, model, like):
 def changed_model(plan, model):
     """Load a changed model like the original."""
     return fl.load_model(plan.changed, dtype=dtype_of(model), **plan.where)[0]
+
+
+def check_same_vocabulary(model, changed):
+    """Refuse a changed model that fairlab can't load, or that predicts other tokens, by its
+    configuration."""
+    from fairlab.models import empty_model
+
+    counts = []
+    for name in (model, changed):
+        counts.append(len(empty_model(name).get_output_embeddings().weight))
+    if counts[0] != counts[1]:
+        raise ValueError(
+            f"changed: {changed} predicts {counts[1]:,} tokens and the original {counts[0]:,}; "
+            "only models with one vocabulary can be compared"
+        )
 
 
 def check_same_tokens(tokenizer, changed, held_out):

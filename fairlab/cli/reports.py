@@ -1,8 +1,8 @@
 """The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report` (before the model
-loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a cut
-model).
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report`, `codes_of` (before the
+model loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a
+cut model).
 """
 
 import json
@@ -39,7 +39,8 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
     check_output_folder("out", out, beside=reports, force=force, inputs=inputs)
     if card and not page:
         raise ValueError("card: it is made from the report; add --report report.html")
-    given = [name for name, value in terms.items() if value]
+    options = {"language": "card_language"}  # --language is that of the pairs
+    given = [options.get(name, name) for name, value in terms.items() if value]
     if given and not card:
         raise ValueError(f"{', '.join(given)}: only the model card says this; add --card")
     if page:
@@ -53,6 +54,11 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
         terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+
+
+def codes_of(languages):
+    """Return the codes of --card-language: "en,de"; None where it was not given."""
+    return languages and [code.strip() for code in languages.split(",")]
 
 
 def is_inside(page, folder):
@@ -70,10 +76,11 @@ def check_nothing_for_a_report(context):
 
 def write_page(page, measured, plan, loaded, model_name, choosing, force):
     """Write the report of what was measured; return the verdict."""
-    if plan.continuations:
-        measured = replace(measured, continuations=words_counted(plan, loaded, measured))
+    sentences = list(measured.table["sentence"])
     prompts = shown_prompts(choosing, measured.held_out)
     try:
+        if plan.continuations:
+            measured = replace(measured, continuations=words_counted(plan, loaded, measured))
         verdict = fl.write_report(
             page,
             measured,
@@ -84,8 +91,8 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
             texts=texts_of(loaded, measured.selections, prompts),
             force=force,
         )
-    except OSError:  # the disk may be full; what was measured is not lost with the page
-        print("\n".join(measured.table["sentence"]), file=sys.stderr)
+    except BaseException:  # stopped, or a full disk: what was measured is not lost with the page
+        print("\n".join(sentences), file=sys.stderr)
         raise
     return f"{verdict}\n{QUICK_LOOK}" if plan.quick else verdict
 

@@ -28,7 +28,7 @@ from fairlab.evaluation.rows import Case, case_tables
 from fairlab.files import load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
-from fairlab.pairs import encode_pair
+from fairlab.pairs import check_pairs, encode_pair
 from fairlab.passes import check_ready, progress
 from fairlab.surgery import NeuronSelection
 
@@ -54,7 +54,8 @@ class Comparison:
         number from 0) and `change`.
     readings : DataFrame
         What was read of each pair: `selection`, `measure`, `kind` ("demographic" or "neutral"),
-        `category`, `template`, the two attributes, `before` and `after`.
+        `category`, `template`, the two attributes, `more_tokens` (how many the first prompt has
+        more than the second; 0: as many), `before` and `after`.
     selections : dict of str to NeuronSelection, NeuronGates or PreTrainedModel
         The cuts, gates and changed models, by name.
     held_out : HeldOut
@@ -213,7 +214,7 @@ def compare(
     return Comparison(
         table=table,
         draws=pd.concat(draws, ignore_index=True),
-        readings=_readings_table(held_out, before, after),
+        readings=_readings_table(tokenizer, held_out, before, after),
         selections=dict(selections),
         held_out=held_out,
         weights_sha256=bits_of(model),
@@ -371,9 +372,13 @@ def _different_cuts(
 
 
 def _readings_table(
-    held_out: HeldOut, before: Reading, after: Mapping[str, Reading]
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    before: Reading,
+    after: Mapping[str, Reading],
 ) -> pd.DataFrame:
     """Return what was read of each pair, so that every row of the table can be checked by hand."""
+    lengths = check_pairs(tokenizer, held_out.everything)
     pairs = pd.DataFrame(
         {
             "kind": ["demographic"] * len(held_out.pairs) + ["neutral"] * len(held_out.neutral),
@@ -381,6 +386,7 @@ def _readings_table(
             "template": [pair.template or pair.prompt_a for pair in held_out.everything],
             "attribute_a": [pair.attribute_a for pair in held_out.everything],
             "attribute_b": [pair.attribute_b for pair in held_out.everything],
+            "more_tokens": lengths.tokens_a - lengths.tokens_b,
         }
     )
     parts = []

@@ -99,8 +99,8 @@ def _caveat(table: pd.DataFrame, gap: dict) -> str:
     for row in decisions.to_dict("records"):
         # without random cuts, NaN, the interval alone has to do
         if row["low"] > 0 and not row["low"] <= row["random_high"]:
-            farther = f"{row['change']:+.3f} nats"
-            against.append(f"its decisions set the groups further apart ({farther})")
+            farther = f"{math.expm1(row['change']):.1%}".replace("%", " %")
+            against.append(f"the odds of a harsher answer lie {farther} further apart than before")
     if against:
         return f"Do not call it fairer: {'; and '.join(against)}."
     return "It acts on these groups' words more than on others: worth a trial in your own use."
@@ -113,7 +113,7 @@ def _price(text: dict) -> str:
         return f"The price: plain text is harder to predict, {amount}."
     if text["high"] < 0:
         return f"Plain text is no harder to predict, {amount}."
-    return f"No price could be told: the perplexity of plain text changes by {amount}."
+    return f"No price could be told: how hard plain text is to predict changes by {amount}."
 
 
 def _beyond_random(gap: dict, kind: str) -> str:

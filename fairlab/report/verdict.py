@@ -215,19 +215,32 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
 
 
 def length_warnings(readings: pd.DataFrame) -> list[str]:
-    """Say of how many pairs the article's metric is missing, which only prompts of unequal length
-    lack; nothing where it was not measured."""
-    one = readings[readings["selection"] == readings["selection"].iloc[0]]  # all have these pairs
-    pairs = (one["measure"] == "gap").sum()
-    with_metric = (one["measure"] == "metric").sum()
-    unequal = pairs - with_metric
-    if not unequal or not with_metric:
-        return []
+    """Say in how many pairs the two prompts differ in their number of tokens, and whether neutral
+    pairs do, too."""
+    # all selections have these pairs, and each pair has one gap
+    one = readings[readings["selection"] == readings["selection"].iloc[0]]
+    pairs = one[one["measure"] == "gap"]
+    counts = {}
+    for kind in ("demographic", "neutral"):
+        unequal = pairs[pairs["kind"] == kind]["more_tokens"] != 0
+        counts[kind] = (unequal.sum(), len(unequal))
+    (unequal, count), (of_neutral, neutral) = counts.values()
+    differ = "the two prompts differ in their number of tokens"
+    if not unequal:
+        if not of_neutral:
+            return []
+        return [
+            f"In {of_neutral} of the {neutral} neutral pairs {differ}, and in no other pair: the "
+            "gap of neutral pairs may be larger for the length alone."
+        ]
+    if of_neutral:
+        control = f"So may that of neutral pairs, of which {of_neutral} of {neutral} differ, too."
+    else:
+        control = "No neutral pair does; some that do would show how large that part is."
     return [
-        f"In {unequal} of the {pairs} pairs measured, neutral ones included, the two prompts "
-        "differ in their number of tokens. The article's metric leaves them out, and part of their "
-        "gap may come from the length alone. Neutral pairs that differ by as much would show how "
-        "large that part is."
+        f"In {unequal} of the {count} pairs measured {differ}. Part of their gap may come from the "
+        f"length alone. {control} The article's metric, where it is measured, leaves such pairs "
+        "out."
     ]
 
 
