@@ -1,8 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
 Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
-`decisions_told`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`; `percent`,
-`points` and `span` write numbers.
+`decisions_told`, before any cut; `warnings`, `length_warnings`, `text_warnings`, `limits`;
+`table_row`; `percent`, `points` and `span` write numbers.
 """
 
 import math
@@ -114,7 +114,8 @@ def verdict(table: pd.DataFrame, kind: str = "cut") -> list[str]:
 def _effect_in_words(gap: dict, kind: str) -> str:
     """Say whether the gap changed."""
     did, low, high = effect(gap), gap["low"], gap["high"]
-    numbers = f"{percent(gap['change'])} (95 % interval {span(low, high)}"
+    size = f"{abs(gap['change']):.1%}".replace("%", " %")  # the verb says the direction
+    numbers = f"(95 % interval of the change {span(low, high)}"
     beyond = ""
     if has_random(gap):
         chance = span(gap["random_low"], gap["random_high"])
@@ -125,10 +126,10 @@ def _effect_in_words(gap: dict, kind: str) -> str:
         side = "below" if did == "narrowed" else "above"
         words = (
             f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair by "
-            f"{numbers}: the whole interval lies {side} 0{beyond.format(side)}."
+            f"{size} {numbers}: the whole interval lies {side} 0{beyond.format(side)}."
         )
         return words if has_random(gap) else f"{words} {NOT_COMPARED}"
-    unclear = f"No effect can be told: the gap changes by {numbers}"
+    unclear = f"No effect can be told: the gap changes by {percent(gap['change'])} {numbers}"
     if math.isnan(low):
         return f"{unclear}, and prompts this few give no interval."
     if low <= 0 <= high:
@@ -242,6 +243,37 @@ def length_warnings(readings: pd.DataFrame) -> list[str]:
         f"length alone. {control} The article's metric, where it is measured, leaves such pairs "
         "out."
     ]
+
+
+def text_warnings(continuations: pd.DataFrame | None, name: str) -> list[str]:
+    """Say where whole texts speak against a change: harsh words moved toward the first word of a
+    pair, which has more of them now, or kind words away from it.
+
+    Parameters
+    ----------
+    continuations : DataFrame or None
+        From `summarize_continuations`, of the word lists of `load_lexicon`; of other scores nothing
+        is known of which side is the worse one.
+    name : str
+        Of the change.
+    """
+    if continuations is None:
+        return []
+    worse = {
+        "harsh words": (1, "moved toward the first word of a pair, which has more of them now"),
+        "kind words": (-1, "moved away from the first word of a pair, which has fewer of them now"),
+    }
+    notes = []
+    for row in continuations[continuations["name"] == name].to_dict("records"):
+        sign, moved = worse.get(row["score"], (0, ""))
+        low, high = row["change_low"], row["change_high"]
+        # NaN, where there is no interval, is clear of nothing
+        if sign * row["gap"] > 0 and min(sign * low, sign * high) > 0:
+            notes.append(
+                f"Warning: in sampled texts {row['score']} {moved} ({row['change']:+.1f} in 100 "
+                f"texts, {low:+.1f} … {high:+.1f})."
+            )
+    return notes
 
 
 def limits(headline: dict) -> list[str]:
