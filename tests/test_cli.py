@@ -20,12 +20,13 @@ import fairlab as fl
 from fairlab import cli, files
 from fairlab.cli import estimate
 from fairlab.cli.measure import Material, stand_in
-from fairlab.cli.options import DEFAULT
+from fairlab.cli.options import DEFAULT, Text
 from fairlab.cli.output import emit
 from fairlab.cli.pairs import PairOptions, start_of
 from fairlab.cli.plan import digest_of_code
 from fairlab.evaluation import compare as comparing
 from fairlab.evaluation.readings import bits_of
+from fairlab.evaluation.rows import PART
 from fairlab.files import load_text
 from fairlab.report.verdict import diagnosis
 from fairlab.statistics import jackknife_interval
@@ -889,6 +890,7 @@ def test_the_text_of_ones_own_is_the_one_read(run, used, tmp_path):
     path.write_text(f"\n{prose}\n", encoding="utf-8")
     run("compare", "--text", path)
     assert used["text"] == prose.strip()
+    assert f"the first {PART:,} tokens are" in Text.__metadata__[0].help
     path.write_text(prose[:400], encoding="utf-8")
     code, _, err = run("compare", "--text", path)
     assert code == 2
@@ -974,7 +976,7 @@ def test_names_are_cut_compared_and_reported(run, folder, pairs_csv, tmp_path):
     # a quick look measures no article metric, and warns all the same
     assert run("report", *options, "--quick", "--force", "--out", page)[0] == 0
     again = strict(page.with_suffix(".json").read_text(encoding="utf-8"))["warnings"]
-    assert again == facts["warnings"]
+    assert "A quick look" in again[0] and again[1:] == facts["warnings"]
     # the article's method can't choose on them: they are left out, and told
     options = ["--pairs", path, "--fraction", "0.1", "--method", "article", "--json"]
     code, out, err = run("prune", *options, "--out", tmp_path / "cut")

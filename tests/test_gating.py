@@ -166,6 +166,18 @@ def test_solved_gates_keep_the_promise_at_the_least_damage():
     assert torch.equal(d.flatten().nonzero().flatten(), best)
 
 
+def test_solved_gates_are_the_formula_by_hand():
+    """The two neurons of lesson 08: g = 1 - t · a / (F² + c · mean F²), with a denominator of 1."""
+    a, t = torch.tensor([[2.0, -1.0]]), 0.2
+    zero, half = torch.zeros(1, 2), torch.full((1, 2), 0.5)
+    by_hand = torch.tensor([[0.6, 1.2]])
+    promise = ((1 - by_hand) * a).sum().item()
+    tables = gating.GateTables(a, zero, half, zero)
+    solved = gating.solve_gates(tables, count=2, goal=promise, floor=3)
+    assert torch.allclose(solved, by_hand)
+    assert torch.allclose(solved, 1 - t * a)
+
+
 def test_charge_takes_from_gates_that_move_neutral_words():
     tables = tables_of(3)
     promises = []

@@ -199,6 +199,13 @@ def test_dose_and_tradeoff_show_the_mean_over_categories():
     assert ax.get_title() == "What a cut brings and costs, mean over categories"
 
 
+def test_tradeoff_says_nothing_of_neutral_pairs_that_were_not_read():
+    frame = of_every_row().assign(flattening_scale=1, flattening_change=0)
+    assert "neutral pairs, same cut" in legend(fl.plot_tradeoff(frame))
+    ax = fl.plot_tradeoff(frame.assign(neutral_change=np.nan))
+    assert "neutral pairs, same cut" not in legend(ax)
+
+
 def test_the_perplexity_is_that_of_the_text():
     frame = of_every_row()
     ax = fl.plot_comparison(frame, measure="perplexity", draws=random_draws(frame))

@@ -531,7 +531,8 @@ def report(
     """Compare, and write a page to read.
 
     It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, a figure,
-    texts before and after, limits, method and environment. Prints the verdict. What it judges, what
+    texts before and after, limits, method and environment. Prints the verdict. The perplexity is
+    that of the first 2,048 tokens of a text. What it judges, what
     it keeps if you stop it, and --fail-if are as in fairlab compare.
 
     \b

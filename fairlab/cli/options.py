@@ -55,7 +55,11 @@ Answers = Annotated[
     ),
 ]
 Text = Annotated[
-    Path | None, Option(help="Text file of plain prose for the perplexity; fairlab's without it.")
+    Path | None,
+    Option(
+        help="Text file of plain prose for the perplexity, of which the first 2,048 tokens are "
+        "read; fairlab's without it."
+    ),
 ]
 Method = Annotated[
     str,

@@ -251,10 +251,10 @@ def plot_tradeoff(
     """Draw what each cut brings, the change of the gap, over its price, that of the perplexity.
 
     The change is the mean over categories. Dots with intervals are the cuts, those of one method
-    joined in order of size; an open diamond is what the same cut does to neutral pairs: a long
-    stem between the two is a cut that acts on the word's meaning, a short one has made the model
-    deaf. Grey dots are random cuts. The dotted line is a mere flattening of the predictions: a cut
-    above it buys less than a temperature.
+    joined in order of size; an open diamond is what the same cut does to neutral pairs, if they
+    were read: a long stem between the two is a cut that acts on the word's meaning, a short one has
+    made the model deaf. Grey dots are random cuts. The dotted line is a mere flattening of the
+    predictions: a cut above it buys less than a temperature.
 
     Parameters
     ----------
@@ -331,6 +331,8 @@ def _draw_tradeoffs(
 
 def _draw_neutral_stems(ax: Axes, rows: pd.DataFrame, colors: Sequence) -> None:
     """Draw what each cut does to neutral pairs, and a stem from there to the cut's own dot."""
+    if rows.neutral_change.isna().all():
+        return  # nothing to draw, and no word of it in the legend
     # broad and behind: where an interval covers the stem, it still shows at both sides
     stems = {"colors": colors, "linewidth": 8, "alpha": 0.3, "zorder": 1}
     ax.vlines(rows.price, rows.change, rows.neutral_change, **stems)

@@ -258,7 +258,7 @@ def _draw_cell(
     if cell["chosen_on"] == cell["read_on"]:
         patch.set(edgecolor="black", linewidth=1.2, zorder=2)
     ax.add_patch(patch)
-    label, ink, weight = f"{change:+.0f}", "0.4", "normal"
+    label, ink, weight = f"{change:+.0f}", "0.3", "normal"
     if is_clear:
         ink = "white" if sns.utils.relative_luminance(color) < 0.25 else "black"
     if is_clear and with_intervals:

@@ -21,6 +21,7 @@ import torch
 import transformers
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedModel
 
 from fairlab._version import __version__
@@ -86,7 +87,8 @@ def write_report(
     method : dict, optional
         How was chosen, such as {"recipe": "guarded", "fraction": 0.002}; of several selections,
         what they have in common. What each of them is stands above it under its own name. The
-        prompts' "language" stands at the top.
+        prompts' "language" stands at the top, and so does, as a warning, what is said under "quick
+        look".
     texts : dict, optional
         Prompt → {"before": text, NAME: text, …} from `generate`, with the names of selections.
     force : bool
@@ -126,7 +128,7 @@ def write_report(
     facts = plain(
         {
             "verdict": methods[0]["verdict"] if len(methods) == 1 else verdicts,
-            "warnings": _warnings(model, comparison, chosen_on),
+            "warnings": _warnings(model, comparison, chosen_on, method or {}),
             "methods": methods,
             "results": comparison.table.to_dict("records"),
             **_what_was_changed(model, model_name, methods, comparison, method),
@@ -196,10 +198,14 @@ def _judged(comparison: Comparison, name: str) -> dict[str, object]:
 
 
 def _warnings(
-    model: PreTrainedModel, comparison: Comparison, chosen_on: Sequence[PromptPair] | None
+    model: PreTrainedModel,
+    comparison: Comparison,
+    chosen_on: Sequence[PromptPair] | None,
+    method: Mapping[str, object],
 ) -> list[str]:
     held_out = comparison.held_out
-    notes = warnings(chosen_on, held_out.pairs, held_out.neutral)
+    notes = [str(method["quick look"])] if "quick look" in method else []
+    notes += warnings(chosen_on, held_out.pairs, held_out.neutral)
     notes += length_warnings(comparison.readings)
     if len(comparison.selections) > 1:
         notes.append(SEVERAL.format(len(comparison.selections)))
@@ -395,6 +401,8 @@ def _figure(comparison: Comparison) -> Axes:
     ax = Figure(figsize=(5.5, 1.4 + 0.34 * len(labels)), layout="constrained").subplots()
     # a changed model has no random cuts of its kind
     plot_comparison(table, draws=None if draws.empty else draws, ax=ax).set_title("")
+    if ax.get_xscale() == "linear":
+        ax.xaxis.set_major_locator(MaxNLocator(6))  # more labels would touch each other
     # a category may hold a dollar sign, which would begin a formula
     ax.set_yticks(range(len(labels)), list(labels), parse_math=False)
     # below, not at the right: the figure has to be readable on a telephone

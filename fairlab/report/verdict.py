@@ -114,8 +114,7 @@ def verdict(table: pd.DataFrame, kind: str = "cut") -> list[str]:
 def _effect_in_words(gap: dict, kind: str) -> str:
     """Say whether the gap changed."""
     did, low, high = effect(gap), gap["low"], gap["high"]
-    size = f"{abs(gap['change']):.1%}".replace("%", " %")  # the verb says the direction
-    numbers = f"(95 % interval of the change {span(low, high)}"
+    numbers = f"{percent(gap['change'])} (95 % interval {span(low, high)}"
     beyond = ""
     if has_random(gap):
         chance = span(gap["random_low"], gap["random_high"])
@@ -125,11 +124,11 @@ def _effect_in_words(gap: dict, kind: str) -> str:
     if did:
         side = "below" if did == "narrowed" else "above"
         words = (
-            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair by "
-            f"{size} {numbers}: the whole interval lies {side} 0{beyond.format(side)}."
+            f"{NAMES[kind][0].capitalize()} {did} the gap between the two prompts of a pair, a "
+            f"change of {numbers}: the whole interval lies {side} 0{beyond.format(side)}."
         )
         return words if has_random(gap) else f"{words} {NOT_COMPARED}"
-    unclear = f"No effect can be told: the gap changes by {percent(gap['change'])} {numbers}"
+    unclear = f"No effect can be told: the gap changes by {numbers}"
     if math.isnan(low):
         return f"{unclear}, and prompts this few give no interval."
     if low <= 0 <= high:
@@ -167,11 +166,15 @@ def _specificity(gap: dict, neutral: dict, kind: str) -> str:
 
 
 _SAME_PAIRS = (
-    "pairs measured also chose the neurons. Neurons chosen because they differ on a pair lower the "
-    "difference on that pair when they go: that says nothing of other pairs."
+    "Not held out: {} pairs measured also chose the neurons. Neurons chosen because they differ on "
+    "a pair lower the difference on that pair when they go: that says nothing of other pairs."
 )
-_SAME_SENTENCES = "sentences measured also chose the neurons, with other words."
-_SAME_WORDS = "word pairs measured also chose the neurons, in other sentences."
+_SAME_SENTENCES = (
+    "Only partly held out: {} sentences measured also chose the neurons, with other words."
+)
+_SAME_WORDS = (
+    "Only partly held out: {} word pairs measured also chose the neurons, in other sentences."
+)
 
 
 _NOT_KNOWN = (
@@ -210,8 +213,7 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
         measured = {key(pair) for pair in measured_pairs}
         shared = measured & {key(pair) for pair in chosen_on}
         if shared:
-            numbers = f"{len(shared)} of the {len(measured)}"
-            return [f"Not held out: {numbers} {words}"]
+            return [words.format(f"{len(shared)} of the {len(measured)}")]
     return []
 
 
