@@ -11,7 +11,7 @@ LESSON ?= notebooks
 TABLE ?=
 
 # setup is what `make run` needs; setup-all adds the second model, which only the tests and tables need
-.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder clean
+.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder site app clean
 
 setup: .venv/.ready
 
@@ -52,6 +52,20 @@ lesson: setup-all
 
 times: setup
 	$(BIN)/python tools/run_tests.py times
+
+# the page without code, in the browser: choose two prompts, see what a cut does
+app: setup
+	$(BIN)/voila notebooks/app.ipynb
+
+# the course as a site of static pages in build/site, which are then opened in a browser
+site: .venv/.ready-site
+	$(BIN)/python tools/build_site.py
+	$(BIN)/python -m pytest -q tests/test_site.py
+
+.venv/.ready-site: .venv/.ready site/package-lock.json
+	$(BIN)/pip install --quiet $(CONSTRAINTS:%=--constraint %) --editable ".[site]"
+	cd site && npm ci --silent
+	touch $@
 
 # lessons and tests as other processors would run them: one to two hours
 robust: setup-all

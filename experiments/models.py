@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 import fairlab as fl
 from fairlab.evaluation.chance import random_gates
-from fairlab.evaluation.flattening import flattened_gaps
+from fairlab.evaluation.flattening import flattened_gaps, losses_at_scales
 from fairlab.evaluation.readings import Reading, read_cut
 from fairlab.evaluation.rows import Case, case_tables
 from fairlab.gates import table_shape
@@ -401,12 +401,13 @@ def read_all(
         with action():
             return read()
 
-    before = read()
+    losses = losses_at_scales(model, tokenizer, text)  # (tokens, scales)
+    before = read(losses=losses[:, 0])
     for method in methods:
         after = under(method.action)
         chance = {"random": [under(action) for action in method.random]}
         price = after.mean_loss - before.mean_loss
-        (flattening,) = flattened_gaps(model, tokenizer, pairs, text, [price])
+        (flattening,) = flattened_gaps(model, tokenizer, pairs, losses, [price])
         case = Case(method.name, held_out, before, after, chance, flattening)
         table, drawn = case_tables(case)
         print(table[table.row == "headline"].sentence.iloc[0], flush=True)

@@ -39,12 +39,12 @@ def generate(
     max_length: int = 50,
     max_new_tokens: int | None = None,
     num_beams: int = 5,
-    no_repeat_ngram_size: int = 2,
     batch_size: int = 16,
 ) -> list[str]:
     """Continue each prompt by beam search, with the article's settings.
 
-    There is no sampling (see `sample_continuations`) and no chat template (see `chat_pairs`).
+    No two tokens stand side by side twice in a text. There is no sampling (see
+    `sample_continuations`) and no chat template (see `chat_pairs`).
 
     Parameters
     ----------
@@ -57,8 +57,6 @@ def generate(
         they are returned without it. For prompts from `chat_pairs`, which are long.
     num_beams : int
         How many continuations are kept in mind at each step; 1 takes the likeliest token.
-    no_repeat_ngram_size : int
-        No sequence of so many tokens may come twice; 0 allows all.
 
     Returns
     -------
@@ -89,7 +87,7 @@ def generate(
         do_sample=False,
         num_beams=num_beams,
         early_stopping=num_beams > 1,  # transformers warns if a single beam has this setting
-        no_repeat_ngram_size=no_repeat_ngram_size,
+        no_repeat_ngram_size=2,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=model.generation_config.bos_token_id,
         eos_token_id=model.generation_config.eos_token_id,

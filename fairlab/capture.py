@@ -32,6 +32,7 @@ from fairlab.passes import (
     PairBatch,
     at_least_float32,
     check_option,
+    check_probabilities,
     full_precision,
     next_log_p,
     pair_batches,
@@ -221,12 +222,17 @@ def run_pairs(
 
     Parameters
     ----------
+    points : iterable of str
+        Of which `CAPTURE_POINTS` the activations are handed over; none by default.
     visit : callable
         Called as `visit(point, layer, batch, values)` with at least float32 values of the shape
         (prompts, tokens - batch.start, width).
     see_next : callable
         Called as `see_next(batch, log_p)` with the next-token log-probabilities of the prompts,
         shape (prompts, vocabulary). Without it no logits are computed.
+    positions : str
+        Which positions count in `batch.weights`: "differing", from the first differing token on, or
+        "all".
     aligned : bool
         As in `encode_pair`; False also takes pairs of unequal length, whose `batch.weights` are
         NaN.
@@ -250,10 +256,7 @@ def run_pairs(
                 run_decoder(model, batch)
                 continue
             log_p = next_log_p(model, batch)  # (prompts, vocabulary)
-            if log_p.isnan().any():
-                raise ValueError(
-                    "model: its next-token probabilities are not finite; look for NaN weights"
-                )
+            check_probabilities(log_p)
             see_next(batch, log_p)
 
 

@@ -451,8 +451,10 @@ def _article_notices(row: int, pair: PromptPair) -> list[Problem]:
 
 
 def reads_as_english(sentences: Sequence[str]) -> bool:
-    """Say whether half of some sentences or more have a common English word, and none has one of
-    another language."""
+    """Say whether sentences read as English.
+
+    At least half of them have a common English word, and none has one of another language.
+    """
     if any(map(_is_foreign, sentences)):
         return False
     english = [bool(_ENGLISH & set(sentence.lower().split())) for sentence in sentences]

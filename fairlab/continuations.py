@@ -25,7 +25,7 @@ from fairlab.models import input_device
 from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     at_least_float32,
-    check_positive,
+    check_probabilities,
     check_ready,
     full_precision,
     is_half,
@@ -44,11 +44,10 @@ def sample_continuations(
     *,
     n: int = 10,
     max_new_tokens: int = 30,
-    temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
 ) -> pd.DataFrame:
-    """Continue both prompts of each pair n times, by sampling from `softmax(logits / temperature)`.
+    """Continue both prompts of each pair n times, by sampling from `softmax(logits)`.
 
     The k-th continuations of the two prompts are drawn with the same random numbers, with a cut in
     place as without: what differs comes from the word or the cut, not from luck alone. The caller's
@@ -60,8 +59,6 @@ def sample_continuations(
         Continuations of each prompt.
     max_new_tokens : int
         Where a continuation ends, unless the model ends it before.
-    temperature : float
-        Above 0: 1 takes the probabilities as they are, less favours likely tokens.
     seed : int
         The same seed, pairs, n and `max_new_tokens` give the same random numbers.
     batch_size : int
@@ -86,7 +83,6 @@ def sample_continuations(
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
-    check_positive("temperature", temperature)
     rows, encoded = [], []  # one a continuation
     for at, pair in enumerate(pairs):
         facts = {"pair": at, **{name: getattr(pair, name) for name in _PAIR[1:]}}
@@ -103,7 +99,7 @@ def sample_continuations(
     for indices in progress(batches, desc="continuations", unit="batch"):
         ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
         of_rows = [draws[rows[index]["pair"], rows[index]["number"]] for index in indices]
-        written = _sample(model, tokenizer, ids, torch.stack(of_rows), temperature)
+        written = _sample(model, tokenizer, ids, torch.stack(of_rows))
         for index, text in zip(indices, written, strict=True):
             rows[index]["text"] = text
     return pd.DataFrame(rows)
@@ -114,7 +110,6 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase,
     ids: Tensor,
     draws: Tensor,
-    temperature: float,
 ) -> list[str]:
     """Continue prompts, (rows, tokens), by one token for each column of draws, (rows, steps).
 
@@ -129,12 +124,9 @@ def _sample(
             out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
         # on the CPU, since not every device has float64 or sums in the same order each time
-        logits = at_least_float32(out.logits[:, -1]).cpu() / temperature  # (rows, vocabulary)
+        logits = at_least_float32(out.logits[:, -1]).cpu()  # (rows, vocabulary)
         sums = logits.softmax(-1).double().cumsum(-1)  # (rows, vocabulary)
-        if not torch.isfinite(sums).all():
-            raise ValueError(
-                "model: its next-token probabilities are not finite; look for NaN weights"
-            )
+        check_probabilities(sums)
         # the last sum is 1 but for rounding
         tokens = torch.searchsorted(sums, draw[:, None] * sums[:, -1:], right=True)  # (rows, 1)
         tokens = tokens.to(ids.device)

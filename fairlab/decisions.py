@@ -105,8 +105,11 @@ def check_outcomes(
     pairs: Sequence[PromptPair],
     outcomes: Mapping[str, Outcomes],
 ) -> None:
-    """Refuse what `decision_gap` would refuse, without a model: pairs that are not measurable, or
-    an answer that the tokenizer merges with the end of a prompt. Sentences without answers pass."""
+    """Refuse what `decision_gap` would refuse, without a model.
+
+    Pairs that are not measurable, or an answer that the tokenizer merges with the end of a prompt.
+    Sentences without answers pass.
+    """
     for pair in as_pairs(pairs):
         if pair.template in outcomes:
             _encoded_lists(tokenizer, pair, outcomes)
@@ -179,8 +182,10 @@ class NextTokens:
 
 
 def log_odds(harsher: Tensor, kinder: Tensor) -> Tensor:
-    """Compute `ln mean p(harsher) − ln mean p(kinder)` from the log-probabilities of both lists,
-    (continuations,) each."""
+    """Compute `ln mean p(harsher) − ln mean p(kinder)` from log-probabilities.
+
+    Both have the shape (continuations,).
+    """
     # ln mean p = ln Σ p − ln n
     log_mean_harsher = harsher.logsumexp(0) - math.log(len(harsher))
     return log_mean_harsher - kinder.logsumexp(0) + math.log(len(kinder))
@@ -189,8 +194,10 @@ def log_odds(harsher: Tensor, kinder: Tensor) -> Tensor:
 def next_tokens(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair, outcomes: Mapping[str, Outcomes]
 ) -> NextTokens | None:
-    """Return the continuations of a pair as single tokens, None if one of them is longer: then the
-    next token does not settle the decision gap."""
+    """Return the continuations of a pair as single tokens, None if one of them is longer.
+
+    Then the next token does not settle the decision gap.
+    """
     lists = []
     for encoded in _encoded_lists(tokenizer, pair, outcomes):
         lists.append([])
@@ -209,7 +216,8 @@ class DecisionBatch:
     Attributes
     ----------
     input_ids, attention_mask : Tensors of shape (rows, tokens)
-        A prompt, or a prompt with all but the last token of a continuation; padded on the right.
+        A prompt with all but the last token of a continuation, or a prompt alone where each
+        continuation is one token; padded on the right.
     rows, positions, targets : Tensors of shape (steps,)
         Token `targets` is predicted at `positions` of `rows`.
     continuation_of : Tensor of shape (steps,)
@@ -232,8 +240,10 @@ class DecisionBatch:
 
 
 def decisions(model: PreTrainedModel, batch: DecisionBatch) -> Tensor:
-    """Compute the decision gaps of a batch, in nats, shape (pairs,), with gradients if these are
-    enabled."""
+    """Compute the decision gaps of a batch, in nats, shape (pairs,).
+
+    They have gradients, if these are enabled.
+    """
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     logits, places = logits_at(model, batch.positions, inputs)
     log_p = log_probabilities(logits[batch.rows, places])  # (steps, vocabulary)
@@ -257,8 +267,11 @@ def decision_batches(
     *,
     batch_size: int = 32,
 ) -> Iterator[DecisionBatch]:
-    """Yield batches of at most `batch_size` rows, shortest prompts first (one pair at a time in
-    half precision, or where a pair needs more rows). All input is checked before the first."""
+    """Yield batches of at most `batch_size` rows, shortest prompts first.
+
+    One pair at a time in half precision, or where a pair needs more rows. All input is checked
+    before the first batch.
+    """
     check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
@@ -314,12 +327,25 @@ def _encoded_lists(
 
 
 def _rows_of(lists: list[List]) -> list[Tokens]:
-    """Return the different rows that a pair needs: prompts with all but the last token."""
-    rows = {}
+    """Return the different rows that a pair needs: prompts with all but the last token of a
+    continuation.
+
+    What another row begins with is no row of its own: its tokens are predicted there as well.
+    """
+    beginnings = {}  # in place of a set, which has no order
     for encoded in lists:
         for start, continuation in encoded:
-            rows[start + continuation[:-1]] = None
-    return list(rows)
+            beginnings[start + continuation[:-1]] = None
+    rows = []
+    for beginning in sorted(beginnings, key=len, reverse=True):
+        if not any(_begins_with(row, beginning) for row in rows):
+            rows.append(beginning)
+    return rows
+
+
+def _begins_with(row: Tokens, beginning: Tokens) -> bool:
+    """Say whether the first tokens of a row are these."""
+    return row[: len(beginning)] == beginning
 
 
 def _decision_batch(
@@ -330,10 +356,13 @@ def _decision_batch(
     steps: list[tuple[int, int, int, int]] = []  # row, position, target, continuation
     sizes, count = [], 0
     for index in indices:
+        of_pair = _rows_of(encoded[index])
         for continuations in encoded[index]:
             sizes.append(len(continuations))
             for start, continuation in continuations:
-                row = row_of.setdefault(start + continuation[:-1], len(row_of))
+                beginning = start + continuation[:-1]
+                whole = next(row for row in of_pair if _begins_with(row, beginning))
+                row = row_of.setdefault(whole, len(row_of))
                 for offset, token in enumerate(continuation):
                     steps.append((row, len(start) - 1 + offset, token, count))
                 count += 1

@@ -75,6 +75,8 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
     ----------
     argument : str
         The name of the argument that the path was given as, for the message.
+    path : path
+        Of the file.
 
     Returns
     -------
@@ -125,6 +127,8 @@ def check_output(
     ----------
     argument : str
         The name of the argument that the path was given as, for the message.
+    path : path
+        Where the output is to stand.
     force : bool
         Whether a file that exists may be replaced. An input may not.
     inputs : list of path
@@ -175,12 +179,16 @@ def check_output_folder(
 
     Parameters
     ----------
-    argument, inputs
+    argument : str
         As in `check_output`.
+    folder : path
+        Where the output is to stand.
     beside : list of str
         The names of files that the folder may hold.
     force : bool
         Whether it may hold other files, too; `replace_folder` says what becomes of them.
+    inputs : list of path
+        As in `check_output`.
 
     Returns
     -------

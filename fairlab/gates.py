@@ -98,10 +98,9 @@ def gate_slopes(
     model: PreTrainedModel,
     measure: Callable[[], Tensor],
     *,
-    at: Tensor | float = 1.0,
     toward: Tensor | Callable[[int, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Compute ∂measure/∂gate for all neurons at once: one forward and one backward pass.
+    """Compute ∂measure/∂gate at gate 1 for all neurons: one forward and one backward pass.
 
     To first order, `−slope` is what turning a gate from 1 to 0 does to the measure.
 
@@ -109,9 +108,6 @@ def gate_slopes(
     ----------
     measure : callable
         Runs the model and returns one number as a tensor, such as a loss or a sum of gaps.
-    at : Tensor or float
-        The gates at which the slope is taken, shape (layers, neurons); 1, the model as it is, by
-        default.
     toward : Tensor or callable, optional
         As in `gate`.
 
@@ -124,8 +120,7 @@ def gate_slopes(
     shape = table_shape(model)
     check_room_for_slopes(model)
     precise = torch.promote_types(model.dtype, torch.float32)
-    gates = torch.ones(shape, dtype=precise) * at  # (layers, neurons)
-    gates.requires_grad_()
+    gates = torch.ones(shape, dtype=precise, requires_grad=True)  # (layers, neurons)
     with frozen(model), torch.enable_grad(), gate(model, gates, toward):
         (measure() * _LOSS_SCALE).backward()
     return gates.grad / _LOSS_SCALE

@@ -156,6 +156,11 @@ class NeuronGates:
     def from_json(cls, text: str) -> "NeuronGates":
         """Read what `to_json` wrote.
 
+        Parameters
+        ----------
+        text : str
+            The JSON itself, not the path of a file.
+
         Raises
         ------
         ValueError
@@ -204,8 +209,11 @@ def gated(model: PreTrainedModel, gates: NeuronGates) -> Iterator[None]:
 def applied(
     model: PreTrainedModel, cut: NeuronSelection | NeuronGates | PreTrainedModel
 ) -> Iterator[PreTrainedModel]:
-    """Put a cut or gates into effect inside a `with` block, by `ablate` or `gated`; yield the model
-    to be read there. In place of a changed model, it is that one."""
+    """Put a cut or gates into effect inside a `with` block, by `ablate` or `gated`.
+
+    The block gets the model that is to be read there: the same one, or a changed model, if that
+    came in place of a cut.
+    """
     if isinstance(cut, PreTrainedModel):
         yield cut
         return
@@ -374,8 +382,9 @@ def gate_tables(
     *,
     text: str | None = None,
 ) -> GateTables:
-    """Compute what `solve_gates` needs: `attribution_scores` of both kinds of pairs and
-    `fisher_scores`, of gates that move toward `mean_activations`.
+    """Compute what `solve_gates` needs, of gates that move toward `mean_activations`.
+
+    These are `attribution_scores` of both kinds of pairs, and `fisher_scores`.
 
     All neutral pairs count as one category, as in `compare`.
     """
@@ -392,8 +401,9 @@ def gate_tables(
 def solve_gates(
     tables: GateTables, *, count: int, goal: float, charge: float = 0.78, floor: float = 3.0
 ) -> Tensor:
-    """Compute gates of `count` neurons that promise, to first order, a gap lower by a share of
-    `goal`, at little expected damage.
+    """Compute gates that promise, to first order, a lower gap at little expected damage.
+
+    `count` neurons are turned so far that the gap should fall by a share of `goal`.
 
     ::
 
@@ -408,6 +418,8 @@ def solve_gates(
 
     Parameters
     ----------
+    tables : GateTables
+        From `gate_tables`.
     count : int
         How many neurons of the whole model.
     goal : float

@@ -33,6 +33,7 @@ LEARNING_RATE = 0.02
 LOSS_WEIGHT = 5.0  # how much a nat of loss counts against a whole gap
 PAIRS_A_CATEGORY = 3
 NEUTRAL_PAIRS = 16
+SEED = 0  # of the draws
 
 
 @full_precision()
@@ -45,7 +46,6 @@ def learned_gates(
     *,
     text: str | None = None,
     steps: int = 60,
-    seed: int = 0,
 ) -> NeuronGates:
     """Turn the neurons of given gates farther, or back, by gradient descent on training pairs.
 
@@ -68,9 +68,8 @@ def learned_gates(
         Plain prose that should stay as likely as it was, `load_text("calibration")` by default. It
         is read in chunks as in `fisher_scores`.
     steps : int
-        How many steps, 0 or more. 60 take about as long as 180 forward passes of 80 prompts.
-    seed : int
-        Of the draws.
+        How many steps, 0 or more: the experiments take 60, and a few are enough to see that your
+        model and pairs can be trained at all.
 
     Returns
     -------
@@ -100,7 +99,7 @@ def learned_gates(
         losses = [chunk_loss(model, chunk).item() for chunk in chunks]
     demographic = _sampler(model, tokenizer, by_category, PAIRS_A_CATEGORY)
     control = _sampler(model, tokenizer, together, NEUTRAL_PAIRS)
-    draw = random.Random(seed)
+    draw = random.Random(SEED)
     table, toward = start.tables()  # (layers, neurons) each
     table, toward = table.float(), toward.float()
     places = (table != 1).nonzero(as_tuple=True)
@@ -131,8 +130,10 @@ class _Sampler:
     def change(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, draw: random.Random
     ) -> Tensor:
-        """Draw pairs; return the mean over groups of the relative change of their gaps, with
-        gradients."""
+        """Draw pairs; return by which share their gaps change, with gradients.
+
+        The mean over groups of the relative change.
+        """
         pairs, before, weights = [], [], []
         for name, group in self.groups.items():
             for index in draw.sample(range(len(group)), self.size):

@@ -210,8 +210,9 @@ def _without_weights(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def stored_dtype(name: str | Path) -> torch.dtype:
-    """Return the dtype of a model's weights where they are stored, by its configuration; float32
-    for a GGUF file, as it is unpacked.
+    """Return the dtype of a model's weights where they are stored, by its configuration.
+
+    Float32 for a GGUF file, as it is unpacked.
 
     Parameters
     ----------
@@ -224,8 +225,10 @@ def stored_dtype(name: str | Path) -> torch.dtype:
 
 
 def source_dtype(model: PreTrainedModel) -> torch.dtype | None:
-    """Return the dtype in which the weights are stored that a model was loaded from; None where it
-    was not loaded, or where they are not on this computer any more."""
+    """Return the dtype in which the weights are stored that a model was loaded from.
+
+    None where it was not loaded, or where they are not on this computer any more.
+    """
     if not model.name_or_path:
         return None
     try:  # the source of a Hub model is in the cache, so no network is needed
@@ -404,9 +407,9 @@ def _offloaded(model: nn.Module) -> dict[nn.Module, AlignDevicesHook]:
     fetched_by = {}
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)
-        for one in getattr(hook, "hooks", [hook]):  # Accelerate may chain several
-            if getattr(one, "offload", False):
-                fetched_by[module] = one
+        for link in getattr(hook, "hooks", [hook]):  # Accelerate may chain several
+            if getattr(link, "offload", False):
+                fetched_by[module] = link
     return fetched_by
 
 
@@ -430,8 +433,10 @@ def weights_at_hand(module: nn.Module) -> Iterator[None]:
 
 
 def every_weight(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and values of all weights and buffers that a model would be saved with, by
-    name; offloaded ones are fetched one at a time."""
+    """Yield the names and values of all weights and buffers that a model would be saved with.
+
+    They come by name; offloaded ones are fetched one at a time.
+    """
     for name, tensor in sorted(model.state_dict().items()):
         if not tensor.is_meta:
             yield name, tensor
@@ -453,8 +458,10 @@ def refuse_offloaded(model: PreTrainedModel, wish: str) -> None:
 
 
 def check_room_for_slopes(model: PreTrainedModel) -> None:
-    """Raise a ValueError if a backward pass lacks room: it keeps all weights that it went through,
-    offloaded ones too, on the device that computes."""
+    """Raise a ValueError if a backward pass lacks room.
+
+    It keeps all weights that it went through, offloaded ones too, on the device that computes.
+    """
     needed = defaultdict(int)  # device → bytes
     for module, hook in _offloaded(model).items():
         if not isinstance(module, nn.Embedding):  # its input has no gradient

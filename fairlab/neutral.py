@@ -155,8 +155,8 @@ def _names_beside(
     sentences: Mapping[str, Sequence[PromptPair]],
 ) -> list[tuple[str, str, str, str]]:
     """Return the rows of names that are none of the pairs'."""
-    taken = {word for members in sentences.values() for word in _words_in(members)}
-    return [row for row in _NAMES if not taken & set(row)]
+    words_of_pairs = {word for members in sentences.values() for word in _words_in(members)}
+    return [row for row in _NAMES if not words_of_pairs & set(row)]
 
 
 def _fitting(

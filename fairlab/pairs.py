@@ -391,8 +391,9 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the token ids of a prompt, with the special tokens before it (BOS), unless it begins
-    with them already.
+    """Return the token ids of a prompt, with the special tokens before it (BOS).
+
+    A prompt that begins with them already does not get them twice.
 
     Special tokens behind it (some tokenizers put EOS there) are left out: they would end the
     prompt, and what the model says next would be no answer to it.
@@ -417,8 +418,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def count_in_front(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> int:
-    """Count the special tokens, such as BOS, that the tokenizer or its chat template puts before
-    the prompts of a pair. One that was written by hand is part of the prompt."""
+    """Count the special tokens, such as BOS, that are put before the prompts of a pair.
+
+    The tokenizer or its chat template puts them there; one that was written by hand is part of the
+    prompt.
+    """
     ids = prompt_ids(tokenizer, pair.prompt_a)
     if pair.chat:
         special = set(tokenizer.all_special_ids)

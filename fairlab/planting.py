@@ -415,8 +415,10 @@ def _write_columns(
 def loss_function(
     model: PreTrainedModel, chunks: Sequence[list[int]], first: int
 ) -> Callable[[], float]:
-    """Return a function that computes the mean loss over chunks, while weights change from layer
-    `first` on; the layers before it run only once, now."""
+    """Return a function that computes the mean loss over chunks, while weights change.
+
+    They change from layer `first` on; the layers before it run only once, now.
+    """
     layers = decoder_layers(model)
     with layer_inputs([layers[first]]) as entering, torch.no_grad():
         for chunk in chunks:

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.behavior import next_token_divergence
 from fairlab.capture import neuron_differences
 from fairlab.decisions import DecisionBatch, decision_batches, decision_gap, decisions
 from fairlab.gates import gate_slopes, table_shape
@@ -29,6 +28,7 @@ from fairlab.passes import (
     PairBatch,
     check_option,
     check_positive,
+    check_weight,
     chunk_loss,
     divergence,
     full_precision,
@@ -121,6 +121,8 @@ def difference_scores(
 
     Parameters
     ----------
+    method : str
+        Which of the three formulas.
     signed : bool
         With "activation": the mean of h^a - h^b. Positive: more active for `attribute_a`, the group
         that the stereotype targets. Opposite signs cancel, over tokens and over pairs.
@@ -238,10 +240,9 @@ def decision_scores(
     toward: Tensor | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much nearer to 0 the decision gap comes if it is removed, to
-    first order.
+    """Score every MLP neuron by how much nearer to 0 its removal brings the decision gap.
 
-    ::
+    To first order::
 
         mean over categories of ∂ |mean decision gap| / ∂m at m = 1
 
@@ -300,10 +301,9 @@ def patching_scores(
     relative: bool = False,
     batch_size: int = 32,
 ) -> Tensor:
-    """Score every MLP neuron by how much the gap narrows, to first order, if each of its
-    activations is replaced by the mean of the pair at that token.
+    """Score every MLP neuron by how much the gap narrows if it is set to the pair's mean.
 
-    ::
+    To first order, with each of its activations replaced by the mean of the pair at that token::
 
         Σ_t over both prompts (h - (h^a + h^b) / 2) · ∂gap/∂h
 
@@ -321,7 +321,7 @@ def patching_scores(
 
 
 def _effect_on_gap(
-    gap_table: Callable[..., Tensor],
+    gap_table: Callable[..., tuple[Tensor, Tensor]],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
@@ -333,16 +333,17 @@ def _effect_on_gap(
     check_room_for_slopes(model)
     pairs = as_pairs(pairs)
     if not relative:
-        return gap_table(model, tokenizer, pairs, batch_size)
+        effect, _ = gap_table(model, tokenizer, pairs, batch_size)
+        return effect
     shares = []
     for category in dict.fromkeys(pair.category for pair in pairs):
         members = [pair for pair in pairs if pair.category == category]
-        gap = next_token_divergence(model, tokenizer, members, batch_size=batch_size).mean()
+        effect, gap = gap_table(model, tokenizer, members, batch_size)
         if not gap:
             raise ValueError(
                 f"relative: the pairs of category {category!r} have a gap of 0, which has no share"
             )
-        shares.append(gap_table(model, tokenizer, members, batch_size) / gap.float())
+        shares.append(effect / gap.float())
     return torch.stack(shares).mean(0)
 
 
@@ -352,11 +353,14 @@ def _attribution_table(
     pairs: list[PromptPair],
     batch_size: int,
     toward: Tensor | None,
-) -> Tensor:
-    slopes = 0  # then (layers, neurons)
+) -> tuple[Tensor, Tensor]:
+    """Return the slopes of the mean gap, and the mean gap itself, which the same passes give."""
+    slopes, gaps = 0, []  # then (layers, neurons), and a sum for each batch
     for batch in pair_batches(model, tokenizer, pairs, aligned=False, batch_size=batch_size):
-        slopes = slopes + gate_slopes(model, partial(_sum_of_gaps, model, batch), toward=toward)
-    return _score_table(slopes / len(pairs), "activations or gradients")
+        measure = partial(_sum_of_gaps, model, batch, gaps)
+        slopes = slopes + gate_slopes(model, measure, toward=toward)
+    effect = _score_table(slopes / len(pairs), "activations or gradients")
+    return effect, torch.stack(gaps).sum() / len(pairs)
 
 
 def _patching_table(
@@ -364,17 +368,22 @@ def _patching_table(
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PromptPair],
     batch_size: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Return what `_attribution_table` returns, with patches in place of gates."""
+    slopes, gaps = 0, []  # then (layers, neurons), and a sum for each batch
     batches = pair_batches(model, tokenizer, pairs, batch_size=batch_size)
-    slopes = sum(
-        gate_slopes(model, partial(_sum_of_gaps, model, batch), toward=_mean_of_both_prompts)
-        for batch in _without_shared_rows(batches, batch_size // 2)
-    )
-    return _score_table(slopes / len(pairs), "activations or gradients")
+    for batch in _without_shared_rows(batches, batch_size // 2):
+        measure = partial(_sum_of_gaps, model, batch, gaps)
+        slopes = slopes + gate_slopes(model, measure, toward=_mean_of_both_prompts)
+    effect = _score_table(slopes / len(pairs), "activations or gradients")
+    return effect, torch.stack(gaps).sum() / len(pairs)
 
 
-def _sum_of_gaps(model: PreTrainedModel, batch: PairBatch) -> Tensor:
-    return divergence(next_log_p(model, batch), batch).sum()
+def _sum_of_gaps(model: PreTrainedModel, batch: PairBatch, seen: list[Tensor]) -> Tensor:
+    """Return the sum of the gaps of a batch, and keep its value in `seen`."""
+    total = divergence(next_log_p(model, batch), batch).sum()
+    seen.append(total.detach().cpu())
+    return total
 
 
 def _mean_of_both_prompts(layer: int, h: Tensor) -> Tensor:
@@ -597,8 +606,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
     _check_tables({"bias": bias, "importance": importance})
-    if not 0 <= bias_weight <= 1:
-        raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
+    check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
 
@@ -647,7 +655,7 @@ def guarded_scores(
     Tensor
         Shape (layers, neurons); higher = cut first, in units of bias / importance², comparable
         across layers. −inf (`select_neurons` leaves them): protected, or without an expected gain
-        (bias ≤ charge · |neutral|).
+        (`bias ≤ charge · |neutral|`).
 
     Raises
     ------

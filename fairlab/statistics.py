@@ -19,9 +19,8 @@ def jackknife_interval(
     clusters: Sequence[Sequence],
     *,
     strata: Sequence | None = None,
-    level: float = 0.95,
 ) -> tuple[NDArray, NDArray]:
-    """Compute the interval of a statistic by leaving out one cluster at a time.
+    """Compute the 95 % interval of a statistic by leaving out one cluster at a time.
 
     The statistic is a formula of sums over observations, such as `sums[:, 1] / sums[:, 0] − 1`.
     Without the g-th of G clusters it is θ₋g, and `V = (G − 1) / G · Σ (θ₋g − θ)²`. For two kinds of
@@ -78,7 +77,7 @@ def jackknife_interval(
         variance, freedom = _two_way_variance(
             columns, formula, clusters, strata, first=variance, freedom_1=freedom
         )
-    half_width = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+    half_width = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     return estimate - half_width, estimate + half_width
 
 
@@ -117,7 +116,7 @@ def jackknife_variance(
 
     Parameters
     ----------
-    columns, formula
+    columns, formula : array, callable
         As `jackknife_interval` takes them.
     labels, strata : sequences of labels
         One an observation: its cluster, and the stratum in which the clusters that stay then count
@@ -172,8 +171,8 @@ def sign_flip_test(differences: ArrayLike, clusters: Sequence) -> float:
     Returns
     -------
     float
-        p, at least 2 / 2^clusters: five clusters can't give less than 0.0625. NaN with fewer than
-        two clusters, or where a difference is NaN.
+        The p-value, at least 2 / 2^clusters: five clusters can't give less than 0.0625.
+        NaN with fewer than two clusters, or where a difference is NaN.
 
     Raises
     ------

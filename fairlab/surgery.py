@@ -44,6 +44,7 @@ from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     check_fraction,
     check_option,
+    check_probabilities,
     divergence,
     full_precision,
     layer_inputs,
@@ -137,6 +138,11 @@ class NeuronSelection:
     @classmethod
     def from_json(cls, text: str) -> "NeuronSelection":
         """Read what `to_json` wrote.
+
+        Parameters
+        ----------
+        text : str
+            The JSON itself, not the path of a file.
 
         Raises
         ------
@@ -351,8 +357,7 @@ def _gap_decreases(
                 with ablate(model, alone), skipping(layers[:layer], inputs[layer]):
                     after = divergence(next_log_p(model, batch), batch)
                 decreases[place] += (before - after).sum().cpu()
-    if not torch.isfinite(decreases).all():
-        raise ValueError("model: its next-token probabilities are not finite; look for NaN weights")
+    check_probabilities(decreases)
     return decreases / len(pairs)
 
 

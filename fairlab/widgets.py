@@ -1,19 +1,23 @@
-"""Explorers: sliders above a picture of what was computed before.
+"""Explorers: controls above a picture of what was computed before.
 
 Contents: `pca_explorer`, `layer_explorer`, `score_explorer`, `surgery_explorer`; `Explorer`, what
-they return.
+they return, and `Control`, one of its settings.
 
-No model runs here. An explorer keeps one figure, moves its artists, and sends a PNG to an image
-widget: about twice as fast as a new figure at every step. This is the only module that needs
-ipywidgets; `predictions` uses it where it is there.
+No model runs here. An explorer keeps one figure and moves its artists, about twice as fast as
+drawing a new one. The browser asks for every picture that is one move away while somebody looks at
+the present one, so that a move only changes which picture is shown. This is the only module that
+needs anywidget.
 """
 
 import base64
+import functools
 import html
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from string import Template
@@ -46,100 +50,222 @@ from fairlab.plots.style import COLORS, as_written, legend_beside, prompt_names,
 from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 
-PAGE = Path(__file__).parent / "templates" / "explorer.html"
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_FRAMES = 400  # of a page of its own: about 8 MB
 
+ON_PAGE = ("pair", "layer")  # the controls of a page of its own
 LINEAR_TO = 20  # per cent: farther out the axis of `surgery_explorer` is logarithmic
 PERCENT_TICKS = [-100, -50, -20, -10, 0, 10, 20, 50, 100, 300, 1000]
+
+
+@dataclass(frozen=True)
+class Control:
+    """One setting of an explorer: the label beside it, its values in order, and the first one.
+
+    `kind` is "slider", "choice" (a drop-down list) or "switch" (a box to tick: False, True).
+    """
+
+    label: str
+    values: Sequence[Any]
+    start: Any
+    kind: str = "choice"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What an explorer shows at one setting: a PNG, a sentence, and texts below it."""
+
+    picture: bytes
+    sentence: str
+    texts: list[str]
 
 
 class Explorer:
     """Controls above a picture and its sentence; the last line of a cell displays it.
 
-    `controls` holds the widgets by name, so a cell can set `explorer.controls["layer"].value = 12`.
-    `draw` takes their values, moves the artists, and returns the sentence and the HTML below it.
+    `controls` holds a `Control` by name; a cell can `set(layer=12)`. `draw` takes a value of each,
+    moves the artists, and returns the sentence and the texts below it. `on_page` names the controls
+    that a page of its own has.
     """
 
     def __init__(
         self,
         title: str,
         figure: Figure,
-        controls: Mapping[str, Any],
-        draw: Callable[..., tuple[str, str]],
+        controls: Mapping[str, Control],
+        draw: Callable[..., tuple[str, list[str]]],
+        on_page: Sequence[str],
     ):
-        widgets = _import_ipywidgets()
+        view = _view_class()
         self.title, self.figure, self.draw = title, figure, draw
-        self.controls = dict(controls)
+        self.controls, self.on_page = dict(controls), tuple(on_page)
         self._canvas = FigureCanvasAgg(figure)
         for ax in figure.axes:
             as_written(ax)
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.sentence, self.below = widgets.HTML(), widgets.HTML()
-        for control in self.controls.values():
-            control.style.description_width = "initial"
-            control.observe(self._update, names="value")
-        row = widgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
-        self.widget = widgets.VBox([row, self.picture, self.sentence, self.below])
-        self._update()
+        start = {name: control.start for name, control in self.controls.items()}
+        described = [
+            {
+                "label": control.label,
+                "kind": control.kind,
+                "values": [_written(value) for value in control.values],
+            }
+            for control in self.controls.values()
+        ]
+        self.widget = view(title=title, controls=described, places=self._places(start))
+        self.widget.on_msg(self._answer)
 
     def values(self) -> dict[str, Any]:
         """Return the value of each control, by name."""
-        return {name: control.value for name, control in self.controls.items()}
+        return self._values_at(self.widget.places)
 
-    def frame(self, **values: Any) -> tuple[bytes, str, str]:
-        """Draw what such values show; return it as PNG, with its sentence and the HTML below."""
-        sentence, below = self.draw(**values)
-        buffer = io.BytesIO()
-        self._canvas.print_png(buffer, pil_kwargs={"compress_level": 1})  # for speed
-        return buffer.getvalue(), sentence, below
-
-    def _update(self, _: Any = None) -> None:
-        self.picture.value, sentence, self.below.value = self.frame(**self.values())
-        self.sentence.value = f"<p aria-live='polite'>{html.escape(sentence)}</p>"
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """Show the widget; where there is no kernel (GitHub, a page), the picture."""
-        return {
-            **view_of(self.widget),
-            "image/png": base64.b64encode(self.picture.value).decode(),
-            "text/plain": f"{self.title} (run the cell for sliders)",
-        }
-
-    def to_html(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write a page of its own, with a layer slider that needs no kernel and no network.
-
-        Parameters
-        ----------
-        force : bool
-            Whether to replace a file that exists.
+    def set(self, **values: Any) -> None:
+        """Move controls to such values.
 
         Raises
         ------
         ValueError
-            An explorer without a layer slider; a file that exists, without `force`.
+            A control that is not there, or a value that it does not have.
+        """
+        self.widget.places = self._places({**self.values(), **values})
+
+    def frame(self, **values: Any) -> Frame:
+        """Draw what such values show."""
+        sentence, texts = self.draw(**values)
+        buffer = io.BytesIO()
+        self._canvas.print_png(buffer, pil_kwargs={"compress_level": 1})  # for speed
+        return Frame(buffer.getvalue(), sentence, texts)
+
+    def _places(self, values: Mapping[str, Any]) -> list[int]:
+        """Return at which of its values each control stands."""
+        unknown = sorted(set(values) - set(self.controls))
+        if unknown:
+            raise ValueError(
+                f"values: expected names among {', '.join(self.controls)}; got {', '.join(unknown)}"
+            )
+        places = []
+        for name, control in self.controls.items():
+            if values[name] not in control.values:
+                raise ValueError(
+                    f"{name}: expected one of {', '.join(map(str, control.values))}; "
+                    f"got {values[name]!r}"
+                )
+            places.append(list(control.values).index(values[name]))
+        return places
+
+    def _values_at(self, places: Sequence[int]) -> dict[str, Any]:
+        pairs = zip(self.controls.items(), places, strict=True)
+        return {name: control.values[place] for (name, control), place in pairs}
+
+    def _answer(self, widget: Any, content: dict[str, Any], _: Any) -> None:
+        """Send the browser the picture that it asks for."""
+        places = content["places"]
+        frame = self.frame(**self._values_at(places))
+        answer = {"places": places, "sentence": frame.sentence, "texts": frame.texts}
+        widget.send(answer, buffers=[frame.picture])
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """Show the widget; where there is no kernel (GitHub, a page), the picture."""
+        picture = self.frame(**self.values()).picture
+        return {
+            **view_of(self.widget),
+            "image/png": base64.b64encode(picture).decode(),
+            "text/plain": f"{self.title} (run the cell for its controls)",
+        }
+
+    def to_html(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write a page of its own, with controls that need no kernel and no network.
+
+        It has those controls whose pictures fit into a page (of pairs of prompts: the pair and the
+        layer); the others stay where they are, and the title names them.
+
+        Parameters
+        ----------
+        path : path
+            Where to write it.
+        force : bool
+            Whether to replace a file that exists.
+
+        Returns
+        -------
+        Path
+            The page.
+
+        Raises
+        ------
+        ValueError
+            A file that exists, without `force`; more than 400 pictures.
         """
         path = check_output("path", path, force=force)
-        last = getattr(self.controls.get("layer"), "max", None)
-        if last is None:
+        controls = {name: self.controls[name] for name in self.on_page}
+        count = math.prod(len(control.values) for control in controls.values())
+        if count > MOST_FRAMES:
             raise ValueError(
-                f"to_html: expected an explorer with a layer slider; {self.title!r} has none"
+                f"to_html: expected at most {MOST_FRAMES} pictures; {self.title!r} has {count}"
             )
         values = self.values()
-        frames, captions = [], []
-        for layer in range(last + 1):
-            png, sentence, _ = self.frame(**{**values, "layer": layer})
-            frames.append(base64.b64encode(_with_fewer_colors(png)).decode())
-            captions.append(sentence)
-        words = [value for value in values.values() if isinstance(value, str)]
-        page = Template(PAGE.read_text(encoding="utf-8")).substitute(
-            title=html.escape(" · ".join([self.title, *words])),
-            last=last,
-            layer=values["layer"],
-            frames=json.dumps(frames),
+        fixed = []
+        for name, control in self.controls.items():
+            if name not in controls and control.kind != "switch":
+                fixed.append(f"{control.label} {_written(values[name])}")
+            elif name not in controls and values[name]:
+                fixed.append(control.label)
+        frames = {}
+        for combination in itertools.product(*(control.values for control in controls.values())):
+            chosen = {**values, **dict(zip(controls, combination, strict=True))}
+            frame = self.frame(**chosen)
+            places = dict(zip(self.controls, self._places(chosen), strict=True))
+            picture = base64.b64encode(_with_fewer_colors(frame.picture)).decode()
+            frames[",".join(str(places[name]) for name in controls)] = {
+                "picture": f"data:image/png;base64,{picture}",
+                "sentence": frame.sentence,
+                "texts": frame.texts,
+            }
+        described = dict(zip(self.controls, self.widget.controls, strict=True))
+        places = dict(zip(self.controls, self.widget.places, strict=True))
+        data = {
+            "controls": [described[name] for name in controls],
+            "places": [places[name] for name in controls],
+            "frames": frames,
+        }
+        page = Template(_template("explorer.html")).substitute(
+            title=html.escape(" · ".join([self.title, ", ".join(fixed)]).removesuffix(" · ")),
+            style=_template("explorer.css"),
+            code=_template("explorer.js"),
             # a token may look like the end of the script
-            captions=json.dumps(captions).replace("<", "\\u003c"),
+            data=json.dumps(data).replace("<", "\\u003c"),
         )
         write_text(path, page)
         return path
+
+
+def _written(value: Any) -> str:
+    """Return a value of a control as it stands beside it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _view_class() -> type:
+    """Return the widget that shows an explorer in a notebook.
+
+    Made at first use: an explorer is the only thing in the package that needs anywidget.
+    """
+    try:
+        import anywidget
+        import traitlets
+    except ImportError as error:
+        raise ImportError('explorers need anywidget: pip install "anywidget>=0.9"') from error
+
+    class ExplorerView(anywidget.AnyWidget):
+        _esm, _css = _template("explorer.js"), _template("explorer.css")
+        title = traitlets.Unicode().tag(sync=True)
+        controls = traitlets.List().tag(sync=True)
+        places = traitlets.List().tag(sync=True)  # at which of its values each control stands
+
+    return ExplorerView
 
 
 def _with_fewer_colors(png: bytes) -> bytes:
@@ -169,13 +295,13 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
         Nothing to show, pairs with different points or numbers of layers, or a layer that is not
         there.
     ImportError
-        ipywidgets is missing; the message says how to install it.
+        anywidget is missing; the message says how to install it.
     """
     projection_of, tokens, controls = _projection_controls(
-        projections, layer, shared="same limits in all layers"
+        projections, layer, shared=("same limits in all layers", False)
     )
     figure = Figure(figsize=(9, 4.2), dpi=90)
-    # fixed margins, here and below: a layout engine would take half of the time of a frame
+    # fixed margins, here and below: a layout engine would make each frame slower
     margins = {"left": 0.07, "right": 0.98, "bottom": 0.2, "top": 0.92, "wspace": 0.38}
     plane, side = figure.subplots(1, 2, width_ratios=[2.2, 1], gridspec_kw=margins)
     _fix_places(plane)
@@ -199,9 +325,9 @@ def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int 
         sentence = _largest_distance(pair, projection, layer, distances)
         share = projection.explained[layer].sum()
         left_out = without_special(projection)
-        return f"{sentence} The two axes show {share:.0%} of the variance{left_out}.", ""
+        return f"{sentence} The two axes show {share:.0%} of the variance{left_out}.", []
 
-    return Explorer("Tokens of both prompts", figure, controls, draw)
+    return Explorer("Tokens of both prompts", figure, controls, draw, ON_PAGE)
 
 
 def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:
@@ -221,7 +347,7 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
         As `pca_explorer`.
     """
     projection_of, tokens, controls = _projection_controls(
-        projections, layer, relative="relative to the length"
+        projections, layer, relative=("relative to the length", True)
     )
     figure = Figure(figsize=(9, 4.2), dpi=90)
     plane = figure.add_axes((0.06, 0.24, 0.46, 0.68))
@@ -238,9 +364,9 @@ def layer_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: in
         set_bars(projection, values[layer], values[layer].max())
         side.set(title=f"layer {layer}", xlabel=name)
         unit = " of its length" if relative else ""
-        return _largest_distance(pair, projection, layer, values[layer], unit), ""
+        return _largest_distance(pair, projection, layer, values[layer], unit), []
 
-    return Explorer("Distance by token and layer", figure, controls, draw)
+    return Explorer("Distance by token and layer", figure, controls, draw, ON_PAGE)
 
 
 def _heatmap(plane: Axes, scale: Axes) -> Callable[[Projection, np.ndarray, int], None]:
@@ -290,7 +416,7 @@ def score_explorer(
     if not importance:
         raise ValueError(f"importance: expected a dict of tables; got {importance!r}")
     for table in importance.values():
-        hybrid_scores(bias, table)  # raises what a slider would raise later
+        hybrid_scores(bias, table)  # raises what a move would raise later
     controls = _score_controls(bias.shape, list(importance), layer, count)
     figure = Figure(figsize=(8, 4.2), dpi=90)
     margins = {"left": 0.1, "right": 0.84, "bottom": 0.13, "top": 0.92}
@@ -317,24 +443,24 @@ def score_explorer(
         ax.set_xlabel(f"importance score ({score})")
         ax.set_title(f"Neurons of layer {layer}, bias weight {weight:.2f}")
         setting = f"Layer {layer}, {score}, bias weight {weight:.2f}"
-        return f"{setting}: neurons {', '.join(numbers)} would be cut.", ""
+        return f"{setting}: neurons {', '.join(numbers)} would be cut.", []
 
-    return Explorer("Which neurons are chosen", figure, controls, draw)
+    return Explorer("Which neurons are chosen", figure, controls, draw, ("score", "layer"))
 
 
 def _score_controls(
     shape: tuple[int, int], scores: list[str], layer: int, count: int
-) -> dict[str, Any]:
+) -> dict[str, Control]:
     layers, neurons = shape
     most = min(30, neurons - 1)
     check_range("layer", layer, 0, layers - 1)
     check_range("count", count, 1, most)
-    widgets = _import_ipywidgets()
+    weights = [step / 20 for step in range(21)]
     return {
-        "score": widgets.Dropdown(options=scores, description="importance"),
-        "layer": widgets.IntSlider(value=layer, max=layers - 1, description="layer"),
-        "weight": widgets.FloatSlider(value=0.5, max=1, step=0.05, description="bias weight"),
-        "count": widgets.IntSlider(value=count, min=1, max=most, description="neurons"),
+        "score": Control("importance", scores, scores[0]),
+        "layer": Control("layer", range(layers), layer, "slider"),
+        "weight": Control("bias weight", weights, 0.5, "slider"),
+        "count": Control("neurons", range(1, most + 1), count, "slider"),
     }
 
 
@@ -366,11 +492,11 @@ def surgery_explorer(
         One row a setting, with the columns `text_a`, `text_b` (what the model wrote after each
         prompt) and those that follow.
     settings : list of str
-        The columns that get a slider.
+        The columns that get a drop-down list.
     measures : list of str
         The columns that get a row of the picture: relative changes; 0: none.
     start : dict of str to value, optional
-        Where sliders stand at first, by their column; the others at their lowest value.
+        Where the lists stand at first, by their column; the others at their lowest value.
 
     Raises
     ------
@@ -386,16 +512,13 @@ def surgery_explorer(
         raise ValueError(
             f"start: expected names among {', '.join(settings)}; got {', '.join(start)}"
         )
-    widgets = _import_ipywidgets()
     controls = {}
     for name in settings:
         values = sorted(table[name].unique().tolist())
         first = start.get(name, values[0])
         if first not in values:
             raise ValueError(f"start: expected {name} among {values}; got {first!r}")
-        controls[name] = widgets.SelectionSlider(
-            options=values, value=first, description=name.replace("_", " ")
-        )
+        controls[name] = Control(name.replace("_", " "), values, first)
     figure = Figure(figsize=(9, 1.4 + 0.4 * len(measures)), dpi=90)
     margins = {"left": 0.25, "right": 0.8, "bottom": 0.55 / figure.get_figheight()}
     ax = figure.subplots(gridspec_kw=margins)
@@ -424,11 +547,9 @@ def surgery_explorer(
         titles = [f"{name.replace('_', ' ')} {value}" for name, value in setting.items()]
         ax.set_title(", ".join(titles))
         changes = [f"{measure} {row[measure]:+.1%}" for measure in measures]
-        texts = [html.escape(row[text]) for text in ("text_a", "text_b")]
-        below = "".join(f"<blockquote>{text}</blockquote>" for text in texts)
-        return "; ".join(changes) + ".", below
+        return "; ".join(changes) + ".", [row["text_a"], row["text_b"]]
 
-    return Explorer("What a cut does", figure, controls, draw)
+    return Explorer("What a cut does", figure, controls, draw, settings)
 
 
 def _rows_by_setting(
@@ -452,18 +573,13 @@ def _rows_by_setting(
     return row_of
 
 
-def _import_ipywidgets() -> Any:
-    try:
-        import ipywidgets
-    except ImportError as error:
-        raise ImportError('explorers need ipywidgets: pip install "ipywidgets>=8.1"') from error
-    return ipywidgets
-
-
 def _projection_controls(
-    projections: Mapping[str, Sequence[Projection]], layer: int, **box: str
-) -> tuple[dict[tuple[str, str], Projection], int, dict[str, Any]]:
-    """Return the projections by (pair, point), the largest number of tokens, sliders and a box."""
+    projections: Mapping[str, Sequence[Projection]], layer: int, **switch: tuple[str, bool]
+) -> tuple[dict[tuple[str, str], Projection], int, dict[str, Control]]:
+    """Return the projections by (pair, point), the largest number of tokens, and the controls.
+
+    `switch` names a control, with its label and whether it begins switched on.
+    """
     projection_of, layers_of = {}, {}
     for pair, members in projections.items():
         projection_of.update({(pair, one.point): one for one in members})
@@ -476,15 +592,13 @@ def _projection_controls(
         )
     last = max(first.values()) - 1
     check_range("layer", layer, 0, last)
-    widgets = _import_ipywidgets()
     controls = {
-        "pair": widgets.SelectionSlider(options=list(projections), description="pair"),
-        "point": widgets.SelectionSlider(options=list(first), description="capture point"),
-        "layer": widgets.IntSlider(value=layer, max=last, description="layer"),
+        "pair": Control("pair", list(projections), next(iter(projections))),
+        "point": Control("capture point", list(first), next(iter(first))),
+        "layer": Control("layer", range(last + 1), layer, "slider"),
     }
-    controls["layer"].layout.width = "95%"
-    for name, description in box.items():
-        controls[name] = widgets.Checkbox(value=False, description=description)
+    for name, (label, on) in switch.items():
+        controls[name] = Control(label, (False, True), on, "switch")
     tokens = max(len(projection.tokens_a) for projection in projection_of.values())
     return projection_of, tokens, controls
 

@@ -12,7 +12,9 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import forked_kernel
 import pytest
+import run_tests
 from packaging.version import Version
 
 import fairlab as fl
@@ -238,6 +240,18 @@ def datasets():
     if not folder:
         pytest.skip("FAIRLAB_DATASETS is not set: no public data sets to measure on")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """Name the kernel of the lessons that run here; where it can be, a fork of a process in which
+    the imports are done: a handful of kernels would spend half a minute on them."""
+    if not run_tests.CAN_FORK:
+        yield "python3"
+        return
+    with forked_kernel.serving(os.environ) as variables, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", variables["JUPYTER_PATH"])
+        yield forked_kernel.NAME
 
 
 @pytest.fixture

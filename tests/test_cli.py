@@ -1652,8 +1652,8 @@ def test_the_time_is_told_before_neurons_are_chosen(
     text = count(fl.load_text("any"))
     # each pair is also a neutral one; guarded reads pairs and text forward and back
     choose = 1000 + train + 3 * (2000 + train + text)
-    # uncut, two cuts, two random ones; then the flattening
-    measure = 5 * (2000 + held_out + text) + 3000 + held_out + 2 * text
+    # uncut, two cuts, two random ones; then the flattening, which takes about as long as one
+    measure = 6 * (2000 + held_out + text)
     texts = 3 * 35  # as it was and under two cuts, so many tokens after all prompts together
     # as it was, under two cuts and a random one, three times 30 tokens after four prompts
     sampled = 4 * 3 * (held_out + 30 * 4)

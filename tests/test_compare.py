@@ -1,3 +1,4 @@
+import inspect
 import math
 import re
 from dataclasses import replace
@@ -13,6 +14,8 @@ import fairlab as fl
 from fairlab import gating, passes
 from fairlab.behavior import PRONOUNS
 from fairlab.evaluation import chance, compare, flattening, readings, rows
+from fairlab.gating import solve_gates
+from fairlab.scores import attribution_scores
 from fairlab.statistics import jackknife_interval, sign_flip_test
 from tiny_models import tiny_model
 
@@ -340,7 +343,9 @@ def test_an_empty_cut_changes_nothing(tiny, tokenizer, data):
 
 def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
     pairs = data["pairs"]
-    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, TEXT, [-0.5])
+    losses = flattening.losses_at_scales(tiny, tokenizer, TEXT)  # (tokens, scales)
+    assert torch.equal(losses[:, 0], passes.token_losses(tiny, tokenizer, TEXT))
+    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, losses, [-0.5])
     loss = passes.losses_by_scale(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
     assert found.scale < 1  # an over-confident model: a flattening costs nothing
     for scale in (0.7, found.scale):
@@ -778,6 +783,13 @@ def test_decisions_and_specificity_are_told_from_their_own_clusters():
     ):
         expected = ends(categories, columns, change_of_size)
         assert [row.low, row.high] == pytest.approx(list(expected)), categories
+    # the test is of the signed change, not of the change of its size
+    race, own = by_category.loc["race"], kinds == "race"
+    signed = (after.decision - before.decision)[own]
+    sizes = (abs(after.decision) - abs(before.decision))[own]
+    assert race.p == pytest.approx(sign_flip_test(signed, templates[own]))
+    assert race.p != pytest.approx(sign_flip_test(sizes, templates[own]))
+    assert math.isnan(decisions.loc["headline"].p)
 
     def less_neutral(sums):
         ratios = sums[:, 1::2] / sums[:, 0::2]  # (cases, categories and neutral)
@@ -872,9 +884,9 @@ def readme():
 
 
 def test_the_readme_says_what_the_frozen_tables_say(readme):
-    rows = [(*row, fl.DEFAULT_MODEL) for row in README_ROWS.items()]
-    rows += [(*row, GEMMA) for row in README_ROWS_OF_GEMMA.items()]
-    for name, method, model in rows:
+    quoted = [(*row, fl.DEFAULT_MODEL) for row in README_ROWS.items()]
+    quoted += [(*row, GEMMA) for row in README_ROWS_OF_GEMMA.items()]
+    for name, method, model in quoted:
         read = readings_on_the_test_pairs(method, model)
         cells = [
             name,
@@ -892,8 +904,15 @@ def test_the_readme_says_what_the_frozen_tables_say(readme):
     assert set(sizes.pairs) == {len(fl.load_pairs(split="test")), 66}
     assert set(sizes.templates) == {12}
     assert set(sizes.attributes) == set(sizes.attributes_resampled) == {24, 6}
-    assert "284 pairs about people, with 24 new pairs of words, and 66 neutral ones" in readme
-    assert set(everything.n_random) == {10}
+    pairs = (
+        "284 pairs about people, with 24 new pairs of words, and 66 neutral ones with 6, in 12 new"
+    )
+    assert pairs in readme
+    assert "| gap of 284 test pairs | gap of 66 neutral pairs |" in readme
+    assert set(everything.n_random) == {10} and "below all their 10 random draws" in readme
+    assert "60 steps of training" in readme
+    assert inspect.signature(fl.learned_gates).parameters["steps"].default == 60
+    assert f"Perplexity: {rows.PART:,} tokens of our own prose" in readme
 
 
 def test_the_readme_names_the_catch_of_each_method(readme):
@@ -947,6 +966,7 @@ def test_the_readme_says_what_a_second_model_does(readme):
     categories = table[(table.measure == "gap") & (table.row == "category")].set_index("method")
     assert len(categories.loc["guarded"]) == 8
     assert (categories.loc["guarded"].change < 0).all()
+    assert (categories.loc["guarded"].high > 0).sum() == 2  # "the intervals of two contain 0"
     gap = guarded["gap"]
     assert gap.specificity_low < 0 < gap.specificity_high
     gap = learned["gap"]
@@ -1014,6 +1034,9 @@ def test_the_readme_says_what_else_was_tried(readme):
         "results/models.csv", model=GEMMA, measure="gap", row="headline", count=0
     ).change
     assert f"(the erasure by {-second:.1%} on Gemma)" in readme
+    second = frozen("results/models.csv", model=GEMMA, measure="gap", row="headline")
+    few = second.set_index("method").loc["searched gates, 0.2%"]
+    assert f"({few['count']} by {-few.change:.1%} on Gemma)" in readme
 
 
 def test_the_cuts_of_the_readme_cost_what_earlier_tables_say():
@@ -1037,6 +1060,7 @@ def test_the_readme_says_what_came_before(readme):
     }
     shown = [with_interval(table[table.measure == "gap"].iloc[0]) for table in older.values()]
     assert " and ".join(shown) in readme
+    assert f"on {len(fl.load_pairs(split='held_out'))} older held-out pairs" in readme
     ledger = frozen("results/held_out_ledger.csv")
     assert f"opened {(ledger.split == 'held_out').sum()} times" in readme
 
@@ -1065,6 +1089,23 @@ def test_docstrings_say_what_the_frozen_tables_say():
                 assert group.perplexity.is_monotonic_decreasing
     assert guard[["headline", "neutral"]].max().max() < 0
     assert guard.groupby("floor").perplexity.mean().is_monotonic_increasing
+
+
+def test_docstrings_of_slopes_say_what_the_frozen_tables_say():
+    """How well a slope ranks neurons, and how much of their promise gates keep."""
+    ranks = frozen("results/attribution.csv")
+    text = " ".join(attribution_scores.__doc__.split())
+    assert (len(ranks), set(ranks.neurons)) == (8, {40}) and "for each of eight categories" in text
+    assert set(ranks.spearman_even) == {0.999, 1.0} and "0.999 or 1.000" in text
+    few, many = ranks.best_that_narrow.min(), ranks.best_that_narrow.max()
+    assert f"of the 40 best neurons, {few} to {many} do narrow the gap" in text
+    low, high = ranks.spearman_best.min(), ranks.spearman_best.max()
+    assert f"in another order ({low:.2f} to {high:.2f})" in text
+    search = frozen("results/gates_search.csv")
+    kept = -search.headline / search.goal
+    assert 0.2 < kept.min() < 0.3 and 0.45 < kept.max() < 0.55
+    text = " ".join(solve_gates.__doc__.split())
+    assert "a quarter to a half of it in `gates_search.csv`" in text
 
 
 def test_every_table_of_held_out_pairs_is_in_the_ledger():

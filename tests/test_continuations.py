@@ -30,7 +30,7 @@ def draws_of(pairs, n, steps, seed=0):
 def test_continuations_are_those_of_a_slow_reference(family, tokenizer, pairs):
     """One row at a time, without a cache: the whole text again for every token."""
     model = tiny_model(family)
-    table = fl.sample_continuations(model, tokenizer, pairs, temperature=0.7, **SMALL)
+    table = fl.sample_continuations(model, tokenizer, pairs, **SMALL)
     draws = draws_of(pairs, 3, 5)
     assert len(table) == len(pairs) * 2 * 3
     for row in table.iloc[::4].itertuples():
@@ -40,7 +40,7 @@ def test_continuations_are_those_of_a_slow_reference(family, tokenizer, pairs):
         for u in draws[row.pair, row.number]:
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
-            sums = np.cumsum((logits / 0.7).softmax(-1).numpy())
+            sums = np.cumsum(logits.softmax(-1).numpy())
             ids.append(int(np.argmax(sums > float(u) * sums[-1])))
         assert row.text == tokenizer.decode(ids[len(start) :], skip_special_tokens=True)
         assert (row.category, row.template) == (
@@ -167,7 +167,7 @@ def test_a_score_must_return_a_number():
 
 def test_what_cannot_be_sampled_is_refused(tokenizer, pairs):
     model = tiny_model()
-    for name, wrong in (("n", 0), ("max_new_tokens", 2.5), ("batch_size", 0), ("temperature", 0)):
+    for name, wrong in (("n", 0), ("max_new_tokens", 2.5), ("batch_size", 0)):
         with pytest.raises(ValueError, match=f"{name}: expected a"):
             fl.sample_continuations(model, tokenizer, pairs, **{name: wrong})
     with pytest.raises(ValueError, match="model: it reads up to 128 tokens"):

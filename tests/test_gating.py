@@ -1,6 +1,7 @@
 """Gates on chosen neurons: kept as JSON, tried, folded into the weights, solved in closed form."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,6 +207,9 @@ def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):
     model, text = tiny_model(), fl.load_text("calibration")[:3000]
     pairs = fl.load_pairs("race", split="validation")[:4]
     neutral = fl.load_pairs(split="validation", kind="neutral")[:6]
+    # whatever their categories, all neutral pairs count alike
+    for place, category in ((0, "mood"), (1, "weather")):
+        neutral[place] = replace(neutral[place], category=category)
     gates = fl.balanced_gates(model, tokenizer, pairs, neutral, text=text, fraction=0.15, goal=1e-3)
     mean = gating.mean_activations(model, tokenizer, text)
     options = {"toward": mean}

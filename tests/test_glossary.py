@@ -9,7 +9,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "notebooks"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 GLOSSARY = (FOLDER / "glossary.md").read_text(encoding="utf-8")
-TERMS = re.findall(r"^### (.+)$", GLOSSARY, re.MULTILINE)
+TERMS = re.findall(r"^## (.+)$", GLOSSARY, re.MULTILINE)
 REFERENCES = (FOLDER / "references.bib").read_text(encoding="utf-8")
 # a term may be an abbreviation or a name: there the case matters
 AS_IT_STANDS = {"BOS", "PCA", "BBQ", "BoolQ", "LAMBADA", "CrowS-Pairs", "maw", "vow", "pon"}
@@ -92,7 +92,7 @@ class TestEveryLesson:
 def test_the_glossary_is_in_order_and_says_where():
     assert sorted(TERMS, key=str.lower) == TERMS
     numbers = {path.name[:2] for path in LESSONS}
-    for entry in re.split(r"^### ", GLOSSARY, flags=re.MULTILINE)[1:]:
+    for entry in re.split(r"^## ", GLOSSARY, flags=re.MULTILINE)[1:]:
         place = re.search(r"\((\d\d)\)\n*\Z", entry)
         assert place and place[1] in numbers, entry
 

@@ -12,11 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import forked_kernel
 import nbformat
 import pandas as pd
 import pytest
-import run_tests
 import torch
 import transformers
 from huggingface_hub.utils import validate_repo_id
@@ -403,18 +401,6 @@ def test_papermill_finds_the_settings(number):
     (cell,) = [cell for cell in code_cells(lesson(number)) if "parameters" in tags(cell)]
     names = {re.match(r"(\w+) = ", line)[1] for line in source(cell).splitlines()}
     assert names == SETTINGS[number]
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    """Name the kernel of the lessons that run here; where it can be, a fork of a process in which
-    the imports are done: five kernels would spend half a minute on them."""
-    if not run_tests.CAN_FORK:
-        yield "python3"
-        return
-    with forked_kernel.serving(os.environ) as variables, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_PATH", variables["JUPYTER_PATH"])
-        yield forked_kernel.NAME
 
 
 def run_with(number, settings, folder, kernel):

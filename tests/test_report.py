@@ -625,7 +625,7 @@ def test_the_diagnosis_follows_the_numbers(columns, said):
 
 
 def test_decisions_are_told_by_their_sign_and_interval():
-    told = verdict.decisions_told(
+    told = verdict.decision_sentences(
         gaps_with(
             decision=[0.113329, -0.105361, 0.02, np.nan],
             decision_low=[0.02, np.nan, -0.01, np.nan],
@@ -642,7 +642,7 @@ def test_decisions_are_told_by_their_sign_and_interval():
         "answer against a kinder one are 2.0 % higher than after the second (+0.020 nats, interval "
         "-0.010 … +0.050); it includes 0, so the side can't be told.",
     ]
-    assert verdict.decisions_told(gaps_with()) == []
+    assert verdict.decision_sentences(gaps_with()) == []
 
 
 @pytest.mark.parametrize(

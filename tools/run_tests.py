@@ -34,6 +34,9 @@ NBVAL = [
     "--nbval-cell-timeout=300",
     "--dist=loadscope",
 ]
+# glibc gives large tensors back to the system and asks for them anew, page by page, some per cent
+# of the time of a pass; with these it keeps them for the next tensor
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 NO_NBVAL = ["-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
@@ -53,7 +56,7 @@ PARTS = {
 def environment(workers: int) -> dict[str, str]:
     """Return the environment of a part whose tests run in so many processes."""
     threads = max((os.cpu_count() or 1) // workers, 1)
-    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": str(threads)}
 
 
 def run_command(command: list[str], variables: Mapping[str, str]) -> int:

@@ -47,9 +47,11 @@ def answers_in_files(options):
 
 
 def outcomes_for(tokenizer, options, pairs):
-    """Return sentence → answers for some pairs: those of --outcomes or of the files; None where
-    neither says any, and fairlab's own are taken for fairlab's own sentences. Refuse answers that
-    the tokenizer merges with a prompt."""
+    """Return the answers for the sentences of some pairs, by sentence.
+
+    Those of --outcomes or of the files; None where neither says any, and fairlab's own are taken
+    for fairlab's own sentences. Refuse answers that the tokenizer merges with a prompt.
+    """
     from fairlab.decisions import check_outcomes
 
     given, found = answers_given(options.outcomes), answers_in_files(options)

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
 from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
-from fairlab.cli.kept import told_if_stopped
+from fairlab.cli.kept import message_if_stopped
 from fairlab.cli.measure import carry_out, material_of, tell_time_of_choice
 from fairlab.cli.neurons import (
     check_neutral_is_used,
@@ -224,7 +224,7 @@ def diagnose(
     from fairlab.models import load_tokenizer
     from fairlab.report.conditions import failures
     from fairlab.report.page import environment
-    from fairlab.report.verdict import decisions_told, diagnosis
+    from fairlab.report.verdict import decision_sentences, diagnosis
 
     check_output_file(out, force, model, pairs, neutral)
     conditions = read_conditions(fail_if)
@@ -241,7 +241,7 @@ def diagnose(
     loaded = fl.load_model(model, dtype=dtype, **where)
     readings = pair_readings(loaded, demographic, neutral_ones, batch_size, answers)
     gaps = gap_table(readings)
-    words = [*diagnosis(gaps), *decisions_told(gaps)]
+    words = [*diagnosis(gaps), *decision_sentences(gaps)]
     failed = failures(conditions, diagnosed(readings, gaps))
     facts = {
         "model": model,
@@ -400,7 +400,7 @@ def prune(
         check_neutral_is_used(method, pair_options)
         taken = pairs_taken(model, method, pair_options, fraction)
     facts = {"folder": str(out)}
-    with told_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
+    with message_if_stopped(plan and plan.cache), TemporaryDirectory(prefix="fairlab-") as private:
         loaded = fl.load_model(model, dtype=dtype, **where)
         refuse_offloaded(loaded[0], "cut")
         facts["parameters_before"] = loaded[0].num_parameters()
@@ -485,7 +485,7 @@ def compare(
         pair_options, selection, changed, where=where,
     )  # fmt: skip
     material = material_of(plan, model)
-    with told_if_stopped(plan.cache):
+    with message_if_stopped(plan.cache):
         loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material)
     table = measured.table
@@ -550,7 +550,7 @@ def report(
         pair_options, selection, changed, continuations, where,
     )  # fmt: skip
     material = material_of(plan, model)
-    with told_if_stopped(plan.cache):
+    with message_if_stopped(plan.cache):
         loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material, page=True)
         verdict = write_page(out, measured, plan, loaded, model, material.choosing, force)

@@ -24,8 +24,11 @@ SAMPLED_TOKENS = 30  # of each continuation, as `sample_continuations` has it
 
 @dataclass(frozen=True)
 class Paces:
-    """Seconds for a pass, and for each token in it; for writing one token after all prompts that
-    the page shows; for a sampled token. 0 for what a plan does not do."""
+    """Seconds for the parts of the work, 0 for what a plan does not do.
+
+    For a pass, and for each token in it; for writing one token after all prompts that the page
+    shows; for a sampled token.
+    """
 
     start: float
     read: float
@@ -53,10 +56,10 @@ def reading_paces(loaded, held_out, metric, batch_size):
         return seconds, of_prompts + text_length(tokenizer, text)
 
     read(1, 16)  # what is done for the first time takes longer
-    (less, few), (more, many) = read(1, 16), read(4, 128)
-    token = max(more - less, 0) / (many - few)
+    (short_time, few_tokens), (long_time, many_tokens) = read(1, 16), read(4, 128)
+    token = max(long_time - short_time, 0) / (many_tokens - few_tokens)
     # each of the two was one pass for the prompts and one for the text
-    return Paces(start=max(less - few * token, 0) / 2, read=token)
+    return Paces(start=max(short_time - few_tokens * token, 0) / 2, read=token)
 
 
 def paces_of(plan, loaded, material, metric, page):
@@ -73,8 +76,8 @@ def paces_of(plan, loaded, material, metric, page):
 
     def sample(count):
         # many together take hardly longer than few, but on a CPU
-        few = input_device(model).type == "cpu"
-        options = {"n": 4 if few else 32, "max_new_tokens": count}
+        on_cpu = input_device(model).type == "cpu"
+        options = {"n": 4 if on_cpu else 32, "max_new_tokens": count}
         pairs = held_out.pairs[:1]
         return timed(fl.sample_continuations, model, tokenizer, pairs, **options) / options["n"]
 
@@ -101,13 +104,15 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
     `to_choose` are the methods that have to choose, with their pairs; `cuts` those that are judged;
     `readings` how many have to be taken.
     """
+    from fairlab.passes import WINDOW
+
     held_out = material.held_out
     prompts, tokens = prompt_tokens(tokenizer, held_out.everything)
     text = text_length(tokenizer, held_out.text)
-    passes, windows = math.ceil(prompts / plan.batch_size), math.ceil(text / 512)
+    passes, windows = math.ceil(prompts / plan.batch_size), math.ceil(text / WINDOW)
     one = paces.reading(passes + windows, tokens + text)
-    # that reads all of it once more, and tries 21 factors on each prediction in the text
-    flattening = one + paces.reading(windows, text)
+    # that reads the pairs once more, and tries 21 factors on each prediction in the text
+    flattening = one
     chosen = 0
     for method, pairs in to_choose.items():
         given = (method, pairs, plan.batch_size, plan.pair_options, paces)

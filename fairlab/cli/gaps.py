@@ -10,8 +10,10 @@ import fairlab as fl
 
 
 def pair_readings(loaded, demographic, neutral, batch_size, outcomes=None):
-    """Return the gap and the article's metric of every pair, one row each, and where there are
-    answers, the decision gap."""
+    """Return the gap and the article's metric of every pair, one row each.
+
+    Where there are answers, the decision gap, too.
+    """
     import pandas as pd
 
     from fairlab.capture import pair_differences
@@ -41,8 +43,10 @@ def pair_readings(loaded, demographic, neutral, batch_size, outcomes=None):
 
 
 def gap_table(readings):
-    """Return the mean gap of each category with its interval over templates and words; the same of
-    decisions, where they were measured."""
+    """Return the mean gap of each category with its interval over templates and words.
+
+    The same of decisions, where they were measured.
+    """
     import pandas as pd
 
     rows = []

@@ -1,7 +1,7 @@
 """What is kept of a run that may be stopped, so that the same command goes on from there.
 
-Contents: `paths_of_choices`, `kept_cut`, `keep`; `kept_texts`; `told_if_stopped`. The readings of
-cuts are kept by `fairlab.compare`, in the same folder.
+Contents: `paths_of_choices`, `kept_cut`, `keep`; `kept_texts`; `message_if_stopped`. The readings
+of cuts are kept by `fairlab.compare`, in the same folder.
 """
 
 import hashlib
@@ -19,8 +19,10 @@ KINDS = {"chosen cut": "cuts/*.json", "reading": "*/*.npz", "text sample": "text
 
 
 def paths_of_choices(plan, loaded, of_method):
-    """Return the file of the cut that each method chooses, which need not be there; None where
-    nothing is kept. It is another one for other weights, tokens, words, text or options."""
+    """Return the file of the cut that each method chooses, which need not be there.
+
+    It is another one for other weights, tokens, words, text or options; None where nothing is kept.
+    """
     if not (plan.cache and of_method):
         return dict.fromkeys(of_method)
     from fairlab.evaluation.readings import facts_of
@@ -89,7 +91,7 @@ def digest_of(facts):
 
 
 @contextmanager
-def told_if_stopped(cache):
+def message_if_stopped(cache):
     """Where the user stops the work inside the block, say what was kept; end with exit code 130."""
     before = count_kept(cache)
     try:
@@ -99,11 +101,11 @@ def told_if_stopped(cache):
 
         counts = {what: count - before[what] for what, count in count_kept(cache).items()}
         done = ", ".join(counted(count, what) for what, count in counts.items() if count)
-        said = "nothing was kept" if cache is None else "nothing new was done"
+        message = "nothing was kept" if cache is None else "nothing new was done"
         if done:
-            said = f"what was done ({done}) is kept in {cache.parent}; the same command goes on "
-            said += "from there"
-        tqdm.write(f"fairlab: stopped; {said}", file=sys.stderr)  # clear of progress bars
+            message = f"what was done ({done}) is kept in {cache.parent}; the same command goes on "
+            message += "from there"
+        tqdm.write(f"fairlab: stopped; {message}", file=sys.stderr)  # clear of progress bars
         raise typer.Exit(130) from None
 
 

@@ -23,8 +23,11 @@ from fairlab.cli.pairs import choosing_and_judging, start_of
 
 @dataclass(frozen=True)
 class Material:
-    """What a plan reads: `choosing`, the pairs that choose; `of_method`, those that each method
-    takes, with its neutral ones; `held_out`, all that judges."""
+    """What a plan reads.
+
+    `choosing`, the pairs that choose; `of_method`, those that each method takes, with its neutral
+    ones; `held_out`, all that judges.
+    """
 
     choosing: list
     of_method: dict
@@ -32,9 +35,12 @@ class Material:
 
 
 def material_of(plan, model):
-    """Collect what a plan reads, with the tokenizer and the configuration of a model alone; refuse
-    what can't be measured or chosen on."""
+    """Collect what a plan reads; refuse what can't be measured or chosen on.
+
+    It needs the tokenizer and the configuration of a model alone.
+    """
     from fairlab.models import load_tokenizer
+    from fairlab.passes import WINDOW
 
     check_size(model, plan.methods, plan.fraction, plan.given_cut())
     tokenizer = load_tokenizer(model)
@@ -45,7 +51,7 @@ def material_of(plan, model):
         check_same_vocabulary(model, plan.changed)
         check_same_tokens(tokenizer, plan.changed, held_out)
     if plan.quick:
-        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, 512))
+        held_out = replace(held_out, text=start_of(held_out.text, tokenizer, WINDOW))
     return Material(choosing, of_method, held_out)
 
 
@@ -101,8 +107,11 @@ def tell_time_of_choice(loaded, method, taken, batch_size, pair_options):
 
 
 def cuts_to_judge(plan, model, chosen):
-    """Return what a plan judges, by name: the cut that is given, or those that its methods choose,
-    in their order, with a random one where it asks for one."""
+    """Return what a plan judges, by name.
+
+    The cut that is given, or those that its methods choose, in their order, with a random one where
+    it asks for one.
+    """
     if plan.selection:
         return {plan.selection.stem: plan.given_cut()}
     cuts = dict(chosen)

@@ -11,7 +11,7 @@ from fairlab.cli.pairs import choosing_and_held_out, neutral_pairs, pairs_for
 def check_choice(method, bias_weight, fraction=0.002, also=()):
     """Refuse a method that is not known, and numbers out of range."""
     from fairlab import scores
-    from fairlab.passes import check_fraction, check_option
+    from fairlab.passes import check_fraction, check_option, check_weight
 
     name, _, importance = method.partition("+")
     known = (*scores.DIFFERENCE_METHODS, *scores.CAUSAL_METHODS)
@@ -20,8 +20,7 @@ def check_choice(method, bias_weight, fraction=0.002, also=()):
     check_option("method", name, known)
     if importance:
         check_option("method", importance, (*scores.WEIGHT_METHODS, "fisher"))
-    if not 0 <= bias_weight <= 1:
-        raise ValueError(f"bias_weight: expected a number from 0 to 1; got {bias_weight!r}")
+    check_weight("bias_weight", bias_weight)
     check_fraction(fraction)
 
 
@@ -35,8 +34,10 @@ def check_neutral_is_used(method, pair_options):
 
 
 def check_size(model, methods, fraction=None, cut=None):
-    """Refuse a model without neurons to cut, a fraction of less than one neuron, and a cut or gates
-    for another shape. It needs the configuration alone, and none of the weights."""
+    """Refuse a model or a fraction without neurons to cut, and a cut for another shape.
+
+    It needs the configuration alone, and none of the weights.
+    """
     from fairlab.gates import table_shape
     from fairlab.models import empty_model
     from fairlab.surgery import count_of_fraction, matching_blocks
@@ -63,8 +64,10 @@ def chosen_on(tokenizer, options, choosing, methods):
 
 
 def pairs_taken(model, method, options, fraction=None):
-    """Return the pairs and the neutral pairs on which a method chooses, from the tokenizer of a
-    model alone; refuse what it can't choose on, or cut."""
+    """Return the pairs and the neutral pairs on which a method chooses.
+
+    It needs the tokenizer of a model alone, and refuses what the method can't choose on, or cut.
+    """
     from fairlab.models import load_tokenizer
 
     check_size(model, [method], fraction)

@@ -67,8 +67,11 @@ def is_file_name(name):
 
 
 def check_pair_options(options):
-    """Refuse what needs no tokenizer to be refused: a category, a file, words, a language, a text
-    or a use of the chat template that is not there, and a file whose text has problems."""
+    """Refuse what needs no tokenizer to be refused.
+
+    A category, a file, words, a language, a text or a use of the chat template that is not there,
+    and a file whose text has problems.
+    """
     from fairlab.passes import check_option
 
     pairs = options.pairs
@@ -188,8 +191,11 @@ def choosing_and_held_out(tokenizer, options, chooses=True):
 
 
 def pairs_for(tokenizer, choosing, method, what="pairs"):
-    """Return the pairs that a method can choose on: one that compares token by token needs two
-    prompts of one length. Say how many others there are, or refuse, if there are no others."""
+    """Return the pairs that a method can choose on.
+
+    One that compares token by token needs two prompts of one length. Say how many others there are,
+    or refuse, if there are no others.
+    """
     if method.partition("+")[0] in ("guarded", "attribution"):
         return choosing
     valid = list(fl.check_pairs(tokenizer, choosing)["valid"])

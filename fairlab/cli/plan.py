@@ -147,8 +147,11 @@ def read_cut_file(path):
 
 
 def digest_of_code(folder=Path(fl.__file__).parent):
-    """Return a short name for the code in a folder, by default fairlab's own: another one where any
-    line of it is another. What older code measured is not mixed with what newer code measures."""
+    """Return a short name for the code in a folder, by default fairlab's own.
+
+    It is another one where any line of the code is another: what older code measured is not mixed
+    with what newer code measures.
+    """
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.read_bytes())

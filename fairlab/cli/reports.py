@@ -29,8 +29,7 @@ def check_page(page, argument, force, inputs):
 
 
 def check_prune_outputs(out, page, card, terms, force, inputs):
-    """Refuse a folder for the cut model that can't be written, and a page or a model card that
-    can't be written beside it."""
+    """Refuse a folder, a page or a model card of a cut model that can't be written."""
     from fairlab.files import check_output_folder
     from fairlab.report.terms import terms_of_cut
 
@@ -98,8 +97,10 @@ def write_page(page, measured, plan, loaded, model_name, choosing, force):
 
 
 def shown_prompts(choosing, held_out):
-    """Return the prompts after which the page shows what the model writes: those of a pair that
-    chose, if any is known, and of one that judges."""
+    """Return the prompts after which the page shows what the model writes.
+
+    Those of a pair that chose, if any is known, and of one that judges.
+    """
     prompts = []
     for pair in [*choosing[:1], held_out.pairs[0]]:
         prompts += [pair.prompt_a, pair.prompt_b]
@@ -107,8 +108,10 @@ def shown_prompts(choosing, held_out):
 
 
 def words_counted(plan, loaded, measured):
-    """Sample texts after the held-out prompts, before and under each selection and a random cut;
-    return what the words in them come to."""
+    """Sample texts after the held-out prompts; return what the words in them come to.
+
+    Texts are sampled before, and under each selection and a random cut.
+    """
     from fairlab.evaluation.readings import cache_key
     from fairlab.gating import applied
 
@@ -136,8 +139,10 @@ def sampled_changes(selections, seed):
 
 
 def texts_of(loaded, selections, prompts):
-    """Return what the model writes after some prompts: prompt → name → text, "before" and under
-    each selection."""
+    """Return what the model writes after some prompts: prompt → name → text.
+
+    The names are "before" and those of the selections.
+    """
     from fairlab.gating import applied
 
     model, tokenizer = loaded
@@ -152,8 +157,10 @@ def texts_of(loaded, selections, prompts):
 
 
 def cut_in_place(model, selection, name, dtype):
-    """Cut a model in the memory that it has, in the dtype in which it will be saved; return it, and
-    the facts that JSON says of it."""
+    """Cut a model in the memory that it has, in the dtype in which it will be saved.
+
+    Return it, and the facts that JSON says of it.
+    """
     from fairlab.models import stored_dtype
 
     cut = fl.prune(model, selection, inplace=True)
@@ -164,14 +171,20 @@ def cut_in_place(model, selection, name, dtype):
 
 
 def place_of_page(page, out, private):
-    """Return where a page is written: as asked, but one in the model's folder to a private folder,
-    from which it goes there together with the weights, so that it never lies beside others."""
+    """Return where a page is written.
+
+    As asked, but one in the model's folder to a private folder, from which it goes there together
+    with the weights, so that it never lies beside others.
+    """
     return Path(private, "report.html") if page and is_inside(page, out) else page
 
 
 def papers_beside(out, selection, private, card):
-    """Return what takes its place with the weights, name → text: the selection, the page that lies
-    in the private folder, a card. None has an old one go, which is about another model."""
+    """Return what takes its place with the weights, name → text.
+
+    The selection, the page that lies in the private folder, a card. None has an old one go, which
+    is about another model.
+    """
     from fairlab.report.card import is_card_of_a_cut
 
     papers = {"selection.json": selection.to_json()}

@@ -75,7 +75,7 @@ def random_gates(
     gates : NeuronGates
         What is to be imitated. In each layer its gates go, in their order, to neurons in random
         order.
-    n, seed, match
+    n, seed, match : int, int, Tensor
         As in `random_selections`.
     means : Tensor of shape (layers, neurons), optional
         Toward what each neuron moves, such as `mean_activations`; 0 by default. A neuron must move

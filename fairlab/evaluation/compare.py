@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.evaluation.chance import random_gates, random_selections
-from fairlab.evaluation.flattening import flattened_gaps
+from fairlab.evaluation.flattening import flattened_gaps, losses_at_scales
 from fairlab.evaluation.readings import (
     Change,
     HeldOut,
@@ -120,7 +120,7 @@ def compare(
     seed : int
         Of the random cuts.
     metric : bool
-        Whether to measure the article's metric, which takes about half of the time.
+        Whether to measure the article's metric, for which every layer is looked at.
     match : dict of str to Tensor, optional
         Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
         importance}, another `n_random` of `random_selections(…, match=table)`. They take as long
@@ -147,7 +147,7 @@ def compare(
         - `before`, `after`: means over pairs, of the headline over the categories' means; `change`:
           after / before − 1, 0 if nothing changed, of the headline the mean of the categories'
           changes (so not of `before` and `after`). Of decisions, which have a sign, `change` is
-          |after| − |before| in nats, below 0 where the two groups are treated more alike; of the
+          `|after| − |before|` in nats, below 0 where the two groups are treated more alike; of the
           headline the three are means over categories, of absolute values;
         - `low`, `high`: the 95 % interval of the change, on the log scale, so never below −100 %;
           of decisions in nats, as it is (`jackknife_interval` over templates, and over attribute
@@ -189,15 +189,15 @@ def compare(
     means = _means_if_needed(model, tokenizer, imitated)
     controls = _random_cuts(imitated, tables, n_random, seed, means)
 
-    before = read(no_cut(model))
+    losses = losses_at_scales(model, tokenizer, held_out.text)  # (tokens, scales)
+    before = read(no_cut(model), losses=losses[:, 0])
     cuts = _different_cuts(selections, controls)
     readings = {}
     for key, cut in progress(list(cuts.items()), desc="cuts", unit="cut"):
         readings[key] = read(cut)
     after = {name: readings[name_of(cut)] for name, cut in selections.items()}
     prices = [reading.mean_loss - before.mean_loss for reading in after.values()]
-    about = (held_out.pairs, held_out.text)
-    flattenings = flattened_gaps(model, tokenizer, *about, prices, batch_size)
+    flattenings = flattened_gaps(model, tokenizer, held_out.pairs, losses, prices, batch_size)
 
     rows, draws = [], []
     for name, flattening in zip(selections, flattenings, strict=True):
@@ -315,7 +315,7 @@ def _reader(
     metric: bool,
     batch_size: int,
     cache: str | Path | None,
-) -> Callable[[Change], Reading]:
+) -> Callable[..., Reading]:
     """Return a function that reads a cut, or finds its reading in the cache."""
     read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
     if cache is None:

@@ -1,6 +1,6 @@
 """What a mere flattening of all predictions does, at the price of a cut.
 
-Contents: `flattened_gaps`, `lowest_scale`.
+Contents: `losses_at_scales`, `flattened_gaps`, `lowest_scale`.
 
 Multiplying all logits by a factor below 1 can narrow a gap without any surgery. A cut that brings
 less than the flattening of the same price is no achievement.
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
 from fairlab.pairs import PromptPair
-from fairlab.passes import PairBatch, divergence, losses_by_scale
+from fairlab.passes import WINDOW, PairBatch, divergence, losses_by_scale
 
 SCALES = np.linspace(1, 0, 21)  # factors on the logits; at 0 every token is as likely as any other
 
@@ -32,18 +32,31 @@ class Flattening:
     after: NDArray  # (pairs,)
 
 
+def losses_at_scales(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str
+) -> Tensor:
+    """Compute the losses of a text's tokens with all logits multiplied by each of `SCALES`.
+
+    Shape (tokens, scales), in nats. The first column, at the factor 1, is what `token_losses`
+    returns.
+    """
+    return losses_by_scale(model, tokenizer, text, window=WINDOW, scales=tuple(SCALES))
+
+
 def flattened_gaps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
-    text: str,
+    losses: Tensor,
     prices: Sequence[float],
     batch_size: int = 32,
 ) -> list[Flattening]:
-    """For each price, a rise of the mean loss in nats, find the flattening that costs no more, and
-    measure the gaps under it."""
-    losses = losses_by_scale(model, tokenizer, text, window=512, scales=tuple(SCALES)).mean(0)
-    scales = [lowest_scale(SCALES, losses, price) for price in prices]
+    """Find the flattening that costs no more than each price, and measure the gaps under it.
+
+    A price is a rise of the mean loss, in nats; `losses` are those of `losses_at_scales`.
+    """
+    of_scales = losses.mean(0)  # (scales,)
+    scales = [lowest_scale(SCALES, of_scales, price) for price in prices]
     gaps = np.zeros((1 + len(scales), len(pairs)))
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:

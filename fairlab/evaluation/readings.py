@@ -113,11 +113,15 @@ def read_cut(
     *,
     metric: bool,
     batch_size: int = 32,
+    losses: Tensor | None = None,
 ) -> Reading:
-    """Measure gaps, the article's metric, decisions and the losses of the text while a cut, or
-    gates, are in place; or those of a changed model."""
+    """Measure what `compare` compares, of a cut model, a gated or a changed one.
+
+    Gaps, the article's metric, decisions and the losses of the text, while a cut, or gates, are in
+    place. Losses that are known are not measured.
+    """
     with applied(model, cut) as changed:
-        return _read(changed, tokenizer, held_out, metric, batch_size)
+        return _read(changed, tokenizer, held_out, metric, batch_size, losses)
 
 
 def _read(
@@ -126,6 +130,7 @@ def _read(
     held_out: HeldOut,
     metric: bool,
     batch_size: int,
+    losses: Tensor | None,
 ) -> Reading:
     """Measure a model as it is."""
     pairs = held_out.everything
@@ -143,9 +148,9 @@ def _read(
         distance[batch.pairs] += (differences * batch.weights).sum(1).float().cpu() / places
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
-        rest = leave_out_tokens(log_p, pronouns)
+        log_p_without_pronouns = leave_out_tokens(log_p, pronouns)
         gap[batch.pairs] = divergence(log_p, batch).float().cpu()
-        gap_without_pronouns[batch.pairs] = divergence(rest, batch).float().cpu()
+        gap_without_pronouns[batch.pairs] = divergence(log_p_without_pronouns, batch).float().cpu()
         rows = zip(batch.pairs.tolist(), batch.rows_a, batch.rows_b, strict=True)
         for number, row_a, row_b in rows:
             if number in single:
@@ -157,7 +162,8 @@ def _read(
         with_longer = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}
         decision[longer] = decision_gap(model, tokenizer, with_longer, **options).float()
-    losses = token_losses(model, tokenizer, held_out.text)
+    if losses is None:
+        losses = token_losses(model, tokenizer, held_out.text)
     if not metric:
         distance += torch.nan
     seconds = np.array(time.perf_counter() - start)
@@ -184,7 +190,7 @@ def _known_outcomes(
 class KeptReadings:
     """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was."""
 
-    def __init__(self, folder: Path, read: Callable[[Change], Reading]):
+    def __init__(self, folder: Path, read: Callable[..., Reading]):
         self.folder, self.read = folder, read
         folder.mkdir(parents=True, exist_ok=True)  # what can't be written is told before the work
 
@@ -192,14 +198,15 @@ class KeptReadings:
         """Return the file of a cut's reading, which need not be there."""
         return self.folder / f"{hashlib.sha256(name_of(cut).encode()).hexdigest()[:24]}.npz"
 
-    def __call__(self, cut: Change) -> Reading:
-        """Return the reading of a cut: from its file, or else measured now."""
+    def __call__(self, cut: Change, **known: Tensor) -> Reading:
+        """Return the reading of a cut: from its file, or else measured now, but for what is
+        known."""
         path = self.path(cut)
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return Reading(**stored)
         except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or damaged
-            reading = self.read(cut)
+            reading = self.read(cut, **known)
             self._keep(path, reading)
             return reading
 
@@ -217,8 +224,10 @@ class KeptReadings:
 def cache_key(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, *, metric: bool
 ) -> str:
-    """Return a short name for all that readings depend on beside the cut: the model as it answers
-    now, and the tokens it is given."""
+    """Return a short name for all that readings depend on beside the cut.
+
+    The model as it answers now, and the tokens that it is given.
+    """
     tokens, outcomes = [], []
     for pair in held_out.everything:
         tokens += [prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)]

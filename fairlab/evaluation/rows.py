@@ -223,8 +223,9 @@ def change_interval(
     clusters: dict[str, NDArray],
     minus: NDArray | None = None,
 ) -> tuple[float, float]:
-    """Return the 95 % interval of `relative_change`, or of that less the change of the group
-    `minus`.
+    """Return the 95 % interval of `relative_change`.
+
+    With the group `minus`, of `relative_change` less the change of that group.
 
     A change is a ratio, so its interval is made on the log scale; a difference of two changes is
     taken as it is.

@@ -62,7 +62,7 @@ def plot_comparison(
     no_draws = draws is None or (draws.empty and "draw" in draws)
     cloud = None if no_draws else _random_changes(draws, rows, measure, category)
     if ax is None:
-        height = 0.9 + 0.34 * len(rows)
+        height = 0.9 + 0.34 * max(2, len(rows))  # a single row needs room for its diamond, too
         _, ax = plt.subplots(figsize=(7, height), layout="constrained")
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     if cloud is None:

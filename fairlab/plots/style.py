@@ -88,6 +88,8 @@ def rows_of(
     ----------
     table : DataFrame
         Columns `measure`, `row` and `category`, such as `compare` returns.
+    measure : str
+        "gap", "metric", "decision" or "perplexity".
     category : str, optional
         Selects the row "category" of this name. Without it the row is "text" for the perplexity and
         "headline" for the rest, whatever its label: a category may be called "headline" too.

@@ -67,8 +67,10 @@ def read_condition(text: str, known: Sequence[str] = tuple(QUANTITIES)) -> Condi
 
 
 def quantities_of(table: pd.DataFrame) -> dict[str, float]:
-    """Return the `QUANTITIES` of one selection, from its rows of `compare`'s table; NaN for
-    decisions, where no sentence has outcomes."""
+    """Return the `QUANTITIES` of one selection, from its rows of `compare`'s table.
+
+    NaN for decisions, where no sentence has outcomes.
+    """
     gap = table_row(table, "gap", "headline")
     neutral = table_row(table, "gap", "neutral")
     categories = table[(table["measure"] == "gap") & (table["row"] == "category")]

@@ -124,7 +124,7 @@ def write_report(
     verdicts = [" ".join(judged["verdict"]) for judged in methods]
     if len(methods) > 1:
         names = comparison.selections
-        verdicts = [f"{name}: {said}" for name, said in zip(names, verdicts, strict=True)]
+        verdicts = [f"{name}: {verdict}" for name, verdict in zip(names, verdicts, strict=True)]
     facts = plain(
         {
             "verdict": methods[0]["verdict"] if len(methods) == 1 else verdicts,
@@ -311,8 +311,10 @@ def _words_by_category(pairs: Sequence[PromptPair]) -> dict[str, list[str]]:
 
 
 def language_of(sentences: Iterable[str]) -> str | None:
-    """Return the language of fairlab's own sentences, English where others read like it; else
-    None."""
+    """Return the language of fairlab's own sentences; else None.
+
+    Others are taken for English where they read like it.
+    """
     sentences = list(sentences)
     known = {"English": set(load_outcomes())}
     known["Spanish"] = {pair.template for pair in load_pairs(language="es")}

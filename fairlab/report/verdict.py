@@ -1,7 +1,7 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
 Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
-`decisions_told`, before any cut; `warnings`, `length_warnings`, `text_warnings`, `limits`;
+`decision_sentences`, before any cut; `warnings`, `length_warnings`, `text_warnings`, `limits`;
 `table_row`; `percent`, `points` and `span` write numbers.
 """
 
@@ -192,8 +192,7 @@ def warnings(
     pairs: Sequence[PromptPair],
     neutral: Sequence[PromptPair] = (),
 ) -> list[str]:
-    """Say what the pairs that were measured share with those that chose, and lack with neutral
-    ones."""
+    """Say what the measured pairs share with those that chose, and lack with neutral ones."""
     notes = [_NOT_KNOWN] if chosen_on is None else _shared(chosen_on, pairs)
     sentences = {pair.template or pair.prompt_a for pair in pairs}
     if neutral and not sentences & {pair.template for pair in neutral}:
@@ -331,7 +330,7 @@ def diagnosis(gaps: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def decisions_told(gaps: pd.DataFrame) -> list[str]:
+def decision_sentences(gaps: pd.DataFrame) -> list[str]:
     """Say for whom the odds of a harsher answer are higher, category by category.
 
     Parameters

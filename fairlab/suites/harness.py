@@ -146,8 +146,8 @@ def run_lm_eval(
     items = []
     for name in names:
         if name == "stereoset":
-            wanted = {number: rows[name][number] for number in chosen[name]}
-            items += _stereoset_items(model, tokenizer, wanted, batch_size)
+            sentences = {number: rows[name][number] for number in chosen[name]}
+            items += _stereoset_items(model, tokenizer, sentences, batch_size)
             continue
         with quiet_harness():
             lm = frugal_model(model, tokenizer, name, batch_size)

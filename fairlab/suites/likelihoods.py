@@ -108,8 +108,8 @@ def _score_batch(model: PreTrainedModel, rows: Sequence[Row]) -> dict[Request, t
     device = input_device(model)
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
 
-    # logits only of the columns that predict something asked: those of a context would be a third
-    # of the work
+    # logits only of the columns that predict something asked: those of a context are not needed,
+    # and would be much of the work
     columns = []
     for row in rows:
         for _, span in row.spans:

@@ -1,0 +1,406 @@
+"""One pair of prompts seen from all sides, a step at a time: what the page without code shows.
+
+Contents: `examine`, which yields a `Step` after the other; `read_prompts`, which says how a
+tokenizer cuts two prompts and makes a pair of them; `Choices`, what somebody chose.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fairlab.behavior import generate, next_token_divergence
+from fairlab.capture import CAPTURE_POINTS, pair_differences
+from fairlab.diagnosis import article_metric, layer_differences, project_pair
+from fairlab.evaluation.compare import Comparison, compare
+from fairlab.evaluation.readings import HeldOut
+from fairlab.files import load_text
+from fairlab.gates import table_shape
+from fairlab.gating import NeuronGates
+from fairlab.neutral import build_neutral_pairs
+from fairlab.pairs import PromptPair, check_pairs, encode_pair, load_pairs, prompt_ids
+from fairlab.passes import check_option, check_range
+from fairlab.plots.cuts import plot_comparison
+from fairlab.plots.layers import plot_layer_differences
+from fairlab.plots.neurons import plot_score_plane
+from fairlab.plots.projections import plot_distances, plot_projection
+from fairlab.report.advice import decision
+from fairlab.report.verdict import verdict
+from fairlab.scores import bias_scores, hybrid_scores, importance_scores
+from fairlab.surgery import NeuronSelection, ablate, select_neurons
+
+SCORES = ("article", "activation", "attribution")
+MOST_NEURONS = 30  # in a layer
+JUDGED_TEXT = 2000  # characters of plain prose on which the price is read
+STORY = 40  # new tokens of each text
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What to look at, and what to cut.
+
+    Parameters
+    ----------
+    point : str
+        The capture point of the pictures.
+    layer : int
+        The layer of the pictures, from 0.
+    score : str
+        How neurons are scored: "article" or "activation" (how differently they react, mixed half
+        and half with small weights), or "attribution" (how much they widen the gap).
+    count : int
+        Neurons of each layer to change, from 1 to 30.
+    scale : float
+        What their activations are multiplied by: 0 removes them, 1 keeps them.
+    n_random : int
+        Random cuts beside the cut.
+    """
+
+    point: str = "mlp_output"
+    layer: int = 0
+    score: str = "article"
+    count: int = 3
+    scale: float = 0.0
+    n_random: int = 5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, what it is called, and what it shows in words."""
+
+    title: str
+    text: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the examination: sentences, pictures, and texts with a label each."""
+
+    title: str
+    sentences: Sequence[str]
+    pictures: Sequence[Picture] = field(default_factory=tuple)
+    texts: Sequence[tuple[str, str]] = field(default_factory=tuple)
+
+
+def read_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: str
+) -> tuple[PromptPair, list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Make a pair of two prompts, and say how the tokenizer cuts them.
+
+    Returns
+    -------
+    PromptPair
+        With a template: what both prompts share, with {} where they differ.
+    list, list of (str, bool)
+        The tokens of both prompts, and whether the other has another one in this place.
+
+    Raises
+    ------
+    ValueError
+        Empty or equal prompts, or a pair that is not valid (`check_pairs`).
+    """
+    for name, prompt in (("prompt_a", prompt_a), ("prompt_b", prompt_b)):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{name}: expected a sentence; got {prompt!r}")
+    words_a, words_b = prompt_a.split(" "), prompt_b.split(" ")
+    start = _shared(words_a, words_b)
+    end = _shared(words_a[start:][::-1], words_b[start:][::-1])
+    one = " ".join(words_a[start : len(words_a) - end])
+    other = " ".join(words_b[start : len(words_b) - end])
+    template = " ".join([*words_a[:start], "{}", *words_a[len(words_a) - end :]])
+    pair = PromptPair(prompt_a, prompt_b, one, other, category="your pair", template=template)
+    encode_pair(tokenizer, pair)  # says what is wrong with it
+    ids_a, ids_b = prompt_ids(tokenizer, prompt_a), prompt_ids(tokenizer, prompt_b)
+    tokens = []
+    for ids in (ids_a, ids_b):
+        pieces = []
+        for place, token in enumerate(ids):
+            pieces.append((tokenizer.decode([token]), ids_a[place] != ids_b[place]))
+        tokens.append(pieces)
+    return pair, *tokens
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many words two lists share from their start on."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def examine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    choices: Choices | None = None,
+    *,
+    judged: HeldOut | None = None,
+) -> Iterator[Step]:
+    """Look at one pair from all sides: pictures, then texts, then a verdict.
+
+    Each step is yielded as soon as it is there, the quick ones first. The pair chooses the neurons;
+    other pairs judge them.
+
+    Parameters
+    ----------
+    pair : PromptPair
+        A valid pair (`check_pairs`); `read_prompts` makes one of two prompts.
+    choices : Choices, optional
+        What to look at, and what to cut; `Choices()` by default.
+    judged : HeldOut, optional
+        What the cut is judged on. By default a pair in each of the course's sentences for training
+        and validation, a neutral one in each, and the start of `load_text("evaluation")`.
+
+    Yields
+    ------
+    Step
+        "Where the prompts part", "Which neurons are cut", "What the model writes", "Did it help?".
+
+    Raises
+    ------
+    ValueError
+        Before the first step: a pair that is not valid, or a choice out of range.
+    """
+    choices = choices or Choices()
+    encode_pair(tokenizer, pair)
+    _check_choices(model, choices)
+    # what is wrong is said at the call, and not when the first step is asked for
+    return _steps(model, tokenizer, pair, choices, judged or _other_pairs(tokenizer, pair))
+
+
+def _check_choices(model: PreTrainedModel, choices: Choices) -> None:
+    layers, neurons = table_shape(model)
+    check_option("point", choices.point, CAPTURE_POINTS)
+    check_option("score", choices.score, SCORES)
+    check_range("layer", choices.layer, 0, layers - 1)
+    check_range("count", choices.count, 1, min(MOST_NEURONS, neurons - 1))
+    check_range("n_random", choices.n_random, 1, 100)
+    scale = choices.scale
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number; got {scale!r}")
+
+
+def _steps(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    choices: Choices,
+    judged: HeldOut,
+) -> Iterator[Step]:
+    yield _where_they_part(model, tokenizer, pair, choices)
+    bias, importance, selection = _chosen_neurons(model, tokenizer, pair, choices)
+    yield _which_neurons(bias, importance, selection, choices)
+    yield _what_it_writes(model, tokenizer, pair, selection, choices)
+    yield _did_it_help(model, tokenizer, selection, choices, judged)
+
+
+def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOut:
+    """Return a pair for each sentence for training and validation but the pair's own, with the
+    categories in turn, a neutral one for each, and the start of a text.
+
+    These sentences choose neurons elsewhere in the course; here one pair does, and they judge.
+    """
+    sentences: dict[str, list[PromptPair]] = {}
+    neutral = {}
+    for split in ("train", "validation"):
+        for other in _valid(tokenizer, load_pairs(split=split, words="any")):
+            sentences.setdefault(other.template, []).append(other)
+        for other in _valid(tokenizer, load_pairs(kind="neutral", split=split, words="any")):
+            neutral.setdefault(other.template, other)
+    sentences.pop(pair.template, None)
+    neutral.pop(pair.template, None)
+    used: Counter[str] = Counter()
+    chosen = []
+    for members in sentences.values():
+        rarest = min(members, key=lambda member: used[member.category])
+        used[rarest.category] += 1
+        chosen.append(rarest)
+    return HeldOut(chosen, list(neutral.values()), load_text("evaluation")[:JUDGED_TEXT])
+
+
+def _valid(tokenizer: PreTrainedTokenizerBase, pairs: list[PromptPair]) -> list[PromptPair]:
+    """Return the pairs that are valid for the tokenizer."""
+    return [
+        pair
+        for pair, valid in zip(pairs, check_pairs(tokenizer, pairs).valid, strict=True)
+        if valid
+    ]
+
+
+def _where_they_part(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    choices: Choices,
+) -> Step:
+    """Show the tokens in a plane, the distance at each token and layer, and the curve by layer."""
+    point, layer = choices.point, choices.layer
+    # the first token is often so large that the plane shows nothing else
+    first = encode_pair(tokenizer, pair)[2]
+    projection = project_pair(model, tokenizer, pair, point=point, start=min(1, first))
+    neutral = _neutral_in_this_sentence(tokenizer, pair)
+    table = layer_differences(model, tokenizer, [pair], points=[point])
+    if neutral:
+        # of a single sentence there is no interval; the band is the range of its neutral pairs
+        others = pair_differences(model, tokenizer, neutral, points=[point])[0][:, 0]
+        table["neutral_difference_low"] = others.min(0).values.numpy()  # (layers,)
+        table["neutral_difference_high"] = others.max(0).values.numpy()
+    here = table[table.layer == layer].iloc[0]
+    metric = article_metric(model, tokenizer, pair)
+    gap = next_token_divergence(model, tokenizer, [pair]).item()
+    sentences = [
+        f"{pair.attribute_a} / {pair.attribute_b}: the predictions for the next word lie "
+        f"{gap:.4f} nats apart (0: the same; 0.69: nothing in common). The article's metric is "
+        f"{metric:.4f}."
+    ]
+    if neutral:
+        low, high = here.neutral_difference_low, here.neutral_difference_high
+        place = "above" if here.difference > high else "below" if here.difference < low else "in"
+        sentences.append(
+            f"In layer {layer} the difference at {point} is {here.difference:.3g}, {place} the "
+            f"range of {len(neutral)} pairs of neutral words in this sentence ({low:.3g} to "
+            f"{high:.3g})."
+        )
+    else:
+        sentences.append("No neutral words fit into this sentence, so the curve has no grey band.")
+    plane = _new_figure(plot_projection, projection, layer=layer)
+    share = projection.explained[layer].sum()
+    heatmap = _new_figure(plot_distances, projection, relative=True)
+    curve = _new_figure(plot_layer_differences, table)
+    moved = projection.distances[layer].argmax()
+    token = projection.tokens_a[moved].strip()
+    pictures = [
+        Picture(
+            "Tokens of both prompts",
+            f"The tokens in the two main axes of layer {layer}, which show {share:.0%} of their "
+            f"variance. {token!r} moves most.",
+            plane,
+        ),
+        Picture(
+            "Distance by token and layer",
+            "How far apart the two prompts are at each token and layer, divided by the length.",
+            heatmap,
+        ),
+        Picture(
+            "Difference by layer",
+            f"The mean difference at {point}, layer by layer"
+            + (", with the range of neutral words in grey." if neutral else "."),
+            curve,
+        ),
+    ]
+    return Step("Where the prompts part", sentences, pictures)
+
+
+def _neutral_in_this_sentence(
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair
+) -> list[PromptPair] | None:
+    """Return neutral pairs in the sentence of the pair, None where none fit."""
+    try:
+        return _valid(tokenizer, build_neutral_pairs(tokenizer, [pair])) or None
+    except ValueError:
+        return None
+
+
+def _chosen_neurons(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    choices: Choices,
+) -> tuple[Tensor, Tensor, NeuronSelection]:
+    """Score the neurons and choose; return both scores, shape (layers, neurons), and the choice."""
+    bias = bias_scores(model, tokenizer, [pair], method=choices.score)
+    importance = importance_scores(model)
+    # a cause needs no mix: what matters little would not widen the gap either
+    scores = bias if choices.score == "attribution" else hybrid_scores(bias, importance)
+    how = f"{choices.score}, one pair"
+    return bias, importance, select_neurons(scores, count=choices.count, how=how)
+
+
+def _which_neurons(
+    bias: Tensor, importance: Tensor, selection: NeuronSelection, choices: Choices
+) -> Step:
+    """Show the plane of scores of one layer."""
+    layer = choices.layer
+    numbers = ", ".join(map(str, selection.neurons[layer]))
+    done = "removed" if choices.scale == 0 else f"multiplied by {choices.scale:g}"
+    layers, neurons = bias.shape
+    sentences = [
+        f"{len(selection)} of {layers * neurons:,} neurons are {done}, {choices.count} in each "
+        f"layer; in layer {layer} these are {numbers}."
+    ]
+    figure = _new_figure(plot_score_plane, bias, importance, selection, layer=layer)
+    text = f"The neurons of layer {layer}: importance across, {choices.score} score up."
+    return Step("Which neurons are cut", sentences, [Picture("Score plane", text, figure)])
+
+
+def _what_it_writes(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    selection: NeuronSelection,
+    choices: Choices,
+) -> Step:
+    """Write on after both prompts, with and without the cut."""
+    prompts = [pair.prompt_a, pair.prompt_b]
+    texts = []
+    before = generate(model, tokenizer, prompts, max_new_tokens=STORY)
+    with ablate(model, selection, scale=choices.scale):
+        after = generate(model, tokenizer, prompts, max_new_tokens=STORY)
+    for name, stories in (("before", before), ("after", after)):
+        for prompt, story in zip(prompts, stories, strict=True):
+            texts.append((name, prompt + story))
+    sentences = ["One text is an anecdote: another sentence may bring another story."]
+    return Step("What the model writes", sentences, texts=texts)
+
+
+def _did_it_help(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selection: NeuronSelection,
+    choices: Choices,
+    judged: HeldOut,
+) -> Step:
+    """Compare the cut with random ones on pairs that did not choose it."""
+    change: NeuronSelection | NeuronGates = selection
+    if choices.scale != 0:
+        rows = selection.neurons.items()
+        gates = {layer: {n: (choices.scale, 0.0) for n in row} for layer, row in rows}
+        change = NeuronGates(gates, selection.shape, selection.how)
+    comparison: Comparison = compare(
+        model,
+        tokenizer,
+        {"this cut": change},
+        judged,
+        n_random=choices.n_random,
+        metric=False,
+    )
+    kind = "cut" if choices.scale == 0 else "gates"
+    table = comparison.table
+    sentences = [decision(table, kind), *verdict(table, kind)]
+    sentences.append(
+        f"Judged on {len(judged.pairs)} pairs in other sentences, which did not choose the "
+        f"neurons, beside {choices.n_random} random cuts and {len(judged.neutral)} neutral pairs. "
+        "So few can't show a small change: `fairlab report` reads more."
+    )
+    gap = _new_figure(plot_comparison, table, draws=comparison.draws)
+    price = _new_figure(plot_comparison, table, draws=comparison.draws, measure="perplexity")
+    pictures = [
+        Picture("Change of the gap", "The cut, random cuts in grey, neutral words open.", gap),
+        Picture("Price", "The change of the perplexity of plain prose, beside random cuts.", price),
+    ]
+    return Step("Did it help?", sentences, pictures)
+
+
+def _new_figure(plot: object, *arguments: object, **options: object) -> Figure:
+    """Draw into a figure of its own that no notebook shows by itself."""
+    axes = plot(*arguments, **options)
+    plt.close(axes.figure)
+    return axes.figure
