@@ -130,8 +130,7 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
 
 
 def seconds_of_choice(tokenizer, method, taken, batch_size, pair_options, paces):
-    """Return about how many seconds it takes to choose by a method, on the pairs and the neutral
-    pairs that it takes."""
+    """Return about how many seconds it takes to choose by a method, on the pairs that it takes."""
     pairs, neutral = taken
     causal = is_causal(method)
     prompts, tokens = prompt_tokens(tokenizer, [*pairs, *(neutral or ())])

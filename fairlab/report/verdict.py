@@ -217,8 +217,7 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
 
 
 def length_warnings(readings: pd.DataFrame) -> list[str]:
-    """Say in how many pairs the two prompts differ in their number of tokens, and whether neutral
-    pairs do, too."""
+    """Say in how many pairs, and neutral ones, the two prompts differ in their length in tokens."""
     # all selections have these pairs, and each pair has one gap
     one = readings[readings["selection"] == readings["selection"].iloc[0]]
     pairs = one[one["measure"] == "gap"]
