@@ -89,7 +89,7 @@ SLOW = {
 # over ten seconds each, the longest first: they start first, so that no worker ends with one of
 # them while the other has nothing left to do
 LONG = [
-    "test_the_quickstart_runs_on_colab",
+    "test_the_quickstart_and_explorers_run_on_colab",
     "test_lessons_for_any_model_run_on_another_family",
     "test_what_lesson_12_does_on_a_gpu_runs_here",
     "test_perplexity_of_wikitext",
