@@ -160,8 +160,10 @@ def text_length(tokenizer, text):
 
 
 def tell_time(seconds, readings=0, kept=0):
-    """Say about how long the parts take, what → seconds, where that is worth saying; and how many
-    readings have to be taken, if any, beside those that were kept."""
+    """Say about how long the parts take, what → seconds, where that is worth saying.
+
+    And how many readings have to be taken, if any, beside those that were kept.
+    """
     total = sum(seconds.values())
     if total < 5:
         return
