@@ -29,6 +29,7 @@ from fairlab.gates import table_shape
 from fairlab.pairs import ARTICLE_PAIR, PromptPair, check_pairs, load_pairs
 from fairlab.widgets import template_text
 
+ARTICLE_LAYER = 8
 SCALES = (0.0, 0.5, 1.5, 2.0, 3.0)
 RANDOM_CUTS = (5, 10, 20)
 SHOWN = 2  # shipped pairs of a category
@@ -75,7 +76,8 @@ def _offer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[s
     """Return what can be chosen, and what is chosen at first."""
     layers, neurons = table_shape(model)
     points = available_points(model)
-    start = asdict(Choices(point="mlp_output" if "mlp_output" in points else points[0]))
+    # where the article looked; a small model has fewer layers
+    start = asdict(Choices(layer=min(ARTICLE_LAYER, layers - 1)))
     prompts = {"prompt_a": ARTICLE_PAIR.prompt_a, "prompt_b": ARTICLE_PAIR.prompt_b}
     return {
         "pairs": [_described(pair) for pair in _shipped_pairs(tokenizer)],

@@ -56,7 +56,7 @@ function hashOf(choices) {
 function render({ model, el }) {
   const offer = model.get("offer");
   const allowed = allowedValues(offer);
-  const withAddress = !document.querySelector(".jp-LabShell"); // JupyterLab has its own use for it
+  const withAddress = document.body.dataset.voila !== undefined; // JupyterLab has its own address
   const inputs = {}; // name of a choice → its control
   const urls = []; // of pictures, to be given back at the end
   let checks = 0, typing, silence, step;
@@ -79,7 +79,7 @@ function render({ model, el }) {
   add(pairs, "option", OWN);
   const tokens = {};
   for (const [name, label] of [["prompt_a", "first prompt"], ["prompt_b", "second prompt"]]) {
-    inputs[name] = add(labelled(prompts, label, "long"), "textarea");
+    inputs[name] = named(add(labelled(prompts, label, "long"), "textarea"), label);
     inputs[name].rows = 2;
     inputs[name].maxLength = LONGEST;
     inputs[name].spellcheck = false;
@@ -118,15 +118,21 @@ function render({ model, el }) {
     return label;
   }
 
+  // The name without the options and the readout, which stand in the label, too.
+  function named(input, text) {
+    input.setAttribute("aria-label", text);
+    return input;
+  }
+
   function choice(parent, text, values = []) {
-    const input = add(labelled(parent, text), "select");
+    const input = named(add(labelled(parent, text), "select"), text);
     for (const value of values) add(input, "option", WORDS[value] ?? String(value));
     return input;
   }
 
   function slider(parent, text, values) {
     const label = labelled(parent, text, "slider");
-    const input = add(label, "input");
+    const input = named(add(label, "input"), text);
     input.type = "range";
     input.min = values[0];
     input.max = values.at(-1);
