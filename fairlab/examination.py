@@ -4,8 +4,8 @@ Contents: `examine`, which yields a `Step` after the other; `read_prompts`, whic
 two prompts; `mark_tokens`, which says how a tokenizer cuts them; `Choices`, what somebody chose.
 """
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -124,9 +124,7 @@ def read_prompts(tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: st
             raise ValueError(f"{name}: expected a sentence; got {prompt!r}")
         lengths[name] = len(prompt_ids(tokenizer, prompt))
         if lengths[name] > MOST_TOKENS:
-            raise ValueError(
-                f"{name}: expected at most {MOST_TOKENS} tokens; got {lengths[name]}"
-            )
+            raise ValueError(f"{name}: expected at most {MOST_TOKENS} tokens; got {lengths[name]}")
     if lengths["prompt_a"] != lengths["prompt_b"]:
         raise ValueError(
             f"prompt_b: expected {lengths['prompt_a']} tokens, as prompt_a has; "
@@ -184,9 +182,9 @@ def examine(
     choices : Choices, optional
         What to look at, and what to cut; `Choices()` by default.
     judged : HeldOut, optional
-        What the cut is judged on. By default a pair of each category, each in another one of the
-        course's sentences for training, a neutral pair in each of these sentences, and the start of
-        `load_text("evaluation")`.
+        What the cut is judged on. By default eight pairs, of the pair's category and three others,
+        each in another one of the course's sentences for training, a neutral pair in each of these
+        sentences, and the start of `load_text("evaluation")`.
 
     Yields
     ------
@@ -233,26 +231,26 @@ def _steps(
 
 
 def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOut:
-    """Return pairs in other sentences, with the categories in turn, a neutral one beside each, and
-    the start of a text.
+    """Return pairs in other sentences, a neutral one beside each, and the start of a text.
 
+    The pair's category and three others in turn, so that each has two sentences and an interval.
     These sentences choose neurons elsewhere in the course; here one pair does, and they judge.
     """
-    sentences: dict[str, list[PromptPair]] = {}
+    sentences: dict[str, dict[str, PromptPair]] = {}  # template → category → the first such pair
     neutral = {}
     for split in ("train", "validation"):
         for other in _valid(tokenizer, load_pairs(split=split, words="any")):
-            sentences.setdefault(other.template, []).append(other)
+            sentences.setdefault(other.template, {}).setdefault(other.category, other)
         for other in _valid(tokenizer, load_pairs(kind="neutral", split=split, words="any")):
             neutral.setdefault(other.template, other)
     sentences.pop(pair.template, None)
-    used: Counter[str] = Counter()
+    everywhere = [category for members in sentences.values() for category in members]
+    categories = sorted(set(everywhere), key=lambda name: (name != pair.category, name))
+    turns = itertools.cycle(categories[: JUDGED // 2])
     chosen, beside = [], []
-    for template, members in list(sentences.items())[:JUDGED]:
-        rarest = min(members, key=lambda member: used[member.category])
-        used[rarest.category] += 1
-        chosen.append(rarest)
-        if template in neutral:
+    for (template, members), category in zip(sentences.items(), turns, strict=False):
+        if category in members and len(chosen) < JUDGED:
+            chosen.append(members[category])
             beside.append(neutral[template])
     return HeldOut(chosen, beside, load_text("evaluation")[:JUDGED_TEXT])
 

@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -140,7 +141,9 @@ def test_others_judge(tokenizer):
         sentences = [other.template for other in judged.pairs]
         assert len(set(sentences)) == len(sentences) == JUDGED and pair.template not in sentences
         assert [other.template for other in judged.neutral] == sentences
-        assert len({other.category for other in judged.pairs}) == JUDGED
+        counts = Counter(other.category for other in judged.pairs)
+        assert len(counts) == 4 and set(counts.values()) == {2}, "so each has an interval"
+        assert pair.category in counts
 
 
 def test_two_prompts_become_a_pair(tokenizer):

@@ -491,7 +491,17 @@ def test_the_top_folder_holds_what_the_project_is_made_of():
         *("Dockerfile", ".dockerignore"),
         *("constraints.txt", "constraints-lowest.txt"),
         *("requirements-weights.txt", "requirements-weights-gemma.txt"),
-        *("binder", "data", "experiments", "fairlab", "notebooks", "site", "speed", "tests", "tools"),
+        *(
+            "binder",
+            "data",
+            "experiments",
+            "fairlab",
+            "notebooks",
+            "site",
+            "speed",
+            "tests",
+            "tools",
+        ),
     }
 
 

@@ -172,10 +172,16 @@ def test_without_anywidget_the_message_says_what_to_install(monkeypatch, tokeniz
     page_module._view_class.cache_clear()
 
 
-def test_the_notebook_is_thin():
+def test_the_notebook_is_thin_and_shows_the_page(monkeypatch, tokenizer):
     notebook = nbformat.read(APP, as_version=4)
     assert [cell.cell_type for cell in notebook.cells] == ["markdown", "code"]
     assert notebook.cells[1].outputs == [] and notebook.metadata.voila.template == "fairlab"
+    monkeypatch.setattr(fl, "load_model", lambda: (tiny_model(), tokenizer))
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    *lines, last = notebook.cells[1].source.splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    assert isinstance(eval(last, names), page_module._view_class())
 
 
 # ---- the page in a browser
@@ -386,4 +392,3 @@ def test_the_page_is_accessible_in_every_width_and_colour(opened):
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(ground) != "rgb(255, 255, 255)", "dark"
     assert faults == []
-
