@@ -11,7 +11,7 @@ LESSON ?= notebooks
 TABLE ?=
 
 # setup is what `make run` needs; setup-all adds the second model, which only the tests and tables need
-.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder site app clean
+.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures screenshots badges lesson-table binder site app clean
 
 setup: .venv/.ready
 
@@ -97,6 +97,9 @@ endif
 
 figures: setup
 	$(BIN)/python tools/figures.py
+
+screenshots: setup site
+	$(BIN)/python tools/screenshots.py
 
 badges: setup
 	$(BIN)/python tools/badges.py

@@ -252,7 +252,8 @@ def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOu
         if category in members and len(chosen) < JUDGED:
             chosen.append(members[category])
             beside.append(neutral[template])
-    return HeldOut(chosen, beside, load_text("evaluation")[:JUDGED_TEXT])
+    # no outcomes: so few pairs could show no difference between decisions
+    return HeldOut(chosen, beside, load_text("evaluation")[:JUDGED_TEXT], outcomes={})
 
 
 def _valid(tokenizer: PreTrainedTokenizerBase, pairs: list[PromptPair]) -> list[PromptPair]:

@@ -5,14 +5,7 @@ steps take seconds. Screenshots go to build/.
 """
 
 import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,14 +16,13 @@ import pytest
 import fairlab as fl
 from fairlab import page as page_module
 from fairlab.examination import STEPS
+from screenshots import BROWSERS, CHROMIUM, served
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "notebooks" / "app.ipynb"
 BUILD = ROOT / "build"
 AXE = ROOT / "site" / "node_modules" / "axe-core" / "axe.min.js"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 CHOICES = {
     "point": "mlp_output",
     "layer": 1,
@@ -207,46 +199,11 @@ def address(tmp_path_factory):
     """Serve the notebook, with a small model, by Voilà and the template of the page."""
     pytest.importorskip("voila", reason='no Voilà: pip install "voila>=0.5.8"')
     place = tmp_path_factory.mktemp("app")
-    templates = place / "share" / "voila" / "templates"
-    shutil.copytree(ROOT / "site" / "voila", templates / "fairlab")
     notebook = nbformat.read(APP, as_version=4)
     notebook.cells[1].source = SMALL.format(root=str(ROOT), tests=str(ROOT / "tests"))
     nbformat.write(notebook, place / "app.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shares = [str(place / "share"), os.environ.get("JUPYTER_PATH", "")]
-    environment = {
-        **os.environ,
-        "JUPYTER_PATH": os.pathsep.join(filter(None, shares)),
-        "TQDM_DISABLE": "1",
-    }
-    command = [sys.executable, "-m", "voila", str(place / "app.ipynb"), "--no-browser"]
-    options = [f"--port={port}", "--Voila.ip=127.0.0.1"]
-    with (place / "log.txt").open("w", encoding="utf-8") as log:
-        server = subprocess.Popen(
-            [*command, *options], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        wait_for(f"{url}voila/static/require.min.js", server)
+    with served(place / "app.ipynb") as (url, _):
         yield url
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def wait_for(url, server):
-    for _ in range(300):
-        assert server.poll() is None, "Voilà stopped"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(url)
 
 
 @pytest.fixture(scope="module")
