@@ -79,10 +79,11 @@ def generate(
     if max_new_tokens is None:
         max_length = check_whole("max_length", max_length, 2)
         _check_room(prompts, encoded, max_length)
-        check_ready(model, longest=max_length)
+        longest = max_length
     else:
         max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
-        check_ready(model, longest=max(map(len, encoded)) + max_new_tokens)
+        longest = max(map(len, encoded)) + max_new_tokens
+    check_ready(model, longest=longest, prompts=encoded)
     if is_half(model):
         # there, rounding depends on the other prompts of a batch and would change the story
         batch_size = 1
@@ -91,7 +92,7 @@ def generate(
         num_beams=num_beams,
         early_stopping=num_beams > 1,  # transformers warns if a single beam has this setting
         no_repeat_ngram_size=2,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=_padding_for(model, tokenizer),
         bos_token_id=model.generation_config.bos_token_id,
         eos_token_id=model.generation_config.eos_token_id,
     )
@@ -110,6 +111,13 @@ def generate(
         for index, row in zip(indices, tokens, strict=True):
             texts[index] = tokenizer.decode(row[begin:], skip_special_tokens=True)
     return texts
+
+
+def _padding_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return what stands behind a text that has ended: the padding, if the model knows it."""
+    known, padding = len(model.get_input_embeddings().weight), tokenizer.pad_token_id
+    is_known = padding is not None and padding < known
+    return padding if is_known else tokenizer.eos_token_id
 
 
 def _refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:

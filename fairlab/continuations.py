@@ -91,7 +91,7 @@ def sample_continuations(
         for side, prompt in (("a", pair.prompt_a), ("b", pair.prompt_b)):
             rows += [{**facts, "side": side, "number": number} for number in range(n)]
             encoded += [prompt_ids(tokenizer, prompt)] * n
-    check_ready(model, longest=max(map(len, encoded)) + max_new_tokens)
+    check_ready(model, longest=max(map(len, encoded)) + max_new_tokens, prompts=encoded)
     if is_half(model):
         # there, rounding depends on the other rows of a batch and would change the texts
         batch_size = 1

@@ -10,6 +10,7 @@ two short lists of continuations, a harsher and a kinder outcome for the person 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -278,7 +279,10 @@ def decision_batches(
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]
     longest = [max(map(len, of_pair)) for of_pair in rows]  # of each pair its longest row
-    check_ready(model, longest=max(longest))
+    whole = []  # prompts with their continuations
+    for lists in encoded:
+        whole += [start + continuation for start, continuation in chain.from_iterable(lists)]
+    check_ready(model, longest=max(longest), prompts=whole)
     if is_half(model):
         batches = [[index] for index in range(len(encoded))]
     else:
@@ -290,9 +294,8 @@ def decision_batches(
                 size = 0
             batches[-1].append(index)
             size += len(rows[index])
-    padding = tokenizer.pad_token_id or 0
     for indices in progress(batches, desc="decisions", unit="batch"):
-        yield _decision_batch(model, indices, encoded, padding)
+        yield _decision_batch(model, indices, encoded)
 
 
 # of one list: each continuation as (tokens of the prompt, tokens of the continuation)
@@ -350,7 +353,7 @@ def _begins_with(row: Tokens, beginning: Tokens) -> bool:
 
 
 def _decision_batch(
-    model: PreTrainedModel, indices: list[int], encoded: list[list[List]], padding: int
+    model: PreTrainedModel, indices: list[int], encoded: list[list[List]]
 ) -> DecisionBatch:
     """Make one batch of the pairs with these indices."""
     row_of: dict[Tokens, int] = {}
@@ -369,7 +372,7 @@ def _decision_batch(
                 count += 1
     rows = [torch.tensor(row) for row in row_of]
     lengths = torch.tensor([len(row) for row in row_of])  # (rows,)
-    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # with zeros
     mask = torch.arange(input_ids.shape[1]) < lengths[:, None]  # (rows, tokens)
     device = input_device(model)
     step_rows, positions, targets, continuation_of = torch.tensor(steps, device=device).unbind(1)

@@ -433,8 +433,9 @@ def _refuse_unlike_glu(mlp: nn.Module, place: str) -> None:
                 f"model: the MLP of {place} can't be run with a part of its neurons, so they can't "
                 f"be cut one by one ({str(error).splitlines()[0]})"
             ) from error
-    if mlp.down_proj.bias is not None:
-        other = other - mlp.down_proj.bias.float()
+        bias = mlp.down_proj.bias
+        if bias is not None:  # each part has it
+            other = other - bias.float()
     apart = (one + other - both).abs().max()
     rounding = 0.02 if weight.dtype.itemsize < 4 else 1e-3
     if apart > rounding * both.abs().max():  # False where NaN stands: this is said by what measures

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from numbers import Integral, Real
 from typing import Literal
 
@@ -139,10 +140,19 @@ def check_batch_size(batch_size: object) -> int:
     return check_whole("batch_size", batch_size, 2)
 
 
-def check_ready(model: PreTrainedModel, *, longest: int) -> None:
-    """Raise an error if a model is no plain one, is in training mode, or can't read the longest
-    input."""
+def check_ready(
+    model: PreTrainedModel, *, longest: int, prompts: Iterable[Sequence[int]] = ()
+) -> None:
+    """Raise an error if a model is no plain one, is in training mode, can't read the longest input,
+    or has no embedding for a token of the prompts."""
     refuse_wrapped(model)
+    known = len(model.get_input_embeddings().weight)
+    highest = max(chain.from_iterable(prompts), default=0)
+    if highest >= known:
+        raise ValueError(
+            f"tokenizer: it makes token {highest}, and the model knows those from 0 to "
+            f"{known - 1}; give the tokenizer that belongs to the model"
+        )
     if model.training:
         raise ValueError(
             "model: it is in training mode, where dropout adds noise to every difference; "
@@ -215,8 +225,9 @@ def pair_batches(
     check_option("positions", positions, ("differing", "all"))
     batch_size = check_batch_size(batch_size)
     encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
-    check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
+    every = list(chain.from_iterable(prompts))
+    check_ready(model, longest=max(map(len, every)), prompts=every)
     first_positions = [first for _, _, first in encoded]
     if positions == "all":
         first_positions = [0] * len(encoded)
@@ -224,9 +235,8 @@ def pair_batches(
         batches = [[index] for index in range(len(encoded))]
     else:
         batches = pack_pairs(prompts, batch_size)
-    padding = tokenizer.pad_token_id or 0
     for indices in progress(batches, desc="prompt pairs", unit="batch"):
-        yield _pair_batch(model, indices, prompts, first_positions, padding)
+        yield _pair_batch(model, indices, prompts, first_positions)
 
 
 def _pair_batch(
@@ -234,7 +244,6 @@ def _pair_batch(
     indices: list[int],
     prompts: list[tuple[Prompt, Prompt]],
     first_positions: list[int],
-    padding: int,
 ) -> PairBatch:
     """Make one batch of the pairs with these indices."""
     row_of: dict[Prompt, int] = {}
@@ -245,7 +254,8 @@ def _pair_batch(
     rows_b = torch.tensor([row_of[prompts[index][1]] for index in indices])  # (pairs,)
 
     rows = [torch.tensor(prompt) for prompt in row_of]
-    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
+    # with zeros, which every model has an embedding for: the tokenizer's own padding may be none
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(prompt) for prompt in row_of])  # (prompts,)
     steps = torch.arange(input_ids.shape[1])  # (tokens,)
 
@@ -432,7 +442,7 @@ def text_chunks(
     tokens is one chunk.
     """
     windows = text_windows(tokenizer, text, size, longest=context_length(model))
-    check_ready(model, longest=len(windows[0]))
+    check_ready(model, longest=len(windows[0]), prompts=windows)
     return [window for window in windows if len(window) == len(windows[0])]
 
 
@@ -504,7 +514,7 @@ def losses_by_scale(
     """Compute the token losses with all logits multiplied by each scale; (tokens, scales)."""
     window = check_whole("window", window, 2)
     windows = text_windows(tokenizer, text, window, longest=context_length(model))
-    check_ready(model, longest=max(len(ids) for ids in windows))
+    check_ready(model, longest=max(len(ids) for ids in windows), prompts=windows)
     scored = [ids for ids in windows if len(ids) > 1]  # one token has nothing before it
     losses = []
     for ids in progress(scored, desc="perplexity", unit="window"):

@@ -345,6 +345,37 @@ def test_losses_of_a_text_know_the_tokens_round_it(small, tokenizers):
     assert len(losses["start"]) == len(losses[""]) + 1
 
 
+@pytest.fixture(scope="module")
+def few_tokens():
+    return tiny_model(vocab_size=2000)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["the gap", "decisions", "a projection", "texts", "samples", "perplexity", "slopes", "Fisher",
+     "BBQ", "activations"],
+)  # fmt: skip
+def test_a_tokenizer_of_another_model_is_refused(name, few_tokens, tokenizer, pairs):
+    with pytest.raises(ValueError, match=r"tokenizer: it makes token \d+, .* from 0 to 1999"):
+        READS[name](few_tokens, tokenizer, pairs)
+
+
+@pytest.mark.parametrize("padding", [None, "[PAD]", "<pad>"])
+def test_padding_that_the_model_does_not_know_changes_nothing(padding, small, tokenizer):
+    """Pairs and prompts of several lengths, which are padded."""
+    several = fl.load_pairs("gender", split="train")[::20]
+    prompts = [pair.prompt_a for pair in several]
+    changed = deepcopy(tokenizer)
+    changed.pad_token = None
+    if padding:  # as many do, without a row for it in the embedding
+        changed.add_special_tokens({"pad_token": padding})
+        assert changed.pad_token_id >= small.config.vocab_size
+    for measure in (fl.next_token_divergence, fl.decision_gap):
+        assert torch.equal(measure(small, changed, several), measure(small, tokenizer, several))
+    texts = fl.generate(small, changed, prompts, max_length=30)
+    assert texts == fl.generate(small, tokenizer, prompts, max_length=30)
+
+
 # ---- values that are not finite
 
 
@@ -355,7 +386,7 @@ READS = {
     "layers": lambda *given: fl.layer_differences(*given),
     "a projection": lambda model, tokenizer, pairs: fl.project_pair(model, tokenizer, pairs[0]),
     "shifts": lambda model, tokenizer, pairs: fl.top_token_shifts(model, tokenizer, pairs[0]),
-    "texts": lambda model, tokenizer, pairs: fl.generate(model, tokenizer, ["A man"]),
+    "texts": lambda model, tokenizer, pairs: fl.generate(model, tokenizer, [pairs[0].prompt_a]),
     "one beam": lambda model, tokenizer, _: fl.generate(model, tokenizer, ["A man"], num_beams=1),
     "samples": lambda *given: fl.sample_continuations(*given, n=1, max_new_tokens=1),
     "perplexity": lambda model, tokenizer, _: fl.perplexity(model, tokenizer, TEXT),

@@ -1183,9 +1183,11 @@ def test_several_methods_share_the_random_cuts(run, few, reads, comparisons):
     methods = "article,activation,random"
     code, out, _ = run("compare", *few, "--method", methods, "--json")
     assert code == 0
-    assert list(dict.fromkeys(row["selection"] for row in strict(out)["rows"])) == methods.split(
-        ","
-    )
+    facts = strict(out)
+    assert list(dict.fromkeys(row["selection"] for row in facts["rows"])) == methods.split(",")
+    # the words of the file are the same in all sentences
+    (shared,) = facts["warnings"]
+    assert "2 of the 2 word pairs measured also chose the neurons" in shared
     ((_, _, measured),) = comparisons
     assert len(reads[0]) == 1 + 3 + 2  # uncut, three methods, two random cuts for all
     draws = measured.draws.drop(columns="selection").groupby(measured.draws.selection)

@@ -116,12 +116,12 @@ def test_a_scale_is_gates_and_is_said(tokenizer, judged):
 BAD = {
     "point: expected one of input_norm": {"point": "mlp"},
     "score: expected one of article, activation, attribution; got 'size'": {"score": "size"},
-    "layer: expected a number from 0 to 2; got 3": {"layer": 3},
-    "layer: expected a number from 0 to 2; got '1'": {"layer": "1"},
-    "count: expected a number from 1 to 23; got 24": {"count": 24},
-    "n_random: expected a number from 1 to 100; got 0": {"n_random": 0},
-    "scale: expected a finite number; got nan": {"scale": float("nan")},
-    "scale: expected a finite number; got '0'": {"scale": "0"},
+    "layer: expected a whole number from 0 to 2; got 3": {"layer": 3},
+    "layer: expected a whole number from 0 to 2; got '1'": {"layer": "1"},
+    "count: expected a whole number from 1 to 23; got 24": {"count": 24},
+    "n_random: expected a whole number from 1 to 100; got 0": {"n_random": 0},
+    "scale: expected a finite number (0 removes); got nan": {"scale": float("nan")},
+    "scale: expected a finite number (0 removes); got '0'": {"scale": "0"},
 }
 
 

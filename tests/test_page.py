@@ -130,8 +130,10 @@ FAULTS = {
     "The two prompts must differ; got 'The nurse said that' twice.": {
         "prompt_b": PROMPTS["prompt_a"]
     },
-    "Layer: expected a number from 0 to 2; got 3.": {"choices": {**CHOICES, "layer": 3}},
-    "Random cuts: expected a number from 1 to 100; got 0.": {"choices": {**CHOICES, "n_random": 0}},
+    "Layer: expected a whole number from 0 to 2; got 3.": {"choices": {**CHOICES, "layer": 3}},
+    "Random cuts: expected a whole number from 1 to 100; got 0.": {
+        "choices": {**CHOICES, "n_random": 0}
+    },
     "Something went wrong: TypeError: ": {"choices": {"depth": 1}},
     "Something went wrong: KeyError: 'choices'": {"choices": None},
 }

@@ -493,7 +493,7 @@ def compare(
     table = measured.table
     chose = material.choosing if plan.chooses else None
     shared = warnings(chose, material.held_out.pairs, material.held_out.neutral)
-    notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick, *shared]
+    notes = [precision_note(loaded[0]), *shared, *[QUICK_LOOK] * quick]
     failed = failed_of_each(conditions, table)
     facts = {"model": model, "dtype": measured.dtype, "seed": seed, "quick": quick}
     facts["warnings"] = shared

@@ -5,6 +5,7 @@ Contents: `log_likelihoods`, `start_token`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import input_device
-from fairlab.passes import log_probabilities, logits_at, progress
+from fairlab.passes import check_ready, log_probabilities, logits_at, progress
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
 
@@ -58,6 +59,7 @@ def log_likelihoods(
     """
     requests = [(tuple(context), tuple(continuation)) for context, continuation in requests]
     unique = list(dict.fromkeys(requests))
+    check_ready(model, longest=0, prompts=map(chain.from_iterable, unique))
     rows = _rows_of(unique, max_length, side_by_side)
     # long rows first: a lack of memory shows at once
     rows.sort(key=lambda row: len(row.tokens), reverse=True)
