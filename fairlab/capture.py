@@ -72,7 +72,7 @@ def record(
     ------
     dict
         (point, layer) → float32 tensor on the CPU, shape (batch, tokens, width), of the latest
-        forward pass.
+        forward pass, with all that `ablate` or `gate` did in it, whichever block is the inner one.
 
     Raises
     ------
@@ -275,12 +275,10 @@ def refuse_own_hooks(model: PreTrainedModel) -> None:
 
 def available_points(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the capture points that every layer has; OLMo 2 has no `input_norm`."""
-    layers = decoder_layers(model)
-    return tuple(
-        point
-        for point in CAPTURE_POINTS
-        if all(_module_name(layer, point) is not None for layer in layers)
-    )
+    available = list(CAPTURE_POINTS)
+    for layer in decoder_layers(model):
+        available = [point for point in available if _module_name(layer, point) is not None]
+    return tuple(available)
 
 
 def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:

@@ -143,8 +143,11 @@ def check_batch_size(batch_size: object) -> int:
 def check_ready(
     model: PreTrainedModel, *, longest: int, prompts: Iterable[Sequence[int]] = ()
 ) -> None:
-    """Raise an error if a model is no plain one, is in training mode, can't read the longest input,
-    or has no embedding for a token of the prompts."""
+    """Raise an error if a model can't be measured on an input.
+
+    It is no plain one, is in training mode, can't read the longest input, or has no embedding for a
+    token of the prompts.
+    """
     refuse_wrapped(model)
     known = len(model.get_input_embeddings().weight)
     highest = max(chain.from_iterable(prompts), default=0)

@@ -126,8 +126,7 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
 
 
 def is_of_a_model(name: str) -> bool:
-    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes
-    them."""
+    """Say whether a file is one of weights, tokenizer or configuration, by its name."""
     weights = re.fullmatch(
         r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name
     )
