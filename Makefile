@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # glibc returns the memory of a deleted model; not for tests, which it makes slower
-run lab lesson-table results: export MALLOC_MMAP_THRESHOLD_ := 1000000
+run lab app lesson-table results: export MALLOC_MMAP_THRESHOLD_ := 1000000
 # empty: the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 # notebooks, or a folder of them
@@ -11,7 +11,7 @@ LESSON ?= notebooks
 TABLE ?=
 
 # setup is what `make run` needs; setup-all adds the second model, which only the tests and tables need
-.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures badges lesson-table binder site app clean
+.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures screenshots badges lesson-table binder site app clean
 
 setup: .venv/.ready
 
@@ -55,7 +55,7 @@ times: setup
 
 # the page without code, in the browser: choose two prompts, see what a cut does
 app: setup
-	$(BIN)/voila notebooks/app.ipynb
+	$(BIN)/voila notebooks/app.ipynb --MappingKernelManager.cull_idle_timeout=3600
 
 # the course as a site of static pages in build/site, which are then opened in a browser
 site: .venv/.ready-site
@@ -97,6 +97,9 @@ endif
 
 figures: setup
 	$(BIN)/python tools/figures.py
+
+screenshots: setup site
+	$(BIN)/python tools/screenshots.py
 
 badges: setup
 	$(BIN)/python tools/badges.py

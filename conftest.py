@@ -7,6 +7,7 @@ from forked_kernel import QUIET
 from printed_numbers import first_difference, moved
 
 os.environ.update(QUIET)
+collect_ignore = ["notebooks/app.ipynb"]  # no lesson: tests/test_page.py runs it
 
 
 def pytest_collection_modifyitems(items):

@@ -21,9 +21,11 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from frozen import ROOT, kept, provenance, train_pairs
+from scipy import stats
 
 import fairlab as fl
 from fairlab.evaluation.chance import random_gates
@@ -166,6 +168,19 @@ def rows_of(name: str, task: str, results: dict[tuple[str, str], dict]) -> pd.Da
     return table.merge(changes, on="metric")
 
 
+def p_values(table: pd.DataFrame) -> pd.Series:
+    """Return a p for every change, NaN for the original: how often chance would go as many standard
+    errors from zero as the change does, or McNemar's p where that is larger."""
+    ends = table[["change_low", "change", "change_high"]].copy()
+    ratio = table.metric.str.contains("perplexity")
+    ends.loc[ratio] = np.log1p(ends[ratio])  # these intervals are symmetric as logarithms
+    freedom = (table.n - 1).where(table.task != "bbq", 14)  # BBQ: fifteen scenes
+    # the interval reaches t standard errors to either side
+    error = (ends.change_high - ends.change_low) / 2 / stats.t.ppf(0.975, freedom)
+    by_interval = 2 * stats.t.sf((ends.change / error).abs(), freedom)  # both tails
+    return np.fmax(by_interval, table.p)  # the other one where one of the two is missing
+
+
 def read_options() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Return the options, and the parser, which says what is wrong with them."""
     parser = argparse.ArgumentParser(
@@ -185,6 +200,7 @@ def write_table(results: dict[tuple[str, str], dict]) -> None:
     """Write the table, with its provenance in every row."""
     table = pd.concat([rows_of(name, task, results) for name, task in results], ignore_index=True)
     table.insert(0, "method", table.pop("method"))
+    table["p_all"] = p_values(table)
     path = ROOT / "data" / "results/benchmarks.csv"
     table.assign(seed=SEED).to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
     print("\n".join((table.method + ": " + table.sentence).dropna()))

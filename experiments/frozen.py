@@ -1,13 +1,14 @@
 """What the scripts of this folder share: pairs and texts, results that are kept, and the form of a
 frozen table.
 
-Contents: `train_pairs`, `held_out`, `validation`, `evaluation_text`; `kept`, `guard_tables`,
-`gate_tables`; `categories_of`; `quick_reading`, `quick_changes`, `headline_change`; `provenance`,
-`write`, `write_csv`, `keep_rows`.
+Contents: `train_pairs`, `held_out`, `validation`, `planted_split`, `evaluation_text`; `kept`,
+`guard_tables`, `gate_tables`; `categories_of`; `quick_reading`, `quick_changes`, `headline_change`;
+`provenance`, `write`, `write_csv`, `keep_rows`.
 """
 
 import os
 import platform
+import random
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
@@ -51,6 +52,16 @@ def validation(tokenizer) -> fl.HeldOut:
     neutral = fl.load_pairs(split="validation", kind="neutral")
     text = evaluation_text(tokenizer, part=0)
     return fl.HeldOut(fl.load_pairs(split="validation"), neutral, text)
+
+
+def planted_split(seed: int) -> tuple[list[fl.PromptPair], list[fl.PromptPair]]:
+    """Return the race pairs that planted neurons are fitted to, and those that the scores see."""
+    pairs = fl.load_pairs("race", split="train") + fl.load_pairs("race", split="validation")
+    templates = sorted({pair.template for pair in pairs})
+    drawn = set(random.Random(seed).sample(templates, len(templates) // 2))
+    fitted = [pair for pair in pairs if pair.template in drawn]
+    seen = [pair for pair in pairs if pair.template not in drawn]
+    return fitted, seen
 
 
 def evaluation_text(tokenizer, part: int) -> str:

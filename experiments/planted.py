@@ -10,7 +10,6 @@ Of the 16 race templates in train and validation, each seed draws 8 whose pairs 
 
 import itertools
 import json
-import random
 import time
 
 import frozen
@@ -27,16 +26,6 @@ SEEDS = range(5)
 NEURONS = 15  # of each kind
 REFINED = 100  # neurons that `refine_scores` tries
 TOKENS = 512  # of each text
-
-
-def split(seed: int) -> tuple[list[fl.PromptPair], list[fl.PromptPair]]:
-    """Return the pairs that the detectors are fitted to, and those that the scores see."""
-    pairs = fl.load_pairs("race", split="train") + fl.load_pairs("race", split="validation")
-    templates = sorted({pair.template for pair in pairs})
-    drawn = set(random.Random(seed).sample(templates, len(templates) // 2))
-    fitted = [pair for pair in pairs if pair.template in drawn]
-    seen = [pair for pair in pairs if pair.template not in drawn]
-    return fitted, seen
 
 
 def beginning(tokenizer, name: str) -> str:
@@ -65,7 +54,7 @@ def all_scores(model, tokenizer, pairs, seed: int) -> dict[str, Tensor]:
 
 def measure(model, tokenizer, cost: float, seed: int) -> pd.DataFrame:
     """Return one row a score, with what the planted neurons do beside it."""
-    fitted, seen = split(seed)
+    fitted, seen = frozen.planted_split(seed)
     planted, bias, decoys = fl.plant_neurons(
         model, tokenizer, fitted, n=NEURONS, cost=cost, seed=seed
     )

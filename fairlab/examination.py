@@ -1,11 +1,11 @@
 """One pair of prompts seen from all sides, a step at a time: what the page without code shows.
 
-Contents: `examine`, which yields a `Step` after the other; `read_prompts`, which says how a
-tokenizer cuts two prompts and makes a pair of them; `Choices`, what somebody chose.
+Contents: `examine`, which yields a `Step` after the other; `read_prompts`, which makes a pair of
+two prompts; `mark_tokens`, which says how a tokenizer cuts them; `Choices`, what somebody chose.
 """
 
+import itertools
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +23,14 @@ from fairlab.files import load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates
 from fairlab.neutral import build_neutral_pairs
-from fairlab.pairs import PromptPair, check_pairs, encode_pair, load_pairs, prompt_ids
+from fairlab.pairs import (
+    PromptPair,
+    check_pairs,
+    encode_pair,
+    load_pairs,
+    prompt_ids,
+    shared_start,
+)
 from fairlab.passes import check_option, check_range
 from fairlab.plots.cuts import plot_comparison
 from fairlab.plots.layers import plot_layer_differences
@@ -36,8 +43,17 @@ from fairlab.surgery import NeuronSelection, ablate, select_neurons
 
 SCORES = ("article", "activation", "attribution")
 MOST_NEURONS = 30  # in a layer
-JUDGED_TEXT = 2000  # characters of plain prose on which the price is read
-STORY = 40  # new tokens of each text
+MOST_TOKENS = 64  # of a prompt that somebody typed
+# so few that all four steps take less than a minute on two cores
+JUDGED = 8  # pairs, in as many sentences
+JUDGED_TEXT = 1500  # characters of plain prose on which the price is read
+STORY = 30  # new tokens of each text
+STEPS = (
+    "Where the prompts part",
+    "Which neurons are cut",
+    "What the model writes",
+    "Did it help?",
+)
 
 
 @dataclass(frozen=True)
@@ -88,52 +104,62 @@ class Step:
     texts: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
-def read_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: str
-) -> tuple[PromptPair, list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Make a pair of two prompts, and say how the tokenizer cuts them.
+def read_prompts(tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: str) -> PromptPair:
+    """Make a pair of two prompts that somebody typed.
 
     Returns
     -------
     PromptPair
         With a template: what both prompts share, with {} where they differ.
-    list, list of (str, bool)
-        The tokens of both prompts, and whether the other has another one in this place.
 
     Raises
     ------
     ValueError
-        Empty or equal prompts, or a pair that is not valid (`check_pairs`).
+        Empty or equal prompts, more than 64 tokens, unequally many, or a pair that is not valid
+        (`check_pairs`).
     """
+    lengths = {}
     for name, prompt in (("prompt_a", prompt_a), ("prompt_b", prompt_b)):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{name}: expected a sentence; got {prompt!r}")
+        lengths[name] = len(prompt_ids(tokenizer, prompt))
+        if lengths[name] > MOST_TOKENS:
+            raise ValueError(f"{name}: expected at most {MOST_TOKENS} tokens; got {lengths[name]}")
+    if lengths["prompt_a"] != lengths["prompt_b"]:
+        raise ValueError(
+            f"prompt_b: expected {lengths['prompt_a']} tokens, as prompt_a has; "
+            f"got {lengths['prompt_b']} (take words that the model cuts into equally many tokens)"
+        )
     words_a, words_b = prompt_a.split(" "), prompt_b.split(" ")
-    start = _shared(words_a, words_b)
-    end = _shared(words_a[start:][::-1], words_b[start:][::-1])
+    start = shared_start(words_a, words_b)
+    end = shared_start(words_a[start:][::-1], words_b[start:][::-1])
     one = " ".join(words_a[start : len(words_a) - end])
     other = " ".join(words_b[start : len(words_b) - end])
     template = " ".join([*words_a[:start], "{}", *words_a[len(words_a) - end :]])
     pair = PromptPair(prompt_a, prompt_b, one, other, category="your pair", template=template)
-    encode_pair(tokenizer, pair)  # says what is wrong with it
+    encode_pair(tokenizer, pair)  # says what else is wrong with it
+    return pair
+
+
+def mark_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: str
+) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Return the tokens of two prompts, each with whether the two differ there.
+
+    Everything between what both begin with and what both end with counts as different, so prompts
+    of unequal length can be marked, too.
+    """
     ids_a, ids_b = prompt_ids(tokenizer, prompt_a), prompt_ids(tokenizer, prompt_b)
-    tokens = []
+    start = shared_start(ids_a, ids_b)
+    end = shared_start(ids_a[start:][::-1], ids_b[start:][::-1])
+    marked = []
     for ids in (ids_a, ids_b):
         pieces = []
         for place, token in enumerate(ids):
-            pieces.append((tokenizer.decode([token]), ids_a[place] != ids_b[place]))
-        tokens.append(pieces)
-    return pair, *tokens
-
-
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many words two lists share from their start on."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+            differs = start <= place < len(ids) - end
+            pieces.append((tokenizer.decode([token]), differs))
+        marked.append(pieces)
+    return marked[0], marked[1]
 
 
 def examine(
@@ -156,13 +182,15 @@ def examine(
     choices : Choices, optional
         What to look at, and what to cut; `Choices()` by default.
     judged : HeldOut, optional
-        What the cut is judged on. By default a pair in each of the course's sentences for training
-        and validation, a neutral one in each, and the start of `load_text("evaluation")`.
+        What the cut is judged on. By default eight pairs, of the pair's category and three others,
+        each in another one of the course's sentences for training, a neutral pair in each of these
+        sentences, and the start of `load_text("evaluation")`.
 
     Yields
     ------
     Step
-        "Where the prompts part", "Which neurons are cut", "What the model writes", "Did it help?".
+        "Where the prompts part", "Which neurons are cut", "What the model writes", "Did it help?"
+        (`STEPS`).
 
     Raises
     ------
@@ -203,27 +231,29 @@ def _steps(
 
 
 def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOut:
-    """Return a pair for each sentence for training and validation but the pair's own, with the
-    categories in turn, a neutral one for each, and the start of a text.
+    """Return pairs in other sentences, a neutral one beside each, and the start of a text.
 
+    The pair's category and three others in turn, so that each has two sentences and an interval.
     These sentences choose neurons elsewhere in the course; here one pair does, and they judge.
     """
-    sentences: dict[str, list[PromptPair]] = {}
+    sentences: dict[str, dict[str, PromptPair]] = {}  # template → category → the first such pair
     neutral = {}
     for split in ("train", "validation"):
         for other in _valid(tokenizer, load_pairs(split=split, words="any")):
-            sentences.setdefault(other.template, []).append(other)
+            sentences.setdefault(other.template, {}).setdefault(other.category, other)
         for other in _valid(tokenizer, load_pairs(kind="neutral", split=split, words="any")):
             neutral.setdefault(other.template, other)
     sentences.pop(pair.template, None)
-    neutral.pop(pair.template, None)
-    used: Counter[str] = Counter()
-    chosen = []
-    for members in sentences.values():
-        rarest = min(members, key=lambda member: used[member.category])
-        used[rarest.category] += 1
-        chosen.append(rarest)
-    return HeldOut(chosen, list(neutral.values()), load_text("evaluation")[:JUDGED_TEXT])
+    everywhere = [category for members in sentences.values() for category in members]
+    categories = sorted(set(everywhere), key=lambda name: (name != pair.category, name))
+    turns = itertools.cycle(categories[: JUDGED // 2])
+    chosen, beside = [], []
+    for (template, members), category in zip(sentences.items(), turns, strict=False):
+        if category in members and len(chosen) < JUDGED:
+            chosen.append(members[category])
+            beside.append(neutral[template])
+    # no outcomes: so few pairs could show no difference between decisions
+    return HeldOut(chosen, beside, load_text("evaluation")[:JUDGED_TEXT], outcomes={})
 
 
 def _valid(tokenizer: PreTrainedTokenizerBase, pairs: list[PromptPair]) -> list[PromptPair]:
@@ -296,7 +326,7 @@ def _where_they_part(
             curve,
         ),
     ]
-    return Step("Where the prompts part", sentences, pictures)
+    return Step(STEPS[0], sentences, pictures)
 
 
 def _neutral_in_this_sentence(
@@ -338,7 +368,7 @@ def _which_neurons(
     ]
     figure = _new_figure(plot_score_plane, bias, importance, selection, layer=layer)
     text = f"The neurons of layer {layer}: importance across, {choices.score} score up."
-    return Step("Which neurons are cut", sentences, [Picture("Score plane", text, figure)])
+    return Step(STEPS[1], sentences, [Picture("Score plane", text, figure)])
 
 
 def _what_it_writes(
@@ -350,15 +380,22 @@ def _what_it_writes(
 ) -> Step:
     """Write on after both prompts, with and without the cut."""
     prompts = [pair.prompt_a, pair.prompt_b]
-    texts = []
     before = generate(model, tokenizer, prompts, max_new_tokens=STORY)
     with ablate(model, selection, scale=choices.scale):
         after = generate(model, tokenizer, prompts, max_new_tokens=STORY)
-    for name, stories in (("before", before), ("after", after)):
-        for prompt, story in zip(prompts, stories, strict=True):
-            texts.append((name, prompt + story))
-    sentences = ["One text is an anecdote: another sentence may bring another story."]
-    return Step("What the model writes", sentences, texts=texts)
+    texts, changed = [], []
+    names = (pair.attribute_a, pair.attribute_b)
+    for name, prompt, old, new in zip(names, prompts, before, after, strict=True):
+        texts.append((f"{name}, before the cut", prompt + old))
+        texts.append((f"{name}, after the cut", prompt + new))
+        if old != new:
+            changed.append(name)
+    said = {0: "neither prompt", 1: f"the prompt with {' '.join(changed)}", 2: "both prompts"}
+    sentences = [
+        f"With the cut the model writes something else after {said[len(changed)]}. "
+        "One text is an anecdote: another sentence may bring another story."
+    ]
+    return Step(STEPS[2], sentences, texts=texts)
 
 
 def _did_it_help(
@@ -396,7 +433,7 @@ def _did_it_help(
         Picture("Change of the gap", "The cut, random cuts in grey, neutral words open.", gap),
         Picture("Price", "The change of the perplexity of plain prose, beside random cuts.", price),
     ]
-    return Step("Did it help?", sentences, pictures)
+    return Step(STEPS[3], sentences, pictures)
 
 
 def _new_figure(plot: object, *arguments: object, **options: object) -> Figure:

@@ -227,10 +227,10 @@ class Explorer:
             "places": [places[name] for name in controls],
             "frames": frames,
         }
-        page = Template(_template("explorer.html")).substitute(
+        page = Template(template_text("explorer.html")).substitute(
             title=html.escape(" · ".join([self.title, ", ".join(fixed)]).removesuffix(" · ")),
-            style=_template("explorer.css"),
-            code=_template("explorer.js"),
+            style=template_text("explorer.css"),
+            code=template_text("explorer.js"),
             # a token may look like the end of the script
             data=json.dumps(data).replace("<", "\\u003c"),
         )
@@ -243,7 +243,7 @@ def _written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
@@ -260,7 +260,7 @@ def _view_class() -> type:
         raise ImportError('explorers need anywidget: pip install "anywidget>=0.9"') from error
 
     class ExplorerView(anywidget.AnyWidget):
-        _esm, _css = _template("explorer.js"), _template("explorer.css")
+        _esm, _css = template_text("explorer.js"), template_text("explorer.css")
         title = traitlets.Unicode().tag(sync=True)
         controls = traitlets.List().tag(sync=True)
         places = traitlets.List().tag(sync=True)  # at which of its values each control stands

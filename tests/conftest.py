@@ -27,6 +27,9 @@ SLOW = {
     "test_a_file_is_split_by_sentence",
     "test_a_new_lesson_gets_badges_and_an_install_cell",
     "test_a_notebook_keeps_question_and_choices_as_text",
+    "test_a_run_sends_each_step_with_its_pictures",
+    "test_a_run_shows_its_steps_and_a_bad_prompt_loses_nothing",
+    "test_a_scale_is_gates_and_is_said",
     "test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers",
     "test_a_stopped_run_goes_on_from_its_cache",
     "test_an_address_elsewhere_is_refused",
@@ -45,6 +48,7 @@ SLOW = {
     "test_coverage_of_the_interval_on_simulated_data",
     "test_diagnose_measures_what_the_functions_do",
     "test_divergence_is_symmetric_and_bounded",
+    "test_each_control_is_seen_in_the_address",
     "test_every_file_follows_the_address",
     "test_every_text_can_be_read",
     "test_families_and_dtypes",
@@ -69,18 +73,23 @@ SLOW = {
     "test_the_guard_is_measured",
     "test_the_headline_is_the_mean_over_categories",
     "test_the_interval_of_a_share_is_possible_and_covers",
+    "test_the_link_sets_the_choices_that_are_offered",
     "test_the_metric_can_be_left_out",
     "test_the_model_stays_as_it_is",
     "test_the_numbers_are_the_tables_and_strict_json",
     "test_the_numbers_are_those_of_one_device",
     "test_the_page_has_a_frame_a_layer_and_needs_no_network",
+    "test_the_page_is_accessible_in_every_width_and_colour",
     "test_the_page_stands_alone_and_escapes_every_text",
+    "test_the_quick_steps_come_before_the_slow_ones_run",
     "test_the_seed_decides_on_the_draws",
     "test_the_slope_forecasts_a_single_small_removal",
+    "test_the_steps_come_in_order_and_leave_the_model_as_it_was",
     "test_the_table_of_the_readme",
     "test_the_wheel_carries_the_data",
     "test_the_workflows_fit_the_schema",
     "test_what_is_pushed_reloads_with_stock_transformers",
+    "test_what_is_said_are_the_numbers_of_the_functions",
     "test_what_n_items_can_show_has_the_power_that_it_promises",
     "test_what_needs_no_weights_is_refused_before_they_are_read",
     "test_what_was_found_is_printed_before_it_is_saved",
@@ -89,7 +98,7 @@ SLOW = {
 # over ten seconds each, the longest first: they start first, so that no worker ends with one of
 # them while the other has nothing left to do
 LONG = [
-    "test_the_quickstart_runs_on_colab",
+    "test_the_quickstart_and_explorers_run_on_colab",
     "test_lessons_for_any_model_run_on_another_family",
     "test_what_lesson_12_does_on_a_gpu_runs_here",
     "test_perplexity_of_wikitext",
@@ -100,7 +109,7 @@ LONG = [
     "test_the_check_of_lesson_13_holds_in_any_precision",
     "test_kill_9_while_saving_costs_no_model",
 ]
-SHARING = {"test_browser", "test_planting", "test_compare", "test_cli", "test_report"}
+SHARING = {"test_browser", "test_page", "test_planting", "test_compare", "test_cli", "test_report"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

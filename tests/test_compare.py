@@ -801,6 +801,25 @@ def test_decisions_and_specificity_are_told_from_their_own_clusters():
     assert found == pytest.approx(list(expected))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_neutral_pairs_are_held_against_random_cuts_of_neutral_pairs(inside):
+    """The cut leaves 0.7 of every gap; random cuts leave a range about that on one side alone."""
+    case = case_without_a_model()
+    of_people = np.arange(len(case.held_out.everything)) < len(case.held_out.pairs)
+
+    def times(people, neutral):
+        return replace(case.before, gap=case.before.gap * np.where(of_people, people, neutral))
+
+    about, beyond = (0.6, 0.8), (1.1, 1.2)
+    people, neutral = (beyond, about) if inside else (about, beyond)
+    drawn = [times(*factors) for factors in zip(people, neutral, strict=True)]
+    case = replace(case, after=times(0.7, 0.7), chance={"random": drawn})
+    table, _ = rows.case_tables(case)
+    of_the_gap = table[(table.measure == "gap") & (table.row != "neutral")]
+    assert of_the_gap.category.tolist() == ["race", "age", "mean over categories"]
+    assert of_the_gap.neutral_in_range.tolist() == [inside] * 3
+
+
 def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
     case = case_without_a_model()
     table, _ = rows.case_tables(case)

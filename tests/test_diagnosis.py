@@ -275,10 +275,10 @@ def test_bos_is_left_out_where_the_tokenizer_puts_it(tokenizer, bos_tokenizer):
     assert same_projection(projection, fl.project_pair(tiny, bos_tokenizer, PAIR, start=1))
     title = fl.plot_projection(projection, layer=1).get_title()
     assert title == "residual, layer 1, without BOS"
-    sentence = fl.pca_explorer({"p": [projection]}).frame(
+    frame = fl.pca_explorer({"p": [projection]}).frame(
         pair="p", point="residual", layer=1, shared=False
-    )[1]
-    assert re.search(r"The two axes show \d+% of the variance, without BOS\.$", sentence)
+    )
+    assert re.search(r"The two axes show \d+% of the variance, without BOS\.$", frame.sentence)
     # the first differing token may be the first of all
     other = fl.PromptPair("Two cooks met", "Five cooks met")
     assert fl.project_pair(tiny, bos_tokenizer, other).tokens_a[0] == "Two"

@@ -367,7 +367,7 @@ def test_benchmarks_hold_gates_against_gates_and_cuts_against_cuts(load, monkeyp
     assert controls("random gates 2") == (0.3, 0.3, 1)
 
 
-def test_the_frozen_benchmarks_follow_from_their_own_rows():
+def test_the_frozen_benchmarks_follow_from_their_own_rows(load):
     """What the table says of controls, tests and changes is computed again from its rows."""
     table = pd.read_csv(ROOT / "data/results/benchmarks.csv")
     assert (table.groupby("method").size() == 19).all()
@@ -396,3 +396,9 @@ def test_the_frozen_benchmarks_follow_from_their_own_rows():
             assert (row.random_low, row.random_high) == (others.min(), others.max())
             surely = (others < row.change - 1e-6).sum()  # a tie falls to either side by rounding
             assert surely <= row.random_below <= (others < row.change + 1e-6).sum()
+    changes = table[table.method != "original"]
+    again = load("benchmarks").p_values(table)
+    assert changes.p_all.values == pytest.approx(again[changes.index].values, rel=1e-3)
+    assert (changes.p_all >= changes.p.fillna(0)).all() and (changes.p_all <= 1).all()
+    assert (changes.told == (changes.p_all < 0.05)).all()  # the same verdict, but in one number
+    assert table.p_all.isna().sum() == 19  # those of the original

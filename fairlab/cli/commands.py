@@ -129,9 +129,9 @@ def _about(version: Version = False) -> None:
     without the column, every third sentence of a category is held out. fairlab check mine.csv finds
     the problems of form in such a file within seconds.
 
-    Exit codes: 0 done; 2 the input was refused, with one line that says why, or fairlab check found
-    problems; 3 done, and a bound of --fail-if holds or could not be measured; 130 you stopped it;
-    1 anything else.
+    Exit codes: 0 done; 2 refused, with one line that says why (an input, a file, a missing
+    package), or fairlab check found problems; 3 done, and a bound of --fail-if holds or could not
+    be measured; 130 you stopped it; 1 anything else.
     """
 
 
@@ -532,8 +532,8 @@ def report(
 
     It stands alone, with its numbers as strict JSON beside it, and holds verdict, tables, a figure,
     texts before and after, limits, method and environment. Prints the verdict. The perplexity is
-    that of the first 2,048 tokens of a text. What it judges, what
-    it keeps if you stop it, and --fail-if are as in fairlab compare.
+    that of the first 2,048 tokens of a text (with --quick, 512). What it judges, what it keeps if
+    you stop it, and --fail-if are as in fairlab compare.
 
     \b
     Example: fairlab report --pairs gender --out gender.html

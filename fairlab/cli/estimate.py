@@ -130,8 +130,7 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
 
 
 def seconds_of_choice(tokenizer, method, taken, batch_size, pair_options, paces):
-    """Return about how many seconds it takes to choose by a method, on the pairs and the neutral
-    pairs that it takes."""
+    """Return about how many seconds it takes to choose by a method, on the pairs that it takes."""
     pairs, neutral = taken
     causal = is_causal(method)
     prompts, tokens = prompt_tokens(tokenizer, [*pairs, *(neutral or ())])
@@ -161,8 +160,10 @@ def text_length(tokenizer, text):
 
 
 def tell_time(seconds, readings=0, kept=0):
-    """Say about how long the parts take, what → seconds, where that is worth saying; and how many
-    readings have to be taken, if any, beside those that were kept."""
+    """Say about how long the parts take, what → seconds, where that is worth saying.
+
+    And how many readings have to be taken, if any, beside those that were kept.
+    """
     total = sum(seconds.values())
     if total < 5:
         return

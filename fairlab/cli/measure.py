@@ -150,8 +150,7 @@ def changed_model(plan, model):
 
 
 def check_same_vocabulary(model, changed):
-    """Refuse a changed model that fairlab can't load, or that predicts other tokens, by its
-    configuration."""
+    """Refuse a changed model that can't be loaded, or predicts other tokens, before it loads."""
     from fairlab.models import empty_model
 
     counts = []

@@ -58,7 +58,7 @@ Text = Annotated[
     Path | None,
     Option(
         help="Text file of plain prose for the perplexity, of which the first 2,048 tokens are "
-        "read; fairlab's without it."
+        "read (with --quick 512); fairlab's without it."
     ),
 ]
 Method = Annotated[

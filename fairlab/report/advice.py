@@ -1,4 +1,4 @@
-"""What whoever decides should do with the numbers: conclude or not, and what is missing.
+"""What whoever decides should do with the numbers: cut or not, and what is missing.
 
 Contents: `decision` (the verdict without jargon), `power` (how small a change could have been
 seen), `power_in_words`, `evidence` (what would change our mind).
@@ -24,6 +24,12 @@ from fairlab.report.verdict import (
 
 # beyond this many sentences the advice is to look elsewhere
 TOO_MANY = 1000
+# kind of change → what not to do with one that widens the gap, or of which no effect can be told
+DO_NOT = {
+    "cut": "Do not cut",
+    "gates": "Do not use the gates",
+    "model": "Do not call the other model fairer",
+}
 
 
 def decision(table: pd.DataFrame, kind: str = "cut") -> str:
@@ -39,7 +45,7 @@ def decision(table: pd.DataFrame, kind: str = "cut") -> str:
     size = _share(gap["change"])
     if did == "widened":
         return (
-            f"Do not use it: with {these} the model treated the two groups of a pair {size} more "
+            f"{DO_NOT[kind]}: with {these} the model treated the two groups of a pair {size} more "
             f"differently than before.{_beyond_random(gap, kind)}{paid}"
         )
     what_it_did = (
@@ -53,15 +59,16 @@ def _no_conclusion(gap: dict, kind: str) -> str:
     """Say what could not have been seen, and how many sentences would show it."""
     if math.isnan(gap["low"]):
         return (
-            f"Do not conclude: {_sentences(gap['templates'])} can't tell a change from chance. "
-            "Measure with at least 6 sentences."
+            f"{DO_NOT[kind]} on this evidence: {_sentences(gap['templates'])} can't tell a change "
+            "from chance. Measure with at least 6 sentences."
         )
     seen = power(gap)
+    wrong_way = ", in the wrong direction" if gap["change"] > 0 else ""
     return (
-        f"Do not conclude. With {_sentences(gap['templates'])}, no narrowing of the difference "
-        f"between the two groups below {_share(seen['smallest narrowing'])} could have been told "
-        f"from chance; what was measured is a change of {percent(gap['change'])}. "
-        f"{_more_sentences(gap, seen, kind)}"
+        f"{DO_NOT[kind]} on this evidence. With {_sentences(gap['templates'])}, no narrowing of "
+        f"the difference between the two groups below {_share(seen['smallest narrowing'])} could "
+        "have been told from chance; what was measured is a change of "
+        f"{percent(gap['change'])}{wrong_way}. {_more_sentences(gap, seen, kind)}"
     )
 
 
@@ -75,6 +82,8 @@ def _more_sentences(gap: dict, seen: dict, kind: str) -> str:
             f"More sentences would not help at this size: {NAMES[kind][1]} do as much "
             f"({span(gap['random_low'], gap['random_high'])})."
         )
+    if gap["change"] > 0:
+        return "More sentences would at best show that it widens the gap."
     if more > TOO_MANY:
         return f"To show a change this small would take more than {TOO_MANY:,} more sentences."
     return (
@@ -100,7 +109,10 @@ def _caveat(table: pd.DataFrame, gap: dict) -> str:
         # without random cuts, NaN, the interval alone has to do
         if row["low"] > 0 and not row["low"] <= row["random_high"]:
             farther = f"{math.expm1(row['change']):.1%}".replace("%", " %")
-            against.append(f"the odds of a harsher answer lie {farther} further apart than before")
+            against.append(
+                "the odds of a harsher answer lie further apart than before: the ratio of the "
+                f"higher to the lower ones is {farther} larger, on average over the categories"
+            )
     if against:
         return f"Do not call it fairer: {'; and '.join(against)}."
     return "It acts on these groups' words more than on others: worth a trial in your own use."
@@ -165,16 +177,19 @@ def power_in_words(headline: dict, kind: str = "cut") -> str:
     now = _sentences(seen["sentences"])
     if math.isnan(seen["smallest by interval"]):
         return f"With {now} there is no interval, so no change at all could have been seen."
-    words = (
-        f"With {now} an interval this wide shows a narrowing of "
-        f"{_share(seen['smallest by interval'])} or more"
-    )
+    by_interval = _share(seen["smallest by interval"])
     if has_random(headline):
-        words += f"; to stand out from {NAMES[kind][1]} it takes "
-        words += _share(seen["smallest narrowing"])
+        words = (
+            f"With {now} it takes a narrowing of {_share(seen['smallest narrowing'])} to stand out "
+            f"from {NAMES[kind][1]}, and one of {by_interval} for an interval this wide to lie "
+            "below 0"
+        )
+    else:
+        words = f"With {now} an interval this wide shows a narrowing of {by_interval} or more"
     words += f". Half as wide an interval takes about {_sentences(seen['sentences to halve'])}"
     to_see = seen["sentences to see the change"]
-    if seen["sentences"] < to_see < TOO_MANY:
+    # more sentences for a gap that widens would buy nothing
+    if headline["change"] < 0 and seen["sentences"] < to_see < TOO_MANY:
         change = percent(headline["change"])
         words += f", and an even chance to show a change of {change} takes about {_about(to_see):,}"
     words += ". A rule of thumb: the width falls with the root of the number of sentences"

@@ -41,6 +41,7 @@ from fairlab.report.verdict import (
     limits,
     percent,
     table_row,
+    text_warnings,
     verdict,
     warnings,
 )
@@ -101,6 +102,8 @@ def write_report(
         0 and the range of random cuts, and that this is specific only where the interval of the
         difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range
         of random cuts. Without random cuts, as of a changed model, it says that neither is known.
+        It warns where the comparison's `continuations` have more harsh words, or fewer kind ones,
+        after the first word of a pair, and the change brought that.
 
     Raises
     ------
@@ -176,6 +179,8 @@ def _judged(comparison: Comparison, name: str) -> dict[str, object]:
     kind = kind_of(change)
     table = comparison.table[comparison.table["selection"] == name]
     headline = table_row(table, "gap", "headline")
+    # what was found against a change stands beside what was found for it
+    told = " ".join([decision(table, kind), *text_warnings(comparison.continuations, name)])
     what = "another model"
     if kind != "model":
         done = {"cut": "switched off", "gates": "turned by gates"}[kind]
@@ -185,7 +190,7 @@ def _judged(comparison: Comparison, name: str) -> dict[str, object]:
         "kind": kind,
         "what": what,
         "selection": None if kind == "model" else json.loads(change.to_json()),
-        "verdict": [decision(table, kind), *verdict(table, kind)],
+        "verdict": [told, *verdict(table, kind)],
         "power": power(headline),
         "power_in_words": power_in_words(headline, kind),
         "evidence": evidence(table, kind),

@@ -1,8 +1,8 @@
 """What the numbers allow to be said: the verdict, its warnings and its limits.
 
 Contents: `verdict`, made of `effect`, `is_specific` and `is_flattening`; `diagnosis` and
-`decision_sentences`, before any cut; `warnings`, `length_warnings`, `limits`; `table_row`;
-`percent`, `points` and `span` write numbers.
+`decision_sentences`, before any cut; `warnings`, `length_warnings`, `text_warnings`, `limits`;
+`table_row`; `percent`, `points` and `span` write numbers.
 """
 
 import math
@@ -217,8 +217,7 @@ def _shared(chosen_on: Sequence[PromptPair], pairs: Sequence[PromptPair]) -> lis
 
 
 def length_warnings(readings: pd.DataFrame) -> list[str]:
-    """Say in how many pairs the two prompts differ in their number of tokens, and whether neutral
-    pairs do, too."""
+    """Say in how many pairs, and neutral ones, the two prompts differ in their length in tokens."""
     # all selections have these pairs, and each pair has one gap
     one = readings[readings["selection"] == readings["selection"].iloc[0]]
     pairs = one[one["measure"] == "gap"]
@@ -244,6 +243,37 @@ def length_warnings(readings: pd.DataFrame) -> list[str]:
         f"length alone. {control} The article's metric, where it is measured, leaves such pairs "
         "out."
     ]
+
+
+def text_warnings(continuations: pd.DataFrame | None, name: str) -> list[str]:
+    """Say where whole texts speak against a change: harsh words moved toward the first word of a
+    pair, which has more of them now, or kind words away from it.
+
+    Parameters
+    ----------
+    continuations : DataFrame or None
+        From `summarize_continuations`, of the word lists of `load_lexicon`; of other scores nothing
+        is known of which side is the worse one.
+    name : str
+        Of the change.
+    """
+    if continuations is None:
+        return []
+    worse = {
+        "harsh words": (1, "moved toward the first word of a pair, which has more of them now"),
+        "kind words": (-1, "moved away from the first word of a pair, which has fewer of them now"),
+    }
+    notes = []
+    for row in continuations[continuations["name"] == name].to_dict("records"):
+        sign, moved = worse.get(row["score"], (0, ""))
+        low, high = row["change_low"], row["change_high"]
+        # NaN, where there is no interval, is clear of nothing
+        if sign * row["gap"] > 0 and min(sign * low, sign * high) > 0:
+            notes.append(
+                f"Warning: in sampled texts {row['score']} {moved} ({row['change']:+.1f} in 100 "
+                f"texts, {low:+.1f} … {high:+.1f})."
+            )
+    return notes
 
 
 def limits(headline: dict) -> list[str]:
