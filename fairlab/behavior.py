@@ -18,13 +18,16 @@ from fairlab.pairs import PromptPair, as_pairs, prompt_ids
 from fairlab.passes import (
     PairBatch,
     attribute_set_to,
+    check_probabilities,
     check_ready,
+    check_whole,
     divergence,
     full_precision,
     is_half,
     leave_out_tokens,
+    precise_dtype,
     progress,
-    single_token_ids,
+    tokens_to_leave_out,
 )
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
@@ -68,17 +71,17 @@ def generate(
     ------
     TypeError, ValueError
         A bare string instead of a list; an empty list; a prompt that leaves no room below
-        `max_length`; `max_new_tokens` that is no whole number of at least 1.
+        `max_length`; a number that is no whole one of at least 1.
     """
+    num_beams = check_whole("num_beams", num_beams, 1)
+    batch_size = check_whole("batch_size", batch_size, 1)
     encoded = _encode_prompts(tokenizer, prompts)
     if max_new_tokens is None:
+        max_length = check_whole("max_length", max_length, 2)
         _check_room(prompts, encoded, max_length)
         check_ready(model, longest=max_length)
     else:
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens: expected a whole number of at least 1; got {max_new_tokens!r}"
-            )
+        max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
         check_ready(model, longest=max(map(len, encoded)) + max_new_tokens)
     if is_half(model):
         # there, rounding depends on the other prompts of a batch and would change the story
@@ -101,10 +104,18 @@ def generate(
             begin, settings.max_length = ids.shape[1], ids.shape[1] + max_new_tokens
         # the model's own settings must not interfere: repetition penalty, suppressed tokens, …
         with attribute_set_to(model, "generation_config", settings):
-            tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+            tokens = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=[_refuse_nan]
+            )
         for index, row in zip(indices, tokens, strict=True):
             texts[index] = tokenizer.decode(row[begin:], skip_special_tokens=True)
     return texts
+
+
+def _refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
+    """Hand on the scores of the next tokens, and refuse NaN: a search takes any token then."""
+    check_probabilities(scores)
+    return scores
 
 
 def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -139,6 +150,7 @@ def batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[lis
     return batches
 
 
+@full_precision()
 def next_token_divergence(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -169,8 +181,8 @@ def next_token_divergence(
     Raises
     ------
     TypeError, ValueError
-        No pairs, a pair that is not measurable (`check_pairs`), or one string in place of a list
-        of words.
+        No pairs, a pair that is not measurable (`check_pairs`), one string in place of a list of
+        words, or a word that is no single token.
 
     Notes
     -----
@@ -185,8 +197,8 @@ def next_token_divergence(
     """
     pairs = as_pairs(pairs)
     # (pairs,), filled batch by batch
-    gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
-    tokens = single_token_ids(tokenizer, leave_out)
+    gaps = torch.zeros(len(pairs), dtype=precise_dtype(model))
+    tokens = tokens_to_leave_out(tokenizer, leave_out)
 
     def note(batch: PairBatch, log_p: Tensor) -> None:
         gaps[batch.pairs] = divergence(leave_out_tokens(log_p, tokens), batch).cpu()
@@ -216,8 +228,7 @@ def top_token_shifts(
     ValueError
         k below 1, or a pair that is not measurable (`check_pairs`).
     """
-    if not 1 <= k <= len(tokenizer):
-        raise ValueError(f"k: expected a number from 1 to {len(tokenizer)}; got {k!r}")
+    k = check_whole("k", k, 1, len(tokenizer))
     probabilities: list[Tensor] = []  # of prompt a, then of prompt b: (vocabulary,)
 
     def note(batch: PairBatch, log_p: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 Contents: `CAPTURE_POINTS`, `available_points`, `record` (one forward pass), `neuron_differences`
 (one number a neuron, over many pairs), `pair_differences` (one number a pair and layer),
-`run_pairs` (the passes behind the two), `refuse_own_hooks`.
+`run_pairs` (the passes behind the two), `refuse_own_hooks`, `check_finite`.
 
 What the points are, for a hidden state `x` that enters a decoder layer (Llama's order; widths in
 brackets)::
@@ -32,7 +32,7 @@ from fairlab.passes import (
     PairBatch,
     at_least_float32,
     check_option,
-    check_probabilities,
+    check_whole,
     full_precision,
     next_log_p,
     pair_batches,
@@ -94,6 +94,7 @@ def record(
         yield activations
 
 
+@full_precision()
 def neuron_differences(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -157,13 +158,14 @@ def neuron_differences(
         if len({len(row) for row in rows}) > 1:
             raise ValueError(
                 f"model: its layers have different widths at {point}, so they make no table; "
-                "use the uncut model"
+                "use the uncut model, or one whose layers are alike"
             )
         tables[point] = torch.stack(rows).float().cpu()  # (layers, width)
-        _check_finite(tables[point], point)
+        check_finite(tables[point], point)
     return tables
 
 
+@full_precision()
 def pair_differences(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -201,7 +203,7 @@ def pair_differences(
         scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
 
     run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
-    _check_finite(difference, "the points asked for")
+    check_finite(difference, "the points asked for")
     return difference, scale
 
 
@@ -256,7 +258,6 @@ def run_pairs(
                 run_decoder(model, batch)
                 continue
             log_p = next_log_p(model, batch)  # (prompts, vocabulary)
-            check_probabilities(log_p)
             see_next(batch, log_p)
 
 
@@ -273,9 +274,13 @@ def refuse_own_hooks(model: PreTrainedModel) -> None:
 
 
 def available_points(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the capture points that this architecture has; OLMo 2 has no `input_norm`."""
-    layer = decoder_layers(model)[0]
-    return tuple(point for point in CAPTURE_POINTS if _module_name(layer, point) is not None)
+    """Return the capture points that every layer has; OLMo 2 has no `input_norm`."""
+    layers = decoder_layers(model)
+    return tuple(
+        point
+        for point in CAPTURE_POINTS
+        if all(_module_name(layer, point) is not None for layer in layers)
+    )
 
 
 def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
@@ -287,7 +292,8 @@ def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ..
         check_option("points", point, CAPTURE_POINTS)
         if point not in available:
             raise ValueError(
-                f"points: {type(model).__name__} has no {point}; it has {', '.join(available)}"
+                f"points: not every layer of {type(model).__name__} has {point}; all have "
+                f"{', '.join(available)}"
             )
     return points
 
@@ -312,12 +318,8 @@ def _hooks(
 ) -> Iterator[None]:
     """Call `visit(point, layer, values)` in every forward pass inside the block."""
     all_layers = decoder_layers(model)
-    numbers = list(range(len(all_layers))) if layers is None else list(layers)
-    for number in numbers:
-        if number not in range(len(all_layers)):
-            raise ValueError(
-                f"layers: expected numbers from 0 to {len(all_layers) - 1}; got {number!r}"
-            )
+    given = range(len(all_layers)) if layers is None else layers
+    numbers = [check_whole("layers", number, 0, len(all_layers) - 1) for number in given]
     # (batch, tokens) of the pass that is running: OPT flattens the two inside its MLP
     shape: list[int] = []
 
@@ -332,11 +334,11 @@ def _hooks(
                 fused = name == "mlp.gate_up_proj"  # gate_proj and up_proj in one matrix (Phi-3)
                 half = ("gate_proj", "up_proj").index(point) if fused else None
                 hook = partial(_hand_over, partial(visit, point, number), half, shape)
+                hook = partial(hook, is_input=_PLACES[point][1] == "input")
                 module = all_layers[number].get_submodule(name)
-                if _PLACES[point][1] == "input":
-                    handles.append(module.register_forward_pre_hook(hook))
-                else:
-                    handles.append(module.register_forward_hook(hook))
+                # after the pass, when all that changes an input has changed it: a cut is seen
+                # whichever of the two `with` blocks is the inner one
+                handles.append(module.register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
@@ -349,10 +351,12 @@ def _hand_over(
     shape: list[int],
     module: nn.Module,
     inputs: tuple[Tensor, ...],
-    output: Tensor | tuple[Tensor, ...] | None = None,
+    output: Tensor | tuple[Tensor, ...],
+    *,
+    is_input: bool,
 ) -> None:
-    """Hand a module's output, or its input in a pre-hook, to `visit`: (batch, tokens, width)."""
-    values = inputs if output is None else output
+    """Hand a module's output, or its input, to `visit`: (batch, tokens, width)."""
+    values = inputs if is_input else output
     # inputs are a tuple; so are the outputs of attention, which come with its weights
     if isinstance(values, tuple):
         values = values[0]
@@ -363,7 +367,8 @@ def _hand_over(
     visit(values)
 
 
-def _check_finite(table: Tensor, point: str) -> None:
+def check_finite(table: Tensor, point: str) -> None:
+    """Raise a ValueError if activations are not finite."""
     if not torch.isfinite(table).all():
         raise ValueError(
             f"model: its activations at {point} are not finite; look for NaN weights, "

@@ -14,13 +14,13 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlab.files import read_text
+from fairlab.files import read_csv
 from fairlab.pairs import (
     ONE_PLACE,
     SPLITS,
@@ -37,7 +37,6 @@ _FIELDS = tuple(field.name for field in fields(PromptPair) if field.name != "cha
 _ANSWERS = ("harsher", "kinder")
 _COLUMNS = (*_FIELDS, *_ANSWERS)
 _PROMPTS = ("prompt_a", "prompt_b")
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _ATTRIBUTE_SPLITS = ("", "train", "held_out")
 # what takes the place of an empty cell
 _DEFAULTS = {
@@ -259,42 +258,14 @@ def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
 
 def _read_table(path: Path) -> tuple[str, tuple[str, ...], list[tuple[int, list[str]]]]:
     """Read a file's form, header and rows, these with the numbers that a spreadsheet shows."""
-    text, encoding = read_text("path", path)
-    named = re.match(r"sep=(.)\r?\n", text)  # a line by which Excel is told the separator
-    text = text[named.end() :] if named else text
-    separator = named[1] if named else max(_SEPARATORS, key=lambda mark: _fits(text, mark))
-    records = []
-    try:
-        for number, record in enumerate(_records(text, separator, strict=True), start=1):
-            if any(cell.strip() for cell in record):  # spreadsheets write empty rows, too
-                records.append((number, record))
-    except csv.Error as error:
-        after = records[-1][0] if records else 0
-        raise ValueError(
-            f"path: {path} can't be read after row {after} ({error}): a quotation mark is not "
-            'closed, or stands alone within a cell; write it twice ("") and put the cell in '
-            "quotation marks"
-        ) from error
-    header = records[0][1] if records else []
-    columns = tuple(_column_name(cell) for cell in header)
+    table = read_csv("path", path, _COLUMNS)
+    columns = tuple(_column_name(cell) for cell in table.header)
     _check_columns(columns, path)
-    if len(records) == 1:
+    if not table.rows:
         raise ValueError(
             f"path: {path} holds no pairs; write one pair in each row below the header"
         )
-    form = f"{encoding}, {_SEPARATORS.get(separator, repr(separator))} between the cells"
-    return form, columns, records[1:]
-
-
-def _records(text: str, separator: str, *, strict: bool) -> Iterator[list[str]]:
-    # newline="" keeps the line breaks within cells
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
-
-
-def _fits(text: str, separator: str) -> tuple[int, int]:
-    """Count the columns that a separator finds in the header: fairlab's, then all of them."""
-    header = next(filter(any, _records(text, separator, strict=False)), [])
-    return sum(_column_name(cell) in _COLUMNS for cell in header), len(header)
+    return table.form, columns, table.rows
 
 
 def _column_name(cell: str) -> str:

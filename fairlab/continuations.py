@@ -27,6 +27,7 @@ from fairlab.passes import (
     at_least_float32,
     check_probabilities,
     check_ready,
+    check_whole,
     full_precision,
     is_half,
     progress,
@@ -80,9 +81,10 @@ def sample_continuations(
         not finite.
     """
     pairs = as_pairs(pairs)
-    for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1; got {value!r}")
+    n = check_whole("n", n, 1)
+    max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
+    batch_size = check_whole("batch_size", batch_size, 1)
+    seed = check_whole("seed", seed, 0)
     rows, encoded = [], []  # one a continuation
     for at, pair in enumerate(pairs):
         facts = {"pair": at, **{name: getattr(pair, name) for name in _PAIR[1:]}}

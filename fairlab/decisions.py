@@ -26,6 +26,7 @@ from fairlab.passes import (
     is_half,
     log_probabilities,
     logits_at,
+    precise_dtype,
     progress,
 )
 from fairlab.statistics import jackknife_interval
@@ -93,7 +94,7 @@ def decision_gap(
     Those of a file with the columns harsher and kinder are `check_file("mine.csv").outcomes`.
     """
     pairs = as_pairs(pairs)
-    gaps = torch.zeros(len(pairs), dtype=torch.promote_types(model.dtype, torch.float32))
+    gaps = torch.zeros(len(pairs), dtype=precise_dtype(model))
     for batch in decision_batches(model, tokenizer, pairs, outcomes, batch_size=batch_size):
         with torch.no_grad():
             gaps[batch.pairs] = decisions(model, batch).cpu().to(gaps.dtype)
@@ -272,7 +273,7 @@ def decision_batches(
     One pair at a time in half precision, or where a pair needs more rows. All input is checked
     before the first batch.
     """
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]

@@ -6,6 +6,7 @@ An activation difference says that a model *represents* two words differently, a
 translate or answer. It is not a disparity of behaviour, and not by itself a harm.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.capture import (
     CAPTURE_POINTS,
     available_points,
+    check_finite,
     check_points,
     pair_differences,
     record,
 )
 from fairlab.models import decoder_layers, input_device
 from fairlab.pairs import PromptPair, as_pairs, count_in_front, encode_pair
-from fairlab.passes import check_option, check_ready
+from fairlab.passes import check_option, check_ready, check_whole
 from fairlab.statistics import jackknife_interval
 
 ARTICLE_POINTS = (
@@ -40,9 +42,26 @@ _INTERVALS = ["difference_low", "difference_high", "relative_low", "relative_hig
 
 
 def article_points(model: PreTrainedModel) -> list[str]:
-    """Return the capture points of the article's metric that this architecture has."""
+    """Return the capture points of the article's metric that this architecture has.
+
+    Warn of those that it lacks; refuse a model without the MLP's, about which the article is.
+    """
     available = available_points(model)
-    return [point for point in ARTICLE_POINTS if point in available]
+    points = [point for point in ARTICLE_POINTS if point in available]
+    lacking = [point for point in ARTICLE_POINTS if point not in available]
+    name = type(model).__name__
+    if "mlp_output" in lacking:
+        raise ValueError(
+            f"model: the article's metric needs {', '.join(ARTICLE_POINTS)} in every layer; "
+            f"{name} has {', '.join(points) or 'none of them'}"
+        )
+    if lacking:
+        warnings.warn(
+            f"the article's metric leaves out {', '.join(lacking)}, which not every layer of "
+            f"{name} has: compare it with no other model's",
+            stacklevel=3,
+        )
+    return points
 
 
 def article_metric(
@@ -64,14 +83,16 @@ def article_metric(
     Raises
     ------
     ValueError
-        The prompts have different numbers of tokens or do not differ.
+        The prompts have different numbers of tokens or do not differ, or the layers have no MLP
+        that can be looked into.
 
     Notes
     -----
     Differences and means are taken in float32 whatever the model's dtype; the activations carry the
     rounding of that dtype (on the default model the metric is 0.3 % lower in float16 and 2.5 %
     higher in bfloat16). `mlp_output` and `down_proj` are one tensor, so the MLP's output counts
-    twice. An architecture without an `input_norm` (OLMo 2) is measured at the five other points.
+    twice. An architecture that lacks a point in some layer, such as `input_norm` (OLMo 2) or
+    `attention_output` (Qwen3.5), is measured at the others, with a warning.
 
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025);
     optipfair's `calculate_bias_metrics`.
@@ -250,11 +271,7 @@ def project_pair(
     ids_a, ids_b, first = encode_pair(tokenizer, pair)
     if start is None:
         start = min(count_in_front(tokenizer, pair), first)
-    if not isinstance(start, int) or not 0 <= start <= first:
-        raise ValueError(
-            f"start: expected a number from 0 to {first}, the first token that differs; "
-            f"got {start!r}"
-        )
+    start = check_whole("start", start, 0, first)  # first: the first token that differs
     check_ready(model, longest=len(ids_a))
     ids = torch.tensor([ids_a, ids_b], device=input_device(model))  # (2, tokens)
     with record(model, [point]) as activations, torch.no_grad():
@@ -262,6 +279,7 @@ def project_pair(
 
     coordinates, explained, distances, norms = [], [], [], []
     for layer in range(len(decoder_layers(model))):
+        check_finite(activations[point, layer], point)
         values = activations[point, layer][:, start:].numpy()  # (2, tokens, width)
         plane, shares = _principal_plane(values)
         if coordinates:

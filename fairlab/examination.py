@@ -5,7 +5,6 @@ two prompts; `mark_tokens`, which says how a tokenizer cuts them; `Choices`, wha
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -31,7 +30,7 @@ from fairlab.pairs import (
     prompt_ids,
     shared_start,
 )
-from fairlab.passes import check_option, check_range
+from fairlab.passes import check_option, check_scale, check_whole
 from fairlab.plots.cuts import plot_comparison
 from fairlab.plots.layers import plot_layer_differences
 from fairlab.plots.neurons import plot_score_plane
@@ -208,12 +207,10 @@ def _check_choices(model: PreTrainedModel, choices: Choices) -> None:
     layers, neurons = table_shape(model)
     check_option("point", choices.point, CAPTURE_POINTS)
     check_option("score", choices.score, SCORES)
-    check_range("layer", choices.layer, 0, layers - 1)
-    check_range("count", choices.count, 1, min(MOST_NEURONS, neurons - 1))
-    check_range("n_random", choices.n_random, 1, 100)
-    scale = choices.scale
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number; got {scale!r}")
+    check_whole("layer", choices.layer, 0, layers - 1)
+    check_whole("count", choices.count, 1, min(MOST_NEURONS, neurons - 1))
+    check_whole("n_random", choices.n_random, 1, 100)
+    check_scale(choices.scale)
 
 
 def _steps(

@@ -1,8 +1,8 @@
 """Find the files that come with fairlab, and write others without losing any.
 
-Contents: `data_path`, `load_text`, `read_text`; `readings_folder`; `check_output` and
-`check_output_folder` (before the work), `write_text` and `replace_folder` (after it);
-`temporary_folder`.
+Contents: `data_path`, `load_text`; `read_text`, `read_csv`, `read_json_lines`; `readings_folder`;
+`check_output` and `check_output_folder` (before the work), `write_text` and `replace_folder` (after
+it); `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -10,11 +10,16 @@ takes its name.
 """
 
 import codecs
+import csv
+import io
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -107,6 +112,115 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
     raise ValueError(
         f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows); {remedy}"
     )
+
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """What stands in a CSV file: its form, its header, and its rows by their number.
+
+    Parameters
+    ----------
+    form : str
+        Its encoding and what stands between its cells.
+    header : list of str
+        The cells of the first row.
+    rows : list of (int, list of str)
+        The rows below it that are not empty, with the numbers that a spreadsheet shows: the header
+        is row 1.
+    """
+
+    form: str
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+
+    def as_dicts(self) -> list[dict[str, str]]:
+        """Return the rows as dicts; a cell that a row lacks is left out."""
+        names = [cell.strip() for cell in self.header]
+        return [dict(zip(names, cells, strict=False)) for _, cells in self.rows]
+
+
+def read_csv(argument: str, path: str | Path, columns: Sequence[str]) -> CsvTable:
+    """Read a CSV file as any spreadsheet writes it.
+
+    Parameters
+    ----------
+    argument, path : str, path
+        As in `read_text`.
+    columns : list of str
+        Those that are looked for, in small letters: what stands between the cells is the mark that
+        finds most of them.
+
+    Raises
+    ------
+    ValueError
+        As `read_text`, or a quotation mark that is not closed.
+    """
+    text, encoding = read_text(argument, path)
+    named = re.match(r"sep=(.)\r?\n", text)  # a line by which Excel is told the separator
+    text = text[named.end() :] if named else text
+
+    def fits(separator: str) -> tuple[int, int]:
+        """Count the columns that a separator finds in the header: known ones, then all."""
+        header = next(filter(any, _records(text, separator, strict=False)), [])
+        return sum(cell.strip().casefold() in columns for cell in header), len(header)
+
+    separator = named[1] if named else max(SEPARATORS, key=fits)
+    records = []
+    try:
+        for number, record in enumerate(_records(text, separator, strict=True), start=1):
+            if any(cell.strip() for cell in record):  # spreadsheets write empty rows, too
+                records.append((number, record))
+    except csv.Error as error:
+        after = records[-1][0] if records else 0
+        raise ValueError(
+            f"{argument}: {path} can't be read after row {after} ({error}): a quotation mark is "
+            'not closed, or stands alone within a cell; write it twice ("") and put the cell in '
+            "quotation marks"
+        ) from error
+    form = f"{encoding}, {SEPARATORS.get(separator, repr(separator))} between the cells"
+    return CsvTable(form, records[0][1] if records else [], records[1:])
+
+
+def _records(text: str, separator: str, *, strict: bool) -> Iterator[list[str]]:
+    # newline="" keeps the line breaks within cells
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
+
+
+def read_json_lines(argument: str, path: str | Path) -> list[dict]:
+    """Read a file with one JSON object on each line; empty lines are passed over.
+
+    Parameters
+    ----------
+    argument, path : str, path
+        As in `read_text`.
+
+    Raises
+    ------
+    ValueError
+        As `read_text`, or a line that holds no JSON object; the message has its number.
+    """
+    rows = []
+    # other line ends, such as U+2028, may stand within a text
+    for number, line in enumerate(read_text(argument, path)[0].split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{argument}: line {number} of {path} is no JSON ({error}); write one object on "
+                "each line"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{argument}: line {number} of {path} needs an object, such as "
+                f'{{"text": "…"}}; got {line.strip()[:60]}'
+            )
+        rows.append(row)
+    return rows
 
 
 def readings_folder() -> Path:

@@ -145,8 +145,9 @@ def table_shape(model: PreTrainedModel) -> tuple[int, int]:
     widths = _widths(model)
     if len(set(widths)) > 1:
         raise ValueError(
-            "model: its layers have different widths, so their neurons make no table; "
-            "use the uncut model"
+            f"model: its layers have different widths ({' or '.join(map(str, sorted(set(widths))))}"
+            " neurons), so their neurons make no table; use the uncut model, or one whose layers "
+            "are alike"
         )
     return len(widths), widths[0]
 

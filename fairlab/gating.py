@@ -30,7 +30,13 @@ from fairlab.models import (
     refuse_offloaded,
 )
 from fairlab.pairs import PromptPair
-from fairlab.passes import check_positive, full_precision, progress, text_chunks
+from fairlab.passes import (
+    check_positive,
+    check_whole,
+    full_precision,
+    progress,
+    text_chunks,
+)
 from fairlab.scores import attribution_scores, fisher_scores
 from fairlab.surgery import (
     NeuronSelection,
@@ -441,14 +447,11 @@ def solve_gates(
     ValueError
         An option out of range, or a goal that so many neurons can't reach.
     """
-    check_positive("goal", goal)
-    check_positive("charge", charge, or_zero=True)
-    check_positive("floor", floor)
+    goal = check_positive("goal", goal)
+    charge = check_positive("charge", charge, or_zero=True)
+    floor = check_positive("floor", floor)
     damage = tables.importance.double() ** 2  # (layers, neurons)
-    if not isinstance(count, int) or not 0 < count <= damage.numel():
-        raise ValueError(
-            f"count: expected a whole number from 1 to {damage.numel()}; got {count!r}"
-        )
+    count = check_whole("count", count, 1, damage.numel())
     damage = damage + floor * damage.mean()
     gain = tables.gap.double() - charge * tables.neutral.double()
     # what a neuron brings for its price decides which are turned

@@ -19,6 +19,7 @@ from fairlab.models import check_room_for_slopes
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     PairBatch,
+    check_whole,
     chunk_loss,
     divergence,
     full_precision,
@@ -84,8 +85,7 @@ def learned_gates(
     """
     matching_blocks(model, start.selection)
     check_room_for_slopes(model)
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps: expected a whole number of at least 0; got {steps!r}")
+    steps = check_whole("steps", steps, 0)
     by_category: dict[str, list[PromptPair]] = {}
     for pair in sorted(as_pairs(pairs), key=lambda pair: pair.category):
         by_category.setdefault(pair.category, []).append(pair)

@@ -14,10 +14,12 @@ import copy
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FunctionType
+from weakref import WeakSet
 
 import psutil
 import torch
@@ -305,6 +307,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     ValueError
         The layers are at none of the places that fairlab knows, or the model is compiled.
     """
+    refuse_wrapped(model)
     _refuse_compiled(model)
     for path in _LAYER_PATHS:
         try:
@@ -317,6 +320,30 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         f"model: {type(model).__name__} keeps its decoder layers at none of "
         f"{', '.join(_LAYER_PATHS)}; add its path to _LAYER_PATHS in fairlab/models.py"
     )
+
+
+def refuse_wrapped(model: PreTrainedModel) -> None:
+    """Refuse what is no plain model: one inside a wrapper, or with adapters beside its weights."""
+    if hasattr(model, "_orig_mod"):
+        _refuse_compiled(model)
+    adapters = hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)
+    if adapters or (isinstance(model, nn.Module) and _adapter_in(model)):
+        raise ValueError(
+            f"model: {type(model).__name__} has adapters beside its weights, and neurons are "
+            "scored and cut by their weights; merge them first: model = model.merge_and_unload()"
+        )
+    if not isinstance(model, PreTrainedModel):
+        inside = getattr(model, "module", None)
+        remedy = "; give what it wraps, model.module" * isinstance(inside, PreTrainedModel)
+        raise TypeError(
+            "model: expected a PreTrainedModel, such as load_model returns; got "
+            f"{type(model).__name__}{remedy}"
+        )
+
+
+def _adapter_in(model: nn.Module) -> bool:
+    """Say whether a part of a model is an adapter of PEFT, which wraps a matrix."""
+    return any(isinstance(getattr(part, "base_layer", None), nn.Module) for part in model.modules())
 
 
 def _refuse_compiled(model: PreTrainedModel) -> None:
@@ -345,9 +372,17 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
     blocks = []
     for index, layer in enumerate(decoder_layers(model)):
         mlp = getattr(layer, "mlp", None)
-        if hasattr(layer, "block_sparse_moe") or hasattr(mlp, "experts"):
+        # a dense model of a family that has sparse ones, too, may hold None there
+        if getattr(layer, "block_sparse_moe", None) or getattr(mlp, "experts", None):
             raise ValueError(
                 f"model: layer {index} is a mixture of experts; only dense GLU blocks are handled"
+            )
+        if mlp is None:
+            parts = ", ".join(name for name, part in layer.named_children() if part is not None)
+            raise ValueError(
+                f"model: layer {index} of {type(model).__name__} has no mlp with gate_proj, "
+                f"up_proj and down_proj (it holds {parts}), so fairlab finds no GLU neurons to "
+                "score or cut"
             )
         names = ["gate_proj", "up_proj", "down_proj"]
         if hasattr(mlp, "gate_up_proj"):  # fused, as in Phi-3
@@ -363,8 +398,79 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
                 raise ValueError(
                     f"model: {name} of layer {index} is quantised; load the full-precision weights"
                 )
+        _refuse_unlike_glu(mlp, f"layer {index} of {type(model).__name__}")
         blocks.append(mlp)
     return blocks
+
+
+# MLPs of which was seen that their neurons do not depend on each other
+_SEEN: WeakSet[nn.Module] = WeakSet()
+
+
+def _refuse_unlike_glu(mlp: nn.Module, place: str) -> None:
+    """Refuse an MLP whose neurons depend on each other, by running it with a few of them.
+
+    Of a plain GLU what two groups of neurons write is what both together write. Where a norm or a
+    sparsity stands in between (Gemma 3n, BitNet), it is not: there cutting a neuron is not the same
+    as leaving its activation out.
+    """
+    if mlp in _SEEN or mlp.training:
+        return
+    with weights_at_hand_or_none(mlp) as at_hand:
+        if not at_hand:
+            return
+        weight = mlp.down_proj.weight
+        count = min(16, weight.shape[1])
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 16, weight.shape[0], generator=draw)  # (1, tokens, hidden)
+        x = x.to(weight.device, weight.dtype)
+        groups = [range(count // 2), range(count // 2, count), range(count)]
+        try:
+            with torch.no_grad():
+                one, other, both = (_with_neurons(mlp, group)(x).float() for group in groups)
+        except RuntimeError as error:
+            raise ValueError(
+                f"model: the MLP of {place} can't be run with a part of its neurons, so they can't "
+                f"be cut one by one ({str(error).splitlines()[0]})"
+            ) from error
+    if mlp.down_proj.bias is not None:
+        other = other - mlp.down_proj.bias.float()
+    apart = (one + other - both).abs().max()
+    rounding = 0.02 if weight.dtype.itemsize < 4 else 1e-3
+    if apart > rounding * both.abs().max():  # False where NaN stands: this is said by what measures
+        raise ValueError(
+            f"model: in the MLP of {place} what a neuron does depends on the others (a norm or a "
+            "sparsity stands between gate and down_proj), so cutting it is not the same as leaving "
+            "its activation out; only plain gated linear units are handled"
+        )
+    _SEEN.add(mlp)
+
+
+def _with_neurons(mlp: nn.Module, neurons: range) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass of an MLP that has these neurons alone, without any hooks."""
+    small = copy.copy(mlp)
+    small._modules = dict(mlp._modules)  # of its own: the matrices in it are exchanged
+    kept = list(neurons)
+    for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
+        projection = mlp._modules.get(name)
+        if projection is None:
+            continue
+        rows = kept
+        if name == "gate_up_proj":  # gate rows first, then as many up rows
+            width = projection.out_features // 2
+            rows = [*kept, *(width + index for index in kept)]
+        weight, bias = projection.weight.detach(), projection.bias
+        if name == "down_proj":
+            part = nn.Linear(len(kept), len(weight), bias=bias is not None, device="meta")
+            part.weight = nn.Parameter(weight[:, kept], requires_grad=False)
+        else:
+            part = nn.Linear(weight.shape[1], len(rows), bias=bias is not None, device="meta")
+            part.weight = nn.Parameter(weight[rows], requires_grad=False)
+            bias = None if bias is None else bias[rows]
+        if bias is not None:
+            part.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        small._modules[name] = part
+    return partial(type(mlp).forward, small)
 
 
 def glu_weights(mlp: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -432,6 +538,16 @@ def weights_at_hand(module: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def weights_at_hand_or_none(module: nn.Module) -> Iterator[bool]:
+    """Have the weights of a module in memory inside the block; yield False if they are nowhere."""
+    if not _offloaded(module) and any(parameter.is_meta for parameter in module.parameters()):
+        yield False
+        return
+    with weights_at_hand(module):
+        yield True
+
+
 def every_weight(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and values of all weights and buffers that a model would be saved with.
 
@@ -458,10 +574,15 @@ def refuse_offloaded(model: PreTrainedModel, wish: str) -> None:
 
 
 def check_room_for_slopes(model: PreTrainedModel) -> None:
-    """Raise a ValueError if a backward pass lacks room.
+    """Raise a ValueError if a backward pass is not possible, or lacks room.
 
     It keeps all weights that it went through, offloaded ones too, on the device that computes.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "model: it was loaded inside torch.inference_mode(), where nothing has slopes; load it "
+            "outside, or take a score without slopes, such as bias_scores(method='article')"
+        )
     needed = defaultdict(int)  # device → bytes
     for module, hook in _offloaded(model).items():
         if not isinstance(module, nn.Embedding):  # its input has no gradient

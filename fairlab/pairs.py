@@ -37,7 +37,10 @@ _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
 SPLITS = ("train", "validation", "held_out")
 # these stand in files of their own, which only their name opens
 _SEPARATE_SPLITS = ("test", "extra")
-BLANKS = (" ", "\t", "\u00a0")  # the last one is the blank at which no line may break
+# all that Unicode calls a space, such as the one at which no line may break, and the tab; a line
+# end is none, since a prompt may end at the start of a line
+_SPACES = (0x20, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000)
+BLANKS = ("\t", *map(chr, _SPACES))
 ONE_PLACE = "change one word, or words in a row"
 FOR_UNEQUAL_LENGTH = (
     "next_token_divergence, top_token_shifts, decision_gap, compare, and "
@@ -390,6 +393,11 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
     return pd.DataFrame(rows, columns=columns)
 
 
+def bare_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text without any special tokens that a tokenizer puts round it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the token ids of a prompt, with the special tokens before it (BOS).
 
@@ -403,8 +411,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     ValueError
         With special tokens, the tokenizer splits the prompt in another way than without them.
     """
-    ids = list(tokenizer(prompt).input_ids)
-    bare = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    ids = list(tokenizer(prompt, verbose=False).input_ids)
+    bare = bare_ids(tokenizer, prompt)
     # look for the prompt's own tokens, and keep what stands before them
     for start in range(len(ids) - len(bare) + 1):
         end = start + len(bare)

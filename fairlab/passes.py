@@ -8,9 +8,10 @@ texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_pre
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.models import input_device
+from fairlab.models import input_device, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
 from fairlab.weights import progress
 
@@ -30,12 +31,18 @@ WINDOW = 512  # how many tokens of a text a model reads at once
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep torch from rounding float32 products inside the block, whatever the user has set.
+    """Compute as fairlab means it inside the block, whatever the user has set.
 
-    No TF32, no bfloat16, no autocast. Also a decorator: everything that measures runs under it.
+    No TF32, no bfloat16, no autocast; float32 where no dtype is named; and no inference mode, whose
+    tensors have no slopes. Also a decorator: everything that measures runs under it.
     """
     backends = torch.backends
     with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())  # slopes ask for gradients where they need them
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             stack.enter_context(torch.autocast(device, enabled=False))
         if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
@@ -60,6 +67,12 @@ def attribute_set_to(owner: object, name: str, value: object) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+def precise_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype in which a model is measured: its own, or float32 where that is more."""
+    refuse_wrapped(model)
+    return torch.promote_types(model.dtype, torch.float32)
+
+
 def is_half(model: PreTrainedModel) -> bool:
     """Say whether a model computes in float16 or bfloat16."""
     return model.dtype.itemsize < 4
@@ -76,43 +89,60 @@ def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{argument}: expected one of {', '.join(allowed)}; got {value!r}")
 
 
-def check_range(argument: str, value: int, low: int, high: int) -> None:
-    """Raise a ValueError unless a value is a whole number from `low` to `high`."""
-    if value not in range(low, high + 1):
-        raise ValueError(f"{argument}: expected a number from {low} to {high}; got {value!r}")
+def check_whole(argument: str, value: object, low: int, high: int | None = None) -> int:
+    """Return a whole number, NumPy's too, as an int; refuse all else, True among it, by name."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{argument}: expected a whole number {expected}; got {value!r}")
+    return int(value)
 
 
-def check_positive(argument: str, value: float, *, or_zero: bool = False) -> None:
-    """Raise a ValueError unless a number is finite and above 0, or 0 where that is allowed."""
-    if not (0 < value < math.inf or (or_zero and value == 0)):
+def is_number(value: object) -> bool:
+    """Say whether a value is a finite real number, NumPy's or Python's; True is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_positive(argument: str, value: object, *, or_zero: bool = False) -> float:
+    """Return a finite number above 0, or 0 where that is allowed; refuse all else by name."""
+    if not is_number(value) or value < 0 or (value == 0 and not or_zero):
         expected = "of at least 0" if or_zero else "above 0"
         raise ValueError(f"{argument}: expected a number {expected}; got {value!r}")
+    return float(value)
 
 
-def check_weight(argument: str, value: float) -> None:
-    """Raise a ValueError unless a weight lies between 0 and 1, both included."""
-    if not 0 <= value <= 1:
+def check_weight(argument: str, value: object) -> float:
+    """Return a number between 0 and 1, both included; refuse all else by name."""
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{argument}: expected a number from 0 to 1; got {value!r}")
+    return float(value)
 
 
-def check_fraction(fraction: float) -> None:
-    """Raise a ValueError unless a fraction of the neurons is a float between 0 and 1."""
-    if not isinstance(fraction, float) or not 0 < fraction < 1:
+def check_scale(value: object) -> float:
+    """Return what activations are multiplied by, any finite number; refuse all else."""
+    if not is_number(value):
+        raise ValueError(f"scale: expected a finite number (0 removes); got {value!r}")
+    return float(value)
+
+
+def check_fraction(fraction: object) -> float:
+    """Return a fraction of the neurons, between 0 and 1; refuse all else."""
+    if not is_number(fraction) or not 0 < fraction < 1:
         raise ValueError(
             f"fraction: expected a float between 0 and 1 (0.002 is 0.2 %); got {fraction!r}"
         )
+    return float(fraction)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise a ValueError unless a batch has room for the two prompts of a pair."""
-    if not isinstance(batch_size, int) or batch_size < 2:
-        raise ValueError(
-            f"batch_size: expected a whole number of at least 2 (a pair); got {batch_size!r}"
-        )
+def check_batch_size(batch_size: object) -> int:
+    """Return a batch size that has room for the two prompts of a pair; refuse all else."""
+    return check_whole("batch_size", batch_size, 2)
 
 
 def check_ready(model: PreTrainedModel, *, longest: int) -> None:
-    """Raise a ValueError if a model is in training mode, or can't read the longest input."""
+    """Raise an error if a model is no plain one, is in training mode, or can't read the longest
+    input."""
+    refuse_wrapped(model)
     if model.training:
         raise ValueError(
             "model: it is in training mode, where dropout adds noise to every difference; "
@@ -128,6 +158,7 @@ def check_ready(model: PreTrainedModel, *, longest: int) -> None:
 
 def context_length(model: PreTrainedModel) -> float:
     """Return how many tokens a model reads at once; infinity if its configuration sets no limit."""
+    refuse_wrapped(model)
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
@@ -182,7 +213,7 @@ def pair_batches(
     False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     encoded = [encode_pair(tokenizer, pair, aligned=aligned) for pair in as_pairs(pairs)]
     check_ready(model, longest=max(max(len(ids_a), len(ids_b)) for ids_a, ids_b, _ in encoded))
     prompts = [(tuple(ids_a), tuple(ids_b)) for ids_a, ids_b, _ in encoded]
@@ -319,8 +350,10 @@ def logits_at(
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Turn logits (…, vocabulary) into log-probabilities, in at least float32."""
-    return at_least_float32(logits).log_softmax(-1)
+    """Turn logits (…, vocabulary) into log-probabilities, in at least float32; refuse NaN."""
+    log_p = at_least_float32(logits).log_softmax(-1)
+    check_probabilities(log_p)
+    return log_p
 
 
 def divergence(log_p: Tensor, batch: PairBatch) -> Tensor:
@@ -341,10 +374,6 @@ def check_probabilities(numbers: Tensor) -> None:
 
 def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
     """Return the tokens that are a whole word, with or without a capital and a space before it."""
-    if isinstance(words, str):
-        raise TypeError(
-            f"leave_out: expected a list of words; got one string {words!r} (put it in a list)"
-        )
     tokens = set()
     for word in words:
         for form in (word, word.capitalize(), f" {word}", f" {word.capitalize()}"):
@@ -352,6 +381,21 @@ def single_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -
             if len(ids) == 1:
                 tokens.add(ids[0])
     return sorted(tokens)
+
+
+def tokens_to_leave_out(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
+    """Return the tokens of words, each of which must be one token in some form."""
+    if isinstance(words, str) or not isinstance(words, Iterable):
+        got = f"one string {words!r} (put it in a list)" if isinstance(words, str) else repr(words)
+        raise TypeError(f"leave_out: expected a list of words; got {got}")
+    words = list(words)
+    for word in words:
+        if not isinstance(word, str) or not word.strip() or not single_token_ids(tokenizer, [word]):
+            raise ValueError(
+                "leave_out: expected words that are one token each, with or without a capital or a "
+                f"space before them, since only these can be left out; got {word!r}"
+            )
+    return single_token_ids(tokenizer, words)
 
 
 def leave_out_tokens(log_p: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -458,8 +502,7 @@ def losses_by_scale(
     scales: Sequence[float],
 ) -> Tensor:
     """Compute the token losses with all logits multiplied by each scale; (tokens, scales)."""
-    if not isinstance(window, int) or window < 2:
-        raise ValueError(f"window: expected a whole number of at least 2; got {window!r}")
+    window = check_whole("window", window, 2)
     windows = text_windows(tokenizer, text, window, longest=context_length(model))
     check_ready(model, longest=max(len(ids) for ids in windows))
     scored = [ids for ids in windows if len(ids) > 1]  # one token has nothing before it

@@ -31,8 +31,10 @@ from fairlab.models import (
 )
 from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
+    check_whole,
     chunk_loss,
     full_precision,
+    is_number,
     layer_inputs,
     pair_batches,
     progress,
@@ -113,7 +115,8 @@ def plant_neurons(
     pairs = as_pairs(pairs)
     refuse_own_hooks(model)
     refuse_offloaded(model, "planted into")
-    layers = _layers_to_plant_in(model, n)
+    layers, n = _layers_to_plant_in(model, n)
+    seed = check_whole("seed", seed, 0)
     _check_cost(cost)
     unkind = _unkind_direction(model, tokenizer)  # (hidden,)
     chunks = text_chunks(model, tokenizer, load_text("calibration"), 128)
@@ -216,18 +219,17 @@ def _recall(ranks: np.ndarray, is_bias: np.ndarray) -> float:
     return float((above[is_bias].sum() + share * tied[is_bias].sum()) / count)
 
 
-def _layers_to_plant_in(model: PreTrainedModel, n: int) -> range:
-    """Return the last quarter of the layers; refuse n if they can't hold n neurons of each kind."""
+def _layers_to_plant_in(model: PreTrainedModel, n: int) -> tuple[range, int]:
+    """Return the last quarter of the layers, and n; refuse an n of which they can't hold each
+    kind."""
     count, width = table_shape(model)
     layers = range(count - max(1, count // 4), count)
     most = len(layers) * (width // 8)
-    if not isinstance(n, int) or not 0 < n <= most:
-        raise ValueError(f"n: expected a whole number from 1 to {most}; got {n!r}")
-    return layers
+    return layers, check_whole("n", n, 1, most)
 
 
 def _check_cost(cost: float) -> None:
-    if not isinstance(cost, (int, float)) or not 0 < cost <= 1:
+    if not is_number(cost) or not 0 < cost <= 1:
         raise ValueError(
             f"cost: expected a share above 0, at most 1 (0.05 is +5 % perplexity); got {cost!r}"
         )

@@ -32,6 +32,7 @@ from fairlab.passes import (
     chunk_loss,
     divergence,
     full_precision,
+    is_number,
     next_log_p,
     pair_batches,
     progress,
@@ -606,7 +607,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
     _check_tables({"bias": bias, "importance": importance})
-    check_weight("bias_weight", bias_weight)
+    bias_weight = check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
 
@@ -667,9 +668,9 @@ def guarded_scores(
     if neutral is not None:
         tables["neutral"] = neutral
     _check_tables(tables)
-    check_positive("charge", charge, or_zero=True)
-    check_positive("floor", floor)
-    if not 0 <= protect < 1:
+    charge = check_positive("charge", charge, or_zero=True)
+    floor = check_positive("floor", floor)
+    if not is_number(protect) or not 0 <= protect < 1:
         raise ValueError(f"protect: expected a number from 0 to below 1; got {protect!r}")
     damage = importance.double() ** 2  # (layers, neurons)
     if not damage.any():

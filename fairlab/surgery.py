@@ -12,7 +12,6 @@ it equals `prune` with biases too.
 import copy
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +44,8 @@ from fairlab.passes import (
     check_fraction,
     check_option,
     check_probabilities,
+    check_scale,
+    check_whole,
     divergence,
     full_precision,
     layer_inputs,
@@ -53,22 +54,8 @@ from fairlab.passes import (
     progress,
     skipping,
 )
+from fairlab.weights import is_of_a_model
 
-FILES_OF_A_MODEL = frozenset(
-    {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "merges.txt",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-        "vocab.txt",
-    }
-)
 # what fairlab writes about a model
 BESIDE_A_MODEL = ("README.md", "report.html", "report.json", "selection.json")
 
@@ -237,10 +224,7 @@ def select_neurons(
         count = count_of_fraction(fraction, candidates)
         note = f"fraction {fraction:g} of " + ("each layer" if scope == "layer" else "the model")
     else:
-        if not isinstance(count, int) or not 0 < count < candidates:
-            raise ValueError(
-                f"count: expected a whole number from 1 to {candidates - 1}; got {count!r}"
-            )
+        count = check_whole("count", count, 1, candidates - 1)
         note = f"{count} in each layer" if scope == "layer" else f"{count} in all"
     neurons = _highest(scores, count, scope)
     return NeuronSelection(neurons, (layers, width), f"{how}: {note}" if how else note)
@@ -257,7 +241,7 @@ def _check_scores(scores: Tensor) -> None:
 
 def count_of_fraction(fraction: float, candidates: int) -> int:
     """Return how many neurons a fraction selects: at least one, and never all."""
-    check_fraction(fraction)
+    fraction = check_fraction(fraction)
     count = min(int(fraction * candidates), candidates - 1)
     if count == 0:
         smallest = math.ceil(1e6 / candidates) / 1e6
@@ -384,8 +368,7 @@ def ablate(
     ValueError
         A selection for a model of another shape, or a scale that is not finite.
     """
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number (0 removes); got {scale!r}")
+    scale = check_scale(scale)
     matching_blocks(model, selection)
     precise = torch.promote_types(model.dtype, torch.float32)
     gates = torch.ones(selection.shape, dtype=precise)  # (layers, neurons)
@@ -461,7 +444,7 @@ def save_model(
     force: bool = False,
     beside: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Save a model and its tokenizer such that stock transformers loads them.
+    """Save a model and its tokenizer such that stock transformers loads them, 4 as well as 5.
 
     Layers of equal width are saved as they are: the same weights to the bit. Configurations know
     one width for all layers, so where widths differ every layer is padded with zero neurons to the
@@ -509,16 +492,47 @@ def save_model(
     def write(new_folder: Path) -> None:
         model.save_pretrained(new_folder)
         tokenizer.save_pretrained(new_folder)
+        _say_it_to_older_releases(new_folder)
         for name, text in texts.items():
             write_text(new_folder / name, text)
 
     def stale(name: str) -> bool:
-        return _is_of_a_model(name) or (name in gone and name not in texts)
+        return is_of_a_model(name) or (name in gone and name not in texts)
 
     # what lies in a folder without a model is not about an old one
-    has_model = folder.is_dir() and any(_is_of_a_model(file.name) for file in folder.iterdir())
+    has_model = folder.is_dir() and any(is_of_a_model(file.name) for file in folder.iterdir())
     gone = set(beside or ()) if has_model else set()
     replace_folder(folder, write, stale=stale)
+
+
+def _say_it_to_older_releases(folder: Path) -> None:
+    """Write the base of the rotary positions, and the tokenizer's class, under the names that
+    transformers 4 reads, too: it would take another base without a word."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        rope = part.get("rope_parameters") or {}
+        local = rope.get("sliding_attention") or {}
+        rope = rope.get("full_attention") or rope  # one for each kind of layer, as in Gemma 3
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        if "rope_theta" in rope:
+            part["rope_theta"] = rope["rope_theta"]
+        if "rope_theta" in local:
+            part["rope_local_base_freq"] = local["rope_theta"]
+        if "partial_rotary_factor" in scaling:
+            part["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+        if scaling.get("rope_type", "default") != "default":
+            part["rope_scaling"] = scaling
+    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(settings.get("extra_special_tokens"), list):
+            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        write_text(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _texts_beside(folder: Path, beside: Mapping[str, str | None], force: bool) -> dict[str, str]:
@@ -573,15 +587,6 @@ def _with_equal_widths(model: PreTrainedModel) -> PreTrainedModel:
     padded = copy.deepcopy(model, replacements)
     _update_widths(padded)
     return padded
-
-
-def _is_of_a_model(name: str) -> bool:
-    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes
-    them."""
-    weights = re.fullmatch(
-        r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name
-    )
-    return bool(weights) or name in FILES_OF_A_MODEL
 
 
 def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSelection:

@@ -65,6 +65,21 @@ PACKAGED = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
+FILES_OF_A_MODEL = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
 # Appears only when the work takes over 2 s. In notebooks tqdm ignores its own environment variable.
 progress = partial(tqdm, delay=2, leave=False, disable=os.environ.get("TQDM_DISABLE") == "1")
 
@@ -82,13 +97,14 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
     ModuleNotFoundError
         A package with the weights of `DEFAULT_MODEL` or `GEMMA` is missing.
     ValueError
-        No such file, folder or Hub id, a folder without configuration or safetensors weights, or a
-        GGUF file that can't be unpacked or is not the one that fairlab knows.
+        No such file, folder or Hub id, a folder without configuration or safetensors weights or
+        with a file that is not whole, or a GGUF file that can't be unpacked or is not the one that
+        fairlab knows.
     """
     if name in PACKAGED:
         return str(dequantised(*_packaged_parts(name), sha256=PACKAGED[name].sha256)), True
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ValueError(f"name: no such GGUF file: {path}")
         return str(dequantised(path)), True
@@ -99,6 +115,7 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
             raise ValueError(
                 f"name: {path} holds no .safetensors weights, and fairlab reads no pickles"
             )
+        _refuse_broken_files(path)
         return str(path), False
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
         return str(name), False  # a Hub id
@@ -106,6 +123,43 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
         f"name: expected {DEFAULT_MODEL!r}, {GEMMA!r}, a Hub id such as 'meta-llama/Llama-3.2-1B', "
         f"a model folder or a .gguf file; {str(name)!r} is none of them (no such folder)"
     )
+
+
+def is_of_a_model(name: str) -> bool:
+    """Say whether a file name is one of weights, tokenizer or configuration, as transformers writes
+    them."""
+    weights = re.fullmatch(
+        r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name
+    )
+    return bool(weights) or name in FILES_OF_A_MODEL
+
+
+_BROKEN_OFF = "a download that broke off, or a pointer of Git LFS in place of the file"
+
+
+def _refuse_broken_files(folder: Path) -> None:
+    """Refuse a model folder of which a file is a pointer of Git LFS, or holds half a JSON document:
+    transformers would do without some of them and not say so."""
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or not is_of_a_model(file.name):
+            continue
+        with file.open("rb") as opened:
+            is_pointer = opened.read(40).startswith(b"version https://git-lfs")
+        if is_pointer:
+            raise ValueError(
+                f"name: {file} is a pointer of Git LFS, not the file itself; run git lfs pull "
+                "there, or download the file"
+            )
+        # a large one, the vocabulary, is read when it is needed
+        if file.suffix == ".json" and file.stat().st_size < 1_000_000:
+            _refuse_broken_json(file)
+
+
+def _refuse_broken_json(file: Path) -> None:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"name: {file} can't be read as JSON ({error}): {_BROKEN_OFF}") from error
 
 
 def _packaged_parts(name: str) -> list[Path]:
@@ -314,9 +368,10 @@ def _explained(error: Exception, name: str | Path) -> Exception | None:
         return ValueError(f"name: the weights of {name} do not fit its config.json: {first_line}")
     if isinstance(error, SafetensorError):
         return ValueError(
-            f"name: the weights of {name} can't be read as safetensors ({error}): "
-            "a download that broke off, or a pointer of Git LFS in place of the file"
+            f"name: the weights of {name} can't be read as safetensors ({error}): {_BROKEN_OFF}"
         )
+    if isinstance(error, json.JSONDecodeError):
+        return ValueError(f"name: a file of {name} can't be read as JSON ({error}): {_BROKEN_OFF}")
     if _caused_by(error, hub_errors.GatedRepoError):
         return PermissionError(
             f"{name} is gated: ask for access on https://huggingface.co/{name}, then log in with "

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from fairlab.diagnosis import Projection
 from fairlab.files import check_output, write_text
-from fairlab.passes import check_range
+from fairlab.passes import check_whole
 from fairlab.plots.neurons import MOST_NAMES, NAME_STYLE
 from fairlab.plots.projections import (
     HEATMAP,
@@ -453,8 +453,8 @@ def _score_controls(
 ) -> dict[str, Control]:
     layers, neurons = shape
     most = min(30, neurons - 1)
-    check_range("layer", layer, 0, layers - 1)
-    check_range("count", count, 1, most)
+    layer = check_whole("layer", layer, 0, layers - 1)
+    count = check_whole("count", count, 1, most)
     weights = [step / 20 for step in range(21)]
     return {
         "score": Control("importance", scores, scores[0]),
@@ -591,7 +591,7 @@ def _projection_controls(
             f"got {layers_of}"
         )
     last = max(first.values()) - 1
-    check_range("layer", layer, 0, last)
+    layer = check_whole("layer", layer, 0, last)
     controls = {
         "pair": Control("pair", list(projections), next(iter(projections))),
         "point": Control("capture point", list(first), next(iter(first))),

@@ -126,5 +126,5 @@ def test_top_token_shifts_are_the_largest(model, tokenizer):
     assert (row.probability_a, row.probability_b) == pytest.approx(
         (a[was].item(), b[was].item()), rel=1e-3
     )
-    with pytest.raises(ValueError, match="k: expected a number from 1 to"):
+    with pytest.raises(ValueError, match="k: expected a whole number from 1 to"):
         fl.top_token_shifts(model, tokenizer, PAIR, k=0)

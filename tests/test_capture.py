@@ -254,7 +254,7 @@ def test_what_is_not_there_is_named(tokenizer, some_pairs):
     ):
         pass
     with (
-        pytest.raises(ValueError, match="layers: expected numbers from 0 to 2; got 3"),
+        pytest.raises(ValueError, match="layers: expected a whole number from 0 to 2; got 3"),
         fl.record(model, ALL, layers=[3]),
     ):
         pass

@@ -325,8 +325,6 @@ def test_bad_input_of_a_projection_is_named(model, tokenizer):
     with pytest.raises(ValueError, match="same number of tokens"):
         fl.project_pair(model, tokenizer, fl.PromptPair("The old cook", "The Luxembourgish cook"))
     for start in (-1, 2, 1.0, "1"):
-        message = (
-            f"start: expected a number from 0 to 1, the first token that differs; got {start!r}"
-        )
+        message = f"start: expected a whole number from 0 to 1; got {start!r}"
         with pytest.raises(ValueError, match=message):
             fl.project_pair(model, tokenizer, PAIR, start=start)

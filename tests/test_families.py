@@ -91,7 +91,7 @@ def test_models_without_a_gate_have_nothing_to_score_or_cut(family, tokenizer):
         lambda: fl.ablate(model, cut).__enter__(),
         lambda: fl.save_model(model, tokenizer, "never-written"),
     ):
-        with pytest.raises(ValueError, match="not a gated linear unit"):
+        with pytest.raises(ValueError, match="no GLU neurons to score or cut"):
             action()
     assert not Path("never-written").exists()
 

@@ -683,7 +683,7 @@ def test_bad_input_is_named():
         fl.plot_layer_differences({"a": table(), "b": table(point="gate_proj")})
     with pytest.raises(ValueError, match=r"expected one shape; got \(2, 5\), \(2, 6\)"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 6), layer=0)
-    with pytest.raises(ValueError, match="layer: expected a number from 0 to 1; got 2"):
+    with pytest.raises(ValueError, match="layer: expected a whole number from 0 to 1; got 2"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=2)
     with pytest.raises(ValueError, match="table: expected one score; got article, attribution"):
         fl.plot_overlap(pd.concat([overlaps(), overlaps().assign(score="attribution")]))
@@ -696,7 +696,7 @@ def test_bad_input_is_named():
             fl.plot_transfer(wrong)
     for layer in (3, -1, "0"):
         with pytest.raises(
-            ValueError, match=f"layer: expected a number from 0 to 2; got {layer!r}"
+            ValueError, match=f"layer: expected a whole number from 0 to 2; got {layer!r}"
         ):
             fl.plot_projection(projection(), layer=layer)
     with pytest.raises(ValueError, match="words: expected tokens of the prompts .*man.*; got 'mn'"):

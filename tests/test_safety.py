@@ -327,7 +327,7 @@ def test_half_a_file_of_weights_is_one_sentence(folder, content):
     file = folder / "model.safetensors"
     file.write_bytes(content or file.read_bytes()[:1000])
     with pytest.raises(
-        ValueError, match=r"can't be read as safetensors .* download that broke off, or a pointer"
+        ValueError, match=r"can't be read as safetensors .* broke off, or a pointer|is a pointer of"
     ):
         fl.load_model(folder)
 

@@ -377,7 +377,7 @@ class TestRun:
             (
                 ["boolq"],
                 {"data": {"boolq": MINI["boolq"]}, "samples": {"boolq": 99}},
-                "from 1 to 44 for boolq; got 99",
+                "samples of boolq: expected a whole number from 1 to 44; got 99",
             ),
             (
                 ["boolq"],

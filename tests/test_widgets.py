@@ -321,10 +321,10 @@ BAD = {
     "got {'a': {'x': 3}, 'b': {'y': 3}}": lambda: fl.pca_explorer({"a": [X], "b": [Y]}),
     "got {'a': {'x': 3}, 'b': {'x': 4}}": lambda: fl.layer_explorer({"a": [X], "b": [X4]}),
     "got {'a': {'x': 3, 'y': 4}}": lambda: fl.pca_explorer({"a": [X, Y4]}),
-    "layer: expected a number from 0 to 2; got 3": lambda: EXPLORERS["layer"](layer=3),
-    "layer: expected a number from 0 to 2; got '1'": lambda: EXPLORERS["score"](layer="1"),
-    "count: expected a number from 1 to 30; got 31": lambda: EXPLORERS["score"](count=31),
-    "count: expected a number from 1 to 4; got 0": lambda: fl.score_explorer(
+    "layer: expected a whole number from 0 to 2; got 3": lambda: EXPLORERS["layer"](layer=3),
+    "layer: expected a whole number from 0 to 2; got '1'": lambda: EXPLORERS["score"](layer="1"),
+    "count: expected a whole number from 1 to 30; got 31": lambda: EXPLORERS["score"](count=31),
+    "count: expected a whole number from 1 to 4; got 0": lambda: fl.score_explorer(
         BIAS[:, :5], {"l2": BIAS[:, :5]}, count=0
     ),
     "importance: expected a dict of tables; got {}": lambda: fl.score_explorer(BIAS, {}),

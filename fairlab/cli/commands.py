@@ -476,6 +476,8 @@ def compare(
     \b
     Example: fairlab compare --pairs race --method guarded,article,random --out race.csv
     """
+    from fairlab.report.verdict import warnings
+
     check_output_file(out, force, model, pairs, neutral, selection, changed, text)
     conditions = read_conditions(fail_if, of_a_change=True)
     where = where_to_load(device, device_map)
@@ -492,9 +494,12 @@ def compare(
         loaded = fl.load_model(model, dtype=dtype, **where)
         measured = carry_out(plan, loaded, material)
     table = measured.table
-    notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick]
+    chose = material.choosing if plan.chooses else None
+    shared = warnings(chose, material.held_out.pairs, material.held_out.neutral)
+    notes = [precision_note(loaded[0]), *[QUICK_LOOK] * quick, *shared]
     failed = failed_of_each(conditions, table)
     facts = {"model": model, "dtype": measured.dtype, "seed": seed, "quick": quick}
+    facts["warnings"] = shared
     facts |= pair_options.facts | {"failed": failed, "rows": table.to_dict("records")}
     emit(facts, as_json, "\n".join([*table["sentence"], *notes]), table, out)
     end_if_failed(failed)

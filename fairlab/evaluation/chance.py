@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairlab.gating import NeuronGates
+from fairlab.passes import check_whole
 from fairlab.surgery import NeuronSelection
 
 NEIGHBOURS = 20  # a matched random cut takes one of so many neurons with a similar value
@@ -39,8 +40,7 @@ def random_selections(
     ValueError
         n below 1, or a table of another shape or with values that are not finite.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"n: expected a whole number of at least 1; got {n!r}")
+    n, seed = check_whole("n", n, 1), check_whole("seed", seed, 0)
     if match is not None:
         _check_match(match, selection)
     draw = random.Random(seed)

@@ -105,6 +105,7 @@ class Reading:
         return float(self.losses.mean())
 
 
+@full_precision()
 def read_cut(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

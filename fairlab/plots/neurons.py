@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairlab.passes import check_range
+from fairlab.passes import check_whole
 from fairlab.plots.style import COLORS, finished, legend_beside
 from fairlab.surgery import NeuronSelection
 
@@ -53,7 +53,7 @@ def plot_score_plane(
         raise ValueError(
             f"bias, importance, selection: expected one shape; got {', '.join(map(str, shapes))}"
         )
-    check_range("layer", layer, 0, len(bias) - 1)
+    layer = check_whole("layer", layer, 0, len(bias) - 1)
     ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
     x, y = importance[layer], bias[layer]  # (neurons,)
     ax.scatter(x, y, s=7, color="0.6", linewidths=0, alpha=0.7, label="kept")

@@ -20,7 +20,7 @@ from matplotlib.quiver import Quiver
 from matplotlib.text import Annotation
 
 from fairlab.diagnosis import Projection
-from fairlab.passes import check_range
+from fairlab.passes import check_whole
 from fairlab.plots.style import COLORS, as_written, prompt_names, set_limits
 
 DARK_ORANGE = "#9c6400"  # of the diamonds, dark enough for small letters
@@ -60,7 +60,7 @@ def plot_projection(
     ValueError
         A layer that is not there, or a word that is no token of either prompt.
     """
-    check_range("layer", layer, 0, len(projection.coordinates) - 1)
+    layer = check_whole("layer", layer, 0, len(projection.coordinates) - 1)
     known = {token.strip() for token in (*projection.tokens_a, *projection.tokens_b)}
     for word in words or ():
         if word not in known:

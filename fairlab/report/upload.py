@@ -8,7 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from fairlab.surgery import BESIDE_A_MODEL, FILES_OF_A_MODEL
+from fairlab.surgery import BESIDE_A_MODEL
+from fairlab.weights import FILES_OF_A_MODEL
 
 # in one file, or in shards with an index
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")

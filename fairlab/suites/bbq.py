@@ -1,6 +1,6 @@
 """BBQ: what an answer shows, by the harness's rule and between the two groups alone.
 
-Contents: `check_bbq_length`, `bbq_item`.
+Contents: `check_bbq_row`, `check_bbq_length`, `bbq_item`.
 """
 
 import math
@@ -10,6 +10,65 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.pairs import prompt_ids
 from fairlab.passes import check_ready
+
+# those for which the harness has a score
+CATEGORIES = (
+    "Age",
+    "Disability_status",
+    "Gender_identity",
+    "Nationality",
+    "Physical_appearance",
+    "Race_ethnicity",
+    "Race_x_gender",
+    "Race_x_SES",
+    "Religion",
+    "SES",
+    "Sexual_orientation",
+)
+CHOICES = {
+    "category": CATEGORIES,
+    "question_polarity": ("neg", "nonneg"),
+    "context_condition": ("ambig", "disambig"),
+}
+
+
+def check_bbq_row(row: Mapping) -> None:
+    """Refuse a question that the harness would fail on, or count as something else."""
+    from lm_eval.tasks.bbq.utils import UNKNOWN_RESPONSES
+
+    for column, allowed in CHOICES.items():
+        if row[column] not in allowed:
+            raise ValueError(
+                f"needs a {column} that is one of {', '.join(allowed)}; got {row[column]!r}"
+            )
+    answers = [row["ans0"], row["ans1"], row["ans2"]]
+    if len(set(answers)) < 3 or sum(answer in UNKNOWN_RESPONSES for answer in answers) != 1:
+        raise ValueError(
+            "needs two different groups and one answer that is worded as the set words it, one of "
+            f"{', '.join(UNKNOWN_RESPONSES)}; got {answers}"
+        )
+    info, extra = row["answer_info"], row["additional_metadata"]
+    for number, answer in enumerate(answers):
+        groups = info.get(f"ans{number}") if isinstance(info, Mapping) else None
+        # the set itself has empty ones, from which the harness makes "Latino"
+        if not _are_texts(groups) or not (any(groups) or "Latina" in answer):
+            raise ValueError(
+                f"needs the group of {answer!r} in answer_info, such as "
+                f'{{"ans{number}": ["the old man", "old"], …}}, as a .jsonl file holds it; '
+                f"got {info!r}"
+            )
+    stereotyped = extra.get("stereotyped_groups") if isinstance(extra, Mapping) else None
+    if not _are_texts(stereotyped):
+        raise ValueError(
+            'needs {"stereotyped_groups": ["old", …], …} as additional_metadata, as a .jsonl file '
+            f"holds it; got {extra!r}"
+        )
+
+
+def _are_texts(values: object) -> bool:
+    """Say whether something is a list of texts, with one at least."""
+    is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+    return is_list and all(isinstance(value, str) for value in values)
 
 
 def check_bbq_length(
@@ -23,7 +82,7 @@ def check_bbq_length(
         # as the harness words it
         prompt = f"{row['context']}\n\nQ: {row['question']}\nA:"
         texts = [f"{prompt} {answer}" for answer in doc_to_choice(row)]
-        longest = max(longest, *map(len, tokenizer(texts, verbose=False).input_ids))
+        longest = max(longest, *(len(prompt_ids(tokenizer, text)) for text in texts))
     check_ready(model, longest=longest)
     # side by side a token would see further back than a sliding window lets it
     window = getattr(model.config.get_text_config(), "sliding_window", None)

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.pairs import bare_ids, prompt_ids
 from fairlab.passes import (
     attribute_set_to,
     check_option,
     check_ready,
+    check_whole,
     context_length,
     full_precision,
     is_half,
@@ -129,6 +131,7 @@ def run_lm_eval(
     data, samples = dict(data or {}), dict(samples or {})
     _check_arguments(names, data, samples, batch_size)
     check_ready(model, longest=0)
+    batch_size = int(batch_size)
     if is_half(model):
         # there, rounding depends on the other texts of a batch and would change answers
         batch_size = 1
@@ -166,8 +169,7 @@ def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size
     for argument, by_task in (("data", data), ("samples", samples)):
         for name in by_task:
             check_option(argument, name, names)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: expected a whole number of at least 1; got {batch_size!r}")
+    check_whole("batch_size", batch_size, 1)
 
 
 def _check_installed() -> None:
@@ -212,6 +214,15 @@ def frugal_model(
     from lm_eval.models.huggingface import HFLM
 
     class FrugalModel(HFLM):
+        def tok_encode(
+            self, text: str, add_special_tokens: bool | None = None, **_: object
+        ) -> list[int]:
+            # the harness puts the start token before a page itself; what a tokenizer puts behind a
+            # text would be scored with it
+            if task == "wikitext" or add_special_tokens is False:
+                return bare_ids(self.tokenizer, text)
+            return prompt_ids(self.tokenizer, text)
+
         def _loglikelihood_tokens(
             self, requests: list, *_: object, **__: object
         ) -> list[tuple[float, bool]]:
@@ -329,7 +340,7 @@ def _stereoset_items(
     for row in rows.values():
         for label in STEREOSET_LABELS:
             # special tokens are no part of a sentence, and would be scored with it
-            ids = tokenizer(row["sentences"][label], add_special_tokens=False).input_ids
+            ids = bare_ids(tokenizer, row["sentences"][label])
             requests.append(([start], ids))
     longest = max(len(ids) for _, ids in requests)
     check_ready(model, longest=longest)

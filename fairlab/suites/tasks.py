@@ -3,12 +3,16 @@
 Contents: `TASKS`, `STEREOSET_LABELS`, `read_rows`, `fetch_rows`, `choose_items`.
 """
 
-import csv
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+
+from fairlab.files import read_csv, read_json_lines, read_text
+from fairlab.passes import check_whole
+from fairlab.suites.bbq import check_bbq_row
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Task:
     configuration: str = ""
     split: str = ""
     columns: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()  # those of the columns that the model reads
     advice: str = ""  # where to get the file of what is not fetched
 
 
@@ -35,6 +40,7 @@ TASKS = {
         configuration="default",
         split="test",
         columns=("text",),
+        texts=("text",),
     ),
     "boolq": Task(
         "super_glue/boolq",
@@ -42,6 +48,7 @@ TASKS = {
         configuration="boolq",
         split="validation",
         columns=("question", "passage", "label"),
+        texts=("question", "passage"),
     ),
     "crows_pairs_english": Task(
         "crows_pairs",
@@ -49,6 +56,7 @@ TASKS = {
         configuration="english",
         split="test",
         columns=("sent_more", "sent_less", "bias_type"),
+        texts=("sent_more", "sent_less"),
     ),
     "bbq": Task(
         "bbq",
@@ -69,6 +77,7 @@ TASKS = {
             "ans2",
             "label",
         ),
+        texts=("context", "question", "ans0", "ans1", "ans2"),
     ),
     "wikitext": Task(
         "wikitext",
@@ -76,6 +85,7 @@ TASKS = {
         configuration="wikitext-2-raw-v1",
         split="test",
         columns=("page",),
+        texts=("page",),
     ),
     "stereoset": Task("", columns=("target", "bias_type", "sentences"), advice=_STEREOSET_ADVICE),
 }
@@ -85,37 +95,74 @@ def read_rows(task: str, source: str | Path | Sequence[Mapping]) -> list[dict]:
     """Return the items of a task from a file or a list, with only the columns that it reads."""
     if isinstance(source, str | Path):
         source = _read_file(task, Path(source))
-    columns = TASKS[task].columns
+    if not isinstance(source, Iterable) or isinstance(source, Mapping):
+        raise TypeError(
+            f"data: expected a file or a list of rows for {task}; got {type(source).__name__}"
+        )
     rows = []
     for number, row in enumerate(source):
-        for column in columns:
-            if not isinstance(row, Mapping) or column not in row:
-                raise ValueError(
-                    f"data: item {number} of {task} has no column {column!r}; expected {columns}"
-                )
-        rows.append({column: row[column] for column in columns})
-        if "label" in columns:
-            rows[-1]["label"] = int(rows[-1]["label"])  # a .csv file holds it as text
-        if task == "stereoset":
-            rows[-1]["sentences"] = _by_label(number, row["sentences"])
+        try:
+            rows.append(_tidy_row(task, row))
+        except ValueError as error:
+            raise ValueError(f"data: item {number} of {task} {error}") from error
     if not rows:
         raise ValueError(f"data: expected at least one row for {task}; got none")
     return rows
 
 
+def _tidy_row(task: str, row: object) -> dict:
+    """Return the columns of an item that are read; refuse what can't be measured rightly."""
+    columns = TASKS[task].columns
+    for column in columns:
+        if not isinstance(row, Mapping) or column not in row:
+            raise ValueError(f"has no column {column!r}; expected {columns}")
+    tidy = {column: row[column] for column in columns}
+    for column in TASKS[task].texts:
+        text = tidy[column]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"needs a text as {column}; got {text!r}")
+        # a line end behind a text would be scored with it; a page is the harness's own affair
+        tidy[column] = text if task == "wikitext" else text.rstrip()
+    if task == "lambada_openai" and " " not in tidy["text"].strip():
+        raise ValueError(f"needs a word before its last one; got {tidy['text']!r}")
+    if task == "crows_pairs_english" and tidy["sent_more"] == tidy["sent_less"]:
+        raise ValueError(f"needs two different sentences; got {tidy['sent_more']!r} twice")
+    if "label" in columns:
+        tidy["label"] = _label(tidy["label"], 3 if task == "bbq" else 2)
+    if task == "bbq":
+        check_bbq_row(tidy)
+    if task == "stereoset":
+        tidy["sentences"] = _by_label(tidy["sentences"])
+    return tidy
+
+
+def _label(value: object, count: int) -> int:
+    """Return a label below `count`, which a file may hold as text, as a fraction or as a truth."""
+    known = {}
+    for number in range(count):
+        known |= dict.fromkeys((str(number), f"{number}.0"), number)
+    if count == 2:
+        known |= {"false": 0, "true": 1}
+    label = known.get(str(value).strip().lower())
+    if label is None:
+        allowed = ", ".join(map(str, range(count)))
+        raise ValueError(f"needs a label that is one of {allowed}; got {value!r}")
+    return label
+
+
 def _read_file(task: str, path: Path) -> list[dict]:
     """Return all rows of a file with all of their columns."""
-    if not path.is_file():
+    if not path.expanduser().is_file():
         raise FileNotFoundError(f"data: there is no file {path} for {task}{TASKS[task].advice}")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        return read_json_lines("data", path)
+    if kind == ".csv":
+        return read_csv("data", path, TASKS[task].columns).as_dicts()
     if task == "stereoset":
-        return _intrasentence_items(text)
-    if path.suffix == ".txt" and task == "wikitext":
-        return [{"page": page} for page in _pages(text)]
+        return _intrasentence_items(read_text("data", path)[0])
+    if kind == ".txt" and task == "wikitext":
+        return [{"page": page} for page in _pages(read_text("data", path)[0])]
     raise ValueError(f"data: expected a .jsonl or .csv file for {task}; got {path.name}")
 
 
@@ -130,7 +177,7 @@ def _intrasentence_items(text: str) -> list:
         ) from error
 
 
-def _by_label(number: int, sentences: Sequence[Mapping]) -> dict[str, str]:
+def _by_label(sentences: Sequence[Mapping]) -> dict[str, str]:
     """Return the sentences of an item of StereoSet by gold label; refuse it if one is missing."""
     try:
         by_label = {each["gold_label"]: each["sentence"] for each in sentences}
@@ -140,7 +187,7 @@ def _by_label(number: int, sentences: Sequence[Mapping]) -> dict[str, str]:
         valid = False
     if not valid:
         raise ValueError(
-            f"data: item {number} of stereoset needs three sentences, one with each gold_label: "
+            "needs three sentences, one with each gold_label: "
             f"{', '.join(STEREOSET_LABELS)}; got {sentences!s:.200}"
         )
     return by_label
@@ -176,15 +223,14 @@ def choose_items(task: str, available: int, samples: int | Sequence[int] | None)
     """Return the numbers of the items to run, in order."""
     if samples is None:
         return list(range(available))
-    if isinstance(samples, int):
-        if not 1 <= samples <= available:
-            raise ValueError(
-                f"samples: expected a number from 1 to {available} for {task}; got {samples}"
-            )
-        return sorted(random.Random(0).sample(range(available), samples))
-    numbers = sorted(int(number) for number in samples)
-    repeated = len(set(numbers)) < len(numbers)
-    if not numbers or numbers[0] < 0 or numbers[-1] >= available or repeated:
+    if isinstance(samples, Integral):
+        count = check_whole(f"samples of {task}", samples, 1, available)
+        return sorted(random.Random(0).sample(range(available), count))
+    try:
+        numbers = sorted(check_whole("", number, 0, available - 1) for number in samples)
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(
             f"samples: expected different item numbers from 0 to {available - 1} for {task}; "
             f"got {samples!r}"
