@@ -415,6 +415,7 @@ def _did_it_help(
         judged,
         n_random=choices.n_random,
         metric=False,
+        batch_size=16,  # half the memory of the default
     )
     kind = "cut" if choices.scale == 0 else "gates"
     table = comparison.table

@@ -388,6 +388,15 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+def can_be_written(folder: Path) -> bool:
+    """Try to make a file in a folder: `os.access` says yes to root everywhere."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def _checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None]) -> Path:
     """Return the absolute path of an output, which is no input and can be written."""
     path = Path(path).expanduser().resolve()
@@ -399,7 +408,7 @@ def _checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path |
             )
     # the first folder above it that is there; "/" has none
     parent = next((parent for parent in path.parents if parent.exists()), path)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    if not parent.is_dir() or not can_be_written(parent):
         raise ValueError(
             f"{argument}: {path} can't be written: no folder can be made or changed in {parent}"
         )

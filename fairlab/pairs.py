@@ -337,7 +337,7 @@ def chat_pairs(
     pairs = as_pairs(pairs)
     if not tokenizer.chat_template:
         raise ValueError(
-            "tokenizer: it has no chat template, so its model is no chat model; measure the pairs "
+            "tokenizer: it has no chat template; measure the pairs "
             "as they are, or set tokenizer.chat_template"
         )
     if any(pair.chat for pair in pairs):

@@ -728,6 +728,12 @@ def test_a_report_overwrites_nothing(measured, name, tmp_path):
     assert (tmp_path / name).read_text(encoding="utf-8") != "mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux alone has such a folder")
+def test_a_place_that_cannot_be_written_even_by_root():
+    with pytest.raises(ValueError, match="can't be written"):
+        check_output("out", "/proc/x.csv")
+
+
 def test_a_page_of_sliders_overwrites_nothing(tokenizer, tmp_path):
     projection = fl.project_pair(tiny_model(), tokenizer, fl.ARTICLE_PAIR, point="residual")
     explorer = fl.pca_explorer({"Black / white": [projection]})

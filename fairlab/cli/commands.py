@@ -81,6 +81,7 @@ from fairlab.cli.pairs import (
 )
 from fairlab.cli.plan import QUICK_LOOK, Plan, check_batch_size, check_choosing, where_to_load
 from fairlab.cli.reports import (
+    card_of,
     check_nothing_for_a_report,
     check_page,
     check_prune_outputs,
@@ -88,6 +89,7 @@ from fairlab.cli.reports import (
     cut_in_place,
     papers_beside,
     place_of_page,
+    tell_of_licence,
     write_page,
 )
 
@@ -395,6 +397,7 @@ def prune(
             pair_options,
         )  # fmt: skip
         material = material_of(plan, model)
+        tell_of_licence(model, card, terms)
     else:
         check_nothing_for_a_report(context)
         check_neutral_is_used(method, pair_options)
@@ -417,7 +420,7 @@ def prune(
         facts |= facts_after
         # printed first: if nothing can be saved after all, what was found has been seen
         emit(facts, as_json, found_text(facts, selection))
-        about = card and fl.model_card(page.with_suffix(".json"), **terms)
+        about = card and card_of(page, terms)
         papers = papers_beside(out, selection, private, about)
         fl.save_model(cut, loaded[1], out, dtype=cut.dtype, force=force, beside=papers)
     if not as_json:

@@ -160,9 +160,8 @@ def digest_of_code(folder=Path(fl.__file__).parent):
 
 def readings_are_kept_in(folder, no_cache):
     """Return the folder that keeps the readings, made where it is missing; None for none."""
-    import os
 
-    from fairlab.files import readings_folder
+    from fairlab.files import can_be_written, readings_folder
 
     if no_cache:
         if folder:
@@ -171,7 +170,7 @@ def readings_are_kept_in(folder, no_cache):
     folder = (folder or readings_folder()).expanduser() / digest_of_code()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
+        writable = can_be_written(folder)
     except OSError:
         writable = False
     if not writable:

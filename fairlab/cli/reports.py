@@ -1,12 +1,13 @@
 """The page of a comparison, and what `fairlab prune` writes: a cut model, and what lies beside it.
 
-Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report`, `codes_of` (before the
-model loads); `write_page`, `words_counted`; `cut_in_place`, `place_of_page`, `papers_beside` (of a
-cut model).
+Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report`, `codes_of`,
+`tell_of_licence` (before the model loads); `write_page`, `words_counted`; `cut_in_place`,
+`place_of_page`, `papers_beside`, `card_of` (of a cut model).
 """
 
 import json
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,29 @@ def check_page(page, argument, force, inputs):
         raise ValueError(f"{argument}: expected a name that ends in .html; got {str(page)!r}")
     for output in (page, page.with_suffix(".json")):
         check_output_file(output, force, *inputs, argument=argument)
+
+
+def card_of(page, terms):
+    """Make the model card from the numbers beside a page; that it lacks a licence was said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return fl.model_card(page.with_suffix(".json"), **terms)
+
+
+def tell_of_licence(model, card, terms):
+    """Say before the work that the card, if there is one, will state no licence."""
+    from fairlab.models import empty_model
+    from fairlab.report.terms import folder_terms, terms_of_cut
+
+    if not card:
+        return
+    name = type(empty_model(model)).__name__
+    if "license" not in terms_of_cut(model, name, folder_terms(model), terms):
+        print(
+            "fairlab: the card will state no licence; give --license, or --base-model where the "
+            "model that it comes from is on the Hub",
+            file=sys.stderr,
+        )
 
 
 def check_prune_outputs(out, page, card, terms, force, inputs):
