@@ -1,6 +1,6 @@
 # The page without code, for a Hugging Face Space (sdk: docker) or any server:
 #     docker build -t fairlab . && docker run -p 7860:7860 fairlab
-# Each visitor has a process of about 1 GB, which ends 10 minutes after the last use.
+# Each visitor has a process of 1 to 2 GB, which ends 10 minutes after the last use.
 FROM python:3.12-slim
 
 # Spaces run as user 1000

@@ -181,8 +181,8 @@ def examine(
     choices : Choices, optional
         What to look at, and what to cut; `Choices()` by default.
     judged : HeldOut, optional
-        What the cut is judged on. By default eight pairs, of the pair's category and three others,
-        each in another one of the course's sentences for training, a neutral pair in each of these
+        What the cut is judged on. By default eight pairs, of four categories, the pair's own
+        among them if it is one of the course's, each in another one of the course's sentences for training, a neutral pair in each of these
         sentences, and the start of `load_text("evaluation")`.
 
     Yields
@@ -230,7 +230,8 @@ def _steps(
 def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOut:
     """Return pairs in other sentences, a neutral one beside each, and the start of a text.
 
-    The pair's category and three others in turn, so that each has two sentences and an interval.
+    Four categories in turn (the pair's own first, if it is one of these), so that each has two
+    sentences and an interval.
     These sentences choose neurons elsewhere in the course; here one pair does, and they judge.
     """
     sentences: dict[str, dict[str, PromptPair]] = {}  # template → category → the first such pair
@@ -304,16 +305,18 @@ def _where_they_part(
     curve = _new_figure(plot_layer_differences, table)
     moved = projection.distances[layer].argmax()
     token = projection.tokens_a[moved].strip()
+    first_out = " The first token is left out." if first else ""
     pictures = [
         Picture(
             "Tokens of both prompts",
             f"The tokens in the two main axes of layer {layer}, which show {share:.0%} of their "
-            f"variance. {token!r} moves most.",
+            f"variance. In all dimensions together {token!r} moves most.{first_out}",
             plane,
         ),
         Picture(
             "Distance by token and layer",
-            "How far apart the two prompts are at each token and layer, divided by the length.",
+            "How far apart the two prompts are at each of these tokens and layers, divided by the "
+            "length of the activation.",
             heatmap,
         ),
         Picture(
@@ -420,10 +423,13 @@ def _did_it_help(
     kind = "cut" if choices.scale == 0 else "gates"
     table = comparison.table
     sentences = [decision(table, kind), *verdict(table, kind)]
+    topics = ", ".join(dict.fromkeys(other.category for other in judged.pairs))
     sentences.append(
-        f"Judged on {len(judged.pairs)} pairs in other sentences, which did not choose the "
-        f"neurons, beside {choices.n_random} random cuts and {len(judged.neutral)} neutral pairs. "
-        "So few can't show a small change: `fairlab report` reads more."
+        f"Judged on {len(judged.pairs)} pairs about {topics}, and it is their groups of which this "
+        "speaks. They stand in other sentences than the pair that chose the neurons, which is not "
+        f"among them (its words may be). Beside them: {choices.n_random} random cuts and "
+        f"{len(judged.neutral)} neutral pairs. So few can't show a small change: `fairlab report` "
+        "reads more, and pairs of your own."
     )
     gap = _new_figure(plot_comparison, table, draws=comparison.draws)
     price = _new_figure(plot_comparison, table, draws=comparison.draws, measure="perplexity")

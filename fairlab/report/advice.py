@@ -83,7 +83,7 @@ def _more_sentences(gap: dict, seen: dict, kind: str) -> str:
             f"({span(gap['random_low'], gap['random_high'])})."
         )
     if gap["change"] > 0:
-        return "More sentences would at best show that it widens the gap."
+        return "More sentences would at best show that the model treats the groups less alike."
     if more > TOO_MANY:
         return f"To show a change this small would take more than {TOO_MANY:,} more sentences."
     return (

@@ -59,7 +59,7 @@ function render({ model, el }) {
   const withAddress = document.body.dataset.voila !== undefined; // JupyterLab has its own address
   const inputs = {}; // name of a choice → its control
   const urls = []; // of pictures, to be given back at the end
-  let checks = 0, typing, silence, step;
+  let checks = 0, typing, silence, step, ran;
 
   el.classList.add("fairlab-app");
   const form = add(el, "form");
@@ -196,14 +196,16 @@ function render({ model, el }) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (run.disabled) return;
-    const { prompt_a, prompt_b, ...rest } = choices();
+    ran = choices();
+    const { prompt_a, prompt_b, ...rest } = ran;
     alert.textContent = "";
     status.textContent = "Asking the server …";
     run.disabled = true;
     model.send({ kind: "run", prompt_a, prompt_b, choices: rest });
     silence = setTimeout(() => {
-      failed("The server does not answer: it may have stopped after a while without use. "
-        + "Load this page again; the link keeps your choices.");
+      failed("The server does not answer: it may have stopped after a while without use. Load this "
+        + "page again" + (withAddress ? ", which keeps your choices; on Binder, open it anew and put "
+        + "the end of this address, from # on, behind the new one." : "."));
     }, PATIENCE);
   });
 
@@ -234,9 +236,8 @@ function render({ model, el }) {
       inputs.prompt_b.setAttribute("aria-invalid", String(!good));
     },
     started() {
-      const chosen = choices();
       results.replaceChildren();
-      const { prompt_a, prompt_b, ...rest } = chosen;
+      const { prompt_a, prompt_b, ...rest } = ran; // what was sent, whatever was moved since
       add(results, "h2", "Results");
       const list = add(results, "p", "", "chosen");
       const said = Object.entries(rest).map(([name, value]) => `${IN_ADDRESS[name]} ${value}`);
