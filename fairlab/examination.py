@@ -181,9 +181,10 @@ def examine(
     choices : Choices, optional
         What to look at, and what to cut; `Choices()` by default.
     judged : HeldOut, optional
-        What the cut is judged on. By default eight pairs, of four categories, the pair's own
-        among them if it is one of the course's, each in another one of the course's sentences for training, a neutral pair in each of these
-        sentences, and the start of `load_text("evaluation")`.
+        What the cut is judged on. By default eight pairs of four categories, the pair's own among
+        them if it is one of the course's. Each pair stands in another one of the course's sentences
+        for training, with a neutral pair beside it; the text is the start of
+        `load_text("evaluation")`.
 
     Yields
     ------

@@ -244,6 +244,7 @@ def _written(value: Any) -> str:
 
 
 def template_text(name: str) -> str:
+    """Return the text of a file of `fairlab/templates`."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 

@@ -482,7 +482,7 @@ def with_spreadsheet(tokenizer, path):
 @pytest.mark.parametrize("words_split", [True, False])
 def test_lesson_13_takes_a_spreadsheet(words_split, tokenizer, tmp_path, capsys):
     """In place of its own pairs, as one category, with neutral words in the same sentences and its
-    answers; without a split of the words, a note says which of them judge as well."""
+    answers; a note says which words choose and judge, on either side of a pair."""
     untouched = with_spreadsheet(tokenizer, None)
     assert untouched["built"] == {} and untouched["CATEGORY"] == "mine"
     assert capsys.readouterr().out == ""
@@ -502,8 +502,8 @@ def test_lesson_13_takes_a_spreadsheet(words_split, tokenizer, tmp_path, capsys)
         assert names["OUTCOMES"][pair.template] == answers
     assert names["built"]["judge, neutral"][0].prompt_a in capsys.readouterr().out
     exec(cell_with("13", "choose and judge:"), names)
-    note = "NOTE: these words choose and judge: Asian, Black, needy, poor\n"
-    assert capsys.readouterr().out == ("" if words_split else note)
+    shared = "white" if words_split else "Asian, Black, needy, poor, rich, wealthy, white"
+    assert capsys.readouterr().out == f"NOTE: these words choose and judge: {shared}\n"
     with pytest.raises(ValueError, match="there are no pairs that judge: see split"):
         exec(cell_with("13", "choose and judge:"), {"built": {"judge": []}})
 

@@ -246,8 +246,10 @@ def length_warnings(readings: pd.DataFrame) -> list[str]:
 
 
 def text_warnings(continuations: pd.DataFrame | None, name: str) -> list[str]:
-    """Say where whole texts speak against a change: harsh words moved toward the first word of a
-    pair, which has more of them now, or kind words away from it.
+    """Say where whole texts speak against a change.
+
+    They do where harsh words moved toward the first word of a pair, which has more of them now, or
+    kind words away from it.
 
     Parameters
     ----------
