@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     start = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: start.get(getattr(item, "originalname", ""), len(LONG)))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    """Close what a test has drawn, so that the next one on this worker finds no figure."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(scope="session", autouse=True)

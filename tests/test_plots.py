@@ -18,12 +18,6 @@ def table(scale=1.0, point="mlp_output"):
     return frame.assign(relative=frame.difference / frame.scale)
 
 
-@pytest.fixture(autouse=True)
-def _no_figure_is_left():
-    yield
-    plt.close("all")
-
-
 def test_layer_differences_on_one_axis():
     ax = fl.plot_layer_differences({"before": table(), "after": table(0.5)})
     assert [list(line.get_ydata()) for line in ax.lines] == [[1, 2, 3, 4], [0.5, 1, 1.5, 2]]
