@@ -1,7 +1,6 @@
 """One pair of prompts seen from all sides, a step at a time: what the page without code shows.
 
-Contents: `examine`, which yields a `Step` after the other; `read_prompts`, which makes a pair of
-two prompts; `mark_tokens`, which says how a tokenizer cuts them; `Choices`, what somebody chose.
+Contents: `examine`, which yields a `Step` after the other.
 """
 
 import itertools
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.behavior import generate, next_token_divergence
 from fairlab.capture import CAPTURE_POINTS, pair_differences
+from fairlab.choices import MOST_NEURONS, SCORES, STEPS, Choices
 from fairlab.diagnosis import article_metric, layer_differences, project_pair
 from fairlab.evaluation.compare import Comparison, compare
 from fairlab.evaluation.readings import HeldOut
@@ -22,14 +22,7 @@ from fairlab.files import load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates
 from fairlab.neutral import build_neutral_pairs
-from fairlab.pairs import (
-    PromptPair,
-    check_pairs,
-    encode_pair,
-    load_pairs,
-    prompt_ids,
-    shared_start,
-)
+from fairlab.pairs import PromptPair, check_pairs, encode_pair, load_pairs
 from fairlab.passes import check_option, check_scale, check_whole
 from fairlab.plots.cuts import plot_comparison
 from fairlab.plots.layers import plot_layer_differences
@@ -40,48 +33,10 @@ from fairlab.report.verdict import verdict
 from fairlab.scores import bias_scores, hybrid_scores, importance_scores
 from fairlab.surgery import NeuronSelection, ablate, select_neurons
 
-SCORES = ("article", "activation", "attribution")
-MOST_NEURONS = 30  # in a layer
-MOST_TOKENS = 64  # of a prompt that somebody typed
-# so few that all four steps take less than a minute on two cores
+# so few that all four steps take less than half a minute on two cores
 JUDGED = 8  # pairs, in as many sentences
-JUDGED_TEXT = 1500  # characters of plain prose on which the price is read
-STORY = 30  # new tokens of each text
-STEPS = (
-    "Where the prompts part",
-    "Which neurons are cut",
-    "What the model writes",
-    "Did it help?",
-)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What to look at, and what to cut.
-
-    Parameters
-    ----------
-    point : str
-        The capture point of the pictures.
-    layer : int
-        The layer of the pictures, from 0.
-    score : str
-        How neurons are scored: "article" or "activation" (how differently they react, mixed half
-        and half with small weights), or "attribution" (how much they widen the gap).
-    count : int
-        Neurons of each layer to change, from 1 to 30.
-    scale : float
-        What their activations are multiplied by: 0 removes them, 1 keeps them.
-    n_random : int
-        Random cuts beside the cut.
-    """
-
-    point: str = "mlp_output"
-    layer: int = 0
-    score: str = "article"
-    count: int = 3
-    scale: float = 0.0
-    n_random: int = 5
+JUDGED_TEXT = 1200  # characters of plain prose on which the price is read
+STORY = 25  # new tokens of each text
 
 
 @dataclass(frozen=True)
@@ -101,64 +56,6 @@ class Step:
     sentences: Sequence[str]
     pictures: Sequence[Picture] = field(default_factory=tuple)
     texts: Sequence[tuple[str, str]] = field(default_factory=tuple)
-
-
-def read_prompts(tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: str) -> PromptPair:
-    """Make a pair of two prompts that somebody typed.
-
-    Returns
-    -------
-    PromptPair
-        With a template: what both prompts share, with {} where they differ.
-
-    Raises
-    ------
-    ValueError
-        Empty or equal prompts, more than 64 tokens, unequally many, or a pair that is not valid
-        (`check_pairs`).
-    """
-    lengths = {}
-    for name, prompt in (("prompt_a", prompt_a), ("prompt_b", prompt_b)):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"{name}: expected a sentence; got {prompt!r}")
-        lengths[name] = len(prompt_ids(tokenizer, prompt))
-        if lengths[name] > MOST_TOKENS:
-            raise ValueError(f"{name}: expected at most {MOST_TOKENS} tokens; got {lengths[name]}")
-    if lengths["prompt_a"] != lengths["prompt_b"]:
-        raise ValueError(
-            f"prompt_b: expected {lengths['prompt_a']} tokens, as prompt_a has; "
-            f"got {lengths['prompt_b']} (take words that the model cuts into equally many tokens)"
-        )
-    words_a, words_b = prompt_a.split(" "), prompt_b.split(" ")
-    start = shared_start(words_a, words_b)
-    end = shared_start(words_a[start:][::-1], words_b[start:][::-1])
-    one = " ".join(words_a[start : len(words_a) - end])
-    other = " ".join(words_b[start : len(words_b) - end])
-    template = " ".join([*words_a[:start], "{}", *words_a[len(words_a) - end :]])
-    pair = PromptPair(prompt_a, prompt_b, one, other, category="your pair", template=template)
-    encode_pair(tokenizer, pair)  # says what else is wrong with it
-    return pair
-
-
-def mark_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompt_a: str, prompt_b: str
-) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Return the tokens of two prompts, each with whether the two differ there.
-
-    Everything between what both begin with and what both end with counts as different, so prompts
-    of unequal length can be marked, too.
-    """
-    ids_a, ids_b = prompt_ids(tokenizer, prompt_a), prompt_ids(tokenizer, prompt_b)
-    start = shared_start(ids_a, ids_b)
-    end = shared_start(ids_a[start:][::-1], ids_b[start:][::-1])
-    marked = []
-    for ids in (ids_a, ids_b):
-        pieces = []
-        for place, token in enumerate(ids):
-            differs = start <= place < len(ids) - end
-            pieces.append((tokenizer.decode([token]), differs))
-        marked.append(pieces)
-    return marked[0], marked[1]
 
 
 def examine(

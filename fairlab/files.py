@@ -1,8 +1,8 @@
 """Find the files that come with fairlab, and write others without losing any.
 
-Contents: `data_path`, `load_text`; `read_text`, `read_csv`, `read_json_lines`; `readings_folder`;
-`check_output` and `check_output_folder` (before the work), `write_text` and `replace_folder` (after
-it); `temporary_folder`.
+Contents: `data_path`, `load_text`, `template_text`; `read_text`, `read_csv`, `read_json_lines`;
+`readings_folder`; `check_output` and `check_output_folder` (before the work), `write_text` and
+`replace_folder` (after it); `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -29,6 +29,7 @@ _CHECKOUT = Path(__file__).parent.parent / "data"
 # a wheel carries the folder inside the package
 _IS_CHECKOUT = (_CHECKOUT / "prompts" / "pairs_en.csv").is_file()
 DATA = _CHECKOUT if _IS_CHECKOUT else Path(__file__).parent / "data"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def data_path(name: str) -> Path:
@@ -48,6 +49,11 @@ def data_path(name: str) -> Path:
     if name not in known:
         raise ValueError(f"name: expected one of {', '.join(known)}; got {name!r}")
     return DATA / name
+
+
+def template_text(name: str) -> str:
+    """Return the text of a file of `fairlab/templates`."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 def load_text(name: Literal["calibration", "evaluation"], language: str = "en") -> str:

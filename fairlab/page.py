@@ -5,29 +5,26 @@ Contents: `show_page`. The browser's part is templates/page.js; what is measured
 """
 
 import functools
+import importlib
 import io
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import available_points
-from fairlab.examination import (
-    MOST_NEURONS,
-    SCORES,
-    STEPS,
-    Choices,
-    Step,
-    examine,
-    mark_tokens,
-    read_prompts,
-)
+from fairlab.choices import MOST_NEURONS, SCORES, STEPS, Choices, mark_tokens, read_prompts
+from fairlab.files import template_text
 from fairlab.gates import table_shape
 from fairlab.pairs import ARTICLE_PAIR, PromptPair, check_pairs, load_pairs
-from fairlab.widgets import template_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fairlab.examination import Step
 
 ARTICLE_LAYER = 8
 SCALES = (0.0, 0.5, 1.5, 2.0, 3.0)
@@ -53,7 +50,14 @@ def show_page(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any
     """
     page = _view_class()(offer=_offer(model, tokenizer))
     page.on_msg(functools.partial(_answer, model, tokenizer))
+    # what a run needs is imported while somebody still chooses: a second or two
+    threading.Thread(target=_examination, daemon=True).start()
     return page
+
+
+def _examination() -> ModuleType:
+    """Return the module that measures and draws."""
+    return importlib.import_module("fairlab.examination")
 
 
 @functools.cache
@@ -158,19 +162,19 @@ def _started(
     tokenizer: PreTrainedTokenizerBase,
     page: Any,
     content: dict[str, Any],
-) -> Iterator[Step]:
+) -> "Iterator[Step]":
     """Check all that was chosen, tell the browser that work begins, and return the steps."""
     pair = read_prompts(tokenizer, content["prompt_a"], content["prompt_b"])
     for shipped in _shipped_pairs(tokenizer):
         # it knows its sentence and category, which a typed pair does not
         if (shipped.prompt_a, shipped.prompt_b) == (pair.prompt_a, pair.prompt_b):
             pair = shipped
-    steps = examine(model, tokenizer, pair, Choices(**content["choices"]))
+    steps = _examination().examine(model, tokenizer, pair, Choices(**content["choices"]))
     page.send({"kind": "started"})
     return steps
 
 
-def _said(step: Step) -> dict[str, Any]:
+def _said(step: "Step") -> dict[str, Any]:
     """Return a step as the browser takes it; its pictures travel beside it."""
     return {
         "kind": "step",
@@ -181,8 +185,10 @@ def _said(step: Step) -> dict[str, Any]:
     }
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: "Figure") -> bytes:
     """Return a figure as the bytes of a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=DPI)

@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from fairlab.diagnosis import Projection
-from fairlab.files import check_output, write_text
+from fairlab.files import check_output, template_text, write_text
 from fairlab.passes import check_whole
 from fairlab.plots.neurons import MOST_NAMES, NAME_STYLE
 from fairlab.plots.projections import (
@@ -50,7 +50,6 @@ from fairlab.plots.style import COLORS, as_written, legend_beside, prompt_names,
 from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_FRAMES = 400  # of a page of its own: about 8 MB
 
 ON_PAGE = ("pair", "layer")  # the controls of a page of its own
@@ -241,11 +240,6 @@ class Explorer:
 def _written(value: Any) -> str:
     """Return a value of a control as it stands beside it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def template_text(name: str) -> str:
-    """Return the text of a file of `fairlab/templates`."""
-    return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
 @functools.cache

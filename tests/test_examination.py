@@ -6,19 +6,10 @@ import pytest
 
 import fairlab as fl
 from fairlab.behavior import generate
+from fairlab.choices import MOST_TOKENS, STEPS, Choices, mark_tokens, read_prompts
 from fairlab.diagnosis import article_metric
 from fairlab.evaluation.readings import HeldOut
-from fairlab.examination import (
-    JUDGED,
-    MOST_TOKENS,
-    STEPS,
-    STORY,
-    Choices,
-    _other_pairs,
-    examine,
-    mark_tokens,
-    read_prompts,
-)
+from fairlab.examination import JUDGED, STORY, _other_pairs, examine
 from tiny_models import bytes_of, note_rows, same_bytes, tiny_model
 
 CHOICES = Choices(layer=1, count=2, n_random=2)

@@ -16,7 +16,7 @@ from screenshots import BROWSERS, CHROMIUM, served
 
 import fairlab as fl
 from fairlab import page as page_module
-from fairlab.examination import STEPS
+from fairlab.choices import STEPS
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def test_a_shipped_pair_keeps_its_sentence(asked, monkeypatch):
         taken.append(pair)
         return iter(())
 
-    monkeypatch.setattr(page_module, "examine", examine)
+    monkeypatch.setattr("fairlab.examination.examine", examine)
     asked(kind="run", choices=CHOICES, **prompts_of(asked.page.offer["pairs"][3]))
     asked(kind="run", choices=CHOICES, **PROMPTS)
     assert taken[0] in fl.load_pairs(split="train") and taken[1].category == "your pair"
@@ -153,7 +153,7 @@ def test_a_fault_in_the_middle_is_said_too(asked, monkeypatch):
         yield from ()
         raise MemoryError("no room")
 
-    monkeypatch.setattr(page_module, "examine", examine)
+    monkeypatch.setattr("fairlab.examination.examine", examine)
     (_, (said, _)) = asked(kind="run", choices=CHOICES, **PROMPTS)
     assert said == {"kind": "failed", "text": "Something went wrong: MemoryError: no room"}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from yaml import YAMLError  # comes with huggingface_hub
 
-from fairlab.report.page import TEMPLATES
+from fairlab.files import template_text
 from fairlab.report.terms import CODES, notices, terms_of_cut
 
 NO_LICENCE = (
@@ -100,7 +100,7 @@ def model_card(
             pipeline_tag="text-generation",
             tags=TAGS,
         ),
-        template_str=(TEMPLATES / "model_card.md").read_text(encoding="utf-8"),
+        template_str=template_text("model_card.md"),
         **_what_was_done(facts),
         **_who_was_measured(facts),
         licence=escaped_lines(_licence_lines(terms, name, model_class)),

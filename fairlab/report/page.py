@@ -28,7 +28,7 @@ from fairlab._version import __version__
 from fairlab.checking import reads_as_english
 from fairlab.evaluation.compare import Comparison
 from fairlab.evaluation.readings import bits_of
-from fairlab.files import check_output, write_text
+from fairlab.files import check_output, template_text, write_text
 from fairlab.gating import NeuronGates, applied
 from fairlab.models import HALF_PRECISION_COSTS, places_of
 from fairlab.pairs import PromptPair, as_pairs, load_outcomes, load_pairs
@@ -47,7 +47,6 @@ from fairlab.report.verdict import (
 )
 from fairlab.surgery import NeuronSelection
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
 SEVERAL = (
     "{} changes were judged on the same sentences. The one that looks best does so partly by "
     "chance: judge it again on new sentences before it is used."
@@ -359,7 +358,7 @@ def _rendered(facts: dict, figure: Axes) -> str:
     environment.filters["amount"] = _amount
     environment.filters["extent"] = _extent
     environment.globals["row_of"] = _row_of
-    template = environment.from_string((TEMPLATES / "report.html").read_text(encoding="utf-8"))
+    template = environment.from_string(template_text("report.html"))
     return template.render(**facts, picture=_data_address(figure))
 
 
