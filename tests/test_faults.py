@@ -1,0 +1,159 @@
+"""What goes wrong round a run: damaged files, full disks, lack of memory, processes that are
+killed."""
+
+import errno
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import fairlab as fl
+from fairlab import files
+from fairlab.cli import kept
+from fairlab.evaluation import compare, readings
+from tiny_models import tiny_model
+
+TEXT = "The clerk read the letter twice and put it away. " * 4
+CUT = fl.NeuronSelection({0: (1, 2), 2: (5,)}, (3, 24))
+OTHER = fl.NeuronSelection({1: (4,)}, (3, 24))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    templates = list(dict.fromkeys(pair.template for pair in fl.load_pairs("race")))[:2]
+    pairs = [pair for pair in fl.load_pairs("race") if pair.template in templates]
+    neutral = [pair for pair in fl.load_pairs("mood", kind="neutral")][:4]
+    return fl.HeldOut(pairs, neutral, TEXT)
+
+
+# ---- kept readings
+
+
+def reading(seconds=1.0, **changes):
+    """Make up a reading of three pairs and five tokens."""
+    arrays = {
+        "gap": np.array([0.1, 0.2, 0.3], np.float32),
+        "gap_without_pronouns": np.array([0.1, 0.2, 0.3], np.float32),
+        "metric": np.full(3, np.nan, np.float32),
+        "decision": np.array([0.5, np.nan, -0.5], np.float32),
+        "losses": np.arange(5, dtype=np.float32),
+        "seconds": np.array(seconds),
+    }
+    return readings.Reading(**arrays | changes)
+
+
+def numbers_of(read):
+    return b"".join(np.asarray(value).tobytes() for value in vars(read).values())
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Have a folder with one kept reading, and the list of cuts that were measured."""
+    measured = []
+
+    def measure(cut):
+        measured.append(cut)
+        return reading()
+
+    keeper = readings.KeptReadings(tmp_path / "kept", measure, (3, 5))
+    keeper(CUT)
+    measured.clear()
+    return keeper, measured
+
+
+def test_a_damaged_reading_is_measured_again(shelf):
+    """Bits flipped all over the file, and the file broken off: the same numbers, always."""
+    keeper, measured = shelf
+    path, whole = keeper.path(CUT), keeper.path(CUT).read_bytes()
+    broken = [b"", *(whole[:end] for end in range(1, len(whole), 100))]
+    for place in range(0, len(whole), 7):  # 7: in every part of the file's headers
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        broken.append(bytes(changed))
+    again = 0
+    for content in broken:
+        path.write_bytes(content)
+        measured.clear()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            assert numbers_of(keeper(CUT)) == numbers_of(reading())
+        told = [str(one.message) for one in told if "measured again" in str(one.message)]
+        assert len(told) == len(measured)  # told if and only if measured again
+        if measured:
+            again += 1
+            assert str(path) in told[0]
+            assert path.read_bytes()[:2] == b"PK"
+    assert again > len(broken) / 2  # the rest are dates and padding: the numbers are whole
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gap": np.zeros(4, np.float32)},
+        {"losses": np.zeros(4, np.float32)},
+        {"losses": np.full(5, np.nan, np.float32)},
+        {"gap": np.array([0.1, np.inf, 0.2], np.float32)},
+        {"decision": np.zeros((3, 1), np.float32)},
+        {"metric": np.zeros(3, int)},
+        {"seconds": np.array(np.nan)},
+    ],
+    ids=str,
+)
+def test_a_reading_of_another_form_is_measured_again(changes, shelf):
+    keeper, measured = shelf
+    np.savez(keeper.path(CUT), **vars(reading(**changes)))
+    with pytest.warns(UserWarning, match="damaged and is measured again"):
+        assert numbers_of(keeper(CUT)) == numbers_of(reading())
+    assert measured == [CUT]
+    assert keeper(CUT) is not None and measured == [CUT]  # the new one was kept
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["os.replace", "numpy.savez"])
+def test_a_reading_that_can_not_be_kept_is_not_lost(fails, shelf, monkeypatch):
+    keeper, measured = shelf
+    monkeypatch.setattr(fails, full_disk)
+    with pytest.warns(UserWarning, match=r"a reading is not kept.*No space left.*run goes on"):
+        assert numbers_of(keeper(OTHER)) == numbers_of(reading())
+    assert [path.name for path in keeper.folder.iterdir()] == [keeper.path(CUT).name]
+
+
+def test_a_comparison_outlives_a_full_disk(tiny, tokenizer, held_out, tmp_path, monkeypatch):
+    options = {"n_random": 1, "metric": False}
+    wanted = fl.compare(tiny, tokenizer, {"cut": CUT}, held_out, **options)
+    calls, replace = [], os.replace
+
+    def second_fails(*arguments):
+        calls.append(arguments)
+        return full_disk() if len(calls) == 2 else replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.warns(UserWarning, match="a reading is not kept"):
+        found = fl.compare(tiny, tokenizer, {"cut": CUT}, held_out, cache=tmp_path, **options)
+    assert found.table.equals(wanted.table)
+    assert len(calls) == 3 and len(list(tmp_path.glob("*/*.npz"))) == 2
+
+
+def test_a_kept_text_or_cut_is_no_trap(tmp_path, monkeypatch):
+    path = tmp_path / "cuts" / "a.json"
+    kept.keep(path, CUT.to_json())
+    assert kept.kept_cut(path) == CUT
+    for content in (b"", b"\xff\xfe", b"[]", b'{"neurons": 3}', path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="damaged and is made again"):
+            assert kept.kept_cut(path) is None
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.warns(UserWarning, match=r"is not kept.*No space left"):
+        kept.keep(path, CUT.to_json())
+    assert list(path.parent.iterdir()) == [path]
