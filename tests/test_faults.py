@@ -4,6 +4,7 @@ killed."""
 import errno
 import os
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,3 +158,39 @@ def test_a_kept_text_or_cut_is_no_trap(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"is not kept.*No space left"):
         kept.keep(path, CUT.to_json())
     assert list(path.parent.iterdir()) == [path]
+
+
+# ---- what is refused before the model reads anything
+
+
+GATES = fl.NeuronGates({0: {1: (0.5, 0.1)}}, (3, 24))
+BAD = {
+    "selections that are a list": ({"selections": [CUT]}, "selections: expected a dict.*got list"),
+    "selections that are None": ({"selections": None}, "selections: expected a dict"),
+    "no selection": ({"selections": {}}, "selections: expected at least one"),
+    "a path": ({"selections": {"a": "cut.json"}}, "selections: expected Neuron.*'a'; got str"),
+    "pairs in place of all": ({"held_out": []}, "held_out: expected fairlab.HeldOut"),
+    "batches of one": ({"batch_size": 1}, "batch_size: expected a whole number of at least 2"),
+    "batches of none": ({"batch_size": None}, "batch_size: expected a whole number"),
+    "no random cut": ({"n_random": 0}, "n_random: expected a whole number of at least 1"),
+    "a seed": ({"seed": -1}, "seed: expected a whole number"),
+    "a table alone": ({"match": torch.ones(3, 24)}, "match: expected a dict"),
+    "a table of another shape": ({"match": {"a": torch.ones(3, 25)}}, "match: .*shape"),
+    "a table with NaN": ({"match": {"a": torch.full((3, 24), torch.nan)}}, "match: .*finite"),
+    "what is imitated": ({"imitated": [CUT]}, "imitated: expected a dict"),
+    "a cache that is a file": ({"cache": __file__}, "cache: expected a folder; got the file"),
+    "a cache that is no path": ({"cache": 3}, "cache: expected a folder; got int"),
+    "a short text": ({"text": "A"}, "text: expected at least two tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_comparison_refuses_before_any_pass(name, tiny, tokenizer, held_out, monkeypatch):
+    changes, says = BAD[name]
+    monkeypatch.setattr(type(tiny), "forward", lambda *_, **__: pytest.fail("the model read"))
+    monkeypatch.setattr(readings, "bits_of", lambda _: pytest.fail("the weights were read"))
+    given = {"selections": {"gates": GATES}, "held_out": held_out, **changes}
+    if "text" in given:
+        given["held_out"] = replace(held_out, text=given.pop("text"))
+    with pytest.raises((TypeError, ValueError), match=says):
+        fl.compare(tiny, tokenizer, **given)
