@@ -310,10 +310,13 @@ def remove_old(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         with suppress(OSError):  # another process may remove it at the same time
-            age = time.time() - path.stat().st_mtime  # in seconds
-            if age > 3600 and path.is_dir():
+            inside = path.iterdir() if path.is_dir() else ()
+            changed = max(entry.stat().st_mtime for entry in (path, *inside))
+            if time.time() - changed < 3600:  # seconds
+                continue
+            if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-            elif age > 3600:
+            else:
                 path.unlink()
 
 
@@ -364,6 +367,7 @@ def check_output_folder(
         As `check_output`; also where the folder is the current one, which can't be exchanged.
     """
     folder = _checked_path(argument, folder, inputs)
+    _put_back(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{argument}: expected a folder to write to; got the file {folder}")
     if folder == Path.cwd() or folder.parent == folder:
@@ -386,8 +390,9 @@ def replace_folder(
 ) -> None:
     """Fill a new folder and let it take the place of `folder` when it is complete.
 
-    If the computer stops in between, either the old or the new folder is there, whole; in the worst
-    moment the old one under the name `FOLDER.before-…`.
+    If the process is killed in between, either the old or the new folder is there, whole; in the
+    worst moment the old one under the name `FOLDER.before-…`, from which `check_output_folder`
+    brings it back.
 
     Parameters
     ----------
@@ -400,8 +405,10 @@ def replace_folder(
         Says of the name of an old file whether it is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for private, old in _leftovers(folder):
+        remove_old([private, old] if folder.is_dir() else [private])
     # beside the old one, since only within one disk is a folder renamed in a single step
-    with temporary_folder(folder.parent, f".{folder.name}-") as private:
+    with temporary_folder(folder.parent, f".{folder.name}-{os.getpid()}-") as private:
         fresh = private / folder.name  # others may read it, as any new folder
         fresh.mkdir()
         fill(fresh)
@@ -419,13 +426,45 @@ def replace_folder(
 def _exchange(folder: Path, fresh: Path) -> None:
     """Put the fresh folder in the place of the old one, which comes back if that fails."""
     old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
-    os.rename(folder, old)
     try:
+        os.rename(folder, old)
         os.rename(fresh, folder)
-    except BaseException:
+    finally:
+        if not folder.is_dir():
+            os.rename(old, folder)
+        if not fresh.exists():  # it has taken the place of the old one
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Find what killed processes may have left beside a folder that they wrote.
+
+    Pairs of their temporary folder and of the name that the old folder had in the worst moment.
+    Only both together tell it from a folder that a user gave such a name.
+    """
+    for private in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        named = re.fullmatch(r"(\d+)-\w+", private.name.removeprefix(f".{folder.name}-"))
+        if named and private.is_dir() and {entry.name for entry in private.iterdir()} <= {
+            folder.name
+        }:
+            yield private, folder.with_name(f"{folder.name}.before-{named[1]}")
+
+
+def left_before(folder: Path) -> Path | None:
+    """Return where a folder lies whose replacement was stopped in the worst moment, if it was."""
+    if folder.exists():
+        return None
+    return next((old for _, old in _leftovers(folder) if old.is_dir()), None)
+
+
+def _put_back(folder: Path) -> None:
+    """Give a folder its name again, if the process that replaced it was killed."""
+    if old := left_before(folder):
         os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        warnings.warn(
+            f"{folder} was away: a process was stopped while it replaced it; the old one is back",
+            stacklevel=4,
+        )
 
 
 @contextmanager

