@@ -2,11 +2,13 @@
 killed."""
 
 import errno
+import gc
 import os
+import re
 import shutil
 import signal
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +16,10 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab import files, weights
+from fairlab import files, passes, weights
 from fairlab.cli import kept
-from fairlab.evaluation import compare, readings
+from fairlab.evaluation import flattening, readings
+from fairlab.suites.likelihoods import log_likelihoods
 from tiny_models import tiny_model
 
 TEXT = "The clerk read the letter twice and put it away. " * 4
@@ -364,3 +367,105 @@ def test_kill_9_while_a_text_is_written_leaves_the_old_one(tmp_path, monkeypatch
     files.write_text(path, "newer")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_text(encoding="utf-8") == "newer"
+
+
+# ---- a lack of memory
+
+
+LACKS = {
+    "GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "CPU": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+    "Python": MemoryError,
+}
+
+
+@contextmanager
+def room_for(model, rows, lack=LACKS["GPU"], module=None):
+    """Let a module, by default the embeddings, take so many rows at once inside the block."""
+
+    def refuse_more(_, inputs):
+        # of logits, one row is read at a time: its tokens count
+        if inputs[0].shape[1 if module else 0] > rows:
+            raise lack()
+
+    module = module and model.get_output_embeddings()
+    hook = (module or model.get_input_embeddings()).register_forward_pre_hook(refuse_more)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def read(model, tokenizer, held_out):
+    few = replace(held_out, pairs=held_out.pairs[:4], neutral=held_out.neutral[:2])
+    found = readings.read_cut(model, tokenizer, few, CUT, metric=True, batch_size=8)
+    return torch.tensor(np.concatenate(list(vars(found).values())[:-1]))  # not the seconds
+
+
+def flatten(model, tokenizer, held_out):
+    losses = torch.rand(9, len(flattening.SCALES), generator=torch.Generator().manual_seed(0))
+    given = (model, tokenizer, held_out.pairs[:4], losses, [0.1])
+    (found,) = flattening.flattened_gaps(*given, batch_size=8)
+    return torch.tensor(np.stack([found.before, found.after]))
+
+
+def sample(model, tokenizer, held_out):
+    options = {"n": 3, "max_new_tokens": 2, "batch_size": 8}
+    table = fl.sample_continuations(model, tokenizer, held_out.pairs[:2], **options)
+    return torch.tensor([ord(letter) for letter in "".join(table.text)])
+
+
+def likelihoods(model, *_):
+    requests = [((5, 6, number), (7, 8)) for number in range(9)]
+    return torch.tensor(log_likelihoods(model, requests, 8, max_length=9))[:, 0]
+
+
+@pytest.fixture
+def quick_collection():
+    """Let the garbage collector, which takes half a second in a large process, see new things
+    alone."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+IN_BATCHES = {"readings": read, "flattening": flatten, "texts": sample, "benchmarks": likelihoods}
+
+
+@pytest.mark.parametrize("name", IN_BATCHES)
+@pytest.mark.usefixtures("quick_collection")
+def test_where_memory_runs_out_batches_are_halved(name, tiny, tokenizer, held_out):
+    measure = IN_BATCHES[name]
+    wanted = measure(tiny, tokenizer, held_out)
+    with room_for(tiny, 3), pytest.warns(UserWarning, match="memory ran out with .* at once") as told:
+        found = measure(tiny, tokenizer, held_out)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
+    sizes = [int(re.search(r"again with (\d+)", str(one.message))[1]) for one in told]
+    assert sizes[-1] == 2 and sizes == sorted(sizes, reverse=True)  # said once each
+    with (
+        room_for(tiny, 0),
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(torch.OutOfMemoryError, match="CUDA"),
+    ):
+        measure(tiny, tokenizer, held_out)
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.usefixtures("quick_collection")
+def test_where_memory_runs_out_fewer_logits_are_held(lack, tiny, tokenizer, held_out):
+    text = held_out.text
+    wanted = passes.token_losses(tiny, tokenizer, text)
+    with room_for(tiny, 10, LACKS[lack], "logits"), pytest.warns(UserWarning, match="tokens' logits"):
+        found = passes.token_losses(tiny, tokenizer, text)
+    assert torch.allclose(found, wanted, rtol=1e-5)
+
+
+def test_other_errors_are_no_lack_of_memory(tiny, tokenizer, held_out):
+    with (
+        room_for(tiny, 3, lambda: RuntimeError("shapes do not match")),
+        pytest.raises(RuntimeError, match="shapes do not match"),
+    ):
+        read(tiny, tokenizer, held_out)
+    half = tiny_model(dtype=torch.bfloat16)
+    with room_for(half, 1), pytest.raises(torch.OutOfMemoryError):  # a pair is a batch there
+        read(half, tokenizer, held_out)

@@ -31,6 +31,7 @@ from fairlab.passes import (
     PairBatch,
     divergence,
     full_precision,
+    halving,
     leave_out_tokens,
     single_token_ids,
     token_losses,
@@ -106,6 +107,7 @@ class Reading:
 
 
 @full_precision()
+@halving(2)
 def read_cut(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
