@@ -96,31 +96,62 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
     -------
     (text, encoding)
         The encoding is "utf-8", "utf-8-sig" (with a byte order mark), "utf-16" or "cp1252", the
-        older one of Windows, taken where the bytes are no UTF-8.
+        older one of Windows. That one is guessed where the bytes are no UTF-8, with a warning:
+        nearly any bytes are letters in it, those of other encodings the wrong ones.
 
     Raises
     ------
     ValueError
-        There is no such file, or it is no text file.
+        There is no such file, it is a pointer of Git LFS, or it is no text file; the message has
+        the line.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{argument}: no such file: {path}")
     content = path.read_bytes()
-    remedy = "open it in its program and save it as CSV in UTF-8 (prose as plain text)"
+    remedy = f"open it in its program and {_IN_UTF8}"
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{argument}: {path} is a pointer of Git LFS, not the file itself; run git lfs pull "
+            "there, or download the file"
+        )
     if content.startswith(b"PK\x03\x04"):
         raise ValueError(f"{argument}: {path} is a workbook or an archive, no text file; {remedy}")
     encodings = ("utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8", "cp1252")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encodings = ("utf-16",)
+    elif content.startswith(codecs.BOM_UTF8):
+        encodings = ("utf-8-sig",)
+    read, place = content, 0  # of the byte that is no letter in the encoding tried last
     for encoding in encodings:
-        with suppress(UnicodeDecodeError):
+        try:
             text = content.decode(encoding)
-            if "\0" not in text:  # no letter, but a sign of another encoding
-                return text, encoding
+        except UnicodeDecodeError as error:
+            read, place = error.object, error.start
+            continue
+        read, place = content, content.find(b"\0")  # no letter, but a sign of another encoding
+        if "\0" not in text:
+            if encoding == "cp1252":
+                warnings.warn(f"{argument}: {path} {guess_of(text)}; {GUESSED}", stacklevel=3)
+            return text, encoding
+    line = read.count(b"\n", 0, place) + 1
     raise ValueError(
-        f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows); {remedy}"
+        f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows): line {line} holds "
+        f"the byte 0x{read[place]:02x}, which is no letter there; {remedy}"
     )
+
+
+_IN_UTF8 = "save it as CSV in UTF-8 (prose as plain text)"
+GUESSED = f"if a letter there is wrong, open the file in its program and {_IN_UTF8}"
+
+
+def guess_of(text: str) -> str:
+    """Say where to look whether a text was rightly taken for cp1252: at its first other letter."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if found := re.search(r"\w*[^\x00-\x7f]+\w*", line):
+            told = f'so that line {number} has "{found[0]}"'
+            return f"is no UTF-8 and was read as cp1252 (Windows), {told}"
+    return ""
 
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -139,11 +170,18 @@ class CsvTable:
     rows : list of (int, list of str)
         The rows below it that are not empty, with the numbers that a spreadsheet shows: the header
         is row 1.
+    lines : dict of int to int
+        The line at which a row begins, by its number: another one where cells above it hold line
+        breaks.
+    guess : str
+        How its letters were guessed; "" where they are sure.
     """
 
     form: str
     header: list[str]
     rows: list[tuple[int, list[str]]]
+    lines: dict[int, int]
+    guess: str = ""
 
     def as_dicts(self) -> list[dict[str, str]]:
         """Return the rows as dicts; a cell that a row lacks is left out."""
@@ -168,32 +206,39 @@ def read_csv(argument: str, path: str | Path, columns: Sequence[str]) -> CsvTabl
         As `read_text`, or a quotation mark that is not closed.
     """
     text, encoding = read_text(argument, path)
+    guess = guess_of(text) if encoding == "cp1252" else ""
     named = re.match(r"sep=(.)\r?\n", text)  # a line by which Excel is told the separator
-    text = text[named.end() :] if named else text
+    text, above = (text[named.end() :], 1) if named else (text, 0)
 
     def fits(separator: str) -> tuple[int, int]:
         """Count the columns that a separator finds in the header: known ones, then all."""
         header = next(filter(any, _records(text, separator, strict=False)), [])
         return sum(cell.strip().casefold() in columns for cell in header), len(header)
 
-    separator = named[1] if named else max(SEPARATORS, key=fits)
-    records = []
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may be a book
+    records, lines, line = [], {}, 1
     try:
-        for number, record in enumerate(_records(text, separator, strict=True), start=1):
+        separator = named[1] if named else max(SEPARATORS, key=fits)
+        reader = _records(text, separator, strict=True)
+        for number, record in enumerate(reader, start=1):
             if any(cell.strip() for cell in record):  # spreadsheets write empty rows, too
                 records.append((number, record))
+                lines[number] = above + line
+            line = reader.line_num + 1
     except csv.Error as error:
         after = records[-1][0] if records else 0
         raise ValueError(
-            f"{argument}: {path} can't be read after row {after} ({error}): a quotation mark is "
-            'not closed, or stands alone within a cell; write it twice ("") and put the cell in '
-            "quotation marks"
+            f"{argument}: {path} can't be read after row {after}, from line {above + line} on "
+            f"({error}): a quotation mark is not closed, or stands alone within a cell; write it "
+            'twice ("") and put the cell in quotation marks'
         ) from error
+    finally:
+        csv.field_size_limit(limit)
     form = f"{encoding}, {SEPARATORS.get(separator, repr(separator))} between the cells"
-    return CsvTable(form, records[0][1] if records else [], records[1:])
+    return CsvTable(form, records[0][1] if records else [], records[1:], lines, guess)
 
 
-def _records(text: str, separator: str, *, strict: bool) -> Iterator[list[str]]:
+def _records(text: str, separator: str, *, strict: bool) -> "csv.reader":
     # newline="" keeps the line breaks within cells
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
 
@@ -209,7 +254,8 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
     Raises
     ------
     ValueError
-        As `read_text`, or a line that holds no JSON object; the message has its number.
+        As `read_text`, or a line that holds no JSON object, a name twice, NaN or half of a letter;
+        the message has its number.
     """
     rows = []
     # other line ends, such as U+2028, may stand within a text
@@ -217,7 +263,8 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_named_once)
+            json.dumps(row, ensure_ascii=False).encode()  # half of a letter, as \ud83d, is none
         except ValueError as error:
             raise ValueError(
                 f"{argument}: line {number} of {path} is no JSON ({error}); write one object on "
@@ -230,6 +277,19 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
             )
         rows.append(row)
     return rows
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number there")
+
+
+def _named_once(members: list[tuple[str, object]]) -> dict:
+    """Return the members of an object; refuse a name that stands twice, of which one would win."""
+    names = [name for name, _ in members]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the name {twice[0]!r} stands twice in one object")
+    return dict(members)
 
 
 def readings_folder() -> Path:
