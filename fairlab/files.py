@@ -2,7 +2,8 @@
 
 Contents: `data_path`, `load_text`, `template_text`; `read_text`, `read_csv`, `read_json_lines`;
 `readings_folder`; `check_output` and `check_output_folder` (before the work), `write_text` and
-`replace_folder` (after it); `temporary_folder`.
+`replace_folder` (after it); `whole_file`, `may_fail`, `remove_old`, `check_room`;
+`temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -11,6 +12,7 @@ takes its name.
 
 import codecs
 import csv
+import errno
 import glob
 import io
 import json
@@ -228,8 +230,8 @@ def read_csv(argument: str, path: str | Path, columns: Sequence[str]) -> CsvTabl
     except csv.Error as error:
         after = records[-1][0] if records else 0
         raise ValueError(
-            f"{argument}: {path} can't be read after row {after}, from line {above + line} on "
-            f"({error}): a quotation mark is not closed, or stands alone within a cell; write it "
+            f"{argument}: {path} can't be read after row {after} (from line {above + line} "
+            f"on: {error}): a quotation mark is not closed, or stands alone within a cell; write it "
             'twice ("") and put the cell in quotation marks'
         ) from error
     finally:
@@ -327,7 +329,7 @@ def check_output(
     ValueError
         The path is an input, exists, is a folder, or lies where nothing can be written.
     """
-    path = _checked_path(argument, path, inputs)
+    path = checked_path(argument, path, inputs)
     if path.is_dir():
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
@@ -426,7 +428,7 @@ def check_output_folder(
     ValueError
         As `check_output`; also where the folder is the current one, which can't be exchanged.
     """
-    folder = _checked_path(argument, folder, inputs)
+    folder = checked_path(argument, folder, inputs)
     _put_back(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{argument}: expected a folder to write to; got the file {folder}")
@@ -536,6 +538,14 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Raise the OSError of a full disk before the work, if a folder lacks room for some bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        sizes = f"{needed / 1e9:.2g} GB are needed and {free / 1e9:.2g} GB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(folder))
+
+
 def can_be_written(folder: Path) -> bool:
     """Try to make a file in a folder: `os.access` says yes to root everywhere."""
     try:
@@ -545,7 +555,9 @@ def can_be_written(folder: Path) -> bool:
         return False
 
 
-def _checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None]) -> Path:
+def checked_path(
+    argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()
+) -> Path:
     """Return the absolute path of an output, which is no input and can be written."""
     path = Path(path).expanduser().resolve()
     for source in filter(None, inputs):

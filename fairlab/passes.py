@@ -65,8 +65,8 @@ def full_precision() -> Iterator[None]:
 def attribute_set_to(owner: object, name: str, value: object) -> Iterator[None]:
     """Give an attribute another value inside the block."""
     before = getattr(owner, name)
-    setattr(owner, name, value)
     try:
+        setattr(owner, name, value)
         yield
     finally:
         setattr(owner, name, before)
@@ -628,12 +628,10 @@ def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         collected.append(inputs[0])
 
-    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
-    try:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(collect).remove)
         yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -651,7 +649,7 @@ def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
         yield
     finally:
         for layer, forward in own_forwards.items():
-            if forward is None:
-                del layer.forward
+            if forward is None:  # it may not have got one yet, where a stop came early
+                vars(layer).pop("forward", None)
             else:
                 layer.forward = forward

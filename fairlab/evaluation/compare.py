@@ -26,7 +26,7 @@ from fairlab.evaluation.readings import (
     read_cut,
 )
 from fairlab.evaluation.rows import Case, case_tables
-from fairlab.files import load_text
+from fairlab.files import checked_path, load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
@@ -325,7 +325,7 @@ def _check_types(
         )
     if not isinstance(cache, (str, Path, NoneType)):
         raise TypeError(f"cache: expected a folder; got {type(cache).__name__}")
-    if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
+    if cache is not None and checked_path("cache", cache).is_file():
         raise ValueError(f"cache: expected a folder; got the file {cache}")
 
 
