@@ -106,6 +106,7 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ValueError(f"name: no such GGUF file: {path}")
+        _refuse_pointer(path)
         return str(dequantised(path)), True
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -146,16 +147,20 @@ def _refuse_broken_files(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if not file.is_file() or not is_of_a_model(file.name):
             continue
-        with file.open("rb") as opened:
-            is_pointer = opened.read(40).startswith(b"version https://git-lfs")
-        if is_pointer:
-            raise ValueError(
-                f"name: {file} is a pointer of Git LFS, not the file itself; run git lfs pull "
-                "there, or download the file"
-            )
+        _refuse_pointer(file)
         # a large one, the vocabulary, is read when it is needed
         if file.suffix == ".json" and file.stat().st_size < 1_000_000:
             _refuse_broken_json(file)
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        is_pointer = opened.read(40).startswith(b"version https://git-lfs")
+    if is_pointer:
+        raise ValueError(
+            f"name: {file} is a pointer of Git LFS, not the file itself; run git lfs pull "
+            "there, or download the file"
+        )
 
 
 def _refuse_broken_json(file: Path) -> None:
@@ -249,7 +254,7 @@ def convert_gguf(gguf: Path, folder: Path, *rest: Path) -> None:
             model = _read_model(alone, whole)
             _end_as_the_model_does(tokenizer, model)
             steps.update()
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+        except Exception as error:  # a broken file raises whatever its bytes lead to
             raise ValueError(
                 f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
                 "Its size should be that of the download"

@@ -3,6 +3,7 @@ killed."""
 
 import errno
 import gc
+import inspect
 import multiprocessing
 import os
 import re
@@ -760,3 +761,137 @@ def test_without_a_home_there_is_a_cache_and_a_command_line():
     for process in started:
         told, _ = process.communicate(timeout=60)
         assert process.returncode == 0 and told.strip().endswith("readings")
+
+
+# ---- weights that are not finite
+
+
+def with_data(name):
+    """Measure by a public function that takes a model, a tokenizer and pairs."""
+    return lambda *given, **options: getattr(fl, name)(*given[:3], **options)
+
+
+NEUTRAL = fl.load_pairs("mood", kind="neutral")[:24]
+SCORES = torch.arange(72.0).view(3, 24)
+# each public function that takes a model and computes numbers with it
+NEEDS_NUMBERS = {
+    name: with_data(name)
+    for name in ("bias_scores", "decision_gap", "layer_differences", "next_token_divergence")
+} | {
+    "article_cut": lambda *g: fl.article_cut(*g, fraction=0.1),
+    "article_metric": lambda m, t, pairs: fl.article_metric(m, t, pairs[0]),
+    "balanced_gates": lambda *g: fl.balanced_gates(*g, NEUTRAL, text=TEXT, fraction=0.1),
+    "compare": lambda m, t, pairs: fl.compare(
+        m, t, {"cut": CUT}, fl.HeldOut(pairs, NEUTRAL[:2], TEXT), n_random=1
+    ),
+    "generate": lambda m, t, _: fl.generate(m, t, ["The old man"], max_new_tokens=1),
+    "guarded_cut": lambda *g: fl.guarded_cut(*g, NEUTRAL[:2], text=TEXT, fraction=0.1),
+    "importance_scores": lambda m, *_: fl.importance_scores(m, method="l2"),
+    "learned_gates": lambda *g: fl.learned_gates(*g, NEUTRAL, GATES, text=TEXT, steps=1),
+    "neuron_differences": lambda *g: fl.neuron_differences(*g, points=["residual"]),
+    "perplexity": lambda m, t, _: fl.perplexity(m, t, TEXT),
+    "project_pair": lambda m, t, pairs: fl.project_pair(m, t, pairs[0]),
+    "refine_scores": lambda m, t, pairs: fl.refine_scores(m, t, SCORES, pairs, count=1),
+    "run_lm_eval": lambda m, t, _: fl.run_lm_eval(
+        m, t, "stereoset", data={"stereoset": [STEREOSET]}
+    ),
+    "sample_continuations": lambda *g: fl.sample_continuations(*g, n=1, max_new_tokens=1),
+    "top_token_shifts": lambda m, t, pairs: fl.top_token_shifts(m, t, pairs[0]),
+}
+STEREOSET = {
+    "target": "a",
+    "bias_type": "race",
+    "sentences": [
+        {"gold_label": label, "sentence": f"The man was {label}."}
+        for label in ("stereotype", "anti-stereotype", "unrelated")
+    ],
+}
+# those that only look at a model, cut it or hand on what it computes: a NaN is the model's own, and
+# a cut may take it away
+OTHERS_TAKE_ANY = {
+    "ablate", "decoder_layers", "describe_model", "fold_gates", "gate", "gated", "plant_neurons",
+    "prune", "record", "removed_neurons", "save_model", "show_page", "write_report",
+}  # fmt: skip
+# weights that a function does not read
+NOT_READ = dict.fromkeys(
+    ("article_cut", "article_metric", "bias_scores", "layer_differences", "neuron_differences",
+     "project_pair"), {"output"},
+) | {"importance_scores": {"embeddings", "a norm", "down", "output"}}  # fmt: skip
+WEIGHTS = {
+    "embeddings": lambda model: model.model.embed_tokens.weight[504],  # "The"
+    "a norm": lambda model: model.model.layers[1].input_layernorm.weight,
+    "gate": lambda model: model.model.layers[1].mlp.gate_proj.weight[3],
+    "down": lambda model: model.model.layers[1].mlp.down_proj.weight[3],
+    "output": lambda model: model.lm_head.weight[9],
+}
+
+
+def test_every_function_that_takes_a_model_is_listed():
+    names = set()
+    for name in fl.__all__:
+        function = getattr(fl, name)
+        if callable(function) and "model" in inspect.signature(function).parameters:
+            names.add(name)
+    assert names == set(NEEDS_NUMBERS) | OTHERS_TAKE_ANY
+
+
+@pytest.mark.parametrize("name", NEEDS_NUMBERS)
+def test_a_weight_that_is_not_finite_is_refused(name, tiny, tokenizer, held_out):
+    said = {}
+    for number, (place, weight) in enumerate(WEIGHTS.items()):
+        model = deepcopy(tiny)
+        with torch.no_grad():
+            weight(model)[4] = (torch.nan, torch.inf)[number % 2]
+        try:
+            NEEDS_NUMBERS[name](model, tokenizer, held_out.pairs[:3])
+        except ValueError as error:
+            said[place] = str(error)
+        else:
+            said[place] = "nothing"
+    read = {place: text for place, text in said.items() if place not in NOT_READ.get(name, ())}
+    # balanced_gates names what its neurons move toward
+    signs = ("model: .* not finite", "toward: expected finite values; got NaN")
+    assert all(any(re.match(sign, text) for sign in signs) for text in read.values()), said
+
+
+@CAN_FORK
+def test_kill_9_while_a_report_is_written_leaves_whole_files(
+    tiny, tokenizer, held_out, tmp_path, monkeypatch
+):
+    """Of its two files the page takes its name first; neither is ever half-written."""
+    measured = fl.compare(tiny, tokenizer, {"cut": CUT}, some(held_out), n_random=1, metric=False)
+    path = tmp_path / "report.html"
+    options = {"model": tiny, "model_name": "tiny", "chosen_on": None, "force": True}
+
+    def write():
+        fl.write_report(path, measured, **options)
+
+    old = {path.name: "old page", "report.json": '"old"'}
+    for call in (1, 2):
+        for name, text in old.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dies_at(call, os.replace))
+            killed_in(write)
+        page = path.read_text(encoding="utf-8")
+        assert page == old[path.name] if call == 1 else page.rstrip().endswith("</html>")
+        assert (tmp_path / "report.json").read_text(encoding="utf-8") == old["report.json"]
+    grow_old(tmp_path)
+    write()
+    assert {file.name for file in tmp_path.iterdir()} == set(old)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+        (b"", "can't be read as a GGUF model"),
+        (b"GGUF\x03\0\0\0", "can't be read as a GGUF model"),
+    ],
+)
+def test_what_is_no_gguf_file_is_one_sentence(content, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"name: .*m\.gguf {says}"):
+        weights.find_weights(tmp_path / "m.gguf")
+    assert not any((tmp_path / "cache").glob("*"))
