@@ -577,7 +577,7 @@ def _sentences(templates: Iterable[str]) -> dict[str, str]:
     return shortest
 
 
-_STRAIGHT = str.maketrans("‘’‚“”„«»", "'''\"\"\"\"\"")
+_STRAIGHT = str.maketrans("‘’‚“”„«»", '\'\'\'"""""')
 
 
 def _sentence_key(template: str) -> str:

@@ -3,7 +3,7 @@
 Contents: `data_path`, `load_text`, `template_text`; `read_text`, `read_csv`, `read_json_lines`;
 `readings_folder`; `check_output` and `check_output_folder` (before the work), `write_text` and
 `replace_folder` (after it); `whole_file`, `may_fail`, `remove_old`, `check_room`;
-`temporary_folder`.
+`keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from platformdirs import user_cache_dir
 
+Kept = TypeVar("Kept")  # what is made of a kept text
 _CHECKOUT = Path(__file__).parent.parent / "data"
 # a wheel carries the folder inside the package
 _IS_CHECKOUT = (_CHECKOUT / "prompts" / "pairs_en.csv").is_file()
@@ -231,8 +232,8 @@ def read_csv(argument: str, path: str | Path, columns: Sequence[str]) -> CsvTabl
         after = records[-1][0] if records else 0
         raise ValueError(
             f"{argument}: {path} can't be read after row {after} (from line {above + line} "
-            f"on: {error}): a quotation mark is not closed, or stands alone within a cell; write it "
-            'twice ("") and put the cell in quotation marks'
+            f"on: {error}): a quotation mark is not closed, or stands alone within a cell; write "
+            'it twice ("") and put the cell in quotation marks'
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -395,6 +396,25 @@ def may_fail(what: str, folder: Path) -> Iterator[None]:
         )
 
 
+def read_kept(path: Path | None, read: Callable[[str], Kept]) -> Kept | None:
+    """Return what `read` makes of a kept text; None where it is not there, or damaged."""
+    if not (path and path.exists()):
+        return None
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except Exception as error:  # a damaged file raises whatever its letters lead to
+        told = f"what was kept is damaged and is made again: {path} ({error!r})"
+        warnings.warn(told, stacklevel=2)
+        return None
+
+
+def keep(path: Path | None, text: str) -> None:
+    """Keep a text, if there is a file for it; warn where it can't be written."""
+    if path:
+        with may_fail("what was done", path.parent):
+            write_text(path, text)
+
+
 def check_output_folder(
     argument: str,
     folder: str | Path,
@@ -506,9 +526,11 @@ def _leftovers(folder: Path) -> Iterator[tuple[Path, Path]]:
     """
     for private in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
         named = re.fullmatch(r"(\d+)-\w+", private.name.removeprefix(f".{folder.name}-"))
-        if named and private.is_dir() and {entry.name for entry in private.iterdir()} <= {
-            folder.name
-        }:
+        if (
+            named
+            and private.is_dir()
+            and {entry.name for entry in private.iterdir()} <= {folder.name}
+        ):
             yield private, folder.with_name(f"{folder.name}.before-{named[1]}")
 
 
@@ -555,9 +577,7 @@ def can_be_written(folder: Path) -> bool:
         return False
 
 
-def checked_path(
-    argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()
-) -> Path:
+def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()) -> Path:
     """Return the absolute path of an output, which is no input and can be written."""
     path = Path(path).expanduser().resolve()
     for source in filter(None, inputs):

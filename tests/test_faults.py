@@ -4,6 +4,7 @@ killed."""
 import errno
 import gc
 import inspect
+import json
 import multiprocessing
 import os
 import re
@@ -27,6 +28,7 @@ import fairlab as fl
 from fairlab import files, passes, weights
 from fairlab.cli import kept
 from fairlab.evaluation import flattening, readings
+from fairlab.suites import harness
 from fairlab.suites.likelihoods import log_likelihoods
 from tiny_models import tiny_model
 
@@ -137,7 +139,7 @@ def full_disk(*_, **__):
 
 @pytest.mark.parametrize("fails", ["os.replace", "numpy.savez"])
 def test_a_reading_that_can_not_be_kept_is_not_lost(fails, shelf, monkeypatch):
-    keeper, measured = shelf
+    keeper, _ = shelf
     monkeypatch.setattr(fails, full_disk)
     with pytest.warns(UserWarning, match=r"a reading is not kept.*No space left.*run goes on"):
         assert numbers_of(keeper(OTHER)) == numbers_of(reading())
@@ -162,7 +164,7 @@ def test_a_comparison_outlives_a_full_disk(tiny, tokenizer, held_out, tmp_path, 
 
 def test_a_kept_text_or_cut_is_no_trap(tmp_path, monkeypatch):
     path = tmp_path / "cuts" / "a.json"
-    kept.keep(path, CUT.to_json())
+    files.keep(path, CUT.to_json())
     assert kept.kept_cut(path) == CUT
     for content in (b"", b"\xff\xfe", b"[]", b'{"neurons": 3}', path.read_bytes()[:-9]):
         path.write_bytes(content)
@@ -170,7 +172,7 @@ def test_a_kept_text_or_cut_is_no_trap(tmp_path, monkeypatch):
             assert kept.kept_cut(path) is None
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.warns(UserWarning, match=r"is not kept.*No space left"):
-        kept.keep(path, CUT.to_json())
+        files.keep(path, CUT.to_json())
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -449,7 +451,10 @@ IN_BATCHES = {"readings": read, "flattening": flatten, "texts": sample, "benchma
 def test_where_memory_runs_out_batches_are_halved(name, tiny, tokenizer, held_out):
     measure = IN_BATCHES[name]
     wanted = measure(tiny, tokenizer, held_out)
-    with room_for(tiny, 3), pytest.warns(UserWarning, match="memory ran out with .* at once") as told:
+    with (
+        room_for(tiny, 3),
+        pytest.warns(UserWarning, match="memory ran out with .* at once") as told,
+    ):
         found = measure(tiny, tokenizer, held_out)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
     sizes = [int(re.search(r"again with (\d+)", str(one.message))[1]) for one in told]
@@ -467,7 +472,10 @@ def test_where_memory_runs_out_batches_are_halved(name, tiny, tokenizer, held_ou
 def test_where_memory_runs_out_fewer_logits_are_held(lack, tiny, tokenizer, held_out):
     text = held_out.text
     wanted = passes.token_losses(tiny, tokenizer, text)
-    with room_for(tiny, 10, LACKS[lack], "logits"), pytest.warns(UserWarning, match="tokens' logits"):
+    with (
+        room_for(tiny, 10, LACKS[lack], "logits"),
+        pytest.warns(UserWarning, match="tokens' logits"),
+    ):
         found = passes.token_losses(tiny, tokenizer, text)
     assert torch.allclose(found, wanted, rtol=1e-5)
 
@@ -699,8 +707,13 @@ def full(request, tmp_path, monkeypatch):
         yield folder
         return
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder]
-    if not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
-        print("no disk of 400 kB can be mounted here: a full disk was tried with failing writes only")
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
+        print(
+            "no disk of 400 kB can be mounted here: a full disk was tried with failing writes only"
+        )
         pytest.skip("mounting is not allowed")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -813,10 +826,15 @@ OTHERS_TAKE_ANY = {
     "prune", "record", "removed_neurons", "save_model", "show_page", "write_report",
 }  # fmt: skip
 # weights that a function does not read
-NOT_READ = dict.fromkeys(
-    ("article_cut", "article_metric", "bias_scores", "layer_differences", "neuron_differences",
-     "project_pair"), {"output"},
-) | {"importance_scores": {"embeddings", "a norm", "down", "output"}}  # fmt: skip
+NOT_READ = {
+    "article_cut": {"output"},
+    "article_metric": {"output"},
+    "bias_scores": {"output"},
+    "importance_scores": {"embeddings", "a norm", "down", "output"},
+    "layer_differences": {"output"},
+    "neuron_differences": {"output"},
+    "project_pair": {"output"},
+}
 WEIGHTS = {
     "embeddings": lambda model: model.model.embed_tokens.weight[504],  # "The"
     "a norm": lambda model: model.model.layers[1].input_layernorm.weight,
@@ -895,3 +913,48 @@ def test_what_is_no_gguf_file_is_one_sentence(content, says, tmp_path, monkeypat
     with pytest.raises(ValueError, match=rf"name: .*m\.gguf {says}"):
         weights.find_weights(tmp_path / "m.gguf")
     assert not any((tmp_path / "cache").glob("*"))
+
+
+def test_a_stopped_benchmark_goes_on_with_the_next_task(tiny, tokenizer, tmp_path, monkeypatch):
+    data = {
+        "stereoset": [STEREOSET],
+        **{
+            name: fl.data_path(f"suites/mini_{file}.jsonl")
+            for name, file in {"boolq": "boolq", "bbq": "bbq", "crows_pairs_english": "crows",
+                               "lambada_openai": "lambada"}.items()
+        },
+    }  # fmt: skip
+    options = {"data": data, "samples": dict.fromkeys(list(data)[1:], 2)}
+    wanted = fl.run_lm_eval(tiny, tokenizer, list(data), **options)
+    run, ran = harness._measured_items, []
+
+    def stops_at_the_third(*arguments):
+        ran.append(arguments[2])
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    def again(model=tiny, **changes):
+        ran.clear()
+        given = options | {"cache": tmp_path / "kept"} | changes
+        return fl.run_lm_eval(model, tokenizer, list(data), **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_measured_items", stops_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    monkeypatch.setattr(harness, "_measured_items", lambda *g: ran.append(g[2]) or run(*g))
+    found = again()
+    assert ran == list(data)[2:]
+    assert json.dumps(found.items) == json.dumps(wanted.items)
+    assert found.table.equals(wanted.table)
+    found = again()
+    assert ran == [] and json.dumps(found.items) == json.dumps(wanted.items)
+    again(samples=options["samples"] | {"boolq": 3})
+    assert ran == ["boolq"]
+    other = deepcopy(tiny)
+    other.lm_head.weight.data[5] += 0.1
+    again(other)
+    assert ran == list(data)
+    with pytest.raises(ValueError, match="cache: "):
+        again(cache="/proc/none")

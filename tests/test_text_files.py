@@ -59,7 +59,9 @@ def test_an_old_encoding_is_told_or_refused_by_every_reader(name, tmp_path):
             with pytest.raises(ValueError, match=r"mine\.\w+ is no text .* line 2 holds .*UTF-8"):
                 read(path)
             continue
-        with pytest.warns(UserWarning, match=r"mine\.\w+ is no UTF-8 .* line 2 has .*UTF-8") as told:
+        with pytest.warns(
+            UserWarning, match=r"mine\.\w+ is no UTF-8 .* line 2 has .*UTF-8"
+        ) as told:
             read(path)
         word = re.search('line 2 has "(.*?)"', str(told[0].message))[1]
         assert not word.isascii() and word in wrong.split("\n")[1]
@@ -104,7 +106,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
 
 @pytest.mark.parametrize("read", [fl.read_pairs, lambda path: read_json_lines("path", path)])
 def test_a_pointer_of_git_lfs_is_no_text(read, tmp_path):
-    with pytest.raises(ValueError, match=r"path: .*mine\.csv is a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(
+        ValueError, match=r"path: .*mine\.csv is a pointer of Git LFS.*git lfs pull"
+    ):
         read(file_of(tmp_path, POINTER))
 
 
@@ -140,9 +144,7 @@ def test_no_sentence_is_on_both_sides_however_it_is_written(tmp_path):
             rows.append(f'"{written.format(word)}","{written.format(word + "x")}"')
             sentences.append(sentence)
         sides = {}
-        for pair, sentence in zip(
-            fl.read_pairs(table_of(tmp_path, *rows)), sentences, strict=True
-        ):
+        for pair, sentence in zip(fl.read_pairs(table_of(tmp_path, *rows)), sentences, strict=True):
             sides.setdefault(sentence, set()).add(pair.split)
         assert all(len(splits) == 1 for splits in sides.values()), (seed, sides)
         assert len(set.union(*sides.values())) == 2
@@ -167,7 +169,7 @@ def test_the_bytes_of_an_accent_are_no_difference(tmp_path):
     row = ["Le café clos", unicodedata.normalize("NFD", "Le café clos")]
     with pytest.raises(ValueError, match=r"row 2: the prompts differ only in the bytes of an acc"):
         fl.read_pairs(table_of(tmp_path, ",".join(row)))
-    rows = ["Le café {0} clos,Le café {1} clos".format("bleu", "vert")]
+    rows = ["Le café bleu clos,Le café vert clos"]
     rows.append(unicodedata.normalize("NFD", rows[0]))
     with pytest.raises(ValueError, match=r"row 3: has the prompts of row 2; remove one of them"):
         fl.read_pairs(table_of(tmp_path, *rows))

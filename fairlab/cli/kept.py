@@ -1,13 +1,12 @@
 """What is kept of a run that may be stopped, so that the same command goes on from there.
 
-Contents: `paths_of_choices`, `kept_cut`, `keep`; `kept_texts`; `message_if_stopped`. The readings
+Contents: `paths_of_choices`, `kept_cut`; `kept_texts`; `message_if_stopped`. The readings
 of cuts are kept by `fairlab.compare`, in the same folder.
 """
 
 import hashlib
 import json
 import sys
-import warnings
 from contextlib import contextmanager
 
 import typer
@@ -46,6 +45,8 @@ def paths_of_choices(plan, loaded, of_method):
 
 def kept_cut(path):
     """Return the cut that a file holds, or None."""
+    from fairlab.files import read_kept
+
     return read_kept(path, fl.NeuronSelection.from_json)
 
 
@@ -57,6 +58,7 @@ def kept_texts(plan, key, change, sample):
     import pandas as pd
 
     from fairlab.evaluation.readings import name_of
+    from fairlab.files import keep, read_kept
 
     path = None
     if plan.cache:
@@ -68,26 +70,6 @@ def kept_texts(plan, key, change, sample):
         texts = sample()
         keep(path, json.dumps(texts.to_dict("records")))
     return texts
-
-
-def read_kept(path, read):
-    """Return what a file holds; None where it is not there, or damaged."""
-    if not (path and path.exists()):
-        return None
-    try:
-        return read(path.read_text(encoding="utf-8"))
-    except Exception as error:  # a damaged file raises whatever its letters lead to
-        warnings.warn(f"what was kept is damaged and is made again: {path} ({error!r})")
-        return None
-
-
-def keep(path, text):
-    """Keep a text, if there is a file for it and the disk has room."""
-    from fairlab.files import may_fail, write_text
-
-    if path:
-        with may_fail("what was done", path.parent):
-            write_text(path, text)
 
 
 def digest_of(facts):
