@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlab.files import read_csv
+from fairlab.files import GUESSED, CsvTable, read_csv
 from fairlab.pairs import (
     ONE_PLACE,
     SPLITS,
@@ -86,6 +86,9 @@ class Problem:
         What was found, and what to do.
     notice : bool
         Whether it is only worth reading: the row is valid.
+    line : int
+        The line at which the row begins, where that is another number, since cells above it hold
+        line breaks; else 0.
     """
 
     row: int
@@ -93,11 +96,18 @@ class Problem:
     what: str
     remedy: str
     notice: bool = False
+    line: int = 0
 
     def __str__(self) -> str:
         place = f"row {self.row}" if self.row else "the file"
+        place += f" (line {self.line})" if self.line else ""
         place += f", {self.column}" if self.column else ""
-        return f"{place}: {self.what}; {self.remedy}"
+        # control letters of a file would steer the terminal
+        return "".join(map(_visible, f"{place}: {self.what}; {self.remedy}"))
+
+
+def _visible(letter: str) -> str:
+    return repr(letter)[1:-1] if unicodedata.category(letter) == "Cc" else letter
 
 
 @dataclass(frozen=True)
@@ -202,10 +212,12 @@ def check_file(
         that is not closed.
     """
     path = Path(path)
-    form, columns, records = _read_table(path)
+    table, columns = _read_table(path)
     found = _header_notices(columns)
+    if table.guess:
+        found.append(Problem(0, "", table.guess, GUESSED, notice=True))
     rows, cells = {}, {}
-    for number, record in records:
+    for number, record in table.rows:
         found += _cell_problems(number, columns, record)
         tidy = tuple(_tidy(cell) for cell in record[: len(columns)])
         cells[number] = tidy + ("",) * (len(columns) - len(tidy))
@@ -223,11 +235,12 @@ def check_file(
     if "split" not in columns:
         broken = [problem for problem in found if not problem.notice]
         pairs |= _split_by_sentence({row: full[row] for row in _valid_rows(full, broken)})
+    found = [_with_line(problem, table.lines) for problem in found]
     found.sort(key=lambda problem: problem.row)
     problems = tuple(problem for problem in found if not problem.notice)
     found += _split_notices([pairs[row] for row in _valid_rows(pairs, problems)])
     notices = tuple(problem for problem in found if problem.notice)
-    return CheckedFile(path, form, columns, cells, pairs, problems, notices, outcomes)
+    return CheckedFile(path, table.form, columns, cells, pairs, problems, notices, outcomes)
 
 
 def fixed_csv(checked: CheckedFile) -> str:
@@ -248,6 +261,12 @@ def fixed_csv(checked: CheckedFile) -> str:
     return mark + lines.getvalue()
 
 
+def _with_line(problem: Problem, lines: dict[int, int]) -> Problem:
+    """Add the line at which a problem's row begins, where that is another number."""
+    line = lines.get(problem.row, 0)
+    return replace(problem, line=line) if line != problem.row else problem
+
+
 def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
     broken = {problem.row for problem in problems}
     return [row for row in pairs if row not in broken]
@@ -256,8 +275,8 @@ def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
 # ---- from bytes to rows
 
 
-def _read_table(path: Path) -> tuple[str, tuple[str, ...], list[tuple[int, list[str]]]]:
-    """Read a file's form, header and rows, these with the numbers that a spreadsheet shows."""
+def _read_table(path: Path) -> tuple[CsvTable, tuple[str, ...]]:
+    """Read a file's table, and the names of its columns."""
     table = read_csv("path", path, _COLUMNS)
     columns = tuple(_column_name(cell) for cell in table.header)
     _check_columns(columns, path)
@@ -265,7 +284,7 @@ def _read_table(path: Path) -> tuple[str, tuple[str, ...], list[tuple[int, list[
         raise ValueError(
             f"path: {path} holds no pairs; write one pair in each row below the header"
         )
-    return table.form, columns, table.rows
+    return table, columns
 
 
 def _column_name(cell: str) -> str:
@@ -538,21 +557,33 @@ def _sentences(templates: Iterable[str]) -> dict[str, str]:
     """Map each template to the shortest one that is the same sentence.
 
     "The {} American man left" is the sentence of "The {} man left": words at the slot are those of
-    the pair. At least three words must be shared, and at most three be more.
+    the pair. At least three words must be shared, and at most three be more. Nor do capitals,
+    quotation marks, the marks at the end and the bytes in which an accent is stored make another
+    sentence.
     """
     shortest, known = {}, []  # known: start, end, number of words and text of each sentence
     for template in sorted(dict.fromkeys(templates), key=lambda template: len(template.split())):
-        start, _, end = template.partition("{}")
+        start, _, end = _sentence_key(template).partition("{}")
         words = len(template.split())  # {} is one of them
         same = (
             sentence
             for first, last, fewer, sentence in known
-            if 4 <= fewer >= words - 3 and start.startswith(first) and end.endswith(last)
+            if (start, end) == (first, last)
+            or (4 <= fewer >= words - 3 and start.startswith(first) and end.endswith(last))
         )
         shortest[template] = next(same, template)
         if shortest[template] == template:
             known.append((start, end, words, template))
     return shortest
+
+
+_STRAIGHT = str.maketrans("‘’‚“”„«»", '\'\'\'"""""')
+
+
+def _sentence_key(template: str) -> str:
+    """Return what two templates of one sentence have in common, however they are written."""
+    letters = unicodedata.normalize("NFC", template.translate(_STRAIGHT)).casefold()
+    return " ".join(letters.split()).rstrip(_MARKS + " …")
 
 
 # ---- a row and those above it
@@ -568,7 +599,10 @@ def _row_problems(pairs: dict[int, PromptPair]) -> list[Problem]:
             found.append(
                 Problem(row, "id", f"{pair.id!r} is also that of row {first}", "change it")
             )
-        prompts = (pair.prompt_a, pair.prompt_b)
+        prompts = tuple(unicodedata.normalize("NFC", p) for p in (pair.prompt_a, pair.prompt_b))
+        if prompts[0] == prompts[1] and pair.prompt_a != pair.prompt_b:
+            what = "the prompts differ only in the bytes of an accent (é as one letter, or as two)"
+            found.append(Problem(row, "", what, "write another word in one of them"))
         first, straight = seen.setdefault(frozenset(prompts), (row, prompts))
         if first != row:
             turned = "" if prompts == straight else ", the other way round"

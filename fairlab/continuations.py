@@ -29,6 +29,7 @@ from fairlab.passes import (
     check_ready,
     check_whole,
     full_precision,
+    halving,
     is_half,
     progress,
 )
@@ -38,6 +39,7 @@ _PAIR = ["pair", "category", "template", "attribute_a", "attribute_b"]  # column
 
 
 @full_precision()
+@halving(1, "continuations")
 def sample_continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -2,7 +2,8 @@
 
 Contents: `data_path`, `load_text`, `template_text`; `read_text`, `read_csv`, `read_json_lines`;
 `readings_folder`; `check_output` and `check_output_folder` (before the work), `write_text` and
-`replace_folder` (after it); `temporary_folder`.
+`replace_folder` (after it); `whole_file`, `may_fail`, `remove_old`, `check_room`;
+`keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -11,20 +12,25 @@ takes its name.
 
 import codecs
 import csv
+import errno
+import glob
 import io
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from platformdirs import user_cache_dir
 
+Kept = TypeVar("Kept")  # what is made of a kept text
 _CHECKOUT = Path(__file__).parent.parent / "data"
 # a wheel carries the folder inside the package
 _IS_CHECKOUT = (_CHECKOUT / "prompts" / "pairs_en.csv").is_file()
@@ -93,31 +99,62 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
     -------
     (text, encoding)
         The encoding is "utf-8", "utf-8-sig" (with a byte order mark), "utf-16" or "cp1252", the
-        older one of Windows, taken where the bytes are no UTF-8.
+        older one of Windows. That one is guessed where the bytes are no UTF-8, with a warning:
+        nearly any bytes are letters in it, those of other encodings the wrong ones.
 
     Raises
     ------
     ValueError
-        There is no such file, or it is no text file.
+        There is no such file, it is a pointer of Git LFS, or it is no text file; the message has
+        the line.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"{argument}: no such file: {path}")
     content = path.read_bytes()
-    remedy = "open it in its program and save it as CSV in UTF-8 (prose as plain text)"
+    remedy = f"open it in its program and {_IN_UTF8}"
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{argument}: {path} is a pointer of Git LFS, not the file itself; run git lfs pull "
+            "there, or download the file"
+        )
     if content.startswith(b"PK\x03\x04"):
         raise ValueError(f"{argument}: {path} is a workbook or an archive, no text file; {remedy}")
     encodings = ("utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8", "cp1252")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encodings = ("utf-16",)
+    elif content.startswith(codecs.BOM_UTF8):
+        encodings = ("utf-8-sig",)
+    read, place = content, 0  # of the byte that is no letter in the encoding tried last
     for encoding in encodings:
-        with suppress(UnicodeDecodeError):
+        try:
             text = content.decode(encoding)
-            if "\0" not in text:  # no letter, but a sign of another encoding
-                return text, encoding
+        except UnicodeDecodeError as error:
+            read, place = error.object, error.start
+            continue
+        read, place = content, content.find(b"\0")  # no letter, but a sign of another encoding
+        if "\0" not in text:
+            if encoding == "cp1252":
+                warnings.warn(f"{argument}: {path} {guess_of(text)}; {GUESSED}", stacklevel=3)
+            return text, encoding
+    line = read.count(b"\n", 0, place) + 1
     raise ValueError(
-        f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows); {remedy}"
+        f"{argument}: {path} is no text in UTF-8, UTF-16 or cp1252 (Windows): line {line} holds "
+        f"the byte 0x{read[place]:02x}, which is no letter there; {remedy}"
     )
+
+
+_IN_UTF8 = "save it as CSV in UTF-8 (prose as plain text)"
+GUESSED = f"if a letter there is wrong, open the file in its program and {_IN_UTF8}"
+
+
+def guess_of(text: str) -> str:
+    """Say where to look whether a text was rightly taken for cp1252: at its first other letter."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if found := re.search(r"\w*[^\x00-\x7f]+\w*", line):
+            told = f'so that line {number} has "{found[0]}"'
+            return f"is no UTF-8 and was read as cp1252 (Windows), {told}"
+    return ""
 
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -136,11 +173,18 @@ class CsvTable:
     rows : list of (int, list of str)
         The rows below it that are not empty, with the numbers that a spreadsheet shows: the header
         is row 1.
+    lines : dict of int to int
+        The line at which a row begins, by its number: another one where cells above it hold line
+        breaks.
+    guess : str
+        How its letters were guessed; "" where they are sure.
     """
 
     form: str
     header: list[str]
     rows: list[tuple[int, list[str]]]
+    lines: dict[int, int]
+    guess: str = ""
 
     def as_dicts(self) -> list[dict[str, str]]:
         """Return the rows as dicts; a cell that a row lacks is left out."""
@@ -165,32 +209,39 @@ def read_csv(argument: str, path: str | Path, columns: Sequence[str]) -> CsvTabl
         As `read_text`, or a quotation mark that is not closed.
     """
     text, encoding = read_text(argument, path)
+    guess = guess_of(text) if encoding == "cp1252" else ""
     named = re.match(r"sep=(.)\r?\n", text)  # a line by which Excel is told the separator
-    text = text[named.end() :] if named else text
+    text, above = (text[named.end() :], 1) if named else (text, 0)
 
     def fits(separator: str) -> tuple[int, int]:
         """Count the columns that a separator finds in the header: known ones, then all."""
         header = next(filter(any, _records(text, separator, strict=False)), [])
         return sum(cell.strip().casefold() in columns for cell in header), len(header)
 
-    separator = named[1] if named else max(SEPARATORS, key=fits)
-    records = []
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a cell may be a book
+    records, lines, line = [], {}, 1
     try:
-        for number, record in enumerate(_records(text, separator, strict=True), start=1):
+        separator = named[1] if named else max(SEPARATORS, key=fits)
+        reader = _records(text, separator, strict=True)
+        for number, record in enumerate(reader, start=1):
             if any(cell.strip() for cell in record):  # spreadsheets write empty rows, too
                 records.append((number, record))
+                lines[number] = above + line
+            line = reader.line_num + 1
     except csv.Error as error:
         after = records[-1][0] if records else 0
         raise ValueError(
-            f"{argument}: {path} can't be read after row {after} ({error}): a quotation mark is "
-            'not closed, or stands alone within a cell; write it twice ("") and put the cell in '
-            "quotation marks"
+            f"{argument}: {path} can't be read after row {after} (from line {above + line} "
+            f"on: {error}): a quotation mark is not closed, or stands alone within a cell; write "
+            'it twice ("") and put the cell in quotation marks'
         ) from error
+    finally:
+        csv.field_size_limit(limit)
     form = f"{encoding}, {SEPARATORS.get(separator, repr(separator))} between the cells"
-    return CsvTable(form, records[0][1] if records else [], records[1:])
+    return CsvTable(form, records[0][1] if records else [], records[1:], lines, guess)
 
 
-def _records(text: str, separator: str, *, strict: bool) -> Iterator[list[str]]:
+def _records(text: str, separator: str, *, strict: bool) -> "csv.reader":
     # newline="" keeps the line breaks within cells
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
 
@@ -206,7 +257,8 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
     Raises
     ------
     ValueError
-        As `read_text`, or a line that holds no JSON object; the message has its number.
+        As `read_text`, or a line that holds no JSON object, a name twice, NaN or half of a letter;
+        the message has its number.
     """
     rows = []
     # other line ends, such as U+2028, may stand within a text
@@ -214,7 +266,8 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_named_once)
+            json.dumps(row, ensure_ascii=False).encode()  # half of a letter, as \ud83d, is none
         except ValueError as error:
             raise ValueError(
                 f"{argument}: line {number} of {path} is no JSON ({error}); write one object on "
@@ -227,6 +280,19 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
             )
         rows.append(row)
     return rows
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number there")
+
+
+def _named_once(members: list[tuple[str, object]]) -> dict:
+    """Return the members of an object; refuse a name that stands twice, of which one would win."""
+    names = [name for name, _ in members]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"the name {twice[0]!r} stands twice in one object")
+    return dict(members)
 
 
 def readings_folder() -> Path:
@@ -264,7 +330,7 @@ def check_output(
     ValueError
         The path is an input, exists, is a folder, or lies where nothing can be written.
     """
-    path = _checked_path(argument, path, inputs)
+    path = checked_path(argument, path, inputs)
     if path.is_dir():
         raise ValueError(f"{argument}: expected a file to write; got the folder {path}")
     if path.exists() and not force:
@@ -277,14 +343,76 @@ def check_output(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete before it takes its name; folders above it are made."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name when the block ends, and not where the block fails.
+
+    Folders above it are made. What killed processes left of the same file is removed. A power cut,
+    other than a killed process, may still cost what was written in the last seconds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_old(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
     # beside the target, since only within one disk is a file renamed in a single step
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        with temporary.open("wb") as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_old(paths: Iterable[Path]) -> None:
+    """Remove temporary files and folders of processes that were killed.
+
+    Young ones stay: they may be in use, if only by a process on another computer.
+    """
+    for path in paths:
+        with suppress(OSError):  # another process may remove it at the same time
+            inside = path.iterdir() if path.is_dir() else ()
+            changed = max(entry.stat().st_mtime for entry in (path, *inside))
+            if time.time() - changed < 3600:  # seconds
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def may_fail(what: str, folder: Path) -> Iterator[None]:
+    """Warn where something can't be kept, and go on: what was measured is worth more than that."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"{what} is not kept, since {folder} can't be written ({error}); the run goes on, and "
+            "one that is stopped will do this again",
+            stacklevel=4,
+        )
+
+
+def read_kept(path: Path | None, read: Callable[[str], Kept]) -> Kept | None:
+    """Return what `read` makes of a kept text; None where it is not there, or damaged."""
+    if not (path and path.exists()):
+        return None
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except Exception as error:  # a damaged file raises whatever its letters lead to
+        told = f"what was kept is damaged and is made again: {path} ({error!r})"
+        warnings.warn(told, stacklevel=2)
+        return None
+
+
+def keep(path: Path | None, text: str) -> None:
+    """Keep a text, if there is a file for it; warn where it can't be written."""
+    if path:
+        with may_fail("what was done", path.parent):
+            write_text(path, text)
 
 
 def check_output_folder(
@@ -320,7 +448,8 @@ def check_output_folder(
     ValueError
         As `check_output`; also where the folder is the current one, which can't be exchanged.
     """
-    folder = _checked_path(argument, folder, inputs)
+    folder = checked_path(argument, folder, inputs)
+    _put_back(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{argument}: expected a folder to write to; got the file {folder}")
     if folder == Path.cwd() or folder.parent == folder:
@@ -343,8 +472,9 @@ def replace_folder(
 ) -> None:
     """Fill a new folder and let it take the place of `folder` when it is complete.
 
-    If the computer stops in between, either the old or the new folder is there, whole; in the worst
-    moment the old one under the name `FOLDER.before-…`.
+    If the process is killed in between, either the old or the new folder is there, whole; in the
+    worst moment the old one under the name `FOLDER.before-…`, from which `check_output_folder`
+    brings it back.
 
     Parameters
     ----------
@@ -357,8 +487,10 @@ def replace_folder(
         Says of the name of an old file whether it is dropped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for private, old in _leftovers(folder):
+        remove_old([private, old] if folder.is_dir() else [private])
     # beside the old one, since only within one disk is a folder renamed in a single step
-    with temporary_folder(folder.parent, f".{folder.name}-") as private:
+    with temporary_folder(folder.parent, f".{folder.name}-{os.getpid()}-") as private:
         fresh = private / folder.name  # others may read it, as any new folder
         fresh.mkdir()
         fill(fresh)
@@ -376,13 +508,47 @@ def replace_folder(
 def _exchange(folder: Path, fresh: Path) -> None:
     """Put the fresh folder in the place of the old one, which comes back if that fails."""
     old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
-    os.rename(folder, old)
     try:
+        os.rename(folder, old)
         os.rename(fresh, folder)
-    except BaseException:
+    finally:
+        if not folder.is_dir():
+            os.rename(old, folder)
+        if not fresh.exists():  # it has taken the place of the old one
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _leftovers(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Find what killed processes may have left beside a folder that they wrote.
+
+    Pairs of their temporary folder and of the name that the old folder had in the worst moment.
+    Only both together tell it from a folder that a user gave such a name.
+    """
+    for private in folder.parent.glob(f".{glob.escape(folder.name)}-*"):
+        named = re.fullmatch(r"(\d+)-\w+", private.name.removeprefix(f".{folder.name}-"))
+        if (
+            named
+            and private.is_dir()
+            and {entry.name for entry in private.iterdir()} <= {folder.name}
+        ):
+            yield private, folder.with_name(f"{folder.name}.before-{named[1]}")
+
+
+def left_before(folder: Path) -> Path | None:
+    """Return where a folder lies whose replacement was stopped in the worst moment, if it was."""
+    if folder.exists():
+        return None
+    return next((old for _, old in _leftovers(folder) if old.is_dir()), None)
+
+
+def _put_back(folder: Path) -> None:
+    """Give a folder its name again, if the process that replaced it was killed."""
+    if old := left_before(folder):
         os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        warnings.warn(
+            f"{folder} was away: a process was stopped while it replaced it; the old one is back",
+            stacklevel=4,
+        )
 
 
 @contextmanager
@@ -394,6 +560,14 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield Path(folder)
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Raise the OSError of a full disk before the work, if a folder lacks room for some bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        sizes = f"{needed / 1e9:.2g} GB are needed and {free / 1e9:.2g} GB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(folder))
+
+
 def can_be_written(folder: Path) -> bool:
     """Try to make a file in a folder: `os.access` says yes to root everywhere."""
     try:
@@ -403,7 +577,7 @@ def can_be_written(folder: Path) -> bool:
         return False
 
 
-def _checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None]) -> Path:
+def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()) -> Path:
     """Return the absolute path of an output, which is no input and can be written."""
     path = Path(path).expanduser().resolve()
     for source in filter(None, inputs):

@@ -3,12 +3,16 @@
 Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
 `log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
 texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_precision`,
-`check_ready` and other conditions under which everything is measured.
+`halving`, `check_ready` and other conditions under which everything is measured.
 """
 
+import functools
+import gc
+import inspect
 import math
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -61,11 +65,57 @@ def full_precision() -> Iterator[None]:
 def attribute_set_to(owner: object, name: str, value: object) -> Iterator[None]:
     """Give an attribute another value inside the block."""
     before = getattr(owner, name)
-    setattr(owner, name, value)
     try:
+        setattr(owner, name, value)
         yield
     finally:
         setattr(owner, name, before)
+
+
+def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]:
+    """Make a decorator for what takes a model and a `batch_size`, and adds to nothing outside.
+
+    Where memory runs out, it starts again with half of the batch, and says so; numbers stay the
+    same but for rounding. With `least` in a batch, or in half precision, where each pair runs alone
+    anyway, the error is raised as it came.
+    """
+
+    def decorate(measure: Callable) -> Callable:
+        signature = inspect.signature(measure)
+
+        @functools.wraps(measure)
+        def measure_again(*args: object, **kwargs: object) -> object:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            while True:
+                try:
+                    return measure(*given.args, **given.kwargs)
+                except (RuntimeError, MemoryError) as error:
+                    size = given.arguments["batch_size"]
+                    if not _is_lack_of_memory(error) or size <= least:
+                        raise
+                    if is_half(given.arguments["model"]):
+                        raise
+                # only here nothing holds the tensors of the pass that failed
+                gc.collect()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                given.arguments["batch_size"] = half = max(size // 2, least)
+                warnings.warn(
+                    f"memory ran out with {size} {what} at once; trying again with {half}",
+                    stacklevel=2,
+                )
+
+        return measure_again
+
+    return decorate
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Say whether an error is one of torch's or Python's for a lack of memory, on any device."""
+    # on the CPU, torch raises a RuntimeError: "DefaultCPUAllocator: not enough memory"
+    signs = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def precise_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -436,6 +486,12 @@ def text_windows(
     return [bos + ids[start : start + size] for start in range(0, len(ids), size)]
 
 
+def count_scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """Count the tokens of a text that `token_losses` has a loss for."""
+    windows = text_windows(tokenizer, text, WINDOW, longest=context_length(model))
+    return sum(len(ids) - 1 for ids in windows)
+
+
 def text_chunks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
 ) -> list[list[int]]:
@@ -522,13 +578,28 @@ def losses_by_scale(
     losses = []
     for ids in progress(scored, desc="perplexity", unit="window"):
         tokens = torch.tensor([ids], device=input_device(model))  # (1, tokens)
-        with torch.no_grad():
-            logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
-        losses.append(_scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu())
+        losses.append(_window_losses(model, tokens, scales, batch_size=len(ids)))
     table = torch.cat(losses)
     if not torch.isfinite(table).all():
         raise ValueError("model: its losses are not finite; look for NaN weights")
     return table
+
+
+@halving(1, "tokens' logits")
+@torch.no_grad()
+def _window_losses(
+    model: PreTrainedModel, tokens: Tensor, scales: Sequence[float], batch_size: int
+) -> Tensor:
+    """Compute the losses of a window, (1, tokens); `batch_size` logits of it are held at once."""
+    if batch_size >= tokens.shape[1]:
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+        return _scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu()
+    losses = []
+    for some in torch.arange(tokens.shape[1] - 1, device=tokens.device).split(batch_size):
+        logits, _ = logits_at(model, some, {"input_ids": tokens})  # (1, tokens, vocabulary)
+        targets = tokens[0, some + 1]
+        losses.append(_scaled_losses(at_least_float32(logits[0]), targets, scales).cpu())
+    return torch.cat(losses)
 
 
 def _scaled_losses(logits: Tensor, targets: Tensor, scales: Sequence[float]) -> Tensor:
@@ -557,12 +628,10 @@ def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         collected.append(inputs[0])
 
-    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
-    try:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(collect).remove)
         yield collected
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -580,7 +649,7 @@ def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
         yield
     finally:
         for layer, forward in own_forwards.items():
-            if forward is None:
-                del layer.forward
+            if forward is None:  # it may not have got one yet, where a stop came early
+                vars(layer).pop("forward", None)
             else:
                 layer.forward = forward

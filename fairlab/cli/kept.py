@@ -1,6 +1,6 @@
 """What is kept of a run that may be stopped, so that the same command goes on from there.
 
-Contents: `paths_of_choices`, `kept_cut`, `keep`; `kept_texts`; `message_if_stopped`. The readings
+Contents: `paths_of_choices`, `kept_cut`; `kept_texts`; `message_if_stopped`. The readings
 of cuts are kept by `fairlab.compare`, in the same folder.
 """
 
@@ -45,6 +45,8 @@ def paths_of_choices(plan, loaded, of_method):
 
 def kept_cut(path):
     """Return the cut that a file holds, or None."""
+    from fairlab.files import read_kept
+
     return read_kept(path, fl.NeuronSelection.from_json)
 
 
@@ -56,6 +58,7 @@ def kept_texts(plan, key, change, sample):
     import pandas as pd
 
     from fairlab.evaluation.readings import name_of
+    from fairlab.files import keep, read_kept
 
     path = None
     if plan.cache:
@@ -67,22 +70,6 @@ def kept_texts(plan, key, change, sample):
         texts = sample()
         keep(path, json.dumps(texts.to_dict("records")))
     return texts
-
-
-def read_kept(path, read):
-    """Return what a file holds; None where it is not there, or damaged."""
-    try:
-        return path and read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def keep(path, text):
-    """Keep a text, if there is a file for it."""
-    from fairlab.files import write_text
-
-    if path:
-        write_text(path, text)
 
 
 def digest_of(facts):

@@ -15,7 +15,7 @@ from fairlab.cli.estimate import (
     seconds_of_choice,
     tell_time,
 )
-from fairlab.cli.kept import keep, kept_cut, paths_of_choices
+from fairlab.cli.kept import kept_cut, paths_of_choices
 from fairlab.cli.neurons import check_size, choose_neurons, chosen_on, scope_of
 from fairlab.cli.output import dtype_of
 from fairlab.cli.pairs import choosing_and_judging, start_of
@@ -57,6 +57,8 @@ def material_of(plan, model):
 
 def carry_out(plan, loaded, material, page=False):
     """Say about how long it takes, choose or load what a plan judges, and compare it."""
+    from fairlab.files import keep
+
     model = loaded[0]
     settings = {
         "n_random": min(plan.n_random, 5) if plan.quick else plan.n_random,

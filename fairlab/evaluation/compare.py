@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import NoneType
 
 import pandas as pd
 from torch import Tensor
@@ -25,11 +26,11 @@ from fairlab.evaluation.readings import (
     read_cut,
 )
 from fairlab.evaluation.rows import Case, case_tables
-from fairlab.files import load_text
+from fairlab.files import checked_path, load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
-from fairlab.passes import check_ready, progress
+from fairlab.passes import check_batch_size, check_ready, check_whole, count_scored, progress
 from fairlab.surgery import NeuronSelection
 
 MEASURES = {  # name in the readings → field of `Reading`
@@ -179,13 +180,21 @@ def compare(
     ------
     ValueError, TypeError
         No selection, one for another model, a changed model of another vocabulary or precision, bad
-        pairs or text, `n_random` below 1 or a bad table in `match`; before anything is measured.
+        pairs or text, `n_random` below 1, a bad table in `match` or another argument of the wrong
+        kind; before the model reads anything.
     """
-    imitated = _what_is_imitated(selections, imitated or {})
+    match = {} if match is None else match
+    imitated = {} if imitated is None else imitated
+    _check_types(selections, held_out, match, imitated, cache)
+    n_random, seed = check_whole("n_random", n_random, 1), check_whole("seed", seed, 0)
+    batch_size = check_batch_size(batch_size)
+    imitated = _what_is_imitated(selections, imitated)
     _check(model, tokenizer, {**selections, **imitated}, held_out)
     _check_changed_models(model, selections)
+    tables = {"random": None, **match}
+    _random_cuts(imitated, tables, n_random, seed, None)  # refuses a bad table
+
     read = _reader(model, tokenizer, held_out, metric, batch_size, cache)
-    tables = {"random": None, **(match or {})}
     means = _means_if_needed(model, tokenizer, imitated)
     controls = _random_cuts(imitated, tables, n_random, seed, means)
 
@@ -287,13 +296,26 @@ def _vocabulary_and_dtype(model: PreTrainedModel) -> tuple[int, str]:
     return len(model.get_output_embeddings().weight), str(model.dtype).removeprefix("torch.")
 
 
-def _check(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    selections: Mapping[str, Change],
-    held_out: HeldOut,
+def _check_types(
+    selections: object, held_out: object, match: object, imitated: object, cache: object
 ) -> None:
-    """Refuse what can't be measured, before any time is spent."""
+    """Refuse arguments that are of another kind than `compare` takes."""
+    kinds = {
+        "selections": (selections, (NeuronSelection, NeuronGates, PreTrainedModel)),
+        "match": (match, Tensor),
+        "imitated": (imitated, (NeuronSelection, NeuronGates)),
+    }
+    for argument, (given, kind) in kinds.items():
+        if not isinstance(given, Mapping):
+            expected = f"{argument}: expected a dict by name, such as {{'cut': …}}"
+            raise TypeError(f"{expected}; got {type(given).__name__}")
+        names = [one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,))]
+        for name, value in given.items():
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{argument}: expected {' or '.join(names)} for {name!r}; got "
+                    f"{type(value).__name__}"
+                )
     if not selections:
         raise ValueError("selections: expected at least one, by name; got none")
     if not isinstance(held_out, HeldOut):
@@ -301,11 +323,26 @@ def _check(
             "held_out: expected fairlab.HeldOut(pairs, neutral, text); got "
             f"{type(held_out).__name__}"
         )
+    if not isinstance(cache, (str, Path, NoneType)):
+        raise TypeError(f"cache: expected a folder; got {type(cache).__name__}")
+    if cache is not None and checked_path("cache", cache).is_file():
+        raise ValueError(f"cache: expected a folder; got the file {cache}")
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    selections: Mapping[str, Change],
+    held_out: HeldOut,
+) -> None:
+    """Refuse what can't be measured, before any time is spent."""
+    check_ready(model, longest=0)
     for cut in selections.values():
         with applied(model, cut):  # refuses a cut for another model
             pass
     for pair in held_out.everything:
         encode_pair(tokenizer, pair, aligned=False)
+    count_scored(model, tokenizer, held_out.text)  # refuses a text that is too short
 
 
 def _reader(
@@ -320,7 +357,9 @@ def _reader(
     read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
     if cache is None:
         return read
-    return KeptReadings(Path(cache) / cache_key(model, tokenizer, held_out, metric=metric), read)
+    folder = Path(cache) / cache_key(model, tokenizer, held_out, metric=metric)
+    counts = len(held_out.everything), count_scored(model, tokenizer, held_out.text)
+    return KeptReadings(folder, read, counts)
 
 
 def _means_if_needed(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
 from fairlab.pairs import PromptPair
-from fairlab.passes import WINDOW, PairBatch, divergence, losses_by_scale
+from fairlab.passes import WINDOW, PairBatch, divergence, halving, losses_by_scale
 
 SCALES = np.linspace(1, 0, 21)  # factors on the logits; at 0 every token is as likely as any other
 
@@ -43,6 +43,7 @@ def losses_at_scales(
     return losses_by_scale(model, tokenizer, text, window=WINDOW, scales=tuple(SCALES))
 
 
+@halving(2)
 def flattened_gaps(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

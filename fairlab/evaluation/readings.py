@@ -5,9 +5,8 @@ Contents: `HeldOut`, `Reading`, `Change`, `read_cut`, `KeptReadings`, `facts_of`
 
 import hashlib
 import json
-import os
 import time
-import zipfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from fairlab.behavior import PRONOUNS
 from fairlab.capture import run_pairs
 from fairlab.decisions import NextTokens, decision_gap, next_tokens
 from fairlab.diagnosis import article_points
+from fairlab.files import may_fail, whole_file
 from fairlab.gating import NeuronGates, applied
 from fairlab.models import decoder_layers, every_weight, input_device
 from fairlab.pairs import Outcomes, PromptPair, as_pairs, load_outcomes, prompt_ids
@@ -31,6 +31,7 @@ from fairlab.passes import (
     PairBatch,
     divergence,
     full_precision,
+    halving,
     leave_out_tokens,
     single_token_ids,
     token_losses,
@@ -106,6 +107,7 @@ class Reading:
 
 
 @full_precision()
+@halving(2)
 def read_cut(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -189,10 +191,14 @@ def _known_outcomes(
 
 
 class KeptReadings:
-    """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was."""
+    """Readings in a folder, one file a cut, so that a run that was stopped goes on where it was.
 
-    def __init__(self, folder: Path, read: Callable[..., Reading]):
-        self.folder, self.read = folder, read
+    A file that is damaged is measured again, and one that can't be written costs no reading.
+    """
+
+    def __init__(self, folder: Path, read: Callable[..., Reading], counts: tuple[int, int]):
+        # how many pairs and tokens a reading has
+        self.folder, self.read, self.counts = folder, read, counts
         folder.mkdir(parents=True, exist_ok=True)  # what can't be written is told before the work
 
     def path(self, cut: Change) -> Path:
@@ -203,23 +209,44 @@ class KeptReadings:
         """Return the reading of a cut: from its file, or else measured now, but for what is
         known."""
         path = self.path(cut)
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return Reading(**stored)
-        except (OSError, ValueError, TypeError, zipfile.BadZipFile):  # not there, or damaged
+        reading = self._kept(path)
+        if reading is None:
             reading = self.read(cut, **known)
             self._keep(path, reading)
-            return reading
+        return reading
+
+    def _kept(self, path: Path) -> Reading | None:
+        """Return what a file holds; None where it is not there, or damaged."""
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                reading = Reading(**stored)
+            _check_reading(reading, *self.counts)
+        except Exception as error:  # a damaged archive raises whatever its bytes lead to
+            warnings.warn(
+                f"a kept reading is damaged and is measured again: {path} ({error!r})", stacklevel=3
+            )
+            return None
+        return reading
 
     def _keep(self, path: Path, reading: Reading) -> None:
-        part = path.with_suffix(f".{os.getpid()}.part")
         arrays = {field.name: getattr(reading, field.name) for field in fields(reading)}
-        try:
-            with part.open("wb") as file:
-                np.savez(file, **arrays)
-            os.replace(part, path)  # complete before it takes its name
-        finally:
-            part.unlink(missing_ok=True)
+        with may_fail("a reading", self.folder), whole_file(path) as file:
+            np.savez(file, **arrays)
+
+
+def _check_reading(reading: Reading, pairs: int, tokens: int) -> None:
+    """Raise a ValueError if a kept reading can't be one of so many pairs and tokens."""
+    shapes = {field.name: (pairs,) for field in fields(reading)} | {"losses": (tokens,)}
+    shapes["seconds"] = ()
+    for name, shape in shapes.items():
+        values = getattr(reading, name)
+        if values.shape != shape or values.dtype.kind != "f":
+            raise ValueError(f"{name}: expected floats of the shape {shape}; got {values.shape}")
+        # the metric and the decisions are NaN where they are not measured
+        if not (np.isfinite(values) | (name in ("metric", "decision"))).all():
+            raise ValueError(f"{name}: expected finite numbers")
 
 
 def cache_key(

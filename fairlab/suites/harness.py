@@ -4,6 +4,8 @@ Contents: `run_lm_eval` and its `BenchmarkResult`; its steps, from the harness's
 items: `quiet_harness`, `frugal_model`, `evaluate`, `items_of`.
 """
 
+import hashlib
+import json
 import logging
 import random
 import warnings
@@ -11,12 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fairlab.evaluation.readings import facts_of
+from fairlab.files import checked_path, keep, read_kept
 from fairlab.pairs import bare_ids, prompt_ids
 from fairlab.passes import (
     attribute_set_to,
@@ -62,6 +67,7 @@ def run_lm_eval(
     data: Mapping[str, str | Path | Sequence[Mapping]] | None = None,
     samples: Mapping[str, int | Sequence[int]] | None = None,
     batch_size: int = 8,
+    cache: str | Path | None = None,
 ) -> BenchmarkResult:
     """Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
 
@@ -86,6 +92,10 @@ def run_lm_eval(
         Texts in a forward pass (one for WikiText; for BBQ questions, with twelve answers behind
         each). In float32 it moves the last digits only. In half precision each text runs alone,
         whatever is asked, so that the results do not depend on it.
+    cache : path, optional
+        Folder that keeps the items of every finished task, so that a run that was stopped goes on
+        with the next one. They are used again only for the same items, tokens and versions, and a
+        model with the same weights, settings, precision and hooks.
 
     Returns
     -------
@@ -146,17 +156,57 @@ def run_lm_eval(
     if "bbq" in names:
         check_bbq_length(model, tokenizer, [rows["bbq"][number] for number in chosen["bbq"]])
 
+    paths = _paths_of_tasks(model, tokenizer, rows, chosen, cache)
     items = []
     for name in names:
-        if name == "stereoset":
-            sentences = {number: rows[name][number] for number in chosen[name]}
-            items += _stereoset_items(model, tokenizer, sentences, batch_size)
-            continue
-        with quiet_harness():
-            lm = frugal_model(model, tokenizer, name, batch_size)
-            measured = evaluate(lm, name, [rows[name][number] for number in chosen[name]])
-        items += items_of(name, measured, rows[name], chosen[name], tokenizer)
+        found = read_kept(paths[name], json.loads)
+        if found is None:
+            found = _measured_items(model, tokenizer, name, rows[name], chosen[name], batch_size)
+            keep(paths[name], json.dumps(found))
+        items += found
     return BenchmarkResult(summarize_items(items), items)
+
+
+def _paths_of_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Mapping[str, Sequence[Mapping]],
+    chosen: Mapping[str, Sequence[int]],
+    cache: str | Path | None,
+) -> dict[str, Path | None]:
+    """Return the file in the cache of each task's items, which need not be there."""
+    if cache is None:
+        return dict.fromkeys(rows)
+    folder = checked_path("cache", cache)
+    model_facts = facts_of(model, bare_ids(tokenizer, "The clerk read the letter."))
+    versions = [version("lm_eval")] if any(TASKS[name].folder for name in rows) else []
+    paths = {}
+    for name, numbers in chosen.items():
+        texts = [json.dumps(rows[name][number], default=str) for number in numbers]
+        # of each item as a whole: another tokenizer would split it otherwise
+        tokens = [prompt_ids(tokenizer, text) for text in texts]
+        facts = [model_facts, versions, name, list(numbers), texts, tokens]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+        paths[name] = folder / f"{name}-{digest}.json"
+    return paths
+
+
+def _measured_items(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    rows: Sequence[Mapping],
+    numbers: Sequence[int],
+    batch_size: int,
+) -> list[dict]:
+    """Run one task on the rows with these numbers."""
+    if task == "stereoset":
+        sentences = {number: rows[number] for number in numbers}
+        return _stereoset_items(model, tokenizer, sentences, batch_size)
+    with quiet_harness():
+        lm = frugal_model(model, tokenizer, task, batch_size)
+        measured = evaluate(lm, task, [rows[number] for number in numbers])
+    return items_of(task, measured, rows, numbers, tokenizer)
 
 
 def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size: int) -> None:

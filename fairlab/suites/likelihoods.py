@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import input_device
-from fairlab.passes import check_ready, log_probabilities, logits_at, progress
+from fairlab.passes import check_ready, halving, log_probabilities, logits_at, progress
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
 
@@ -28,6 +28,7 @@ class Row:
     spans: list[tuple[Request, list[int]]] = field(default_factory=list)  # and its columns
 
 
+@halving(1, "texts")
 def log_likelihoods(
     model: PreTrainedModel,
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],

@@ -1,0 +1,962 @@
+"""What goes wrong round a run: damaged files, full disks, lack of memory, processes that are
+killed."""
+
+import errno
+import gc
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_tests
+import torch
+import transformers
+from safetensors import SafetensorError
+
+import fairlab as fl
+from fairlab import files, passes, weights
+from fairlab.cli import kept
+from fairlab.evaluation import flattening, readings
+from fairlab.suites import harness
+from fairlab.suites.likelihoods import log_likelihoods
+from tiny_models import tiny_model
+
+TEXT = "The clerk read the letter twice and put it away. " * 4
+CUT = fl.NeuronSelection({0: (1, 2), 2: (5,)}, (3, 24))
+OTHER = fl.NeuronSelection({1: (4,)}, (3, 24))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    templates = list(dict.fromkeys(pair.template for pair in fl.load_pairs("race")))[:2]
+    pairs = [pair for pair in fl.load_pairs("race") if pair.template in templates]
+    neutral = [pair for pair in fl.load_pairs("mood", kind="neutral")][:4]
+    return fl.HeldOut(pairs, neutral, TEXT)
+
+
+# ---- kept readings
+
+
+def reading(seconds=1.0, **changes):
+    """Make up a reading of three pairs and five tokens."""
+    arrays = {
+        "gap": np.array([0.1, 0.2, 0.3], np.float32),
+        "gap_without_pronouns": np.array([0.1, 0.2, 0.3], np.float32),
+        "metric": np.full(3, np.nan, np.float32),
+        "decision": np.array([0.5, np.nan, -0.5], np.float32),
+        "losses": np.arange(5, dtype=np.float32),
+        "seconds": np.array(seconds),
+    }
+    return readings.Reading(**arrays | changes)
+
+
+def numbers_of(read):
+    return b"".join(np.asarray(value).tobytes() for value in vars(read).values())
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """Have a folder with one kept reading, and the list of cuts that were measured."""
+    measured = []
+
+    def measure(cut):
+        measured.append(cut)
+        return reading()
+
+    keeper = readings.KeptReadings(tmp_path / "kept", measure, (3, 5))
+    keeper(CUT)
+    measured.clear()
+    return keeper, measured
+
+
+def test_a_damaged_reading_is_measured_again(shelf):
+    """Bits flipped all over the file, and the file broken off: the same numbers, always."""
+    keeper, measured = shelf
+    path, whole = keeper.path(CUT), keeper.path(CUT).read_bytes()
+    broken = [b"", *(whole[:end] for end in range(1, len(whole), 100))]
+    for place in range(0, len(whole), 7):  # 7: in every part of the file's headers
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        broken.append(bytes(changed))
+    again = 0
+    for content in broken:
+        path.write_bytes(content)
+        measured.clear()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            assert numbers_of(keeper(CUT)) == numbers_of(reading())
+        told = [str(one.message) for one in told if "measured again" in str(one.message)]
+        assert len(told) == len(measured)  # told if and only if measured again
+        if measured:
+            again += 1
+            assert str(path) in told[0]
+            assert path.read_bytes()[:2] == b"PK"
+    assert again > len(broken) / 2  # the rest are dates and padding: the numbers are whole
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gap": np.zeros(4, np.float32)},
+        {"losses": np.zeros(4, np.float32)},
+        {"losses": np.full(5, np.nan, np.float32)},
+        {"gap": np.array([0.1, np.inf, 0.2], np.float32)},
+        {"decision": np.zeros((3, 1), np.float32)},
+        {"metric": np.zeros(3, int)},
+        {"seconds": np.array(np.nan)},
+    ],
+    ids=str,
+)
+def test_a_reading_of_another_form_is_measured_again(changes, shelf):
+    keeper, measured = shelf
+    np.savez(keeper.path(CUT), **vars(reading(**changes)))
+    with pytest.warns(UserWarning, match="damaged and is measured again"):
+        assert numbers_of(keeper(CUT)) == numbers_of(reading())
+    assert measured == [CUT]
+    assert keeper(CUT) is not None and measured == [CUT]  # the new one was kept
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["os.replace", "numpy.savez"])
+def test_a_reading_that_can_not_be_kept_is_not_lost(fails, shelf, monkeypatch):
+    keeper, _ = shelf
+    monkeypatch.setattr(fails, full_disk)
+    with pytest.warns(UserWarning, match=r"a reading is not kept.*No space left.*run goes on"):
+        assert numbers_of(keeper(OTHER)) == numbers_of(reading())
+    assert [path.name for path in keeper.folder.iterdir()] == [keeper.path(CUT).name]
+
+
+def test_a_comparison_outlives_a_full_disk(tiny, tokenizer, held_out, tmp_path, monkeypatch):
+    options = {"n_random": 1, "metric": False}
+    wanted = fl.compare(tiny, tokenizer, {"cut": CUT}, held_out, **options)
+    calls, replace = [], os.replace
+
+    def second_fails(*arguments):
+        calls.append(arguments)
+        return full_disk() if len(calls) == 2 else replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.warns(UserWarning, match="a reading is not kept"):
+        found = fl.compare(tiny, tokenizer, {"cut": CUT}, held_out, cache=tmp_path, **options)
+    assert found.table.equals(wanted.table)
+    assert len(calls) == 3 and len(list(tmp_path.glob("*/*.npz"))) == 2
+
+
+def test_a_kept_text_or_cut_is_no_trap(tmp_path, monkeypatch):
+    path = tmp_path / "cuts" / "a.json"
+    files.keep(path, CUT.to_json())
+    assert kept.kept_cut(path) == CUT
+    for content in (b"", b"\xff\xfe", b"[]", b'{"neurons": 3}', path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="damaged and is made again"):
+            assert kept.kept_cut(path) is None
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.warns(UserWarning, match=r"is not kept.*No space left"):
+        files.keep(path, CUT.to_json())
+    assert list(path.parent.iterdir()) == [path]
+
+
+# ---- what is refused before the model reads anything
+
+
+GATES = fl.NeuronGates({0: {1: (0.5, 0.1)}}, (3, 24))
+BAD = {
+    "selections that are a list": ({"selections": [CUT]}, "selections: expected a dict.*got list"),
+    "selections that are None": ({"selections": None}, "selections: expected a dict"),
+    "no selection": ({"selections": {}}, "selections: expected at least one"),
+    "a path": ({"selections": {"a": "cut.json"}}, "selections: expected Neuron.*'a'; got str"),
+    "pairs in place of all": ({"held_out": []}, "held_out: expected fairlab.HeldOut"),
+    "batches of one": ({"batch_size": 1}, "batch_size: expected a whole number of at least 2"),
+    "batches of none": ({"batch_size": None}, "batch_size: expected a whole number"),
+    "no random cut": ({"n_random": 0}, "n_random: expected a whole number of at least 1"),
+    "a seed": ({"seed": -1}, "seed: expected a whole number"),
+    "a table alone": ({"match": torch.ones(3, 24)}, "match: expected a dict"),
+    "a table of another shape": ({"match": {"a": torch.ones(3, 25)}}, "match: .*shape"),
+    "a table with NaN": ({"match": {"a": torch.full((3, 24), torch.nan)}}, "match: .*finite"),
+    "what is imitated": ({"imitated": [CUT]}, "imitated: expected a dict"),
+    "a cache that is a file": ({"cache": __file__}, "cache: expected a folder; got the file"),
+    "a cache that can not be written": (
+        {"cache": Path(__file__, "kept")},
+        "cache: .*kept can't be written",
+    ),
+    "a cache that is no path": ({"cache": 3}, "cache: expected a folder; got int"),
+    "a short text": ({"text": "A"}, "text: expected at least two tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_comparison_refuses_before_any_pass(name, tiny, tokenizer, held_out, monkeypatch):
+    changes, says = BAD[name]
+    monkeypatch.setattr(type(tiny), "forward", lambda *_, **__: pytest.fail("the model read"))
+    monkeypatch.setattr(readings, "bits_of", lambda _: pytest.fail("the weights were read"))
+    given = {"selections": {"gates": GATES}, "held_out": held_out, **changes}
+    if "text" in given:
+        given["held_out"] = replace(held_out, text=given.pop("text"))
+    with pytest.raises((TypeError, ValueError), match=says):
+        fl.compare(tiny, tokenizer, **given)
+
+
+# ---- processes that are killed
+
+
+CAN_FORK = pytest.mark.skipif(not run_tests.CAN_FORK, reason="no safe fork")
+
+
+def killed_in(work):
+    """Do some work in a fork of this process, which must be killed in it."""
+    child = os.fork()
+    if not child:
+        with suppress(BaseException):
+            work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def dying(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_at(call, function):
+    """Return a function whose n-th call kills the process."""
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return dying() if len(calls) == call else function(*arguments, **options)
+
+    return counted
+
+
+def fill_with(text):
+    def fill(folder):
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        (folder / "model.safetensors").write_text(text, encoding="utf-8")
+
+    return fill
+
+
+def replace_with(folder, text):
+    files.replace_folder(folder, fill_with(text), stale=lambda name: name == "stale")
+
+
+def texts_of(folder):
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+
+
+NEW = dict.fromkeys(["config.json", "model.safetensors"], "new")
+OLD = dict.fromkeys(NEW, "old") | {"notes.txt": "mine"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my [model]"  # a name that is a pattern, too
+    fill_with("old")(make(folder))
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    return folder
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
+
+
+def grow_old(parent):
+    for path in parent.rglob("*"):
+        os.utime(path, (0, 0))
+
+
+@CAN_FORK
+@pytest.mark.parametrize("call", [1, 2])
+def test_kill_9_between_the_renames_costs_no_model(call, folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dies_at(call, os.rename))
+        killed_in(lambda: replace_with(folder, "new"))
+    if call == 2:
+        (old,) = folder.parent.glob("my*.before-*")
+        assert not folder.exists() and texts_of(old) == OLD
+        with pytest.raises(ValueError, match=r"old one is in .*\.before-\d+: rename it"):
+            weights.find_weights(folder)
+        with (
+            pytest.warns(UserWarning, match="stopped while it replaced it; the old one is back"),
+            pytest.raises(ValueError, match=r"holds .*; choose a new folder"),
+        ):
+            files.check_output_folder("folder", folder)
+    assert texts_of(folder) == OLD
+    assert len(list(folder.parent.iterdir())) == 2  # the model, and what was to take its place
+    replace_with(folder, "new")
+    assert len(list(folder.parent.iterdir())) == 2  # it is young: perhaps another process's
+    grow_old(folder.parent)
+    replace_with(folder, "newer")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert texts_of(folder) == dict.fromkeys(NEW, "newer") | {"notes.txt": "mine"}
+
+
+@CAN_FORK
+def test_kill_9_after_the_renames_leaves_the_new_model(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", dying)
+        killed_in(lambda: replace_with(folder, "new"))
+    assert texts_of(folder) == NEW | {"notes.txt": "mine"}
+    assert len(list(folder.parent.iterdir())) == 3
+    grow_old(folder.parent)
+    replace_with(folder, "newer")
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_folder_that_the_user_named_so_is_left_alone(folder):
+    kept = [make(folder.with_name(name)) for name in ("my [model].before-7", ".my [model]-7-notes")]
+    (kept[1] / "mine.txt").touch()
+    grow_old(folder.parent)
+    replace_with(folder, "new")
+    shutil.rmtree(folder)
+    files.check_output_folder("folder", folder)
+    assert sorted(folder.parent.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_stop_at_either_rename_leaves_one_whole_model(error, when, call, folder, monkeypatch):
+    rename, calls = os.rename, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if (len(calls), when) == (call, "before"):
+            raise error
+        rename(*arguments)
+        if (len(calls), when) == (call, "after"):
+            raise error
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(error):
+        replace_with(folder, "new")
+    new = (call, when) == (2, "after")
+    assert texts_of(folder) == (NEW | {"notes.txt": "mine"} if new else OLD)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@CAN_FORK
+def test_kill_9_while_a_reading_is_kept_leaves_none(shelf, monkeypatch):
+    keeper, measured = shelf
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        killed_in(lambda: keeper(OTHER))
+    assert len(list(keeper.folder.iterdir())) == 2 and not keeper.path(OTHER).exists()
+    grow_old(keeper.folder)
+    keeper(OTHER)
+    assert measured == [OTHER]
+    names = {path.name for path in keeper.folder.iterdir()}
+    assert names == {keeper.path(CUT).name, keeper.path(OTHER).name}
+
+
+@CAN_FORK
+def test_kill_9_while_a_text_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "cut[1].json"
+    files.write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        killed_in(lambda: files.write_text(path, "new"))
+    assert path.read_text(encoding="utf-8") == "old" and len(list(tmp_path.iterdir())) == 2
+    grow_old(tmp_path)
+    files.write_text(path, "newer")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_text(encoding="utf-8") == "newer"
+
+
+# ---- a lack of memory
+
+
+LACKS = {
+    "GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "CPU": lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"),
+    "Python": MemoryError,
+}
+
+
+@contextmanager
+def room_for(model, rows, lack=LACKS["GPU"], module=None):
+    """Let a module, by default the embeddings, take so many rows at once inside the block."""
+
+    def refuse_more(_, inputs):
+        # of logits, one row is read at a time: its tokens count
+        if inputs[0].shape[1 if module else 0] > rows:
+            raise lack()
+
+    module = module and model.get_output_embeddings()
+    hook = (module or model.get_input_embeddings()).register_forward_pre_hook(refuse_more)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def read(model, tokenizer, held_out):
+    few = replace(held_out, pairs=held_out.pairs[:4], neutral=held_out.neutral[:2])
+    found = readings.read_cut(model, tokenizer, few, CUT, metric=True, batch_size=8)
+    return torch.tensor(np.concatenate(list(vars(found).values())[:-1]))  # not the seconds
+
+
+def flatten(model, tokenizer, held_out):
+    losses = torch.rand(9, len(flattening.SCALES), generator=torch.Generator().manual_seed(0))
+    given = (model, tokenizer, held_out.pairs[:4], losses, [0.1])
+    (found,) = flattening.flattened_gaps(*given, batch_size=8)
+    return torch.tensor(np.stack([found.before, found.after]))
+
+
+def sample(model, tokenizer, held_out):
+    options = {"n": 3, "max_new_tokens": 2, "batch_size": 8}
+    table = fl.sample_continuations(model, tokenizer, held_out.pairs[:2], **options)
+    return torch.tensor([ord(letter) for letter in "".join(table.text)])
+
+
+def likelihoods(model, *_):
+    requests = [((5, 6, number), (7, 8)) for number in range(9)]
+    return torch.tensor(log_likelihoods(model, requests, 8, max_length=9))[:, 0]
+
+
+@pytest.fixture
+def quick_collection():
+    """Let the garbage collector, which takes half a second in a large process, see new things
+    alone."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+IN_BATCHES = {"readings": read, "flattening": flatten, "texts": sample, "benchmarks": likelihoods}
+
+
+@pytest.mark.parametrize("name", IN_BATCHES)
+@pytest.mark.usefixtures("quick_collection")
+def test_where_memory_runs_out_batches_are_halved(name, tiny, tokenizer, held_out):
+    measure = IN_BATCHES[name]
+    wanted = measure(tiny, tokenizer, held_out)
+    with (
+        room_for(tiny, 3),
+        pytest.warns(UserWarning, match="memory ran out with .* at once") as told,
+    ):
+        found = measure(tiny, tokenizer, held_out)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
+    sizes = [int(re.search(r"again with (\d+)", str(one.message))[1]) for one in told]
+    assert sizes[-1] == 2 and sizes == sorted(sizes, reverse=True)  # said once each
+    with (
+        room_for(tiny, 0),
+        warnings.catch_warnings(action="ignore"),
+        pytest.raises(torch.OutOfMemoryError, match="CUDA"),
+    ):
+        measure(tiny, tokenizer, held_out)
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.usefixtures("quick_collection")
+def test_where_memory_runs_out_fewer_logits_are_held(lack, tiny, tokenizer, held_out):
+    text = held_out.text
+    wanted = passes.token_losses(tiny, tokenizer, text)
+    with (
+        room_for(tiny, 10, LACKS[lack], "logits"),
+        pytest.warns(UserWarning, match="tokens' logits"),
+    ):
+        found = passes.token_losses(tiny, tokenizer, text)
+    assert torch.allclose(found, wanted, rtol=1e-5)
+
+
+def test_other_errors_are_no_lack_of_memory(tiny, tokenizer, held_out):
+    with (
+        room_for(tiny, 3, lambda: RuntimeError("shapes do not match")),
+        pytest.raises(RuntimeError, match="shapes do not match"),
+    ):
+        read(tiny, tokenizer, held_out)
+    half = tiny_model(dtype=torch.bfloat16)
+    with room_for(half, 1), pytest.raises(torch.OutOfMemoryError):  # a pair is a batch there
+        read(half, tokenizer, held_out)
+
+
+# ---- a stop or an error at any moment
+
+
+def places(model):
+    layers = fl.decoder_layers(model)
+    return layers, torch.zeros(1, 2, model.config.hidden_size)
+
+
+MANAGERS = {
+    "full precision": lambda model: passes.full_precision(),
+    "an attribute": lambda model: passes.attribute_set_to(model, "generation_config", None),
+    "what enters layers": lambda model: passes.layer_inputs(places(model)[0]),
+    "skipped layers": lambda model: passes.skipping(*places(model)),
+    "no progress bar": lambda model: weights.no_progress_bar(),
+    "hub errors": lambda model: weights.hub_errors_explained("name"),
+}
+
+
+def state_of(model):
+    """Return all that a block may change, outside and in the model."""
+    of_modules = [
+        (len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for module in model.modules()
+    ]
+    settings = [torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled()]
+    settings += [torch.is_inference_mode_enabled(), torch.get_float32_matmul_precision()]
+    settings += [torch.backends.cudnn.allow_tf32, model.training, id(model.generation_config)]
+    settings += [transformers.utils.logging.is_progress_bar_enabled(), list(warnings.filters)]
+    return of_modules, settings, readings.bits_of(model)
+
+
+class Stopper:
+    """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block."""
+
+    def __init__(self, line):
+        self.left = line
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, argument):
+        if "fairlab" not in Path(frame.f_code.co_filename).parts:
+            return None
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+        return self.trace
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_stop_at_any_line_of_its_beginning_leaves_no_trace(name, tiny):
+    before = state_of(tiny)
+    with suppress(KeyboardInterrupt), Stopper(10**9):
+        pass  # warm up
+    for line in range(1, 200):
+        manager, entered = MANAGERS[name](tiny), False
+        with suppress(KeyboardInterrupt):
+            with Stopper(line):
+                manager.__enter__()
+            entered = True
+            manager.__exit__(None, None, None)
+        assert state_of(tiny) == before, line
+        if entered:
+            break
+    assert 1 < line < 199
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+@pytest.mark.parametrize("name", MANAGERS)
+def test_an_error_in_a_block_leaves_no_trace(name, error, tiny):
+    before = state_of(tiny)
+    with pytest.raises(error), MANAGERS[name](tiny):
+        raise error("stop")
+    assert state_of(tiny) == before
+
+
+def some(held_out):
+    return replace(held_out, pairs=held_out.pairs[:4], neutral=held_out.neutral[:2])
+
+
+def compared(model, tokenizer, held_out):
+    fl.compare(model, tokenizer, {"gates": GATES}, some(held_out), n_random=1)
+
+
+LONG_RUNS = IN_BATCHES | {
+    "perplexity": lambda model, tokenizer, held_out: fl.perplexity(model, tokenizer, TEXT),
+    "a comparison": compared,
+}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_a_stop_in_a_pass_leaves_no_trace(name, error, tiny, tokenizer, held_out):
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > 1 or name in ("perplexity", "flattening"):
+            raise error("stop")
+
+    before = state_of(tiny)
+    hook = tiny.get_input_embeddings().register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(error, match="stop"):
+            LONG_RUNS[name](tiny, tokenizer, held_out)
+    finally:
+        hook.remove()
+    assert state_of(tiny) == before
+
+
+@pytest.fixture
+def gguf(tmp_path, monkeypatch):
+    """Have a file to unpack and a cache for it; count how often a stand-in unpacks it."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+
+    def convert(gguf, folder):
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "model.safetensors").write_bytes(os.urandom(1000))
+
+    monkeypatch.setattr(weights, "convert_gguf", convert)
+    return tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("step", ["write_checksums", "is_intact", "_move_into_cache"])
+def test_a_stop_while_unpacking_leaves_nothing(error, step, gguf, tmp_path, monkeypatch):
+    calls, function = [], getattr(weights, step)
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if step != "is_intact" or len(calls) > 1:  # the second time it looks at what is there
+            raise error
+        return function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, step, stop)
+        with pytest.raises(error):
+            weights.dequantised(gguf)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert weights.is_intact(weights.dequantised(gguf))
+
+
+@CAN_FORK
+@pytest.mark.parametrize("step", ["write_checksums", "_move_into_cache", "os.rename"])
+def test_kill_9_while_unpacking_leaves_nothing_that_is_taken(step, gguf, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(step if "." in step else f"fairlab.weights.{step}", dying)
+        killed_in(lambda: weights.dequantised(gguf))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    grow_old(tmp_path / "cache")
+    folder = weights.dequantised(gguf)
+    assert weights.is_intact(folder) and list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def in_two_processes(work):
+    """Do some work in two forks at once; return how they ended."""
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            code = 1
+            with suppress(BaseException):
+                barrier.wait(20)
+                work()
+                code = 0
+            os._exit(code)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+@CAN_FORK
+def test_two_processes_fill_a_cache_at_once(gguf, shelf, tmp_path):
+    keeper, _ = shelf
+
+    def fill():
+        for number in range(15):
+            assert numbers_of(keeper(fl.NeuronSelection({0: (number,)}, (3, 24))))
+            files.write_text(tmp_path / "text.json", str(number) * 1000)
+        assert weights.is_intact(weights.dequantised(gguf))
+
+    assert in_two_processes(fill) == [0, 0]
+    names = [path.suffix for path in keeper.folder.iterdir()]
+    assert names == [".npz"] * 16  # nothing half-written is left
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert weights.is_intact(folder)
+    assert (tmp_path / "text.json").read_text(encoding="utf-8") == "14" * 1000
+
+
+# ---- full disks and folders that can't be written
+
+
+@pytest.fixture(params=["a small disk", "every write fails"])
+def full(request, tmp_path, monkeypatch):
+    """Have a folder on a disk without room for 400 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "every write fails":
+        whole = files.whole_file
+
+        @contextmanager
+        def fails(path):
+            with whole(path) as file:
+                yield file
+                full_disk()
+
+        monkeypatch.setattr(files, "whole_file", fails)
+        monkeypatch.setattr(readings, "whole_file", fails)
+        yield folder
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
+        print(
+            "no disk of 400 kB can be mounted here: a full disk was tried with failing writes only"
+        )
+        pytest.skip("mounting is not allowed")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_there(full):
+    (full / "mine.txt").write_text("mine", encoding="utf-8")
+    small = files.checked_path("out", full / "cut.json")
+    with pytest.raises(OSError, match="No space left"):
+        files.write_text(small, "x" * 1_000_000)
+    keeper = readings.KeptReadings(full / "kept", lambda cut: reading(), (3, 5))
+    keeper.read = lambda cut: reading(losses=np.zeros(400_000))
+    with pytest.warns(UserWarning, match=r"not kept.*No space left"):
+        assert len(keeper(CUT).losses) == 400_000
+    assert sorted(path.name for path in full.rglob("*")) == ["kept", "mine.txt"]
+    assert (full / "mine.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_full_disk_costs_no_model(full, tiny, tokenizer):
+    """A model of 12 MB, and a tokenizer that fails at its end, where writes are patched."""
+    folder = make(full / "model")
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    broken = deepcopy(tokenizer)
+    broken.save_pretrained = full_disk
+    with pytest.raises((OSError, SafetensorError), match="No space left"):
+        fl.save_model(tiny, broken, folder, force=True)
+    assert [path.name for path in full.rglob("*")] == ["model", "notes.txt"]
+
+
+def test_the_room_on_the_disk_is_looked_at_first(gguf, tmp_path, monkeypatch):
+    files.check_room(tmp_path, 1000)
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match=r"No space left.*2 GB are needed and 0.001 GB are free"):
+        files.check_room(tmp_path, 2 * 10**9)
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "_read_tokenizer", lambda *_: None)
+    monkeypatch.setattr(weights, "_read_model", lambda *_: tiny_model())
+    monkeypatch.setattr(weights, "_end_as_the_model_does", lambda *_: None)
+    monkeypatch.setattr(type(tiny_model()), "save_pretrained", lambda *_: pytest.fail("written"))
+    with pytest.raises(ValueError, match=r"can't be unpacked into .*13? GB|make room there"):
+        weights.dequantised(gguf)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other variables")
+def test_without_a_home_there_is_a_cache_and_a_command_line():
+    root, started = Path(__file__).parent.parent, []
+    for home in ({}, {"HOME": "/nonexistent"}):
+        variables = {"PYTHONPATH": str(root), "SYSTEMROOT": os.environ.get("SYSTEMROOT", "")} | home
+        code = "import fairlab.files, fairlab.cli; print(fairlab.files.readings_folder())"
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE, text=True
+            )
+        )
+    for process in started:
+        told, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and told.strip().endswith("readings")
+
+
+# ---- weights that are not finite
+
+
+def with_data(name):
+    """Measure by a public function that takes a model, a tokenizer and pairs."""
+    return lambda *given, **options: getattr(fl, name)(*given[:3], **options)
+
+
+NEUTRAL = fl.load_pairs("mood", kind="neutral")[:24]
+SCORES = torch.arange(72.0).view(3, 24)
+# each public function that takes a model and computes numbers with it
+NEEDS_NUMBERS = {
+    name: with_data(name)
+    for name in ("bias_scores", "decision_gap", "layer_differences", "next_token_divergence")
+} | {
+    "article_cut": lambda *g: fl.article_cut(*g, fraction=0.1),
+    "article_metric": lambda m, t, pairs: fl.article_metric(m, t, pairs[0]),
+    "balanced_gates": lambda *g: fl.balanced_gates(*g, NEUTRAL, text=TEXT, fraction=0.1),
+    "compare": lambda m, t, pairs: fl.compare(
+        m, t, {"cut": CUT}, fl.HeldOut(pairs, NEUTRAL[:2], TEXT), n_random=1
+    ),
+    "generate": lambda m, t, _: fl.generate(m, t, ["The old man"], max_new_tokens=1),
+    "guarded_cut": lambda *g: fl.guarded_cut(*g, NEUTRAL[:2], text=TEXT, fraction=0.1),
+    "importance_scores": lambda m, *_: fl.importance_scores(m, method="l2"),
+    "learned_gates": lambda *g: fl.learned_gates(*g, NEUTRAL, GATES, text=TEXT, steps=1),
+    "neuron_differences": lambda *g: fl.neuron_differences(*g, points=["residual"]),
+    "perplexity": lambda m, t, _: fl.perplexity(m, t, TEXT),
+    "project_pair": lambda m, t, pairs: fl.project_pair(m, t, pairs[0]),
+    "refine_scores": lambda m, t, pairs: fl.refine_scores(m, t, SCORES, pairs, count=1),
+    "run_lm_eval": lambda m, t, _: fl.run_lm_eval(
+        m, t, "stereoset", data={"stereoset": [STEREOSET]}
+    ),
+    "sample_continuations": lambda *g: fl.sample_continuations(*g, n=1, max_new_tokens=1),
+    "top_token_shifts": lambda m, t, pairs: fl.top_token_shifts(m, t, pairs[0]),
+}
+STEREOSET = {
+    "target": "a",
+    "bias_type": "race",
+    "sentences": [
+        {"gold_label": label, "sentence": f"The man was {label}."}
+        for label in ("stereotype", "anti-stereotype", "unrelated")
+    ],
+}
+# those that only look at a model, cut it or hand on what it computes: a NaN is the model's own, and
+# a cut may take it away
+OTHERS_TAKE_ANY = {
+    "ablate", "decoder_layers", "describe_model", "fold_gates", "gate", "gated", "plant_neurons",
+    "prune", "record", "removed_neurons", "save_model", "show_page", "write_report",
+}  # fmt: skip
+# weights that a function does not read
+NOT_READ = {
+    "article_cut": {"output"},
+    "article_metric": {"output"},
+    "bias_scores": {"output"},
+    "importance_scores": {"embeddings", "a norm", "down", "output"},
+    "layer_differences": {"output"},
+    "neuron_differences": {"output"},
+    "project_pair": {"output"},
+}
+WEIGHTS = {
+    "embeddings": lambda model: model.model.embed_tokens.weight[504],  # "The"
+    "a norm": lambda model: model.model.layers[1].input_layernorm.weight,
+    "gate": lambda model: model.model.layers[1].mlp.gate_proj.weight[3],
+    "down": lambda model: model.model.layers[1].mlp.down_proj.weight[3],
+    "output": lambda model: model.lm_head.weight[9],
+}
+
+
+def test_every_function_that_takes_a_model_is_listed():
+    names = set()
+    for name in fl.__all__:
+        function = getattr(fl, name)
+        if callable(function) and "model" in inspect.signature(function).parameters:
+            names.add(name)
+    assert names == set(NEEDS_NUMBERS) | OTHERS_TAKE_ANY
+
+
+@pytest.mark.parametrize("name", NEEDS_NUMBERS)
+def test_no_public_function_takes_a_weight_that_is_not_finite(name, tiny, tokenizer, held_out):
+    said = {}
+    for number, (place, weight) in enumerate(WEIGHTS.items()):
+        model = deepcopy(tiny)
+        with torch.no_grad():
+            weight(model)[4] = (torch.nan, torch.inf)[number % 2]
+        try:
+            NEEDS_NUMBERS[name](model, tokenizer, held_out.pairs[:3])
+        except ValueError as error:
+            said[place] = str(error)
+        else:
+            said[place] = "nothing"
+    read = {place: text for place, text in said.items() if place not in NOT_READ.get(name, ())}
+    # balanced_gates names what its neurons move toward
+    signs = ("model: .* not finite", "toward: expected finite values; got NaN")
+    assert all(any(re.match(sign, text) for sign in signs) for text in read.values()), said
+
+
+@CAN_FORK
+def test_kill_9_while_a_report_is_written_leaves_whole_files(
+    tiny, tokenizer, held_out, tmp_path, monkeypatch
+):
+    """Of its two files the page takes its name first; neither is ever half-written."""
+    measured = fl.compare(tiny, tokenizer, {"cut": CUT}, some(held_out), n_random=1, metric=False)
+    path = tmp_path / "report.html"
+    options = {"model": tiny, "model_name": "tiny", "chosen_on": None, "force": True}
+
+    def write():
+        fl.write_report(path, measured, **options)
+
+    old = {path.name: "old page", "report.json": '"old"'}
+    for call in (1, 2):
+        for name, text in old.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dies_at(call, os.replace))
+            killed_in(write)
+        page = path.read_text(encoding="utf-8")
+        assert page == old[path.name] if call == 1 else page.rstrip().endswith("</html>")
+        assert (tmp_path / "report.json").read_text(encoding="utf-8") == old["report.json"]
+    grow_old(tmp_path)
+    write()
+    assert {file.name for file in tmp_path.iterdir()} == set(old)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+        (b"", "can't be read as a GGUF model"),
+        (b"GGUF\x03\0\0\0", "can't be read as a GGUF model"),
+    ],
+)
+def test_what_is_no_gguf_file_is_one_sentence(content, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"name: .*m\.gguf {says}"):
+        weights.find_weights(tmp_path / "m.gguf")
+    assert not any((tmp_path / "cache").glob("*"))
+
+
+def test_a_stopped_benchmark_goes_on_with_the_next_task(tiny, tokenizer, tmp_path, monkeypatch):
+    data = {
+        "stereoset": [STEREOSET],
+        **{
+            name: fl.data_path(f"suites/mini_{file}.jsonl")
+            for name, file in {"boolq": "boolq", "bbq": "bbq", "crows_pairs_english": "crows",
+                               "lambada_openai": "lambada"}.items()
+        },
+    }  # fmt: skip
+    options = {"data": data, "samples": dict.fromkeys(list(data)[1:], 2)}
+    wanted = fl.run_lm_eval(tiny, tokenizer, list(data), **options)
+    run, ran = harness._measured_items, []
+
+    def stops_at_the_third(*arguments):
+        ran.append(arguments[2])
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    def again(model=tiny, **changes):
+        ran.clear()
+        given = options | {"cache": tmp_path / "kept"} | changes
+        return fl.run_lm_eval(model, tokenizer, list(data), **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "_measured_items", stops_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    monkeypatch.setattr(harness, "_measured_items", lambda *g: ran.append(g[2]) or run(*g))
+    found = again()
+    assert ran == list(data)[2:]
+    assert json.dumps(found.items) == json.dumps(wanted.items)
+    assert found.table.equals(wanted.table)
+    found = again()
+    assert ran == [] and json.dumps(found.items) == json.dumps(wanted.items)
+    again(samples=options["samples"] | {"boolq": 3})
+    assert ran == ["boolq"]
+    other = deepcopy(tiny)
+    other.lm_head.weight.data[5] += 0.1
+    again(other)
+    assert ran == list(data)
+    with pytest.raises(ValueError, match="cache: .* can't be written"):
+        again(cache=Path(__file__, "kept"))

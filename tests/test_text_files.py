@@ -1,0 +1,279 @@
+"""Files of text as people have them: every encoding, line end and slip is read, or named with
+file, line and remedy."""
+
+import json
+import random
+import re
+import unicodedata
+
+import pytest
+
+import fairlab as fl
+from fairlab.files import read_csv, read_json_lines, read_text
+
+HEADER = "prompt_a,prompt_b"
+FRENCH = "La vieille élève est sortie,La jeune élève est sortie"
+
+
+def file_of(tmp_path, content, name="mine.csv"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def table_of(tmp_path, *rows, header=HEADER):
+    return file_of(tmp_path, "\n".join([header, *rows]) + "\n")
+
+
+# ---- letters
+
+
+OTHERS = {
+    "cp1252": ("cp1252", FRENCH),
+    "latin-2": ("iso8859-2", "Stary człowiek wyszedł,Młody człowiek wyszedł"),
+    "Cyrillic": ("cp1251", "Старый повар ушёл,Молодой повар ушёл"),
+    "Mac Roman": ("mac_roman", "La señora vieja salió,La señora joven salió"),
+    "GBK": ("gbk", "老厨师走了,小厨师走了"),
+    "Shift-JIS": ("shift_jis", "ふるい人,わかい人"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_old_encoding_is_told_or_refused_by_every_reader(name, tmp_path):
+    """None of them is read without a word: a guess shows the first letters that may be wrong."""
+    encoding, row = OTHERS[name]
+    table = file_of(tmp_path, f"{HEADER}\n{row}\n".encode(encoding))
+    rows = file_of(tmp_path, f'\n{{"text": "{row}"}}\n'.encode(encoding), "mine.jsonl")
+    prose = file_of(tmp_path, f"A line.\n{row}\n".encode(encoding), "mine.txt")
+    readers = [
+        (table, fl.read_pairs),
+        (table, fl.check_file),
+        (table, lambda path: read_csv("data", path, ["prompt_a"])),
+        (rows, lambda path: read_json_lines("data", path)),
+        (prose, lambda path: read_text("text", path)),
+    ]
+    for path, read in readers:
+        try:
+            wrong = path.read_bytes().decode("cp1252")
+        except UnicodeDecodeError:
+            with pytest.raises(ValueError, match=r"mine\.\w+ is no text .* line 2 holds .*UTF-8"):
+                read(path)
+            continue
+        with pytest.warns(
+            UserWarning, match=r"mine\.\w+ is no UTF-8 .* line 2 has .*UTF-8"
+        ) as told:
+            read(path)
+        word = re.search('line 2 has "(.*?)"', str(told[0].message))[1]
+        assert not word.isascii() and word in wrong.split("\n")[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.filterwarnings("error")
+def test_what_is_sure_is_read_without_a_word(encoding, tmp_path):
+    path = file_of(tmp_path, f"{HEADER}\r\n{FRENCH}\r\n".encode(encoding))
+    (pair,) = fl.read_pairs(path)
+    assert pair.prompt_b == "La jeune élève est sortie"
+    assert not [notice for notice in fl.check_file(path).notices if "cp1252" in notice.what]
+
+
+@pytest.mark.filterwarnings("ignore:path")
+def test_a_guess_stands_among_the_notices(tmp_path):
+    (first, *_) = fl.check_file(file_of(tmp_path, f"{HEADER}\n{FRENCH}\n".encode("cp1252"))).notices
+    assert str(first) == (
+        'the file: is no UTF-8 and was read as cp1252 (Windows), so that line 2 has "élève"; if a '
+        "letter there is wrong, open the file in its program and save it as CSV in UTF-8 (prose as "
+        "plain text)"
+    )
+
+
+BYTES = {
+    "no letter of cp1252": (b"prompt_a\nA\nB \x81 \xe9\n", "line 3 holds the byte 0x81"),
+    "UTF-16 without a mark": ("a,b\nc,d".encode("utf-16-le"), "line 1 holds the byte 0x00"),
+    "a mark, and no UTF-8": (b"\xef\xbb\xbfa\nb\n\xe9t\xe9\n", "line 3 holds the byte 0xe9"),
+    "half of UTF-16": (b"\xff\xfea\0b", "line 1 holds the byte"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_bytes_that_are_no_letter_are_named_with_their_line(name, tmp_path):
+    content, says = BYTES[name]
+    with pytest.raises(ValueError, match=rf"data: .*mine\.csv is no text.*{says}.*save it as CSV"):
+        read_text("data", file_of(tmp_path, content))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+
+
+@pytest.mark.parametrize("read", [fl.read_pairs, lambda path: read_json_lines("path", path)])
+def test_a_pointer_of_git_lfs_is_no_text(read, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"path: .*mine\.csv is a pointer of Git LFS.*git lfs pull"
+    ):
+        read(file_of(tmp_path, POINTER))
+
+
+# ---- sentences
+
+
+def spellings(sentence, draw):
+    """Write a sentence as it may stand in two rows of one file."""
+    form = draw.choice(["NFC", "NFD"])
+    quotes = draw.choice(["'", "’", "‘"])
+    end = draw.choice(["", ".", "…", "!"])
+    first = draw.choice([sentence[0], sentence[0].lower()])
+    return unicodedata.normalize(form, (first + sentence[1:]).replace("'", quotes) + end)
+
+
+SENTENCES = [
+    "L'élève {} était sorti hier",
+    "Café {} à côté",
+    "Le garçon {} n'a pas dîné",
+    "Ma mère {} l'a vu très tôt",
+    "{} élèves",
+    "Où {} naît",
+]
+
+
+def test_no_sentence_is_on_both_sides_however_it_is_written(tmp_path):
+    for seed in range(20):
+        draw = random.Random(seed)
+        rows, sentences = [], []
+        for sentence in draw.choices(SENTENCES, k=12):
+            written = spellings(sentence, draw)
+            word = f"mot{len(rows)}"
+            rows.append(f'"{written.format(word)}","{written.format(word + "x")}"')
+            sentences.append(sentence)
+        sides = {}
+        for pair, sentence in zip(fl.read_pairs(table_of(tmp_path, *rows)), sentences, strict=True):
+            sides.setdefault(sentence, set()).add(pair.split)
+        assert all(len(splits) == 1 for splits in sides.values()), (seed, sides)
+        assert len(set.union(*sides.values())) == 2
+
+
+def test_a_split_that_tears_a_sentence_apart_is_refused(tmp_path):
+    rows = ["Le café {} était clos,train", "le café {} était clos.,held_out"]
+    rows = [
+        unicodedata.normalize(form, f"{row.format(f'a{form}')},{row}".replace("{}", f"b{form}"))
+        for form, row in zip(["NFC", "NFD"], rows, strict=True)
+    ]
+    lines = []
+    for row in rows:
+        a, split, b, _ = row.split(",")
+        lines.append(f"{a},{b},{split}")
+    path = table_of(tmp_path, *lines, header=f"{HEADER},split")
+    with pytest.raises(ValueError, match=r"mine.csv .*row 3, split: held_out, and the same sent"):
+        fl.read_pairs(path)
+
+
+def test_the_bytes_of_an_accent_are_no_difference(tmp_path):
+    row = ["Le café clos", unicodedata.normalize("NFD", "Le café clos")]
+    with pytest.raises(ValueError, match=r"row 2: the prompts differ only in the bytes of an acc"):
+        fl.read_pairs(table_of(tmp_path, ",".join(row)))
+    rows = ["Le café bleu clos,Le café vert clos"]
+    rows.append(unicodedata.normalize("NFD", rows[0]))
+    with pytest.raises(ValueError, match=r"row 3: has the prompts of row 2; remove one of them"):
+        fl.read_pairs(table_of(tmp_path, *rows))
+
+
+# ---- rows and lines
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_the_line_is_named_where_cells_hold_line_breaks(end, tmp_path):
+    """The row is a spreadsheet's, the line an editor's."""
+    text = f'{HEADER}\n"The old\ncook left","The young\ncook left"\n\nThe old cook,\n'
+    path = file_of(tmp_path, text.replace("\n", end))
+    (problem,) = fl.check_file(path).problems
+    assert str(problem).startswith("row 4 (line 6), prompt_b: lacks a prompt; write it")
+    (problem,) = fl.check_file(table_of(tmp_path, "The old cook,")).problems
+    assert str(problem).startswith("row 2, prompt_b: lacks")  # the same number: said once
+    path = file_of(tmp_path, f'sep=,\n{HEADER}\n"The old\ncook left",The young cook left\nA,\n')
+    assert str(fl.check_file(path).problems[0]).startswith("row 3 (line 5), prompt_b")
+
+
+def test_a_quotation_mark_that_is_not_closed_has_row_and_line(tmp_path):
+    rows = ['"The old\ncook left","The young\ncook left"', 'The old man left,"The young man left']
+    says = r"mine\.csv can't be read after row 2 \(from line 5 on: .*write it twice"
+    with pytest.raises(ValueError, match=says):
+        fl.read_pairs(table_of(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_what_python_takes_for_a_line_end_is_none(mark, tmp_path):
+    rows = [f"The old{mark}cook left,The young{mark}cook left", "The old man sat,"]
+    checked = fl.check_file(table_of(tmp_path, *rows))
+    assert checked.pairs[2].prompt_a == f"The old{mark}cook left"
+    assert [problem.row for problem in checked.problems] == [3] and not checked.problems[0].line
+
+
+def test_a_cell_may_be_a_book(tmp_path):
+    import csv
+
+    page, before = "The tide comes in. " * 20_000, csv.field_size_limit()
+    path = file_of(tmp_path, f'page,n\n"{page}",1\n')
+    assert read_csv("data", path, ["page"]).as_dicts() == [{"page": page, "n": "1"}]
+    assert csv.field_size_limit() == before
+    path = file_of(tmp_path, f'page,n\n"{page},1\n')
+    with pytest.raises(ValueError, match=r"mine\.csv can't be read after row 1 \(from line 2 on"):
+        read_csv("data", path, ["page"])
+    assert csv.field_size_limit() == before
+
+
+SLIPS = {
+    "an id twice": (
+        "id,prompt_a,prompt_b", ["x,An old man,A young man", "x,An old cat,A young cat"],
+        r"row 3, id: 'x' is also that of row 2; change it",
+    ),
+    "a split in capitals": (
+        "prompt_a,prompt_b,split", ["An old man,A young man,Train"],
+        r"row 2, split: split must be train, .*; got 'Train'; write one of them",
+    ),
+    "a sequence for terminals": (
+        "id,prompt_a,prompt_b", ["\x1b[2J,An old man,A young man"] * 2,
+        r"row 3, id: '\\x1b\[2J' is also that of row 2",
+    ),
+    "a cell too many": (
+        HEADER, ["An old man, tired,A young man"],
+        r"row 2: 3 cells, and the header has 2; put a cell with a separator in it in quot",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLIPS)
+def test_slips_are_named_with_file_row_and_remedy(name, tmp_path):
+    header, rows, says = SLIPS[name]
+    with pytest.raises(ValueError, match=rf"path: .*mine\.csv have problems: .*{says}") as refused:
+        fl.read_pairs(table_of(tmp_path, *rows, header=header))
+    assert "\x1b" not in str(refused.value)
+
+
+def test_what_steers_a_terminal_is_shown_as_letters(tmp_path):
+    path = table_of(tmp_path, "x", header=f"{HEADER},\x1b[2Jnote")
+    assert "\\x1b[2Jnote" in str(fl.check_file(path).notices[0])
+
+
+# ---- JSON lines
+
+
+BROKEN = {
+    "NaN": ('{"a": NaN}', "NaN is no number there"),
+    "infinity": ('{"a": [-Infinity]}', "-Infinity is no number"),
+    "a name twice": ('{"a": 1, "b": {"c": 1, "c": 2}}', "the name 'c' stands twice"),
+    "half of a letter": ('{"a": "\\ud83d"}', "surrogates not allowed"),
+    "half of an object": ('{"a": ', "is no JSON"),
+    "a list": ("[1]", "needs an object"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_line_that_is_no_object_is_named_with_its_line(name, tmp_path):
+    line, says = BROKEN[name]
+    path = file_of(tmp_path, '{"a": "\u2028"}\r\n\r\n' + line + "\r\n", "mine.jsonl")
+    with pytest.raises(ValueError, match=rf"data: line 3 of .*mine\.jsonl .*{says}"):
+        read_json_lines("data", path)
+
+
+def test_letters_of_two_halves_are_letters(tmp_path):
+    rows = [{"a": "\U0001f600 é \u2028"}, {"a": 1.5}]
+    text = "\r\n".join(map(json.dumps, rows))
+    assert read_json_lines("data", file_of(tmp_path, text)) == rows
