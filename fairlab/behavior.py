@@ -13,8 +13,15 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
-from fairlab.models import input_device
-from fairlab.pairs import PromptPair, as_pairs, check_tokenizer, listed, prompt_ids
+from fairlab.models import input_device, refuse_wrapped
+from fairlab.pairs import (
+    PromptPair,
+    as_pairs,
+    check_pair,
+    check_tokenizer,
+    listed,
+    prompt_ids,
+)
 from fairlab.passes import (
     PairBatch,
     attribute_set_to,
@@ -240,7 +247,12 @@ def top_token_shifts(
     ValueError
         k below 1, or a pair that is not measurable (`check_pairs`).
     """
-    k = check_whole("k", k, 1, len(tokenizer))
+    check_pair(pair)
+    check_tokenizer(tokenizer)
+    refuse_wrapped(model)
+    # a model may know more tokens than its tokenizer makes, or fewer
+    known = len(model.get_output_embeddings().weight)
+    k = check_whole("k", k, 1, min(len(tokenizer), known))
     probabilities: list[Tensor] = []  # of prompt a, then of prompt b: (vocabulary,)
 
     def note(batch: PairBatch, log_p: Tensor) -> None:

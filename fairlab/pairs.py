@@ -1,8 +1,9 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
 Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `chat_pairs`, `check_pairs`,
-`encode_pair`, `prompt_ids`, `check_tokenizer`; `Outcomes`, `load_outcomes`, how a prompt may end for
-the person. Pairs from a file of one's own: `fairlab/checking.py`.
+`encode_pair`, `prompt_ids`, `check_tokenizer`; `Outcomes`, `load_outcomes`, how a prompt may end
+for the person; `check_kind`, `check_string`, `check_pair`, `listed` refuse other kinds of input.
+Pairs from a file of one's own: `fairlab/checking.py`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
 exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
@@ -97,11 +98,23 @@ class PromptPair:
             check_string(field.name, getattr(self, field.name))
 
 
+def check_kind(argument: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuse what is of another kind, by the name of the argument and what was expected."""
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        if isinstance(value, (str, bytes, int, float)):
+            got += f" {value!r:.80}"
+        raise TypeError(f"{argument}: expected {expected}; got {got}")
+
+
 def check_string(argument: str, value: object) -> None:
     """Refuse what is no string, by the name of the argument."""
-    if not isinstance(value, str):
-        got = f"{type(value).__name__} {value!r:.80}"
-        raise TypeError(f"{argument}: expected a string; got {got}")
+    check_kind(argument, value, str, "a string")
+
+
+def check_pair(pair: object) -> None:
+    """Refuse what is no pair, such as a list of one."""
+    check_kind("pair", pair, PromptPair, "one PromptPair, such as pairs[0]")
 
 
 ARTICLE_PAIR = PromptPair(
@@ -139,9 +152,10 @@ class Outcomes:
         seen: set[str] = set()
         for name in ("harsher", "kinder"):
             words = getattr(self, name)
-            given = [] if isinstance(words, str) else list(words)
+            is_list = isinstance(words, Iterable) and not isinstance(words, str)
+            given = list(words) if is_list else []
             if not given or not all(isinstance(w, str) and w and w == w.strip() for w in given):
-                raise ValueError(f"{name}: expected answers without blanks around; got {words!r}")
+                raise ValueError(f"{name}: expected texts without blanks around; got {words!r}")
             twice = [word for word in given if word in seen or given.count(word) > 1]
             if twice:
                 raise ValueError(f"{name}: expected each answer once; got {twice[0]!r} again")
@@ -186,6 +200,10 @@ def load_pairs(
     ValueError
         An option that the data do not have.
     """
+    asked = {"category": category, "split": split, "words": words}
+    for argument, value in (asked | {"language": language, "kind": kind}).items():
+        if value is not None or argument not in ("category", "split"):
+            check_string(argument, value)
     if kind not in _FILE_PREFIXES:
         raise ValueError(f"kind: expected one of {', '.join(_FILE_PREFIXES)}; got {kind!r}")
     if words not in ("split", "any"):
@@ -319,8 +337,8 @@ def build_pairs(
 
 def listed(argument: str, given: object, what: str) -> list:
     """Return the items of a list, or of anything else that has items but is no string."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        is_string = isinstance(given, str)
+    is_string = isinstance(given, str)
+    if is_string or not isinstance(given, Iterable):
         got = f"one string {given!r} (put it in a list)" if is_string else type(given).__name__
         raise TypeError(f"{argument}: expected a list of {what}; got {got}")
     items = list(given)
@@ -380,6 +398,10 @@ def chat_pairs(
     an answer, and answers it as a message: so they are measured as beginnings.
     """
     pairs = as_pairs(pairs)
+    check_tokenizer(tokenizer)
+    for argument, value in (("request", request), ("system", system)):
+        if value is not None:
+            check_string(argument, value)
     if not tokenizer.chat_template:
         raise ValueError(
             "tokenizer: it has no chat template; measure the pairs "
@@ -612,8 +634,8 @@ def shared_start(items_a: Sequence, items_b: Sequence) -> int:
     return count
 
 
-def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    """Return the pairs as a list.
+def as_pairs(pairs: Sequence[PromptPair], *, argument: str = "pairs") -> list[PromptPair]:
+    """Return the pairs as a list; a message calls them by the name of the argument.
 
     Raises
     ------
@@ -623,16 +645,17 @@ def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
         The list is empty.
     """
     if isinstance(pairs, (str, PromptPair)) or not isinstance(pairs, Iterable):
+        remedy = " (put it in a list)" if isinstance(pairs, PromptPair) else ""
         raise TypeError(
-            f"pairs: expected a list of PromptPair; got {type(pairs).__name__} (put it in a list)"
+            f"{argument}: expected a list of PromptPair; got {type(pairs).__name__}{remedy}"
         )
     pairs = list(pairs)
     if not pairs:
-        raise ValueError("pairs: expected at least one PromptPair; got an empty list")
+        raise ValueError(f"{argument}: expected at least one PromptPair; got an empty list")
     for pair in pairs:
         if not isinstance(pair, PromptPair):
             raise TypeError(
-                f"pairs: expected PromptPair items; got {type(pair).__name__} {pair!r}; "
+                f"{argument}: expected PromptPair items; got {type(pair).__name__} {pair!r}; "
                 "write fairlab.PromptPair(prompt_a, prompt_b) or use fairlab.build_pairs"
             )
     return pairs
