@@ -155,7 +155,7 @@ class Outcomes:
             is_list = isinstance(words, Iterable) and not isinstance(words, str)
             given = list(words) if is_list else []
             if not given or not all(isinstance(w, str) and w and w == w.strip() for w in given):
-                raise ValueError(f"{name}: expected texts without blanks around; got {words!r}")
+                raise ValueError(f"{name}: expected answers without blanks around; got {words!r}")
             twice = [word for word in given if word in seen or given.count(word) > 1]
             if twice:
                 raise ValueError(f"{name}: expected each answer once; got {twice[0]!r} again")
@@ -225,13 +225,12 @@ def load_pairs(
 def _pairs_files(kind: str, language: str) -> dict[str | None, Path]:
     """Return the file of each split that has one of its own, and under None that of the others."""
     folder, prefix = DATA / "prompts", _FILE_PREFIXES[kind]
-    path = folder / f"{prefix}_{language}.csv"
-    if not path.is_file():
-        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_??.csv"))
+    known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_??.csv"))
+    if language not in known:  # nor is a name that leads out of the folder
         raise ValueError(
             f"language: expected one of {', '.join(known)} for {kind} pairs; got {language!r}"
         )
-    files = {None: path}
+    files = {None: folder / f"{prefix}_{language}.csv"}
     for split in _SEPARATE_SPLITS:
         separate = folder / f"{prefix}_{split}_{language}.csv"
         if separate.is_file():
