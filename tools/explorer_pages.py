@@ -31,13 +31,14 @@ def explorer_cells(cells: list) -> list[int]:
 
 
 def run(source: str, names: dict) -> object:
-    """Run a cell, and return the value of its last line, None if that is no expression."""
+    """Run a cell of our own lessons, and return the value of its last line, None if that is no
+    expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), names)  # nosec B102: a cell of our own lessons
+    exec(compile(tree, "cell", "exec"), names)  # nosec B102
     if last is None:
         return None
-    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # nosec B307: as above
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # nosec B307
 
 
 def main(folder: Path, digest: str) -> None:
