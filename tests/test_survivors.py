@@ -74,6 +74,14 @@ def test_the_part_that_both_kinds_of_cluster_hold_is_taken_off():
     assert (high - low) / 2 == pytest.approx(half)
 
 
+def test_what_never_varies_has_an_interval_of_no_width():
+    """Degrees of freedom from 0 / 0: an interval of NaN."""
+    labels = [[0, 0, 1, 1], [0, 1, 0, 1]]
+    with np.errstate(all="raise"):
+        low, high = jackknife_interval(with_ones(np.full(4, 2.0)), mean, labels)
+    assert (low, high) == (2, 2)
+
+
 def test_a_change_that_goes_both_ways_is_no_change():
     """p from the sizes of the changes: 2 / 2⁴ in place of 1."""
     before, after = np.ones(4), np.array([1.5, 0.5, 1.5, 0.5])
@@ -100,3 +108,9 @@ def test_tokens_beside_each_other_are_one_cluster():
     half = stats.t.ppf(0.975, 5) * blocks.std(ddof=1) / math.sqrt(6)
     ends = np.expm1([blocks.mean() - half, blocks.mean() + half])
     assert [row["low"], row["high"]] == pytest.approx(ends)
+
+
+def test_every_observation_has_a_stratum():
+    """Labels without a stratum were left out in silence, or ended in an IndexError."""
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        jackknife_variance(np.ones((4, 1)), lambda sums: sums[:, 0], range(4), [0, 0, 1])

@@ -2,12 +2,13 @@
 
     python tools/mutants.py statistics scores --minutes 10
 
-A mutant is the module with one change: `<` for `<=`, `+` for `−`, `and` for `or`, a number that is
+A mutant is the module with one change: `<=` for `<`, `-` for `+`, `or` for `and`, a number that is
 one more, a `not` or a call that is left out. Each runs in a process of its own, forked from one in
 which torch is imported, with the tests that fit the module; it is killed if one of them fails or
-takes too long. What was found is kept in `build/mutants/` by the text of the module and of its
-tests, so that a run that was stopped goes on. Writes `tests/mutants.md`; the reasons written there
-behind survivors stay.
+takes too long. What was killed is kept in `build/mutants/` by the text of the module, so that a
+run that was stopped goes on; survivors are tried again (delete the folder to start anew).
+
+Writes `tests/mutants.md`; the reasons written there behind survivors stay.
 
 Not mutated: docstrings, annotations, decorators, texts, and what stands in a `raise`.
 """
@@ -34,7 +35,7 @@ FOLDER = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "mutants.md"
 # module → the tests that fit it
 TESTS = {
-    "statistics": ["test_statistics", "test_survivors"],
+    "statistics": ["test_survivors", "test_statistics"],
     "pairs": ["test_pairs", "test_unequal", "test_bad_input"],
     "scores": ["test_scores", "test_gates", "test_bad_input"],
     "gates": ["test_gates", "test_surgery"],
@@ -44,7 +45,7 @@ TESTS = {
     "evaluation.compare": ["test_compare"],
     "evaluation.flattening": ["test_compare", "test_evaluation"],
     "evaluation.readings": ["test_compare", "test_faults"],
-    "evaluation.rows": ["test_compare", "test_survivors"],
+    "evaluation.rows": ["test_survivors", "test_compare"],
 }
 LONGEST = 120  # seconds: a mutant that takes longer is killed, too
 COMPARED = {
@@ -59,9 +60,11 @@ LEFT_OUT = (ast.Raise, ast.AnnAssign, ast.arg, ast.JoinedStr)
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change: what stands where (in bytes of the source), and what takes its place."""
+    """A change: what stands where (in bytes of the source), and what takes its place; `text` is
+    the line."""
 
     line: int
+    text: str
     start: int
     end: int
     before: str
@@ -84,7 +87,8 @@ def mutants_of(source: bytes) -> list[Mutant]:
             start = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
             before = source[start:end].decode()
-            found.append(Mutant(node.lineno, start, end, before, after))
+            text = source.splitlines()[node.lineno - 1].decode().strip()
+            found.append(Mutant(node.lineno, text, start, end, before, after))
     return sorted(found, key=lambda mutant: (mutant.start, mutant.end))
 
 
@@ -146,9 +150,9 @@ def survives(module: str, source: bytes) -> bool:
         code = 1
         with contextlib.suppress(BaseException):
             os.setsid()  # so that what a test starts ends with it
-            quiet = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
+            with open(os.devnull, "wb") as quiet:
+                os.dup2(quiet.fileno(), 1)
+                os.dup2(quiet.fileno(), 2)
             sys.meta_path.insert(0, _Changed(f"fairlab.{module}", path, source))
             import pytest
 
@@ -170,16 +174,16 @@ def survives(module: str, source: bytes) -> bool:
 def try_module(module: str, end: float) -> dict:
     """Try the mutants of a module until a time; return what is known of them."""
     source = (ROOT / "fairlab" / f"{module.replace('.', '/')}.py").read_bytes()
-    tests = [ROOT / "tests" / f"{name}.py" for name in TESTS[module]]
-    content = hashlib.sha256(source + b"".join(t.read_bytes() for t in tests if t.is_file()))
-    path = FOLDER / f"{module}-{content.hexdigest()[:16]}.json"
+    path = FOLDER / f"{module}-{hashlib.sha256(source).hexdigest()[:16]}.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     mutants = mutants_of(source)
-    if not known and not survives(module, source):
+    if not survives(module, source):
         raise SystemExit(f"{module}: its tests fail as it is")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for number, mutant in enumerate(mutants):
-        if str(number) not in known and time.monotonic() < end:
+    # survivors first: a test may have come for them
+    for number in sorted(range(len(mutants)), key=lambda number: not known.get(str(number))):
+        mutant = mutants[number]
+        if known.get(str(number)) is not False and time.monotonic() < end:
             known[str(number)] = survives(module, mutant.applied(source))
             path.write_text(json.dumps(known), encoding="utf-8")
     tried = [mutant for number, mutant in enumerate(mutants) if str(number) in known]
@@ -190,17 +194,16 @@ def try_module(module: str, end: float) -> dict:
 def survivor_line(module: str, mutant: Mutant) -> str:
     """Return how a survivor is named: without the number of its line, which others move."""
     before, after = (" ".join(text.split()) for text in (mutant.before, mutant.after))
-    return f"- `{module}`: `{before}` → `{after}`"
+    return f"- `{module}`, in `{mutant.text}`: `{before}` → `{after}`"
 
 
 def report(found: dict[str, dict], written: str) -> str:
     """Return the text of `tests/mutants.md`; what it said of modules not tried now stays."""
     rows = dict(re.findall(r"^\| ([\w.]+) (\| \d.*)$", written, re.MULTILINE))
-    reasons = dict(re.findall(r"^(- `[\w.]+`: .*?→ `.*?`): (.*)$", written, re.MULTILINE))
-    survivors = re.findall(r"^- `([\w.]+)`: .*$", written, re.MULTILINE)
-    lines = {name: [] for name in [*survivors, *found]}
-    for line in re.findall(r"^- `[\w.]+`: .*$", written, re.MULTILINE):
-        lines[re.match(r"- `([\w.]+)`", line)[1]].append(line)
+    reasons = dict(re.findall(r"^(- `[\w.]+`, .* → `[^`]*`): (.*)$", written, re.MULTILINE))
+    lines = {module: [] for module in TESTS}
+    for line, module in re.findall(r"^(- `([\w.]+)`, .*)$", written, re.MULTILINE):
+        lines[module].append(line)
     for module, result in found.items():
         tried, alive = result["tried"], len(result["alive"])
         share = f"{(tried - alive) / tried:.0%}" if tried else "–"
@@ -221,7 +224,7 @@ def report(found: dict[str, dict], written: str) -> str:
         "",
         "## Survivors",
         "",
-        *(line for module in TESTS for line in lines.get(module, [])),
+        *(line for module in TESTS for line in lines[module]),
     ]
     return "\n".join(text) + "\n"
 
