@@ -51,7 +51,7 @@ lint: setup
 security:
 	$(PYTHON) -m venv build/security
 	build/security/bin/pip install --quiet bandit==1.9.4 pip-audit==2.10.1
-	build/security/bin/bandit -q -c pyproject.toml -r fairlab experiments tools site speed conftest.py
+	build/security/bin/bandit -q -c pyproject.toml -r fairlab experiments tools site conftest.py
 	build/security/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 unit: setup-all

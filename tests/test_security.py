@@ -23,7 +23,7 @@ from fairlab.report.page import environment
 from fairlab.weights import hub_errors_explained
 
 ROOT = Path(__file__).parent.parent
-OWN_CODE = ("fairlab", "experiments", "tools", "site", "speed")
+OWN_CODE = ("fairlab", "experiments", "tools", "site")
 # a lesson's cells are run for its pages
 ALLOWED = {("tools/explorer_pages.py", "exec"), ("tools/explorer_pages.py", "eval")}
 

@@ -34,7 +34,7 @@ def run(source: str, names: dict) -> object:
     expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), names)
+    exec(compile(tree, "cell", "exec"), names)  # nosec B102
     if last is None:
         return None
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # nosec B307
