@@ -9,9 +9,11 @@ CONSTRAINTS ?= constraints.txt
 LESSON ?= notebooks
 # a script of experiments/, without .py
 TABLE ?=
+# a module of fairlab that tools/mutants.py knows
+MODULE ?=
 
 # setup is what `make run` needs; setup-all adds the second model, which only the tests and tables need
-.PHONY: setup setup-all run lab test quick lint unit lesson times robust bench results figures screenshots badges lesson-table binder site app clean
+.PHONY: setup setup-all run lab test quick lint security unit lesson times mutants robust bench results figures screenshots badges lesson-table binder site app clean
 
 setup: .venv/.ready
 
@@ -44,6 +46,14 @@ quick: setup
 lint: setup
 	$(BIN)/python tools/run_tests.py lint
 
+# bandit reads our own code ([tool.bandit] in pyproject.toml says what it need not tell), pip-audit
+# asks PyPI what is known of the pinned packages; in an environment of their own
+security:
+	$(PYTHON) -m venv build/security
+	build/security/bin/pip install --quiet bandit==1.9.4 pip-audit==2.10.1
+	build/security/bin/bandit -q -c pyproject.toml -r fairlab experiments tools site conftest.py
+	build/security/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 unit: setup-all
 	$(BIN)/python tools/run_tests.py unit
 
@@ -66,6 +76,10 @@ site: .venv/.ready-site
 	$(BIN)/pip install --quiet $(CONSTRAINTS:%=--constraint %) --editable ".[site]"
 	cd site && npm ci --silent
 	touch $@
+
+# which changes of the code the tests notice, module by module: hours; MODULE=statistics tries one
+mutants: setup
+	$(BIN)/python tools/mutants.py $(MODULE)
 
 # lessons and tests as other processors would run them: one to two hours
 robust: setup-all

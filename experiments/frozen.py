@@ -6,6 +6,7 @@ Contents: `train_pairs`, `held_out`, `validation`, `planted_split`, `evaluation_
 `provenance`, `write`, `write_csv`, `keep_rows`.
 """
 
+import json
 import os
 import platform
 import random
@@ -17,6 +18,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 import fairlab as fl
@@ -75,13 +78,44 @@ def evaluation_text(tokenizer, part: int) -> str:
 
 
 def kept(path: Path, compute: Callable[[], object]) -> object:
-    """Return what a file holds, tensors or text, or compute it and keep it there."""
+    """Return what a file holds, or compute it and keep it there.
+
+    A tensor, what JSON can hold, or a dict or tuple of these; as safetensors, since a pickle could
+    hold code.
+    """
+    path = path.with_suffix(".safetensors")
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
-        torch.save(compute(), part)
+        tensors: dict[str, Tensor] = {}
+        layout = _packed(compute(), tensors)
+        save_file(tensors, part, metadata={"layout": json.dumps(layout)})
         os.replace(part, path)  # complete before it takes its name
-    return torch.load(path)
+    with safe_open(path, framework="pt") as file:
+        return _unpacked(json.loads(file.metadata()["layout"]), file.get_tensor)
+
+
+def _packed(value: object, tensors: dict[str, Tensor]) -> list:
+    """Return a value as JSON, in which each tensor is its number among `tensors`."""
+    if isinstance(value, Tensor):
+        number = str(len(tensors))
+        tensors[number] = value.detach().cpu().clone().contiguous()
+        return ["tensor", number]
+    if isinstance(value, dict):
+        return ["dict", {name: _packed(part, tensors) for name, part in value.items()}]
+    if isinstance(value, tuple):
+        return ["tuple", [_packed(part, tensors) for part in value]]
+    return ["json", value]
+
+
+def _unpacked(layout: list, tensor: Callable[[str], Tensor]) -> object:
+    """Return what `_packed` packed."""
+    kind, value = layout
+    if kind == "tensor":
+        return tensor(value)
+    if kind == "dict":
+        return {name: _unpacked(part, tensor) for name, part in value.items()}
+    return tuple(_unpacked(part, tensor) for part in value) if kind == "tuple" else value
 
 
 def guard_tables(model, tokenizer, method: str = "attribution") -> dict[str, Tensor]:

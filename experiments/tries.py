@@ -21,6 +21,7 @@ Writes `tries.csv` and `tries_draws.csv` in `data/results/`, and the gates of th
 `build/tradeoff/`; delete these to start anew.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -82,13 +83,17 @@ def balanced(
     return name, fl.NeuronGates.from_tables(solved, tables.mean, how=name)
 
 
-def read(model, tokenizer, name: str, gates: fl.NeuronGates, read_on: str) -> fl.Comparison:
+def read(
+    model, tokenizer, name: str, gates: fl.NeuronGates, read_on: str
+) -> tuple[pd.DataFrame, pd.DataFrame, float]:
     """Compare the gates, and random draws of neurons with the same gates, on some pairs.
+
+    Returns the table, the draws and the seconds of the comparison.
 
     `read_on`: "validation", "held_out", or "held_out_all_neutral" with all neutral pairs of the
     held-out templates.
     """
-    path = CACHE / f"{read_on}, {name}.comparison"
+    path = CACHE / f"{read_on}, {name}.json"
     if not path.is_file():
         if read_on == "validation":
             pairs_and_text = frozen.validation(tokenizer)
@@ -105,8 +110,10 @@ def read(model, tokenizer, name: str, gates: fl.NeuronGates, read_on: str) -> fl
             metric=False,
         )
         CACHE.mkdir(parents=True, exist_ok=True)
-        pd.to_pickle(comparison, path)
-    return pd.read_pickle(path)
+        tables = [comparison.table.to_dict("list"), comparison.draws.to_dict("list")]
+        path.write_text(json.dumps([*tables, comparison.seconds]), encoding="utf-8")
+    table, draws, seconds = json.loads(path.read_text(encoding="utf-8"))
+    return pd.DataFrame(table), pd.DataFrame(draws), seconds
 
 
 def wikitext_row(model, tokenizer, name: str, gates: fl.NeuronGates) -> pd.DataFrame:
@@ -191,10 +198,10 @@ def main() -> None:
     ]
     parts, draws, seconds = [], [], 0.0
     for name, gates, read_on in readings:
-        comparison = read(model, tokenizer, name, gates, read_on)
-        parts.append(comparison.table.assign(read_on=read_on))
-        draws.append(comparison.draws.assign(read_on=read_on))
-        seconds += comparison.seconds
+        table, drawn, took = read(model, tokenizer, name, gates, read_on)
+        parts.append(table.assign(read_on=read_on))
+        draws.append(drawn.assign(read_on=read_on))
+        seconds += took
     for name, gates in (small, next(iter(attempts.items()))):
         row = wikitext_row(model, tokenizer, name, gates)
         parts.append(row.assign(read_on="WikiText-2"))

@@ -5,7 +5,7 @@ Contents: `generate`, `next_token_divergence`, `top_token_shifts`, `PRONOUNS`;
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import torch
@@ -13,8 +13,15 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
-from fairlab.models import input_device
-from fairlab.pairs import PromptPair, as_pairs, prompt_ids
+from fairlab.models import input_device, refuse_wrapped
+from fairlab.pairs import (
+    PromptPair,
+    as_pairs,
+    check_pair,
+    check_tokenizer,
+    listed,
+    prompt_ids,
+)
 from fairlab.passes import (
     PairBatch,
     attribute_set_to,
@@ -37,7 +44,7 @@ PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     *,
     max_length: int = 50,
     max_new_tokens: int | None = None,
@@ -70,12 +77,12 @@ def generate(
     Raises
     ------
     TypeError, ValueError
-        A bare string instead of a list; an empty list; a prompt that leaves no room below
-        `max_length`; a number that is no whole one of at least 1.
+        A bare string instead of a list; an empty list; a prompt that is empty or no string, or
+        leaves no room below `max_length`; a number that is no whole one of at least 1.
     """
     num_beams = check_whole("num_beams", num_beams, 1)
     batch_size = check_whole("batch_size", batch_size, 1)
-    encoded = _encode_prompts(tokenizer, prompts)
+    prompts, encoded = _encode_prompts(tokenizer, prompts)
     if max_new_tokens is None:
         max_length = check_whole("max_length", max_length, 2)
         _check_room(prompts, encoded, max_length)
@@ -126,15 +133,19 @@ def _refuse_nan(ids: Tensor, scores: Tensor) -> Tensor:
     return scores
 
 
-def _encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each prompt, after refusing what is no list of prompts."""
-    if isinstance(prompts, str):
-        raise TypeError(
-            f"prompts: expected a list of strings; got one string {prompts!r} (put it in a list)"
-        )
-    if not prompts:
-        raise ValueError("prompts: expected at least one; got an empty list")
-    return [prompt_ids(tokenizer, prompt) for prompt in prompts]
+def _encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str]
+) -> tuple[list[str], list[list[int]]]:
+    """Return the prompts and the token ids of each, after refusing what is no list of prompts."""
+    check_tokenizer(tokenizer)
+    prompts = listed("prompts", prompts, "strings")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            got = f"{type(prompt).__name__} {prompt!r}"
+            raise TypeError(f"prompts: expected strings; got {got}")
+        if not prompt.strip():
+            raise ValueError(f"prompts: expected prompts that are not empty; got {prompt!r}")
+    return prompts, [prompt_ids(tokenizer, prompt) for prompt in prompts]
 
 
 def _check_room(prompts: Sequence[str], encoded: list[list[int]], max_length: int) -> None:
@@ -236,7 +247,12 @@ def top_token_shifts(
     ValueError
         k below 1, or a pair that is not measurable (`check_pairs`).
     """
-    k = check_whole("k", k, 1, len(tokenizer))
+    check_pair(pair)
+    check_tokenizer(tokenizer)
+    refuse_wrapped(model)
+    # a model may know more tokens than its tokenizer makes, or fewer
+    known = len(model.get_output_embeddings().weight)
+    k = check_whole("k", k, 1, min(len(tokenizer), known))
     probabilities: list[Tensor] = []  # of prompt a, then of prompt b: (vocabulary,)
 
     def note(batch: PairBatch, log_p: Tensor) -> None:

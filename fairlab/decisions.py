@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import input_device
-from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair, load_outcomes, prompt_ids
+from fairlab.pairs import (
+    Outcomes,
+    PromptPair,
+    as_pairs,
+    check_kind,
+    encode_pair,
+    load_outcomes,
+    prompt_ids,
+)
 from fairlab.passes import (
     check_batch_size,
     check_ready,
@@ -140,7 +148,10 @@ def summarize_decisions(
         As many gaps as pairs are needed.
     """
     pairs = as_pairs(pairs)
-    values = np.asarray(gaps, dtype=float)
+    try:
+        values = np.asarray(gaps, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"gaps: expected a list of numbers; got {gaps!r:.80}") from error
     if values.shape != (len(pairs),):
         raise ValueError(f"gaps: expected one of each of {len(pairs)} pairs; got {values.shape}")
     facts = pd.DataFrame(
@@ -276,6 +287,7 @@ def decision_batches(
     """
     batch_size = check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
+    check_kind("outcomes", outcomes, Mapping, "a dict of Outcomes by template")
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]
     longest = [max(map(len, of_pair)) for of_pair in rows]  # of each pair its longest row
@@ -313,6 +325,7 @@ def _encoded_lists(
         )
     encode_pair(tokenizer, pair, aligned=False)  # refuses a pair that is not measurable
     of_template = outcomes[pair.template]
+    check_kind("outcomes", of_template, Outcomes, "a dict of Outcomes by template")
     lists = []
     for prompt in (pair.prompt_a, pair.prompt_b):
         start = tuple(prompt_ids(tokenizer, prompt))

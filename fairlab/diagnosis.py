@@ -26,7 +26,7 @@ from fairlab.capture import (
     record,
 )
 from fairlab.models import decoder_layers, input_device
-from fairlab.pairs import PromptPair, as_pairs, count_in_front, encode_pair
+from fairlab.pairs import PromptPair, as_pairs, check_pair, count_in_front, encode_pair
 from fairlab.passes import check_option, check_ready, check_whole
 from fairlab.statistics import jackknife_interval
 
@@ -97,6 +97,7 @@ def article_metric(
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025);
     optipfair's `calculate_bias_metrics`.
     """
+    check_pair(pair)
     difference, _ = pair_differences(
         model, tokenizer, [pair], points=article_points(model), positions="all"
     )
@@ -148,7 +149,8 @@ def layer_differences(
     for pair in as_pairs(pairs):
         categories[pair.category].append(pair)
     if neutral is not None:
-        band = _layer_table(model, tokenizer, as_pairs(neutral), points)
+        neutral = as_pairs(neutral, argument="neutral")
+        band = _layer_table(model, tokenizer, neutral, points)
         band = band[_INTERVALS].add_prefix("neutral_")
     tables = []
     for category, members in categories.items():
@@ -267,6 +269,7 @@ def project_pair(
         A pair that is not valid (`check_pairs`), such as one of unequal length; an unknown point,
         or a start that leaves no token that differs.
     """
+    check_pair(pair)
     check_option("point", point, CAPTURE_POINTS)
     ids_a, ids_b, first = encode_pair(tokenizer, pair)
     if start is None:

@@ -1,8 +1,9 @@
 """Minimal prompt pairs: two prompts that are equal but for one demographic word.
 
 Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `chat_pairs`, `check_pairs`,
-`encode_pair`, `prompt_ids`; `Outcomes`, `load_outcomes`, how a prompt may end for the person. Pairs
-from a file of one's own: `fairlab/checking.py`.
+`encode_pair`, `prompt_ids`, `check_tokenizer`; `Outcomes`, `load_outcomes`, how a prompt may end
+for the person; `check_kind`, `check_string`, `check_pair`, `listed` refuse other kinds of input.
+Pairs from a file of one's own: `fairlab/checking.py`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
 exactly one span. Then token `t` of one prompt stands opposite token `t` of the other, and all that
@@ -22,10 +23,11 @@ length alone; the control is neutral pairs whose prompts differ in length by as 
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
+from weakref import WeakSet
 
 import pandas as pd
 from jinja2 import TemplateError
@@ -73,6 +75,11 @@ class PromptPair:
     chat : str
         What the prompts are in a chat template (`chat_pairs`): the beginning of an "answer", or the
         user's "message"; "" for plain prompts.
+
+    Raises
+    ------
+    TypeError
+        What is no string, such as the NaN of an empty cell.
     """
 
     prompt_a: str
@@ -85,6 +92,29 @@ class PromptPair:
     attribute_split: str = ""
     id: str = ""
     chat: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_string(field.name, getattr(self, field.name))
+
+
+def check_kind(argument: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Refuse what is of another kind, by the name of the argument and what was expected."""
+    if not isinstance(value, kind):
+        got = type(value).__name__
+        if isinstance(value, (str, bytes, int, float)):
+            got += f" {value!r:.80}"
+        raise TypeError(f"{argument}: expected {expected}; got {got}")
+
+
+def check_string(argument: str, value: object) -> None:
+    """Refuse what is no string, by the name of the argument."""
+    check_kind(argument, value, str, "a string")
+
+
+def check_pair(pair: object) -> None:
+    """Refuse what is no pair, such as a list of one."""
+    check_kind("pair", pair, PromptPair, "one PromptPair, such as pairs[0]")
 
 
 ARTICLE_PAIR = PromptPair(
@@ -122,7 +152,8 @@ class Outcomes:
         seen: set[str] = set()
         for name in ("harsher", "kinder"):
             words = getattr(self, name)
-            given = [] if isinstance(words, str) else list(words)
+            is_list = isinstance(words, Iterable) and not isinstance(words, str)
+            given = list(words) if is_list else []
             if not given or not all(isinstance(w, str) and w and w == w.strip() for w in given):
                 raise ValueError(f"{name}: expected answers without blanks around; got {words!r}")
             twice = [word for word in given if word in seen or given.count(word) > 1]
@@ -169,6 +200,10 @@ def load_pairs(
     ValueError
         An option that the data do not have.
     """
+    asked = {"category": category, "split": split, "words": words}
+    for argument, value in (asked | {"language": language, "kind": kind}).items():
+        if value is not None or argument not in ("category", "split"):
+            check_string(argument, value)
     if kind not in _FILE_PREFIXES:
         raise ValueError(f"kind: expected one of {', '.join(_FILE_PREFIXES)}; got {kind!r}")
     if words not in ("split", "any"):
@@ -190,13 +225,12 @@ def load_pairs(
 def _pairs_files(kind: str, language: str) -> dict[str | None, Path]:
     """Return the file of each split that has one of its own, and under None that of the others."""
     folder, prefix = DATA / "prompts", _FILE_PREFIXES[kind]
-    path = folder / f"{prefix}_{language}.csv"
-    if not path.is_file():
-        known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_??.csv"))
+    known = sorted(file.stem.split("_")[1] for file in folder.glob(f"{prefix}_??.csv"))
+    if language not in known:  # nor is a name that leads out of the folder
         raise ValueError(
             f"language: expected one of {', '.join(known)} for {kind} pairs; got {language!r}"
         )
-    files = {None: path}
+    files = {None: folder / f"{prefix}_{language}.csv"}
     for split in _SEPARATE_SPLITS:
         separate = folder / f"{prefix}_{split}_{language}.csv"
         if separate.is_file():
@@ -262,19 +296,25 @@ def build_pairs(
 
     Raises
     ------
-    ValueError
-        A template without exactly one `{}`, or two equal attributes. Check the result with
-        `check_pairs`.
+    TypeError, ValueError
+        One string in place of a list, an empty list, a template without exactly one `{}`, what is
+        no pair of words, two equal words, or a template or pair of words that comes twice. Check
+        the result with `check_pairs`.
     """
-    templates, attributes = list(templates), list(attributes)
+    templates = listed("templates", templates, "sentences")
+    attributes = listed("attributes", attributes, "pairs of words")
     for template in templates:
+        if not isinstance(template, str):
+            got = f"{type(template).__name__} {template!r}"
+            raise TypeError(f"templates: expected sentences, each a string; got {got}")
         if template.count("{}") != 1:
             raise ValueError(f"templates: each needs exactly one {{}}; got {template!r}")
-    for word_a, word_b in attributes:
-        if word_a == word_b:
-            raise ValueError(
-                f"attributes: the two words of a pair must differ; got {word_a!r} twice"
-            )
+        if templates.count(template) > 1:  # it would count twice in every mean
+            raise ValueError(f"templates: expected each once; got {template!r} again")
+    for words in attributes:
+        _check_two_words(words)
+        if attributes.count(words) > 1:
+            raise ValueError(f"attributes: expected each once; got {words!r} again")
     pairs = []
     for number, template in enumerate(templates, start=1):
         for word_a, word_b in attributes:
@@ -292,6 +332,28 @@ def build_pairs(
             )
             pairs.append(pair)
     return pairs
+
+
+def listed(argument: str, given: object, what: str) -> list:
+    """Return the items of a list, or of anything else that has items but is no string."""
+    is_string = isinstance(given, str)
+    if is_string or not isinstance(given, Iterable):
+        got = f"one string {given!r} (put it in a list)" if is_string else type(given).__name__
+        raise TypeError(f"{argument}: expected a list of {what}; got {got}")
+    items = list(given)
+    if not items:
+        raise ValueError(f"{argument}: expected at least one; got an empty list")
+    return items
+
+
+def _check_two_words(words: object) -> None:
+    """Refuse what is no pair of different words; a word of two letters has two items, too."""
+    is_pair = isinstance(words, (tuple, list)) and len(words) == 2
+    if not is_pair or not all(isinstance(word, str) for word in words):
+        got = f"{type(words).__name__} {words!r}"
+        raise TypeError(f'attributes: expected pairs of words, such as ("old", "young"); got {got}')
+    if words[0] == words[1]:
+        raise ValueError(f"attributes: the two words of a pair must differ; got {words[0]!r} twice")
 
 
 def chat_pairs(
@@ -335,6 +397,10 @@ def chat_pairs(
     an answer, and answers it as a message: so they are measured as beginnings.
     """
     pairs = as_pairs(pairs)
+    check_tokenizer(tokenizer)
+    for argument, value in (("request", request), ("system", system)):
+        if value is not None:
+            check_string(argument, value)
     if not tokenizer.chat_template:
         raise ValueError(
             "tokenizer: it has no chat template; measure the pairs "
@@ -380,15 +446,18 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
         -1 if there is none), `span` (number of tokens from the first to the last that differ, -1
         where the counts differ) and `reason` ("" where valid).
     """
+    check_tokenizer(tokenizer)
     rows = []
     for pair in as_pairs(pairs):
         ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
         first, span, reason = compare_ids(ids_a, ids_b)
-        blank = _blank_at_the_end(pair)
-        valid = not reason and not blank
-        measurable = valid or (len(ids_a) != len(ids_b) and not blank)
+        end = _empty(pair) or _blank_at_the_end(pair)
+        valid = not reason and not end
+        measurable = valid or (len(ids_a) != len(ids_b) and not end)
         counts = (len(ids_a), len(ids_b))
-        rows.append((pair.id, valid, measurable, *counts, first, span, reason or blank))
+        # that a prompt is empty is the reason why its tokens are fewer
+        reason = _empty(pair) or reason or end
+        rows.append((pair.id, valid, measurable, *counts, first, span, reason))
     columns = ["id", "valid", "measurable", "tokens_a", "tokens_b", "first", "span", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -425,6 +494,48 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     )
 
 
+_CHECKED: WeakSet[PreTrainedTokenizerBase] = WeakSet()  # what was looked at is not looked at again
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with which nothing can be measured.
+
+    Each is looked at once. What it puts before and behind a prompt is seen to by `prompt_ids`, and
+    whether the model knows its tokens by `fairlab.passes.check_ready`, both for every prompt.
+
+    Raises
+    ------
+    TypeError
+        It is no tokenizer.
+    ValueError
+        It reads one text in several ways, as some do while a model is trained (BPE dropout), or it
+        ends a text with a special token though it is asked for none: what the model says behind
+        that is no answer to the prompt.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            "tokenizer: expected the tokenizer that load_model returns beside the model; got "
+            f"{type(tokenizer).__name__}"
+        )
+    if tokenizer in _CHECKED:
+        return
+    # a sentence with so many merges that one in ten of them, left out at random, is seen
+    text = ARTICLE_PAIR.prompt_a
+    ways = {tuple(bare_ids(tokenizer, text)) for _ in range(4)}
+    if len(ways) > 1:
+        raise ValueError(
+            f"tokenizer: it reads the same text in {len(ways)} ways; turn off what is random in "
+            "it (tokenizer.backend_tokenizer.model.dropout = None)"
+        )
+    last = next(iter(ways))[-1:]
+    if set(last) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
+        raise ValueError(
+            f"tokenizer: it ends a text with {tokenizer.decode(last)!r} though it is asked not to "
+            "(add_special_tokens=False)"
+        )
+    _CHECKED.add(tokenizer)
+
+
 def count_in_front(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> int:
     """Count the special tokens, such as BOS, that are put before the prompts of a pair.
 
@@ -452,10 +563,13 @@ def encode_pair(
     Raises
     ------
     ValueError
-        A pair that `check_pairs` does not call valid, or without `aligned` not measurable: equal
-        prompts, different numbers of tokens (the message shows both token lists), differences in
-        more than one place, or a blank at the end.
+        A pair that `check_pairs` does not call valid, or without `aligned` not measurable: an empty
+        prompt, equal prompts, different numbers of tokens (the message shows both token lists),
+        differences in more than one place, or a blank at the end. What `check_tokenizer` refuses.
     """
+    check_tokenizer(tokenizer)
+    if reason := _empty(pair):
+        raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}")
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
     unequal = len(ids_a) != len(ids_b)
     if unequal and aligned:
@@ -475,6 +589,12 @@ def encode_pair(
     if reason := _blank_at_the_end(pair):
         raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; take it away")
     return ids_a, ids_b, first
+
+
+def _empty(pair: PromptPair) -> str:
+    """Name the prompts that say nothing; "" if both say something."""
+    names = [name for name in ("prompt_a", "prompt_b") if not getattr(pair, name).strip()]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} empty" if names else ""
 
 
 def _blank_at_the_end(pair: PromptPair) -> str:
@@ -513,8 +633,8 @@ def shared_start(items_a: Sequence, items_b: Sequence) -> int:
     return count
 
 
-def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
-    """Return the pairs as a list.
+def as_pairs(pairs: Sequence[PromptPair], *, argument: str = "pairs") -> list[PromptPair]:
+    """Return the pairs as a list; a message calls them by the name of the argument.
 
     Raises
     ------
@@ -524,16 +644,17 @@ def as_pairs(pairs: Sequence[PromptPair]) -> list[PromptPair]:
         The list is empty.
     """
     if isinstance(pairs, (str, PromptPair)) or not isinstance(pairs, Iterable):
+        remedy = " (put it in a list)" if isinstance(pairs, PromptPair) else ""
         raise TypeError(
-            f"pairs: expected a list of PromptPair; got {type(pairs).__name__} (put it in a list)"
+            f"{argument}: expected a list of PromptPair; got {type(pairs).__name__}{remedy}"
         )
     pairs = list(pairs)
     if not pairs:
-        raise ValueError("pairs: expected at least one PromptPair; got an empty list")
+        raise ValueError(f"{argument}: expected at least one PromptPair; got an empty list")
     for pair in pairs:
         if not isinstance(pair, PromptPair):
             raise TypeError(
-                f"pairs: expected PromptPair items; got {type(pair).__name__} {pair!r}; "
+                f"{argument}: expected PromptPair items; got {type(pair).__name__} {pair!r}; "
                 "write fairlab.PromptPair(prompt_a, prompt_b) or use fairlab.build_pairs"
             )
     return pairs

@@ -23,7 +23,15 @@ from fairlab.capture import neuron_differences
 from fairlab.decisions import DecisionBatch, decision_batches, decision_gap, decisions
 from fairlab.gates import gate_slopes, table_shape
 from fairlab.models import check_room_for_slopes, glu_blocks, glu_weights, weights_at_hand
-from fairlab.pairs import Outcomes, PromptPair, as_pairs, encode_pair
+from fairlab.pairs import (
+    Outcomes,
+    PromptPair,
+    as_pairs,
+    check_kind,
+    check_string,
+    check_tokenizer,
+    encode_pair,
+)
 from fairlab.passes import (
     PairBatch,
     check_option,
@@ -569,6 +577,8 @@ def fisher_scores(
     Source: P. Molchanov et al. (2019, arXiv 1906.10771).
     """
     glu_blocks(model)  # refuses a model without GLU neurons
+    check_tokenizer(tokenizer)
+    check_string("text", text)
     chunks = text_chunks(model, tokenizer, text)
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
@@ -606,7 +616,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
     ValueError
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
-    _check_tables({"bias": bias, "importance": importance})
+    _check_finite_tables({"bias": bias, "importance": importance})
     bias_weight = check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
@@ -661,17 +671,19 @@ def guarded_scores(
     Raises
     ------
     ValueError
-        Unequal shapes, values that are not finite, an option out of range, or importance that is 0
-        everywhere.
+        Unequal shapes, values that are not finite, an option out of range, or importance that is
+        negative somewhere or 0 everywhere.
     """
     tables = {"bias": bias, "importance": importance}
     if neutral is not None:
         tables["neutral"] = neutral
-    _check_tables(tables)
+    _check_finite_tables(tables)
     charge = check_positive("charge", charge, or_zero=True)
     floor = check_positive("floor", floor)
     if not is_number(protect) or not 0 <= protect < 1:
         raise ValueError(f"protect: expected a number from 0 to below 1; got {protect!r}")
+    if (importance < 0).any():  # its square would hide the sign
+        raise ValueError(f"importance: expected values of 0 or more; got {importance.min():g}")
     damage = importance.double() ** 2  # (layers, neurons)
     if not damage.any():
         raise ValueError("importance: expected values that are not all 0")
@@ -684,13 +696,21 @@ def guarded_scores(
     return scores
 
 
-def _check_tables(tables: dict[str, Tensor]) -> None:
+def check_tables(tables: Mapping[str, Tensor]) -> None:
+    """Refuse, by name, what are no tables (layers, neurons) of one shape."""
+    for argument, table in tables.items():
+        check_kind(argument, table, Tensor, "a tensor of shape (layers, neurons)")
     shapes = [tuple(table.shape) for table in tables.values()]
     if len(shapes[0]) != 2 or len(set(shapes)) > 1:
         raise ValueError(
             f"{', '.join(tables)}: expected tables of one shape (layers, neurons); "
             f"got {' and '.join(map(str, shapes))}"
         )
+
+
+def _check_finite_tables(tables: Mapping[str, Tensor]) -> None:
+    """Refuse what `check_tables` refuses, and values that are not finite."""
+    check_tables(tables)
     for argument, table in tables.items():
         if not torch.isfinite(table).all():
             raise ValueError(f"{argument}: expected finite values; got NaN or infinity")

@@ -34,11 +34,13 @@ from torch import Tensor
 
 from fairlab.diagnosis import Projection
 from fairlab.files import check_output, template_text, write_text
+from fairlab.pairs import check_kind
 from fairlab.passes import check_whole
 from fairlab.plots.neurons import MOST_NAMES, NAME_STYLE
 from fairlab.plots.projections import (
     HEATMAP,
     SLANTED,
+    check_projection,
     distances_to_show,
     move_texts,
     move_tokens,
@@ -408,6 +410,7 @@ def score_explorer(
     ImportError
         As `pca_explorer`.
     """
+    check_kind("importance", importance, Mapping, "a dict of tables")
     if not importance:
         raise ValueError(f"importance: expected a dict of tables; got {importance!r}")
     for table in importance.values():
@@ -502,6 +505,8 @@ def surgery_explorer(
         As `pca_explorer`.
     """
     row_of = _rows_by_setting(table, settings, measures)
+    if start is not None:
+        check_kind("start", start, Mapping, "a dict of values by column")
     start = dict(start or {})
     if not set(start) <= set(settings):
         raise ValueError(
@@ -551,12 +556,15 @@ def _rows_by_setting(
     table: pd.DataFrame, settings: Sequence[str], measures: Sequence[str]
 ) -> dict[tuple, dict]:
     """Return each row of a surgery table by its combination of settings."""
+    check_kind("table", table, pd.DataFrame, "a DataFrame")
+    for argument, names in (("settings", settings), ("measures", measures)):
+        check_kind(argument, names, (list, tuple), "a list of columns")
     columns = (*settings, *measures, "text_a", "text_b")
-    missing = [column for column in columns if column not in table]
+    missing = [str(column) for column in columns if column not in table]
     if missing or not settings or not measures:
         raise ValueError(
             f"table, settings, measures: missing {', '.join(missing) or 'names'}; "
-            f"got {', '.join(table.columns)}"
+            f"got {', '.join(map(str, table.columns)) or 'none'}"
         )
     keys = table[list(settings)].itertuples(index=False, name=None)
     row_of = dict(zip(keys, table.to_dict("records"), strict=True))
@@ -575,8 +583,11 @@ def _projection_controls(
 
     `switch` names a control, with its label and whether it begins switched on.
     """
+    check_kind("projections", projections, Mapping, "a dict of lists, by the name of a pair")
     projection_of, layers_of = {}, {}
     for pair, members in projections.items():
+        for one in members:
+            check_projection(one, "projections")
         projection_of.update({(pair, one.point): one for one in members})
         layers_of[pair] = {one.point: len(one.distances) for one in members}
     first = next(iter(layers_of.values()), {})

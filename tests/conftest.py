@@ -114,7 +114,15 @@ LONG = [
     "test_the_check_of_lesson_13_holds_in_any_precision",
     "test_kill_9_while_saving_costs_no_model",
 ]
-SHARING = {"test_browser", "test_page", "test_planting", "test_compare", "test_cli", "test_report"}
+SHARING = {
+    "test_bad_input",
+    "test_browser",
+    "test_page",
+    "test_planting",
+    "test_compare",
+    "test_cli",
+    "test_report",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

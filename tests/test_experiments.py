@@ -130,7 +130,23 @@ def test_what_is_kept_is_computed_once(load, tmp_path):
     path = tmp_path / "folder" / "kept.pt"
     assert frozen.kept(path, lambda: torch.ones(2)).tolist() == [1, 1]
     assert frozen.kept(path, lambda: pytest.fail("computed again")).tolist() == [1, 1]
-    assert [file.name for file in path.parent.iterdir()] == ["kept.pt"]
+    assert [file.name for file in path.parent.iterdir()] == ["kept.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "value", ["text", {"a": [1.5, None]}, (torch.ones(2, 3), torch.zeros(1).double()), {"t": 3}]
+)
+def test_what_is_kept_comes_back_as_it_was(value, load, tmp_path):
+    kept = load("frozen").kept(tmp_path / "kept.pt", lambda: value)
+    again = load("frozen").kept(tmp_path / "kept.pt", lambda: pytest.fail("computed again"))
+    for found in (kept, again):
+        assert type(found) is type(value)
+        if isinstance(value, tuple):
+            assert all(
+                a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(found, value, strict=True)
+            )
+        else:
+            assert found == value
 
 
 def test_the_guarded_tables_are_those_of_the_recipe(load, tiny, tokenizer, small, monkeypatch):
@@ -243,11 +259,13 @@ def test_gates_are_read_once_and_kept(load, tiny, tokenizer, small, monkeypatch)
     values = torch.ones(3, 96)
     values[1, [4, 9]] = 0.0
     gates = fl.NeuronGates.from_tables(values)
-    comparison = tries.read(tiny, tokenizer, "mean · 2", gates, "validation")
-    assert comparison.table.n_random.max() == 10
+    table, draws, seconds = tries.read(tiny, tokenizer, "mean · 2", gates, "validation")
+    assert table.n_random.max() == 10
     monkeypatch.setattr(fl, "compare", lambda *a, **k: pytest.fail("measured again"))
     again = tries.read(tiny, tokenizer, "mean · 2", gates, "validation")
-    pd.testing.assert_frame_equal(again.table, comparison.table)
+    pd.testing.assert_frame_equal(again[0], table)
+    pd.testing.assert_frame_equal(again[1], draws)
+    assert again[2] == seconds
 
 
 def test_the_rule_takes_the_lowest_headline_that_is_allowed(load):

@@ -245,7 +245,7 @@ def test_rows_that_are_not_there_are_named():
         fl.plot_comparison(frame.drop(columns="row"))
     with pytest.raises(ValueError, match="expected one that table has .gap: headline.; got 'perpl"):
         fl.plot_tradeoff(comparison())
-    with pytest.raises(ValueError, match="table: expected the columns method and count; got"):
+    with pytest.raises(ValueError, match="table: expected the columns method, count; got"):
         fl.plot_dose_response(comparison().drop(columns="count"))
     assert plt.get_fignums() == []
 
@@ -675,7 +675,9 @@ def test_bad_input_is_named():
         ValueError, match="tables: expected one capture point; got gate_proj, mlp_output"
     ):
         fl.plot_layer_differences({"a": table(), "b": table(point="gate_proj")})
-    with pytest.raises(ValueError, match=r"expected one shape; got \(2, 5\), \(2, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"expected tables of one shape .*; got \(2, 5\) and \(2, 6\)"
+    ):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 6), layer=0)
     with pytest.raises(ValueError, match="layer: expected a whole number from 0 to 1; got 2"):
         fl.plot_score_plane(torch.rand(2, 5), torch.rand(2, 5), layer=2)

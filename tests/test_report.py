@@ -790,7 +790,7 @@ def test_decisions_are_told_in_nats(tiny, measured, tmp_path):
     [
         ({"path": "page.txt"}, "path: expected a name that ends in .html; got"),
         ({"model": tiny_model(intermediate_size=25)}, "model has 3 layers of 25"),
-        ({"chosen_on": []}, "pairs: expected at least one"),
+        ({"chosen_on": []}, "chosen_on: expected at least one"),
         ({"texts": {"A": {"after": "x"}}}, r"texts: expected.*by name \(before, cut\); got"),
         ({"texts": {"A": ("x", "y")}}, r"texts: expected.*by name \(before, cut\); got"),
         ({"gates": True}, "model has 3 layers of 24"),

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import commit_message
 import house
+import mutants
 import pytest
 import robust
 import run_tests
 import torch
+import tried
 from safetensors.torch import load_file
 
 import fairlab
@@ -131,6 +133,49 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     }
 
 
+def test_a_mutant_is_one_change_of_what_runs():
+    source = b'''"""One < two."""
+def f(a: int = 1) -> "x < y":
+    """A + B."""
+    if not a < 2 and a:
+        raise ValueError(a + 1)
+    print(f"{a + 3}", True)
+    return a - 1
+'''
+    found = mutants.mutants_of(source)
+    assert [(mutant.line, mutant.before, mutant.after) for mutant in found] == [
+        (2, "1", "2"),
+        (4, "not a < 2", "(a < 2)"),
+        (4, "not a < 2 and a", "((not a < 2) or (a))"),
+        (4, "a < 2", "(a <= 2)"),
+        (4, "2", "3"),
+        (6, 'print(f"{a + 3}", True)', "None"),
+        (6, "True", "False"),
+        (7, "a - 1", "((a) + (1))"),
+        (7, "1", "2"),
+    ]
+    for mutant in found:
+        compile(mutant.applied(source), "mutant", "exec")
+    assert mutants.survivor_line("m", found[0]) == (
+        '- `m`, in `def f(a: int = 1) -> "x < y":`: `1` → `2`'
+    )
+
+
+def test_the_report_on_mutants_keeps_what_was_known():
+    first = mutants.Mutant(3, "if a < b:", 0, 1, "a < b", "(a <= b)")
+    one = mutants.report({"pairs": {"mutants": 9, "tried": 4, "alive": [first]}}, "")
+    assert "| pairs | 9 | 4 | 3 | 75% |" in one
+    line = "- `pairs`, in `if a < b:`: `a < b` → `(a <= b)`: "
+    assert line + "not looked at yet" in one
+    one = one.replace("not looked at yet", "both are the same: here")
+    two = mutants.report({"statistics": {"mutants": 2, "tried": 0, "alive": []}}, one)
+    assert "| statistics | 2 | 0 | 0 | – |" in two and "| pairs | 9 | 4 | 3 | 75% |" in two
+    again = mutants.report({"pairs": {"mutants": 9, "tried": 9, "alive": [first]}}, two)
+    assert line + "both are the same: here" in again and "| pairs | 9 | 9 | 8 | 89% |" in again
+    modules = [f"{mutants.ROOT}/fairlab/{name.replace('.', '/')}.py" for name in mutants.TESTS]
+    assert all(map(os.path.isfile, modules))
+
+
 # ---- what CONTRIBUTING says of the project
 
 
@@ -152,6 +197,16 @@ def test_the_table_of_contributing_is_what_house_counts():
     said_lines, said_code, said_names = (numbers_in(number)[0] for number in said)
     assert [said_lines, said_code] == pytest.approx([lines, *numbers_in(code)], rel=0.02)
     assert said_names == len(fairlab.__all__)
+
+
+def test_what_was_tried_is_what_tried_counts():
+    """To within 5 % or one, so that not every new case changes the table."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name, counted in tried.count().items():
+        row = re.search(rf"^\| {re.escape(name)} \| (.*) \|$", text, re.MULTILINE)
+        assert row, f"CONTRIBUTING has no row {name!r}"
+        expected = pytest.approx(numbers_in(counted), rel=0.05, abs=1)
+        assert numbers_in(row[1]) == expected, f"{name}: {counted}"
 
 
 def numbers_in(text):

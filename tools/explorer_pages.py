@@ -30,11 +30,14 @@ def explorer_cells(cells: list) -> list[int]:
 
 
 def run(source: str, names: dict) -> object:
-    """Run a cell, and return the value of its last line, None if that is no expression."""
+    """Run a cell of our own lessons, and return the value of its last line, None if that is no
+    expression."""
     tree = ast.parse(source)
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), names)
-    return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None
+    exec(compile(tree, "cell", "exec"), names)  # nosec B102
+    if last is None:
+        return None
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)  # nosec B307
 
 
 def main(lesson: Path, folder: Path) -> None:

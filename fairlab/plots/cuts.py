@@ -5,7 +5,6 @@ Contents: `plot_comparison`, `plot_dose_response`, `plot_tradeoff`.
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,6 +13,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from fairlab.plots.style import (
     COLORS,
     MARKERS,
+    axes_or_new,
+    check_frame,
     finished,
     legend_beside,
     line_style,
@@ -58,12 +59,13 @@ def plot_comparison(
         No such rows; the message lists what the table has. Draws without the columns above.
     """
     rows = rows_of(table, measure, category)
+    if draws is not None:
+        check_frame(draws, argument="draws")
     # a comparison of changed models alone has no random cuts
     no_draws = draws is None or (draws.empty and "draw" in draws)
     cloud = None if no_draws else _random_changes(draws, rows, measure, category)
-    if ax is None:
-        height = 0.9 + 0.34 * max(2, len(rows))  # a single row needs room for its diamond, too
-        _, ax = plt.subplots(figsize=(7, height), layout="constrained")
+    # a single row needs room for its diamond, too
+    ax = axes_or_new(ax, (7, 0.9 + 0.34 * max(2, len(rows))))
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     if cloud is None:
         _draw_random_ranges(ax, rows)
@@ -98,11 +100,7 @@ def _random_changes(
     """Return `place` (the number of a row in `rows`), `draw` and `change` of its random cuts."""
     cut = _cut_columns(rows)
     columns = [*cut, "kind", "measure", "row", "category", "draw", "change"]
-    if not set(columns) <= set(draws.columns):
-        raise ValueError(
-            f"draws: expected the columns {', '.join(columns)}; "
-            f"got {', '.join(map(str, draws.columns))}"
-        )
+    check_frame(draws, *columns, argument="draws")
     # cuts matched to a table, such as Fisher's importance, are another kind
     plain = draws[draws["kind"] == "random"]
     plain = rows_of(plain, measure, category, argument="draws")
@@ -194,12 +192,9 @@ def plot_dose_response(
     ValueError
         No such rows, or no columns `method` and `count`.
     """
-    if not {"method", "count"} <= set(table.columns):
-        raise ValueError(
-            f"table: expected the columns method and count; got {', '.join(table.columns)}"
-        )
+    check_frame(table, "method", "count")
     rows = rows_of(table, measure)
-    ax = ax or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
+    ax = axes_or_new(ax, (7, 3.6))
     _draw_random_band(ax, rows)
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     _draw_method_lines(ax, rows)
@@ -268,12 +263,13 @@ def plot_tradeoff(
     ValueError
         No such rows; the message lists what the table has. Draws without their columns.
     """
+    check_frame(table)
     cut = _cut_columns(table)
     prices = rows_of(table, "perplexity").rename(columns={"change": "price"})
     rows = rows_of(table, "gap")
     rows = rows.merge(prices[[*cut, "price"]], on=cut)
     cloud = None if draws is None else _random_tradeoffs(draws, rows)
-    ax = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
+    ax = axes_or_new(ax, (7.5, 4.2))
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     if cloud is not None:

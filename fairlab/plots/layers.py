@@ -5,12 +5,18 @@ Contents: `plot_token_shifts`, `plot_layer_differences`.
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fairlab.pairs import PromptPair
-from fairlab.plots.style import COLORS, finished, line_style, prompt_names
+from fairlab.pairs import PromptPair, check_kind, check_pair
+from fairlab.plots.style import (
+    COLORS,
+    axes_or_new,
+    check_frame,
+    finished,
+    line_style,
+    prompt_names,
+)
 
 Y_LABELS = {
     "difference": "mean |A(a) − A(b)|\n(units of activation)",
@@ -32,10 +38,12 @@ def plot_token_shifts(
     pair : PromptPair, optional
         The pair behind the table: the legend then names its words.
     """
-    name_a, name_b = prompt_names(pair) if pair else ("prompt a", "prompt b")
-    if ax is None:
-        height = 0.9 + 0.26 * len(table)
-        _, ax = plt.subplots(figsize=(6, height), layout="constrained")
+    check_frame(table, "token", "probability_a", "probability_b")
+    name_a, name_b = "prompt a", "prompt b"
+    if pair is not None:
+        check_pair(pair)
+        name_a, name_b = prompt_names(pair)
+    ax = axes_or_new(ax, (6, 0.9 + 0.26 * len(table)))
     places = range(len(table))
     a, b = table.probability_a, table.probability_b
     ax.hlines(places, a, b, color="0.75", linewidth=2, zorder=0)
@@ -73,15 +81,18 @@ def plot_layer_differences(
     ValueError
         Unknown value; a table of no or of several capture points.
     """
-    if value not in TITLES:
+    if not isinstance(value, str) or value not in TITLES:
         raise ValueError(f"value: expected one of {', '.join(TITLES)}; got {value!r}")
+    check_kind("tables", tables, (pd.DataFrame, Mapping), "a DataFrame, or several by name")
     tables = {"": tables} if isinstance(tables, pd.DataFrame) else dict(tables)
+    for table in tables.values():
+        check_frame(table, "category", "point", "layer", value, argument="tables")
     points = {point for table in tables.values() for point in table["point"].unique()}
     if len(points) != 1:
         raise ValueError(
             f"tables: expected one capture point; got {', '.join(sorted(points)) or 'none'}"
         )
-    ax = ax or plt.subplots(figsize=(7, 3.2), layout="constrained")[1]
+    ax = axes_or_new(ax, (7, 3.2))
     _draw_neutral_band(ax, next(iter(tables.values())), value)
     for number, (name, table) in enumerate(tables.items()):
         mean = table.groupby("layer")[value].mean()

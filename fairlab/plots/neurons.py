@@ -3,7 +3,6 @@
 Contents: `plot_score_plane`, `plot_overlap`, `plot_transfer`.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,8 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from fairlab.pairs import check_kind
 from fairlab.passes import check_whole
-from fairlab.plots.style import COLORS, finished, legend_beside
+from fairlab.plots.style import COLORS, axes_or_new, check_frame, finished, legend_beside
+from fairlab.scores import check_tables
 from fairlab.surgery import NeuronSelection
 
 CENTRED = {"ha": "center", "va": "center"}
@@ -47,14 +48,16 @@ def plot_score_plane(
     ValueError
         Tables of unequal shape, a selection for another shape, or a layer that is not there.
     """
-    tables = [bias, importance, selection] if selection else [bias, importance]
-    shapes = [tuple(table.shape) for table in tables]
-    if len(set(shapes)) > 1:
-        raise ValueError(
-            f"bias, importance, selection: expected one shape; got {', '.join(map(str, shapes))}"
-        )
+    check_tables({"bias": bias, "importance": importance})
+    if selection is not None:
+        check_kind("selection", selection, NeuronSelection, "a NeuronSelection")
+        if selection.shape != tuple(bias.shape):
+            raise ValueError(
+                f"selection: expected one for tables of shape {tuple(bias.shape)}; "
+                f"got one for {selection.shape}"
+            )
     layer = check_whole("layer", layer, 0, len(bias) - 1)
-    ax = ax or plt.subplots(figsize=(5.5, 3.8))[1]
+    ax = axes_or_new(ax, (5.5, 3.8), layout=None)
     x, y = importance[layer], bias[layer]  # (neurons,)
     ax.scatter(x, y, s=7, color="0.6", linewidths=0, alpha=0.7, label="kept")
     chosen = list(selection.neurons.get(layer, ())) if selection else []
@@ -87,13 +90,15 @@ def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ValueError
         No demographic rows, or several scores or comparisons.
     """
+    columns = ("one", "other", "words", "shared", "chance_low", "chance_high")
+    check_frame(table, *columns)
     _check_overlaps(table)
     demographic, neutral = _by_set(table, "demographic"), _by_set(table, "neutral")
     # the sets of people's words on top
     people = _set_names(demographic)
     names = people + _set_names(neutral)
     place_of = {name: place for place, name in enumerate(names)}
-    ax = ax or plt.subplots(figsize=(7, 1.3 + 0.3 * len(names)), layout="constrained")[1]
+    ax = axes_or_new(ax, (7, 1.3 + 0.3 * len(names)))
     strip = table.chance_low.min(), table.chance_high.max()
     style = {"color": COLORS[1], "alpha": 0.35, "linewidth": 0, "zorder": 0}
     ax.axvspan(*strip, label=BACKGROUND[0], **style)
@@ -201,14 +206,14 @@ def plot_transfer(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ValueError
         No rows, or two for one cell.
     """
+    columns = ("chosen_on", "read_on", "change", "low", "high", "random_low", "random_high")
+    check_frame(table, *columns)
     if table.empty or table.duplicated(["chosen_on", "read_on"]).any():
         raise ValueError(
             "table: expected one row for each chosen_on and read_on; got none, or several for one"
         )
     top_of, left_of = _cell_corners(table)
-    if ax is None:
-        size = (2.5 + 0.85 * len(left_of), 1.8 + 0.46 * len(top_of))
-        _, ax = plt.subplots(figsize=size, layout="constrained")
+    ax = axes_or_new(ax, (2.5 + 0.85 * len(left_of), 1.8 + 0.46 * len(top_of)))
     width = ax.get_window_extent().width / ax.figure.dpi * 72  # in points
     width /= len(left_of) + 0.3  # of a cell
     with_intervals = width > WITH_INTERVALS

@@ -1,15 +1,14 @@
 """The tokens of a pair in two dimensions, and how far apart they are.
 
 Contents: `plot_projection`, `plot_distances`; `token_artists`, `move_tokens`, `move_texts`,
-`token_labels`, `without_special`, `distances_to_show` and the styles, which the
-explorers share.
+`token_labels`, `without_special`, `distances_to_show`, `check_projection` and the styles, which
+the explorers share.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.artist import Artist
@@ -20,8 +19,9 @@ from matplotlib.quiver import Quiver
 from matplotlib.text import Annotation
 
 from fairlab.diagnosis import Projection
+from fairlab.pairs import check_kind
 from fairlab.passes import check_whole
-from fairlab.plots.style import COLORS, as_written, prompt_names, set_limits
+from fairlab.plots.style import COLORS, as_written, axes_or_new, prompt_names, set_limits
 
 DARK_ORANGE = "#9c6400"  # of the diamonds, dark enough for small letters
 HEATMAP = {"aspect": "auto", "origin": "lower", "cmap": "cividis", "interpolation": "nearest"}
@@ -60,6 +60,7 @@ def plot_projection(
     ValueError
         A layer that is not there, or a word that is no token of either prompt.
     """
+    check_projection(projection)
     layer = check_whole("layer", layer, 0, len(projection.coordinates) - 1)
     known = {token.strip() for token in (*projection.tokens_a, *projection.tokens_b)}
     for word in words or ():
@@ -67,7 +68,7 @@ def plot_projection(
             raise ValueError(
                 f"words: expected tokens of the prompts ({', '.join(sorted(known))}); got {word!r}"
             )
-    ax = ax or plt.subplots(figsize=(5.5, 4.2), layout="constrained")[1]
+    ax = axes_or_new(ax, (5.5, 4.2))
     artists = token_artists(ax, len(projection.tokens_a))
     move_tokens(artists, projection, layer, words=words)
     for dots, name in zip((artists.dots_a, artists.dots_b), prompt_names(projection), strict=True):
@@ -92,7 +93,8 @@ def plot_distances(
         Divide by the length of the representation: 0, no difference; 1, as large as the
         representation itself.
     """
-    ax = ax or plt.subplots(figsize=(6.5, 4), layout="constrained")[1]
+    check_projection(projection)
+    ax = axes_or_new(ax, (6.5, 4))
     name, values = distances_to_show(projection, relative)
     image = ax.imshow(values, vmin=0, **HEATMAP)
     ax.figure.colorbar(image, ax=ax, label=name)
@@ -102,6 +104,11 @@ def plot_distances(
     title = f"Distance between the prompts{divided}, {projection.point}"
     ax.set(ylabel="layer", title=title)
     return as_written(ax)
+
+
+def check_projection(projection: Projection, argument: str = "projection") -> None:
+    """Refuse what is no projection, by the name of the argument."""
+    check_kind(argument, projection, Projection, "what project_pair returns")
 
 
 def distances_to_show(projection: Projection, relative: bool) -> tuple[str, np.ndarray]:

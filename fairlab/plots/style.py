@@ -1,9 +1,11 @@
 """What the figures have in common.
 
-Contents: `COLORS`, `MARKERS`, `line_style`; `finished`, `as_written`, `legend_beside`,
-`set_limits`; `prompt_names`; `rows_of` reads the tables of `compare`.
+Contents: `COLORS`, `MARKERS`, `line_style`; `axes_or_new`, `finished`, `as_written`,
+`legend_beside`, `set_limits`; `prompt_names`; `check_frame`; `rows_of` reads the tables of
+`compare`.
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -11,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from fairlab.diagnosis import Projection
-from fairlab.pairs import PromptPair
+from fairlab.pairs import PromptPair, check_kind, check_string
 
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vP"
@@ -36,6 +38,16 @@ def line_style(number: int) -> dict[str, object]:
         "linestyle": LINES[number % len(LINES)],
         "color": COLORS[number % len(COLORS)],
     }
+
+
+def axes_or_new(
+    ax: Axes | None, size: tuple[float, float], layout: str | None = "constrained"
+) -> Axes:
+    """Return the Axes to draw on, new ones of a size in inches where none are given."""
+    if ax is None:
+        return plt.subplots(figsize=size, layout=layout)[1]
+    check_kind("ax", ax, Axes, "matplotlib Axes")
+    return ax
 
 
 def finished(ax: Axes, **removed: bool) -> Axes:
@@ -79,6 +91,16 @@ def prompt_names(words: PromptPair | Projection) -> tuple[str, str]:
     return named[0], named[1]
 
 
+def check_frame(table: pd.DataFrame, *columns: str, argument: str = "table") -> None:
+    """Refuse what is no DataFrame with such columns, by the name of the argument."""
+    check_kind(argument, table, pd.DataFrame, "a DataFrame")
+    if not set(columns) <= set(table.columns):
+        raise ValueError(
+            f"{argument}: expected the columns {', '.join(columns)}; "
+            f"got {', '.join(map(str, table.columns)) or 'none'}"
+        )
+
+
 def rows_of(
     table: pd.DataFrame, measure: str, category: str | None = None, *, argument: str = "table"
 ) -> pd.DataFrame:
@@ -101,12 +123,10 @@ def rows_of(
     ValueError
         Missing columns, or no such rows; the message lists what the table has.
     """
-    columns = ["measure", "row", "category"]
-    if not set(columns) <= set(table.columns):
-        raise ValueError(
-            f"{argument}: expected the columns {', '.join(columns)}; "
-            f"got {', '.join(map(str, table.columns))}"
-        )
+    check_frame(table, "measure", "row", "category", argument=argument)
+    check_string("measure", measure)
+    if category is not None:
+        check_string("category", category)
     row = "text" if measure == "perplexity" else "headline"
     is_shown = table["measure"] == measure
     if category is not None:

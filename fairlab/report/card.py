@@ -22,6 +22,8 @@ NO_LICENCE = (
     "No licence is stated: none was given for this card, and none could be read for {}. Without "
     "one, others have no permission to use the model or to pass it on."
 )
+# what the Hub makes a link of without being asked
+LINKED = re.compile(r"://|www\.|@", re.IGNORECASE)
 TAGS = ["fairlab", "pruned"]
 NEEDED = (
     "model", "terms", "results", "settings", "method", "groups", "sentences", "language",
@@ -103,7 +105,8 @@ def model_card(
         template_str=template_text("model_card.md"),
         **_what_was_done(facts),
         **_who_was_measured(facts),
-        licence=escaped_lines(_licence_lines(terms, name, model_class)),
+        # the link was checked, and the notices are fairlab's own
+        licence=escaped_lines(_licence_lines(terms, name, model_class), with_links=True),
     )
 
 
@@ -165,9 +168,11 @@ def _who_was_measured(facts: dict) -> dict[str, object]:
     """Return what the template says of the words and sentences, three of which it shows."""
     sentences = facts["sentences"]
     shown = sentences[:: math.ceil(len(sentences) / 3)]
-    groups = facts["groups"].items()
+    groups = []
+    for name, words in facts["groups"].items():
+        groups.append(f"{escaped(name or 'no category')}: {escaped(', '.join(words))}")
     return {
-        "groups": escaped_lines(f"{name or 'no category'}: {', '.join(w)}" for name, w in groups),
+        "groups": groups,
         "n_sentences": len(sentences),
         "examples": escaped_lines(textwrap.shorten(sentence, 300) for sentence in shown),
         "language": escaped(facts["language"] or "not stated"),
@@ -183,12 +188,26 @@ def _licence_lines(terms: dict[str, object], name: str, model_class: str) -> lis
     return [", ".join([f"Licence: {licence}", *details]), *notices(licence, model_class)]
 
 
-def escaped(line: object) -> str:
-    """Return text as one line of Markdown in which nothing is markup: no heading, link or HTML."""
-    text = html.escape(" ".join(str(line).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]#|~])", r"\\\1", text)
+def escaped(line: object, *, with_links: bool = False) -> str:
+    """Return text as one line of Markdown in which nothing is markup: no heading, link or HTML.
+
+    The Hub makes a link of an address or of a name behind @ wherever it stands, escaped or not,
+    but for code: such a word is shown as code. `with_links` leaves addresses as they are, for
+    lines that were checked before, such as those of a licence.
+    """
+    words = []
+    for word in str(line).split():
+        if LINKED.search(word) and not with_links:
+            # a fence of more backticks than the word has in a row
+            fence = "`" * (1 + max(map(len, re.findall("`+", word)), default=0))
+            pad = " " if "`" in word else ""
+            words.append(f"{fence}{pad}{word}{pad}{fence}")
+        else:
+            text = html.escape(word, quote=False)
+            words.append(re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", text))
+    return " ".join(words)
 
 
-def escaped_lines(lines: Iterable[object]) -> list[str]:
+def escaped_lines(lines: Iterable[object], *, with_links: bool = False) -> list[str]:
     """Return several texts, each as one line of Markdown in which nothing is markup."""
-    return [escaped(line) for line in lines]
+    return [escaped(line, with_links=with_links) for line in lines]

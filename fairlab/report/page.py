@@ -31,7 +31,7 @@ from fairlab.evaluation.readings import bits_of
 from fairlab.files import check_output, template_text, write_text
 from fairlab.gating import NeuronGates, applied
 from fairlab.models import HALF_PRECISION_COSTS, places_of
-from fairlab.pairs import PromptPair, as_pairs, load_outcomes, load_pairs
+from fairlab.pairs import PromptPair, as_pairs, check_kind, load_outcomes, load_pairs
 from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
 from fairlab.report.advice import decision, evidence, power, power_in_words
@@ -111,10 +111,12 @@ def write_report(
         comparison with another model; an empty list of pairs; a text of an unknown name. Nothing is
         written then.
     """
+    check_kind("path", path, (str, Path), "a path that ends in .html")
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r}")
-    chosen_on = None if chosen_on is None else as_pairs(chosen_on)
+    chosen_on = None if chosen_on is None else as_pairs(chosen_on, argument="chosen_on")
+    check_kind("comparison", comparison, Comparison, "what compare returns")
     _check_measured(model, comparison, texts)
     outputs = [path, path.with_suffix(".json")]
     outputs = [check_output("path", output, force=force) for output in outputs]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from fairlab.pairs import check_kind
 from fairlab.surgery import BESIDE_A_MODEL
 from fairlab.weights import FILES_OF_A_MODEL
 
@@ -43,16 +44,19 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
         The folder lacks config.json, safetensors weights or README.md (the model card). Nothing is
         uploaded then.
     """
+    check_kind("folder", folder, (str, Path), "the path of a folder")
+    check_kind("repo_id", repo_id, str, '"name" or "organisation/name"')
     folder = Path(folder)
-    needed = ("config.json", "*.safetensors", "README.md")
-    missing = [name for name in needed if not list(folder.glob(name))]
+    names = files_to_upload(folder)
+    missing = [name for name in ("config.json", "README.md") if name not in names]
+    if not any(WEIGHTS.fullmatch(name) and name.endswith(".safetensors") for name in names):
+        missing.insert(1, "model.safetensors")
     if missing:
         raise ValueError(
             f"folder: {folder} lacks {', '.join(missing)}; fill it with "
             "fairlab.save_model(model, tokenizer, folder) and "
             "fairlab.model_card(...).save(folder / 'README.md')"
         )
-    names = files_to_upload(folder)
     hub = HfApi()
     address = hub.create_repo(repo_id, private=private, exist_ok=True)
     print(f"to {address}: {', '.join(names)}")
