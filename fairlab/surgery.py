@@ -85,12 +85,18 @@ class NeuronSelection:
     how: str = ""
 
     def __post_init__(self) -> None:
-        layers, width = (_whole_number("shape", size) for size in self.shape)
+        layers, width = _check_shape(self.shape)
         tidy = {}
-        for layer in sorted(self.neurons):
-            indices = sorted(_whole_number("neurons", index) for index in self.neurons[layer])
+        try:
+            rows = {_whole_number("neurons", layer): [*row] for layer, row in self.neurons.items()}
+        except (AttributeError, TypeError) as error:
+            raise ValueError(
+                f"neurons: expected layer → indices, such as {{0: (3, 5)}}; got {self.neurons!r}"
+            ) from error
+        for layer, row in sorted(rows.items()):
+            indices = sorted(_whole_number("neurons", index) for index in row)
             if indices:
-                tidy[_whole_number("neurons", layer)] = tuple(indices)
+                tidy[layer] = tuple(indices)
         for layer, indices in tidy.items():
             if layer not in range(layers) or indices[0] < 0 or indices[-1] >= width:
                 raise ValueError(
@@ -143,13 +149,14 @@ class NeuronSelection:
             raise ValueError(
                 "text: expected two numbers as shape, and a list of indices for each layer"
             )
+        by_layer = {}
         for layer, indices in neurons.items():
-            if not layer.isdecimal() or not isinstance(indices, list):
+            if not is_whole_key(layer) or not isinstance(indices, list):
                 raise ValueError(
                     "text: expected layer numbers, each with a list of indices; "
                     f"got {layer!r}: {indices!r}"
                 )
-        by_layer = {int(layer): tuple(indices) for layer, indices in neurons.items()}
+            by_layer[int(layer)] = tuple(indices)
         return cls(by_layer, tuple(shape), str(data["how"]))
 
 
@@ -172,6 +179,22 @@ def _refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
     if len(set(keys)) < len(keys):
         raise ValueError(f"text: a key stands twice in one object: {', '.join(keys)}")
     return dict(items)
+
+
+def is_whole_key(key: str) -> bool:
+    """Say whether a key is a whole number as `to_json` writes it: "01" would be a second "1"."""
+    return key.isdecimal() and str(int(key)) == key
+
+
+def _check_shape(shape: object) -> tuple[int, int]:
+    """Return the shape of a model, (layers, neurons); refuse all else."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    sizes = tuple(_whole_number("shape", size) for size in sizes)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(
+            f"shape: expected two numbers above 0, (layers, neurons of a layer); got {shape!r}"
+        )
+    return sizes
 
 
 def _whole_number(argument: str, value: object) -> int:

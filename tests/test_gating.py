@@ -42,6 +42,17 @@ def test_json_gives_back_the_same_numbers():
         ({0: {24: (0, 0)}}, "indices below 24"),
         ({0: {1: (0,)}}, "two finite numbers a neuron"),
         ({0: {1: (0, float("nan"))}}, "two finite numbers a neuron"),
+        ({0: {1: "01"}}, "two finite numbers a neuron"),  # letter by letter: 0 toward 1
+        ({0: {1: ("0.5", 0)}}, "two finite numbers a neuron"),
+        ({0: {1: (True, 0)}}, "two finite numbers a neuron"),
+        ({0: {1: {0, 0.5}}}, "two finite numbers a neuron"),  # in no order
+        ({0: {1: {0.5: 0, 0: 0}}}, "two finite numbers a neuron"),
+        ({0: {1: 0.5}}, "two finite numbers a neuron"),
+        ({0: (0.5, 0)}, "gates: expected layer → neuron → "),
+        (None, "gates: expected layer → neuron → "),
+        ({0: {True: (0, 0)}}, "expected whole numbers; got True"),
+        ({"0": {1: (0, 0)}}, "expected whole numbers; got '0'"),
+        ({0: {1: (0, 0), "2": (0, 0)}}, "expected whole numbers; got '2'"),
     ],
 )
 def test_bad_gates_are_refused(gates, message):
@@ -60,6 +71,10 @@ def test_bad_gates_are_refused(gates, message):
         '{"shape": [3, 24], "how": "", "gates": {"0": {"1": [0, 0], "1": [1, 0]}}}',
         '{"shape": 3, "how": "", "gates": {}}',
         '{"shape": [3, 24], "how": "", "gates": {"0": {"1.5": [0, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {"1": [0, 0], "01": [0.5, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {}, " 0": {"1": [0, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {"1_0": [0, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"٠": {"1": [0, 0]}}}',
     ],
 )
 def test_bad_json_is_refused(text):

@@ -464,6 +464,9 @@ def test_a_selection_is_tidy_and_survives_json():
         ({0: (-1,)}, "indices from -1"),
         ({0: (1, 1)}, "layer 0 names a neuron twice"),
         ({0: tuple(range(24))}, "layer 0 would lose all of its 24 neurons"),
+        ({0: (1,), "1": (2,)}, "neurons: expected whole numbers; got '1'"),
+        ({0: 1}, "neurons: expected layer → indices"),
+        ([1, 2], "neurons: expected layer → indices"),
     ],
 )
 def test_impossible_selections_are_refused(neurons, message):
