@@ -1,7 +1,7 @@
 """Find weights, load them, and find the MLP neurons in them.
 
 Contents: `load_model`, `load_tokenizer`, `empty_model`, `stored_dtype`, `source_dtype`,
-`describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`; of a model on
+`describe_model`, `decoder_layers`, `glu_blocks`, `neuron_counts`, `glu_weights`; `check_dtype`; of a model on
 several devices, `check_places`, `input_device`, `places_of`, `weights_at_hand`, `every_weight`,
 `refuse_offloaded`, `check_room_for_slopes`, `copy_model`.
 
@@ -285,8 +285,7 @@ def describe_model(model: PreTrainedModel) -> None:
 
 def _describe_neurons(model: PreTrainedModel) -> tuple[str, str]:
     """Return how many MLP neurons there are, and in which rows and columns."""
-    blocks = glu_blocks(model)
-    widths = [mlp.down_proj.in_features for mlp in blocks]
+    blocks, widths = glu_blocks(model), neuron_counts(model)
     width = str(min(widths))
     if max(widths) > min(widths):
         width += f" to {max(widths)}"
@@ -430,8 +429,8 @@ def _refuse_shared(blocks: list[nn.Module]) -> None:
                 )
 
 
-# of each model that was tried, what its MLPs were made of then
-_TRIED: WeakKeyDictionary[PreTrainedModel, list[int]] = WeakKeyDictionary()
+# of each model that was tried, what its MLPs were made of then, and how many neurons they had
+_TRIED: WeakKeyDictionary[PreTrainedModel, tuple[list[int], list[int]]] = WeakKeyDictionary()
 
 
 def _check_mechanics(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
@@ -445,7 +444,9 @@ def _check_mechanics(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
     from fairlab.passes import full_precision  # which imports this module
 
     made_of = [id(part) for mlp in blocks for part in _parts_of(mlp)]
-    if _TRIED.get(model) == made_of or any(part.training for part in (model, *blocks)):
+    if model in _TRIED and _TRIED[model][0] == made_of:
+        return
+    if any(part.training for part in (model, *blocks)):
         return
     if not _offloaded(model) and any(parameter.is_meta for parameter in model.parameters()):
         return  # shapes alone
@@ -466,7 +467,30 @@ def _check_mechanics(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
                 stack.callback(handle.remove)
         model.base_model(input_ids=ids, use_cache=False)
     _refuse_unless_once(calls)
-    _TRIED[model] = made_of
+    _TRIED[model] = made_of, [_count_without_padding(mlp) for mlp in blocks]
+
+
+def neuron_counts(model: PreTrainedModel) -> list[int]:
+    """Return how many MLP neurons each layer has.
+
+    `save_model` pads the narrow layers of a cut model with neurons of zeros up to the widest one;
+    these do not count. Where all layers end in zeros, nobody padded them.
+    """
+    widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
+    _, counts = _TRIED.get(model, (None, widths))
+    return counts if max(counts) == max(widths) else widths
+
+
+def _count_without_padding(mlp: nn.Module) -> int:
+    """Return the number of neurons up to the last one that has a weight other than 0."""
+    with weights_at_hand(mlp):
+        gate, up, down = glu_weights(mlp)
+        for count in range(len(gate), 0, -1):
+            if any(
+                weights.any() for weights in (gate[count - 1], up[count - 1], down[:, count - 1])
+            ):
+                return count
+    return len(gate)  # no cut takes all neurons of a layer
 
 
 def _parts_of(mlp: nn.Module) -> list[object]:

@@ -35,6 +35,7 @@ from fairlab.models import (
     decoder_layers,
     glu_blocks,
     glu_weights,
+    neuron_counts,
     refuse_offloaded,
     source_dtype,
     weights_at_hand,
@@ -616,9 +617,10 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     """Find which neurons of a model are missing in a pruned copy of it, such as a published one.
 
     A neuron is recognised by its gate row, up row and down column together, which must be equal to
-    the bit; in which order the copy keeps its neurons does not matter, and neurons of zeros in it
-    count as missing. The model's weights are cast to the dtype of the copy first, so a bfloat16
-    checkpoint can be compared with a float16 copy.
+    the bit (biases are not compared); in which order the copy keeps its neurons does not matter.
+    Neurons of zeros are none: they count as missing in the copy, and not at all in the model. The
+    model's weights are cast to the dtype of the copy first, so a bfloat16 checkpoint can be
+    compared with a float16 copy.
 
     Parameters
     ----------
@@ -649,9 +651,10 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
         # from a neuron's weights to its index; equal neurons share an entry
         missing = defaultdict(list)
         for index, key in enumerate(_neuron_bytes(whole, cut.down_proj.weight.dtype)):
-            missing[key].append(index)
+            if any(key):  # a neuron of zeros is padding
+                missing[key].append(index)
         for index, key in enumerate(_neuron_bytes(cut, cut.down_proj.weight.dtype)):
-            if not any(key):  # a neuron of zeros is padding
+            if not any(key):
                 continue
             if not missing[key]:
                 raise ValueError(
@@ -665,8 +668,7 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
 
 def matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
     """Return the MLPs of a model; refuse a selection for a model of another shape."""
-    blocks = glu_blocks(model)
-    widths = {mlp.down_proj.in_features for mlp in blocks}
+    blocks, widths = glu_blocks(model), set(neuron_counts(model))
     if (len(blocks), widths) != (selection.shape[0], {selection.shape[1]}):
         model_widths = " or ".join(map(str, sorted(widths)))
         raise ValueError(
@@ -681,6 +683,7 @@ def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
     with weights_at_hand(mlp):
         gate, up, down = glu_weights(mlp)
         rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
+    rows = rows + 0  # −0 becomes 0
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
