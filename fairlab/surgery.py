@@ -415,7 +415,8 @@ def prune(
     ----------
     inplace : bool
         False: return a new model and leave the old one as it is. True: cut the model given in the
-        memory that it has; tensors taken from its MLPs before are overwritten.
+        memory that it has, and that of one MLP more; tensors taken from its MLPs before are
+        overwritten. Where it is stopped in the middle, some layers are cut and the others whole.
 
     Returns
     -------
@@ -432,25 +433,32 @@ def prune(
     refuse_own_hooks(model)
     refuse_offloaded(model, "cut")
     if inplace:
-        _shrink_in_place(blocks, selection)
+        try:
+            _shrink_in_place(blocks, selection)
+        finally:
+            _update_widths(model)
     else:
         smaller = {}  # id of a projection → its smaller one, which deepcopy puts in its place
         for layer, indices in selection.neurons.items():
             for name, projection in _projections(blocks[layer]):
                 smaller[id(projection)] = _leave_out(projection, name, indices)
         model = copy_model(model, smaller)
-    _update_widths(model)
+        _update_widths(model)
     return model
 
 
 def _shrink_in_place(blocks: Sequence[nn.Module], selection: NeuronSelection) -> None:
     """Put smaller projections in place of those in the model. Each is written over the matrix that
-    was replaced before it, so no memory is asked for."""
-    spare = None
+    was replaced in the layer before, so no more memory is asked for than that of one MLP."""
+    spare = {}  # name of a projection → a matrix that is no more in the model
     for layer, indices in selection.neurons.items():
-        for name, projection in _projections(blocks[layer]):
-            setattr(blocks[layer], name, _leave_out(projection, name, indices, spare))
-            spare = projection.weight.detach()
+        projections = dict(_projections(blocks[layer]))
+        smaller = {}
+        for name, projection in projections.items():
+            smaller[name] = _leave_out(projection, name, indices, spare.get(name))
+        # all at once: where the user stops it, a layer is as it was or is cut
+        blocks[layer]._modules.update(smaller)
+        spare = {name: projection.weight.detach() for name, projection in projections.items()}
 
 
 def _projections(mlp: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -751,7 +759,7 @@ def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
 
 def _update_widths(model: PreTrainedModel) -> None:
     """Let configuration and MLPs say how many neurons there are."""
-    blocks = glu_blocks(model)
+    blocks = [layer.mlp for layer in decoder_layers(model)]
     for mlp in blocks:
         if hasattr(mlp, "intermediate_size"):
             mlp.intermediate_size = mlp.down_proj.in_features

@@ -1,7 +1,9 @@
 import json
 import math
 import shutil
+import sys
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -547,7 +549,7 @@ def padded(tokenizer, tmp_path_factory):
 
 
 def test_padding_is_counted_by_nobody(padded, tokenizer, some_pairs, capsys):
-    cut, loaded = padded
+    _, loaded = padded
     before = tiny_selection(equal=False)
     for model in padded:  # what holds before a model is saved holds after
         for attempt in (
@@ -567,8 +569,7 @@ def test_padding_is_counted_by_nobody(padded, tokenizer, some_pairs, capsys):
         fl.describe_model(model)
         assert "21 to 24 in each of 3 layers, 68 in all" in capsys.readouterr().out
     with pytest.raises(ValueError, match="gates: .* 3 layers of 21 or 23 or 24"):
-        with gate(loaded, torch.ones(3, 24)):
-            pass
+        gate(loaded, torch.ones(3, 24)).__enter__()
 
 
 def test_nothing_is_missing_in_a_model_itself(padded):
@@ -600,3 +601,53 @@ def test_a_padded_model_is_saved_as_it_is(padded, tokenizer, tmp_path):
     fl.save_model(loaded, tokenizer, tmp_path)
     again, _ = fl.load_model(tmp_path)
     assert same_bytes(again, bytes_of(loaded))
+
+
+# ---- a cut that is stopped
+
+
+def stopped_at(number, function, names):
+    """Call a function, stopped as Ctrl-C would at the n-th line of some functions of `surgery`; say
+    if it came there."""
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        code = frame.f_code
+        if code.co_name not in names or not code.co_filename.endswith("surgery.py"):
+            return None
+        lines += event == "line"
+        if lines == number:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_a_stopped_cut_in_place_leaves_no_half_cut_layer():
+    def layers_of(model):
+        return [layer.mlp for layer in model.model.layers]
+
+    whole = tiny_model("Llama, biases, tied", vocab_size=64)
+    cut, number, found = tiny_selection(equal=True), 0, set()
+    old, new = ([bytes_of(mlp) for mlp in layers_of(m)] for m in (whole, fl.prune(whole, cut)))
+    while True:
+        number, model = number + 3, deepcopy(whole)
+        prune = partial(fl.prune, model, cut, inplace=True)
+        if not stopped_at(number, prune, {"prune", "_shrink_in_place"}):
+            break
+        mlps = layers_of(model)
+        kept = [same_bytes(mlp, before) for mlp, before in zip(mlps, old, strict=True)]
+        done = [same_bytes(mlp, after) for mlp, after in zip(mlps, new, strict=True)]
+        assert all(one != other for one, other in zip(kept, done, strict=True)), number
+        found.add(sum(done))
+    assert found == {0, 1, 2, 3} and number > 30
+    assert torch.isfinite(model(torch.tensor([[5, 6]])).logits).all()
