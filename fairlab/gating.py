@@ -477,7 +477,8 @@ def solve_gates(
         """Return by how much the promise of d = t · direction lies above the goal."""
         return ((direction * t).clamp(-1, 1) * tables.gap).sum().item() - goal
 
-    largest = 1e3 / direction.abs().max().item()
+    steepest = direction.abs().max().item()
+    largest = 1e3 / steepest if steepest else 0.0  # where no neuron brings anything
     if surplus(largest) < 0:
         best = surplus(largest) + goal
         raise ValueError(f"goal: expected at most {best:.2f} of {count} neurons; got {goal}")

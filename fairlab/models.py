@@ -1,9 +1,10 @@
 """Find weights, load them, and find the MLP neurons in them.
 
 Contents: `load_model`, `load_tokenizer`, `empty_model`, `stored_dtype`, `source_dtype`,
-`describe_model`, `decoder_layers`, `glu_blocks`, `neuron_counts`, `glu_weights`; `check_dtype`; of a model on
-several devices, `check_places`, `input_device`, `places_of`, `weights_at_hand`, `every_weight`,
-`refuse_offloaded`, `check_room_for_slopes`, `copy_model`.
+`describe_model`, `decoder_layers`, `glu_blocks` (which tries whether a cut is what it seems),
+`neuron_counts`, `glu_weights`; `check_dtype`; of a model on several devices, `check_places`,
+`input_device`, `places_of`, `weights_at_hand`, `every_weight`, `refuse_offloaded`,
+`check_room_for_slopes`, `copy_model`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the

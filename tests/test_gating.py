@@ -218,6 +218,13 @@ def test_bad_options_of_the_solution_are_refused(options, message):
         gating.solve_gates(tables_of(), **{"count": 5, "goal": 0.5, **options})
 
 
+def test_where_no_neuron_helps_no_gates_are_solved():
+    tables = tables_of()
+    silent = replace(tables, gap=0 * tables.gap, neutral=0 * tables.neutral)
+    with pytest.raises(ValueError, match=r"goal: expected at most 0.00 of 5 neurons; got 0.5"):
+        gating.solve_gates(silent, count=5, goal=0.5)
+
+
 def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):
     model, text = tiny_model(), fl.load_text("calibration")[:3000]
     pairs = fl.load_pairs("race", split="validation")[:4]
