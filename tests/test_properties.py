@@ -27,11 +27,12 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-WORDS = (
-    "man woman boy girl cook nurse judge pilot old young tall kind the a in at on from said that "
-    "met saw heard of and we they city farm ship train tide day night rain salt bread coin song "
-    "door king queen fox owl oak elm red blue green left right far near first last one two"
-).split()
+SIXTY = """
+man woman boy girl cook nurse judge pilot old young tall kind the a in at on from said that met saw
+heard of and we they city farm ship train tide day night rain salt bread coin song door king queen
+fox owl oak elm red blue green left right far near first last one two
+"""
+WORDS = SIXTY.split()
 TEMPLATES = ("the {} said that", "we met a {} at the old farm and", "{} of the city", "a tall {}")
 KINDS = (("man", "woman", "gender"), ("boy", "girl", "gender"), ("old", "young", "age"))
 METHODS = ("activation", "article", "optipfair", "attribution", "patching")
