@@ -102,7 +102,7 @@ def interrupted(function, module, number):
 
 def compare(model, tokenizer, pairs):
     cut = fl.NeuronSelection({0: (1, 5), 2: (7,)}, (3, 24))
-    text = fl.load_text("evaluation")[:600]
+    text = fl.load_text("evaluation")[:200]
     held_out = fl.HeldOut(pairs, fl.load_pairs(kind="neutral")[:2], text)
     return fl.compare(model, tokenizer, {"cut": cut}, held_out, n_random=1, metric=False)
 
