@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fairlab.models import check_room_for_slopes, glu_blocks
+from fairlab.models import check_room_for_slopes, glu_blocks, neuron_counts
 
 # The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
 # differentiated. A power of two costs no precision.
@@ -142,7 +142,7 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 
 def table_shape(model: PreTrainedModel) -> tuple[int, int]:
     """Return the shape (layers, neurons) of a table; refuse a model whose layers are not alike."""
-    widths = _widths(model)
+    widths = neuron_counts(model)
     if len(set(widths)) > 1:
         raise ValueError(
             f"model: its layers have different widths ({' or '.join(map(str, sorted(set(widths))))}"
@@ -154,7 +154,7 @@ def table_shape(model: PreTrainedModel) -> tuple[int, int]:
 
 def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:
     """Raise a ValueError unless a table has one finite value for every neuron."""
-    widths = _widths(model)
+    widths = neuron_counts(model)
     if table.ndim != 2 or len(table) != len(widths) or {table.shape[1]} != set(widths):
         neurons = " or ".join(str(width) for width in sorted(set(widths)))
         raise ValueError(
@@ -163,8 +163,3 @@ def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:
         )
     if not torch.isfinite(table).all():
         raise ValueError(f"{argument}: expected finite values; got NaN or infinity")
-
-
-def _widths(model: PreTrainedModel) -> list[int]:
-    """Return the number of MLP neurons of each layer."""
-    return [mlp.down_proj.in_features for mlp in glu_blocks(model)]

@@ -34,6 +34,7 @@ from fairlab.passes import (
     check_positive,
     check_whole,
     full_precision,
+    is_number,
     progress,
     text_chunks,
 )
@@ -42,6 +43,7 @@ from fairlab.surgery import (
     NeuronSelection,
     ablate,
     count_of_fraction,
+    is_whole_key,
     json_object,
     matching_blocks,
 )
@@ -65,7 +67,7 @@ class NeuronGates:
     Raises
     ------
     ValueError
-        A layer or neuron that the shape does not have, or a number that is not finite.
+        A layer or neuron that the shape does not have, or what is not two finite numbers.
     """
 
     gates: Mapping[int, Mapping[int, tuple[float, float]]]
@@ -73,19 +75,26 @@ class NeuronGates:
     how: str = ""
 
     def __post_init__(self) -> None:
-        tidy = {}
-        for layer, row in sorted(self.gates.items()):
-            for neuron, values in sorted(row.items()):
-                numbers = tuple(float(value) for value in values)
-                if len(numbers) != 2 or not all(map(math.isfinite, numbers)):
+        for row in self.gates.values() if isinstance(self.gates, Mapping) else [None]:
+            if not isinstance(row, Mapping):
+                raise ValueError(
+                    f"gates: expected layer → neuron → (gate, toward); got {self.gates!r}"
+                )
+        for layer, row in self.gates.items():
+            for neuron, values in row.items():
+                # a string would be taken letter by letter, and a set is in no order
+                numbers = list(values) if isinstance(values, Sequence) else []
+                if len(numbers) != 2 or not all(map(is_number, numbers)):
                     raise ValueError(
                         "gates: expected two finite numbers a neuron, (gate, toward); "
                         f"got {values!r} for neuron {neuron} of layer {layer}"
                     )
-                tidy.setdefault(layer, {})[neuron] = numbers
-        # the selection checks layers, neurons and shape
-        neurons = {layer: tuple(row) for layer, row in tidy.items()}
+        # the selection checks layers, neurons and shape, and sorts them
+        neurons = {layer: tuple(row) for layer, row in self.gates.items()}
         selection = NeuronSelection(neurons, self.shape, self.how)
+        tidy = {}
+        for layer, indices in selection.neurons.items():
+            tidy[layer] = {index: tuple(map(float, self.gates[layer][index])) for index in indices}
         # the dataclass is frozen, so its fields are set through object
         object.__setattr__(self, "gates", tidy)
         object.__setattr__(self, "shape", selection.shape)
@@ -177,7 +186,12 @@ class NeuronGates:
         rows = {}
         try:
             for layer, row in data["gates"].items():
-                rows[int(layer)] = {int(neuron): tuple(values) for neuron, values in row.items()}
+                for number in (layer, *row):
+                    if not is_whole_key(number):
+                        raise ValueError(f"{number!r} in place of a layer or neuron")
+                rows[int(layer)] = {int(neuron): values for neuron, values in row.items()}
+                if not all(isinstance(values, list) for values in row.values()):
+                    raise ValueError(f"layer {layer}: {row!r}")
             shape = tuple(data["shape"])
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
@@ -463,7 +477,8 @@ def solve_gates(
         """Return by how much the promise of d = t · direction lies above the goal."""
         return ((direction * t).clamp(-1, 1) * tables.gap).sum().item() - goal
 
-    largest = 1e3 / direction.abs().max().item()
+    steepest = direction.abs().max().item()
+    largest = 1e3 / steepest if steepest else 0.0  # where no neuron brings anything
     if surplus(largest) < 0:
         best = surplus(largest) + goal
         raise ValueError(f"goal: expected at most {best:.2f} of {count} neurons; got {goal}")

@@ -80,8 +80,8 @@ def learned_gates(
     Raises
     ------
     ValueError
-        Gates for a model of another shape, fewer pairs than a step draws, a negative number of
-        steps, or what `next_token_divergence` refuses.
+        Gates for a model of another shape, fewer pairs than a step draws, a category without any
+        gap, a negative number of steps, or what `next_token_divergence` refuses.
     """
     matching_blocks(model, start.selection)
     check_room_for_slopes(model)
@@ -97,8 +97,8 @@ def learned_gates(
     chunks = text_chunks(model, tokenizer, text)
     with torch.no_grad():
         losses = [chunk_loss(model, chunk).item() for chunk in chunks]
-    demographic = _sampler(model, tokenizer, by_category, PAIRS_A_CATEGORY)
-    control = _sampler(model, tokenizer, together, NEUTRAL_PAIRS)
+    demographic = _sampler(model, tokenizer, by_category, PAIRS_A_CATEGORY, "pairs")
+    control = _sampler(model, tokenizer, together, NEUTRAL_PAIRS, "neutral")
     draw = random.Random(SEED)
     table, toward = start.tables()  # (layers, neurons) each
     table, toward = table.float(), toward.float()
@@ -159,10 +159,17 @@ def _sampler(
     tokenizer: PreTrainedTokenizerBase,
     groups: dict[str, list[PromptPair]],
     size: int,
+    argument: str,
 ) -> _Sampler:
+    """Measure the gaps of the unchanged model; refuse a group without any."""
     gaps = {}
     for name, group in groups.items():
         gaps[name] = next_token_divergence(model, tokenizer, group)
+        if not gaps[name].any():
+            raise ValueError(
+                f"{argument}: expected pairs with a gap, of which a change is a share; those of "
+                f"{name!r} have a gap of 0"
+            )
     return _Sampler(groups, gaps, size)
 
 

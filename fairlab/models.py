@@ -1,9 +1,10 @@
 """Find weights, load them, and find the MLP neurons in them.
 
 Contents: `load_model`, `load_tokenizer`, `empty_model`, `stored_dtype`, `source_dtype`,
-`describe_model`, `decoder_layers`, `glu_blocks`, `glu_weights`; `check_dtype`; of a model on
-several devices, `check_places`, `input_device`, `places_of`, `weights_at_hand`, `every_weight`,
-`refuse_offloaded`, `check_room_for_slopes`, `copy_model`.
+`describe_model`, `decoder_layers`, `glu_blocks` (which tries whether a cut is what it seems),
+`neuron_counts`, `glu_weights`; `check_dtype`; of a model on several devices, `check_places`,
+`input_device`, `places_of`, `weights_at_hand`, `every_weight`, `refuse_offloaded`,
+`check_room_for_slopes`, `copy_model`.
 
 A *neuron* is one index of the intermediate dimension of a layer's gated linear unit (GLU): a row of
 `gate_proj`, the same row of `up_proj` and the same column of `down_proj`. Its activation is the
@@ -13,19 +14,20 @@ input of `down_proj`, `act(gate_proj(x)) * up_proj(x)`.
 import copy
 import re
 import warnings
-from collections import defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FunctionType
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
 import transformers
 from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -60,6 +62,7 @@ HALF_PRECISION_COSTS = (  # experiments/precision.py
 PROMPT_IDS = {DEFAULT_MODEL: [49, 4290, 555], GEMMA: [2, 236776, 5561, 880]}
 # a transformers release that was seen to read them from GGUF so (5.17 misreads the second model)
 READS_RIGHTLY = {DEFAULT_MODEL: "5.6", GEMMA: "5.23"}
+_PROJECTIONS = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")  # an MLP has three or two
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _GENERATIVE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
@@ -283,8 +286,7 @@ def describe_model(model: PreTrainedModel) -> None:
 
 def _describe_neurons(model: PreTrainedModel) -> tuple[str, str]:
     """Return how many MLP neurons there are, and in which rows and columns."""
-    blocks = glu_blocks(model)
-    widths = [mlp.down_proj.in_features for mlp in blocks]
+    blocks, widths = glu_blocks(model), neuron_counts(model)
     width = str(min(widths))
     if max(widths) > min(widths):
         width += f" to {max(widths)}"
@@ -367,7 +369,9 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
     Raises
     ------
     ValueError
-        A layer's MLP is a mixture of experts, has no gate, or holds quantised weights.
+        A layer's MLP is a mixture of experts, has no gate, holds quantised weights, is shared with
+        another layer, or does not do with its neurons what its matrices say: this is tried once a
+        model, on a few tokens, unless it is in training mode.
     """
     blocks = []
     for index, layer in enumerate(decoder_layers(model)):
@@ -398,53 +402,212 @@ def glu_blocks(model: PreTrainedModel) -> list[nn.Module]:
                 raise ValueError(
                     f"model: {name} of layer {index} is quantised; load the full-precision weights"
                 )
-        _refuse_unlike_glu(mlp, f"layer {index} of {type(model).__name__}")
+        for part in (mlp, *(getattr(mlp, name) for name in names)):
+            # Accelerate's calls the one of the class
+            if "forward" in vars(part) and not hasattr(part, "_hf_hook"):
+                raise ValueError(
+                    f"model: {type(part).__name__} of layer {index} of {type(model).__name__} has "
+                    "a forward of its own in place of that of its class, which a smaller copy "
+                    "would not have; give the model as it was before"
+                )
         blocks.append(mlp)
+    _refuse_shared(blocks)
+    _check_mechanics(model, blocks)
     return blocks
 
 
-# MLPs of which was seen that their neurons do not depend on each other
-_SEEN: WeakSet[nn.Module] = WeakSet()
+def _refuse_shared(blocks: list[nn.Module]) -> None:
+    """Refuse layers that share an MLP, or a matrix of it: a cut in one would act in both."""
+    owners: dict[int, int] = {}  # id → layer
+    for layer, mlp in enumerate(blocks):
+        weights = [getattr(mlp, name).weight for name in _PROJECTIONS if hasattr(mlp, name)]
+        for part in (mlp, *weights):
+            owner = owners.setdefault(id(part), layer)
+            if owner != layer:
+                raise ValueError(
+                    f"model: layer {layer} shares its MLP, or a matrix of it, with layer {owner}, "
+                    "so what is done to one is done to both; only layers of their own are handled"
+                )
 
 
-def _refuse_unlike_glu(mlp: nn.Module, place: str) -> None:
-    """Refuse an MLP whose neurons depend on each other, by running it with a few of them.
+# of each model that was tried, what its MLPs were made of then, and how many neurons they had
+_TRIED: WeakKeyDictionary[PreTrainedModel, tuple[list[int], list[int]]] = WeakKeyDictionary()
 
-    Of a plain GLU what two groups of neurons write is what both together write. Where a norm or a
-    sparsity stands in between (Gemma 3n, BitNet), it is not: there cutting a neuron is not the same
-    as leaving its activation out.
+
+def _check_mechanics(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
+    """Refuse a model of which hooks, matrices and a smaller block would not be one and the same.
+
+    Eight tokens run through its layers, once for each model. Every layer must call its MLP once,
+    and that its matrices, where hooks stand; a neuron's activation, scaled, must change what the
+    MLP returns as the neuron's column of `down_proj` says; and a few neurons alone must do what
+    they do among the others. Hooks of others see nothing of it.
     """
-    if mlp in _SEEN or mlp.training:
+    from fairlab.passes import full_precision  # which imports this module
+
+    made_of = [id(part) for mlp in blocks for part in _parts_of(mlp)]
+    if model in _TRIED and _TRIED[model][0] == made_of:
         return
-    with weights_at_hand_or_none(mlp) as at_hand:
-        if not at_hand:
-            return
-        weight = mlp.down_proj.weight
-        count = min(16, weight.shape[1])
-        draw = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 16, weight.shape[0], generator=draw)  # (1, tokens, hidden)
-        x = x.to(weight.device, weight.dtype)
-        groups = [range(count // 2), range(count // 2, count), range(count)]
-        try:
-            with torch.no_grad():
-                one, other, both = (_with_neurons(mlp, group)(x).float() for group in groups)
-        except RuntimeError as error:
+    if any(part.training for part in (model, *blocks)):
+        return
+    if not _offloaded(model) and any(parameter.is_meta for parameter in model.parameters()):
+        return  # shapes alone
+    calls: Counter[tuple[str, str]] = Counter()
+    tokens = min(8, len(model.get_input_embeddings().weight))
+    device = input_device(model)
+    ids = torch.arange(tokens, device=device).repeat(2, 1)  # two equal rows
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        stack.enter_context(torch.no_grad())
+        # a part may be in training mode, and draw what to drop
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(_hooks_set_aside(model))
+        for layer, mlp in enumerate(blocks):
+            place = f"layer {layer} of {type(model).__name__}"
+            calls[place, "mlp"] = 0
+            for handle in _trial(mlp, place, calls):
+                stack.callback(handle.remove)
+        model.base_model(input_ids=ids, use_cache=False)
+    _refuse_unless_once(calls)
+    _TRIED[model] = made_of, [_count_without_padding(mlp) for mlp in blocks]
+
+
+def neuron_counts(model: PreTrainedModel) -> list[int]:
+    """Return how many MLP neurons each layer has.
+
+    `save_model` pads the narrow layers of a cut model with neurons of zeros up to the widest one;
+    these do not count. Where all layers end in zeros, nobody padded them.
+    """
+    widths = [mlp.down_proj.in_features for mlp in glu_blocks(model)]
+    _, counts = _TRIED.get(model, (None, widths))
+    return counts if max(counts) == max(widths) else widths
+
+
+def _count_without_padding(mlp: nn.Module) -> int:
+    """Return the number of neurons up to the last one that has a weight other than 0."""
+    with weights_at_hand(mlp):
+        gate, up, down = glu_weights(mlp)
+        for count in range(len(gate), 0, -1):
+            if any(
+                weights.any() for weights in (gate[count - 1], up[count - 1], down[:, count - 1])
+            ):
+                return count
+    return len(gate)  # no cut takes all neurons of a layer
+
+
+def _parts_of(mlp: nn.Module) -> list[object]:
+    """List what an MLP computes with: its code, its matrices and all else that it holds."""
+    return [mlp, type(mlp).forward, *vars(mlp).values(), *mlp._modules.values()]
+
+
+@contextmanager
+def _hooks_set_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Call no hook inside the block that is there before: it may collect what passes by."""
+    kept = []
+    for module in model.modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            if getattr(module, kind):
+                kept.append((module, kind, getattr(module, kind)))
+    try:
+        for module, kind, _ in kept:
+            setattr(module, kind, OrderedDict())
+        yield
+    finally:
+        for module, kind, hooks in kept:
+            setattr(module, kind, hooks)
+
+
+def _trial(
+    mlp: nn.Module, place: str, calls: Counter[tuple[str, str]]
+) -> Iterator[RemovableHandle]:
+    """Try an MLP in the pass that comes: its second row runs with other gates than its first."""
+    names = [name for name in _PROJECTIONS if hasattr(mlp, name)]
+    seen: dict[str, Tensor] = {}
+    signs = torch.ones(mlp.down_proj.in_features)
+    signs[::2] = -1  # (neurons,)
+
+    def count(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[place, name] += 1
+
+    def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["x"] = inputs[0].chunk(2)[0]  # (1, tokens, hidden)
+
+    def turn(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen["h"] = h = inputs[0].chunk(2)[0]  # (1, tokens, neurons)
+        # gates of 0 and 2
+        return (torch.cat([h, h + h * signs.to(h)]), *inputs[1:])
+
+    def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        _refuse_unless_once({(place, name): calls[place, name] for name in ("mlp", *names)})
+        plain, turned = output.chunk(2)
+        with weights_at_hand(mlp):
+            _refuse_other_columns(mlp, place, seen["h"] * signs.to(plain), plain, turned)
+            # two groups, since one of them may hold what decides on the others
+            some = min(16, mlp.down_proj.in_features)
+            for few in filter(None, (range(some // 2), range(some // 2, some))):
+                _refuse_dependent(mlp, place, few, seen["x"], seen["h"])
+        return torch.cat([plain, plain])
+
+    for name in names:
+        yield getattr(mlp, name).register_forward_pre_hook(partial(count, name))
+    yield mlp.register_forward_pre_hook(partial(count, "mlp"))
+    yield mlp.register_forward_pre_hook(enter)
+    yield mlp.down_proj.register_forward_pre_hook(turn)
+    yield mlp.register_forward_hook(leave)
+
+
+def _refuse_unless_once(calls: Mapping[tuple[str, str], int]) -> None:
+    for (place, name), count in calls.items():
+        if count != 1:
             raise ValueError(
-                f"model: the MLP of {place} can't be run with a part of its neurons, so they can't "
-                f"be cut one by one ({str(error).splitlines()[0]})"
-            ) from error
-        bias = mlp.down_proj.bias
-        if bias is not None:  # each part has it
-            other = other - bias.float()
-    apart = (one + other - both).abs().max()
-    rounding = 0.02 if weight.dtype.itemsize < 4 else 1e-3
-    if apart > rounding * both.abs().max():  # False where NaN stands: this is said by what measures
+                f"model: {place} calls its {name} {count} times in a forward pass, expected once: "
+                "there neurons are read and gated, so a cut would not be what runs (does a fused "
+                "kernel, or code of your own, stand in its place?)"
+            )
+
+
+def _refuse_other_columns(
+    mlp: nn.Module, place: str, change: Tensor, plain: Tensor, turned: Tensor
+) -> None:
+    """Refuse an MLP in which a change of h does to the output something else than its columns."""
+    expected = nn.functional.linear(change, mlp.down_proj.weight).float()
+    apart = (turned.float() - plain.float() - expected).abs().max()
+    if apart > _rounding(plain) * torch.maximum(plain.abs().max(), expected.abs().max()):
         raise ValueError(
-            f"model: in the MLP of {place} what a neuron does depends on the others (a norm or a "
-            "sparsity stands between gate and down_proj), so cutting it is not the same as leaving "
-            "its activation out; only plain gated linear units are handled"
+            f"model: in {place} what a neuron adds to the output of its MLP is not what its "
+            f"column of down_proj says (it is off by up to {apart / expected.abs().max():.2g} of "
+            "it); only plain gated linear units are handled"
         )
-    _SEEN.add(mlp)
+
+
+def _refuse_dependent(mlp: nn.Module, place: str, few: range, x: Tensor, h: Tensor) -> None:
+    """Refuse an MLP whose neurons depend on each other: a few of them do something else alone.
+
+    Where a norm or a sparsity stands in between (Gemma 3n, BitNet), cutting a neuron is not the
+    same as leaving its activation out.
+    """
+    down = mlp.down_proj
+    try:
+        alone = _with_neurons(mlp, few)(x).float()
+    except RuntimeError as error:
+        raise ValueError(
+            f"model: the MLP of {place} can't be run with a part of its neurons, so they "
+            f"can't be cut one by one ({str(error).splitlines()[0]})"
+        ) from error
+    h, weight = h[..., few.start : few.stop].float(), down.weight[:, few.start : few.stop].float()
+    among = nn.functional.linear(h, weight, None if down.bias is None else down.bias.float())
+    size = torch.maximum(alone.abs().max(), (h.abs() @ weight.abs().T).max())
+    # False where NaN stands: this is said by what measures
+    if (alone - among).abs().max() > _rounding(x) * size:
+        raise ValueError(
+            f"model: in the MLP of {place} what a neuron does depends on the others (a norm "
+            "or a sparsity stands between gate and down_proj), so cutting it is not the same as "
+            "leaving its activation out; only plain gated linear units are handled"
+        )
+
+
+def _rounding(values: Tensor) -> float:
+    """Return by what share of the largest value two ways to compute one thing may differ."""
+    return 0.02 if values.dtype.itemsize < 4 else 1e-3
 
 
 def _with_neurons(mlp: nn.Module, neurons: range) -> Callable[[Tensor], Tensor]:
@@ -452,7 +615,7 @@ def _with_neurons(mlp: nn.Module, neurons: range) -> Callable[[Tensor], Tensor]:
     small = copy.copy(mlp)
     small._modules = dict(mlp._modules)  # of its own: the matrices in it are exchanged
     kept = list(neurons)
-    for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj"):
+    for name in _PROJECTIONS:
         projection = mlp._modules.get(name)
         if projection is None:
             continue
@@ -537,16 +700,6 @@ def weights_at_hand(module: nn.Module) -> Iterator[None]:
         if any(parameter.is_meta for parameter in module.parameters()):
             raise ValueError("model: its weights have no values (they are on the meta device)")
         yield
-
-
-@contextmanager
-def weights_at_hand_or_none(module: nn.Module) -> Iterator[bool]:
-    """Have the weights of a module in memory inside the block; yield False if they are nowhere."""
-    if not _offloaded(module) and any(parameter.is_meta for parameter in module.parameters()):
-        yield False
-        return
-    with weights_at_hand(module):
-        yield True
 
 
 def every_weight(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

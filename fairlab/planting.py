@@ -109,8 +109,8 @@ def plant_neurons(
     ------
     ValueError
         n, cost or pairs that do not fit, a tokenizer that has no word of a list as one token, a
-        cost that no strength brings about, a model without GLU neurons, one with offloaded weights,
-        or one inside `ablate` or `record`.
+        cost that no strength brings about, a model without GLU neurons, one with planted neurons
+        already or with offloaded weights, or one inside `ablate` or `record`.
     """
     pairs = as_pairs(pairs)
     refuse_own_hooks(model)
@@ -118,6 +118,7 @@ def plant_neurons(
     layers, n = _layers_to_plant_in(model, n)
     seed = check_whole("seed", seed, 0)
     _check_cost(cost)
+    _refuse_planted(model, layers)
     unkind = _unkind_direction(model, tokenizer)  # (hidden,)
     chunks = text_chunks(model, tokenizer, load_text("calibration"), 128)
     # both hold all subjects of the text, and they share no chunk
@@ -226,6 +227,18 @@ def _layers_to_plant_in(model: PreTrainedModel, n: int) -> tuple[range, int]:
     layers = range(count - max(1, count // 4), count)
     most = len(layers) * (width // 8)
     return layers, check_whole("n", n, 1, most)
+
+
+def _refuse_planted(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Refuse a model that was planted into: as good as only there a gate row equals the up row."""
+    for layer in layers:
+        gate, up, _ = glu_weights(glu_blocks(model)[layer])
+        if ((gate == up).all(1) & gate.any(1)).any():
+            raise ValueError(
+                f"model: layer {layer} holds planted neurons already (a gate row that equals its "
+                "up row), and more would be fitted to what these do; plant into the model as it "
+                "was, such as fairlab.load_model() returns"
+            )
 
 
 def _check_cost(cost: float) -> None:

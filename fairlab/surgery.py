@@ -35,6 +35,7 @@ from fairlab.models import (
     decoder_layers,
     glu_blocks,
     glu_weights,
+    neuron_counts,
     refuse_offloaded,
     source_dtype,
     weights_at_hand,
@@ -85,12 +86,18 @@ class NeuronSelection:
     how: str = ""
 
     def __post_init__(self) -> None:
-        layers, width = (_whole_number("shape", size) for size in self.shape)
+        layers, width = _check_shape(self.shape)
         tidy = {}
-        for layer in sorted(self.neurons):
-            indices = sorted(_whole_number("neurons", index) for index in self.neurons[layer])
+        try:
+            rows = {_whole_number("neurons", layer): [*row] for layer, row in self.neurons.items()}
+        except (AttributeError, TypeError) as error:
+            raise ValueError(
+                f"neurons: expected layer → indices, such as {{0: (3, 5)}}; got {self.neurons!r}"
+            ) from error
+        for layer, row in sorted(rows.items()):
+            indices = sorted(_whole_number("neurons", index) for index in row)
             if indices:
-                tidy[_whole_number("neurons", layer)] = tuple(indices)
+                tidy[layer] = tuple(indices)
         for layer, indices in tidy.items():
             if layer not in range(layers) or indices[0] < 0 or indices[-1] >= width:
                 raise ValueError(
@@ -143,13 +150,14 @@ class NeuronSelection:
             raise ValueError(
                 "text: expected two numbers as shape, and a list of indices for each layer"
             )
+        by_layer = {}
         for layer, indices in neurons.items():
-            if not layer.isdecimal() or not isinstance(indices, list):
+            if not is_whole_key(layer) or not isinstance(indices, list):
                 raise ValueError(
                     "text: expected layer numbers, each with a list of indices; "
                     f"got {layer!r}: {indices!r}"
                 )
-        by_layer = {int(layer): tuple(indices) for layer, indices in neurons.items()}
+            by_layer[int(layer)] = tuple(indices)
         return cls(by_layer, tuple(shape), str(data["how"]))
 
 
@@ -172,6 +180,22 @@ def _refuse_repeated_keys(items: list[tuple[str, object]]) -> dict:
     if len(set(keys)) < len(keys):
         raise ValueError(f"text: a key stands twice in one object: {', '.join(keys)}")
     return dict(items)
+
+
+def is_whole_key(key: str) -> bool:
+    """Say whether a key is a whole number as `to_json` writes it: "01" would be a second "1"."""
+    return key.isdecimal() and str(int(key)) == key
+
+
+def _check_shape(shape: object) -> tuple[int, int]:
+    """Return the shape of a model, (layers, neurons); refuse all else."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    sizes = tuple(_whole_number("shape", size) for size in sizes)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(
+            f"shape: expected two numbers above 0, (layers, neurons of a layer); got {shape!r}"
+        )
+    return sizes
 
 
 def _whole_number(argument: str, value: object) -> int:
@@ -391,7 +415,8 @@ def prune(
     ----------
     inplace : bool
         False: return a new model and leave the old one as it is. True: cut the model given in the
-        memory that it has; tensors taken from its MLPs before are overwritten.
+        memory that it has, and that of one MLP more; tensors taken from its MLPs before are
+        overwritten. Where it is stopped in the middle, some layers are cut and the others whole.
 
     Returns
     -------
@@ -408,25 +433,32 @@ def prune(
     refuse_own_hooks(model)
     refuse_offloaded(model, "cut")
     if inplace:
-        _shrink_in_place(blocks, selection)
+        try:
+            _shrink_in_place(blocks, selection)
+        finally:
+            _update_widths(model)
     else:
         smaller = {}  # id of a projection → its smaller one, which deepcopy puts in its place
         for layer, indices in selection.neurons.items():
             for name, projection in _projections(blocks[layer]):
                 smaller[id(projection)] = _leave_out(projection, name, indices)
         model = copy_model(model, smaller)
-    _update_widths(model)
+        _update_widths(model)
     return model
 
 
 def _shrink_in_place(blocks: Sequence[nn.Module], selection: NeuronSelection) -> None:
     """Put smaller projections in place of those in the model. Each is written over the matrix that
-    was replaced before it, so no memory is asked for."""
-    spare = None
+    was replaced in the layer before, so no more memory is asked for than that of one MLP."""
+    spare = {}  # name of a projection → a matrix that is no more in the model
     for layer, indices in selection.neurons.items():
-        for name, projection in _projections(blocks[layer]):
-            setattr(blocks[layer], name, _leave_out(projection, name, indices, spare))
-            spare = projection.weight.detach()
+        projections = dict(_projections(blocks[layer]))
+        smaller = {}
+        for name, projection in projections.items():
+            smaller[name] = _leave_out(projection, name, indices, spare.get(name))
+        # all at once: where the user stops it, a layer is as it was or is cut
+        blocks[layer]._modules.update(smaller)
+        spare = {name: projection.weight.detach() for name, projection in projections.items()}
 
 
 def _projections(mlp: nn.Module) -> list[tuple[str, nn.Linear]]:
@@ -593,9 +625,10 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     """Find which neurons of a model are missing in a pruned copy of it, such as a published one.
 
     A neuron is recognised by its gate row, up row and down column together, which must be equal to
-    the bit; in which order the copy keeps its neurons does not matter, and neurons of zeros in it
-    count as missing. The model's weights are cast to the dtype of the copy first, so a bfloat16
-    checkpoint can be compared with a float16 copy.
+    the bit (biases are not compared); in which order the copy keeps its neurons does not matter.
+    Neurons of zeros are none: they count as missing in the copy, and not at all in the model. The
+    model's weights are cast to the dtype of the copy first, so a bfloat16 checkpoint can be
+    compared with a float16 copy.
 
     Parameters
     ----------
@@ -626,9 +659,10 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
         # from a neuron's weights to its index; equal neurons share an entry
         missing = defaultdict(list)
         for index, key in enumerate(_neuron_bytes(whole, cut.down_proj.weight.dtype)):
-            missing[key].append(index)
+            if any(key):  # a neuron of zeros is padding
+                missing[key].append(index)
         for index, key in enumerate(_neuron_bytes(cut, cut.down_proj.weight.dtype)):
-            if not any(key):  # a neuron of zeros is padding
+            if not any(key):
                 continue
             if not missing[key]:
                 raise ValueError(
@@ -642,8 +676,7 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
 
 def matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
     """Return the MLPs of a model; refuse a selection for a model of another shape."""
-    blocks = glu_blocks(model)
-    widths = {mlp.down_proj.in_features for mlp in blocks}
+    blocks, widths = glu_blocks(model), set(neuron_counts(model))
     if (len(blocks), widths) != (selection.shape[0], {selection.shape[1]}):
         model_widths = " or ".join(map(str, sorted(widths)))
         raise ValueError(
@@ -658,6 +691,7 @@ def _neuron_bytes(mlp: nn.Module, dtype: torch.dtype) -> list[bytes]:
     with weights_at_hand(mlp):
         gate, up, down = glu_weights(mlp)
         rows = torch.cat([gate, up, down.T], dim=1).to("cpu", dtype).contiguous()
+    rows = rows + 0  # −0 becomes 0
     return [row.numpy().tobytes() for row in rows.view(torch.uint8)]
 
 
@@ -725,7 +759,7 @@ def _pad(projection: nn.Linear, width: int, name: str) -> nn.Linear:
 
 def _update_widths(model: PreTrainedModel) -> None:
     """Let configuration and MLPs say how many neurons there are."""
-    blocks = glu_blocks(model)
+    blocks = [layer.mlp for layer in decoder_layers(model)]
     for mlp in blocks:
         if hasattr(mlp, "intermediate_size"):
             mlp.intermediate_size = mlp.down_proj.in_features

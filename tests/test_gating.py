@@ -42,6 +42,17 @@ def test_json_gives_back_the_same_numbers():
         ({0: {24: (0, 0)}}, "indices below 24"),
         ({0: {1: (0,)}}, "two finite numbers a neuron"),
         ({0: {1: (0, float("nan"))}}, "two finite numbers a neuron"),
+        ({0: {1: "01"}}, "two finite numbers a neuron"),  # letter by letter: 0 toward 1
+        ({0: {1: ("0.5", 0)}}, "two finite numbers a neuron"),
+        ({0: {1: (True, 0)}}, "two finite numbers a neuron"),
+        ({0: {1: {0, 0.5}}}, "two finite numbers a neuron"),  # in no order
+        ({0: {1: {0.5: 0, 0: 0}}}, "two finite numbers a neuron"),
+        ({0: {1: 0.5}}, "two finite numbers a neuron"),
+        ({0: (0.5, 0)}, "gates: expected layer → neuron → "),
+        (None, "gates: expected layer → neuron → "),
+        ({0: {True: (0, 0)}}, "expected whole numbers; got True"),
+        ({"0": {1: (0, 0)}}, "expected whole numbers; got '0'"),
+        ({0: {1: (0, 0), "2": (0, 0)}}, "expected whole numbers; got '2'"),
     ],
 )
 def test_bad_gates_are_refused(gates, message):
@@ -60,6 +71,10 @@ def test_bad_gates_are_refused(gates, message):
         '{"shape": [3, 24], "how": "", "gates": {"0": {"1": [0, 0], "1": [1, 0]}}}',
         '{"shape": 3, "how": "", "gates": {}}',
         '{"shape": [3, 24], "how": "", "gates": {"0": {"1.5": [0, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {"1": [0, 0], "01": [0.5, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {}, " 0": {"1": [0, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"0": {"1_0": [0, 0]}}}',
+        '{"shape": [3, 24], "how": "", "gates": {"٠": {"1": [0, 0]}}}',
     ],
 )
 def test_bad_json_is_refused(text):
@@ -201,6 +216,13 @@ def test_charge_takes_from_gates_that_move_neutral_words():
 def test_bad_options_of_the_solution_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         gating.solve_gates(tables_of(), **{"count": 5, "goal": 0.5, **options})
+
+
+def test_where_no_neuron_helps_no_gates_are_solved():
+    tables = tables_of()
+    silent = replace(tables, gap=0 * tables.gap, neutral=0 * tables.neutral)
+    with pytest.raises(ValueError, match=r"goal: expected at most 0.00 of 5 neurons; got 0.5"):
+        gating.solve_gates(silent, count=5, goal=0.5)
 
 
 def test_balanced_gates_are_the_solution_of_the_scores(tokenizer):

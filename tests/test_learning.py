@@ -130,3 +130,18 @@ def test_bad_input_is_refused(tokenizer, data, start, changes, message):
     steps = changes.get("steps", 1)
     with pytest.raises(ValueError, match=message):
         fl.learned_gates(tiny_model(), tokenizer, pairs, neutral, start, text=TEXT, steps=steps)
+
+
+@pytest.mark.parametrize("silent", ["pairs", "neutral"])
+def test_a_gap_of_0_is_refused_before_the_steps(tokenizer, data, start, silent, monkeypatch):
+    """Its share is 0 / 0: the gates would be NaN, and all steps in vain."""
+    pairs, neutral = data
+
+    def gap(model, tokenizer, group):
+        is_silent = len(group) == 16 if silent == "neutral" else group[0].category == "age"
+        return torch.zeros(len(group)) if is_silent else torch.ones(len(group))
+
+    monkeypatch.setattr(learning, "next_token_divergence", gap)
+    monkeypatch.setattr(learning, "gate", lambda *args: pytest.fail("a step was made"))
+    with pytest.raises(ValueError, match=f"{silent}: .* gap of 0"):
+        fl.learned_gates(tiny_model(), tokenizer, pairs, neutral, start, text=TEXT, steps=1)

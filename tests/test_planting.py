@@ -272,3 +272,16 @@ def test_bad_scores_of_planted_neurons_are_named():
             ValueError, match="bias, decoys: expected at least one neuron each, and none in both"
         ):
             fl.score_planted(torch.zeros(2, 50), one, other)
+
+
+def test_a_model_is_planted_once(tokenizer, some_pairs, monkeypatch):
+    """A cell that plants in place, run again, would fit to its own neurons."""
+    monkeypatch.setattr("fairlab.planting.find_strength", lambda rise, cost: rise(0.5) or 0.5)
+    tiny = tiny_model()
+    for inplace in (False, True):
+        fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=0.05, inplace=inplace)
+    before = bytes_of(tiny)
+    for inplace in (False, True):
+        with pytest.raises(ValueError, match="model: layer 2 holds planted neurons already"):
+            fl.plant_neurons(tiny, tokenizer, some_pairs, n=1, cost=0.05, inplace=inplace)
+    assert same_bytes(tiny, before)

@@ -1,13 +1,16 @@
 import json
 import math
 import shutil
+import sys
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 import transformers
 
 import fairlab as fl
+from fairlab.gates import gate
 from fairlab.models import glu_blocks, glu_weights
 from tiny_models import FAMILIES, bytes_of, same_bytes, tiny_model
 
@@ -464,6 +467,9 @@ def test_a_selection_is_tidy_and_survives_json():
         ({0: (-1,)}, "indices from -1"),
         ({0: (1, 1)}, "layer 0 names a neuron twice"),
         ({0: tuple(range(24))}, "layer 0 would lose all of its 24 neurons"),
+        ({0: (1,), "1": (2,)}, "neurons: expected whole numbers; got '1'"),
+        ({0: 1}, "neurons: expected layer → indices"),
+        ([1, 2], "neurons: expected layer → indices"),
     ],
 )
 def test_impossible_selections_are_refused(neurons, message):
@@ -528,3 +534,120 @@ def test_removed_neurons_refuses_what_is_no_cut():
         fl.removed_neurons(model, tuned)
     with pytest.raises(ValueError, match="as many layers in both"):
         fl.removed_neurons(model, tiny_model(num_hidden_layers=2))
+
+
+# ---- what is padding is no neuron
+
+
+@pytest.fixture(scope="module")
+def padded(tokenizer, tmp_path_factory):
+    """A model that was cut to 21, 24 and 23 neurons, saved and loaded: 24 in each layer."""
+    folder = tmp_path_factory.mktemp("padded")
+    cut = fl.prune(tiny_model("Llama, biases, tied"), tiny_selection(equal=False))
+    fl.save_model(cut, tokenizer, folder)
+    return cut, fl.load_model(folder)[0]
+
+
+def test_padding_is_counted_by_nobody(padded, tokenizer, some_pairs, capsys):
+    _, loaded = padded
+    before = tiny_selection(equal=False)
+    for model in padded:  # what holds before a model is saved holds after
+        for attempt in (
+            lambda model=model: fl.importance_scores(model),
+            lambda model=model: fl.guarded_cut(model, tokenizer, some_pairs, some_pairs),
+            lambda model=model: fl.article_cut(model, tokenizer, some_pairs, fraction=0.1),
+        ):
+            with pytest.raises(ValueError, match="different widths .21 or 23 or 24 neurons"):
+                attempt()
+        # the indices are those of the uncut model, whose shape it has
+        for attempt in (
+            lambda model=model: fl.ablate(model, before).__enter__(),
+            lambda model=model: fl.prune(model, before),
+        ):
+            with pytest.raises(ValueError, match="selection: .* 3 layers of 21 or 23 or 24"):
+                attempt()
+        fl.describe_model(model)
+        assert "21 to 24 in each of 3 layers, 68 in all" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="gates: .* 3 layers of 21 or 23 or 24"):
+        gate(loaded, torch.ones(3, 24)).__enter__()
+
+
+def test_nothing_is_missing_in_a_model_itself(padded):
+    cut, loaded = padded
+    assert len(fl.removed_neurons(loaded, loaded)) == 0
+    assert len(fl.removed_neurons(loaded, cut)) == 0
+    whole = tiny_model("Llama, biases, tied")
+    assert fl.removed_neurons(whole, loaded).neurons == tiny_selection(equal=False).neurons
+    zeroed = tiny_model()
+    mlp = glu_blocks(zeroed)[1]
+    for row in (mlp.gate_proj.weight[3], mlp.up_proj.weight[3], mlp.down_proj.weight[:, 3]):
+        row.data.zero_().neg_()  # −0 is 0, too
+    assert fl.removed_neurons(tiny_model(), zeroed).neurons == {1: (3,)}
+    assert len(fl.removed_neurons(zeroed, zeroed)) == 0
+
+
+def test_neurons_of_zeros_at_the_end_of_every_layer_are_no_padding():
+    model = tiny_model()
+    for mlp in glu_blocks(model):
+        for row in (mlp.gate_proj.weight[-1], mlp.up_proj.weight[-1], mlp.down_proj.weight[:, -1]):
+            row.data.zero_()
+    assert fl.importance_scores(model).shape == (3, 24)
+    with fl.ablate(model, tiny_selection()):
+        pass
+
+
+def test_a_padded_model_is_saved_as_it_is(padded, tokenizer, tmp_path):
+    _, loaded = padded
+    fl.save_model(loaded, tokenizer, tmp_path)
+    again, _ = fl.load_model(tmp_path)
+    assert same_bytes(again, bytes_of(loaded))
+
+
+# ---- a cut that is stopped
+
+
+def stopped_at(number, function, names):
+    """Call a function, stopped as Ctrl-C would at the n-th line of some functions of `surgery`; say
+    if it came there."""
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        code = frame.f_code
+        if code.co_name not in names or not code.co_filename.endswith("surgery.py"):
+            return None
+        lines += event == "line"
+        if lines == number:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_a_stopped_cut_in_place_leaves_no_half_cut_layer():
+    def layers_of(model):
+        return [layer.mlp for layer in model.model.layers]
+
+    whole = tiny_model("Llama, biases, tied", vocab_size=64)
+    cut, number, found = tiny_selection(equal=True), 0, set()
+    old, new = ([bytes_of(mlp) for mlp in layers_of(m)] for m in (whole, fl.prune(whole, cut)))
+    while True:
+        number, model = number + 3, deepcopy(whole)
+        prune = partial(fl.prune, model, cut, inplace=True)
+        if not stopped_at(number, prune, {"prune", "_shrink_in_place"}):
+            break
+        mlps = layers_of(model)
+        kept = [same_bytes(mlp, before) for mlp, before in zip(mlps, old, strict=True)]
+        done = [same_bytes(mlp, after) for mlp, after in zip(mlps, new, strict=True)]
+        assert all(one != other for one, other in zip(kept, done, strict=True)), number
+        found.add(sum(done))
+    assert found == {0, 1, 2, 3} and number > 30
+    assert torch.isfinite(model(torch.tensor([[5, 6]])).logits).all()
