@@ -24,6 +24,7 @@ from fairlab.passes import (
     check_batch_size,
     check_ready,
     full_precision,
+    halving,
     is_half,
     log_probabilities,
     logits_at,
@@ -36,6 +37,7 @@ Tokens = tuple[int, ...]
 
 
 @full_precision()
+@halving(2)
 def decision_gap(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

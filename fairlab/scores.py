@@ -32,6 +32,7 @@ from fairlab.passes import (
     chunk_loss,
     divergence,
     full_precision,
+    halving,
     is_number,
     next_log_p,
     pair_batches,
@@ -173,6 +174,7 @@ def difference_scores(
 
 
 @full_precision()
+@halving(2)
 def attribution_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -232,6 +234,7 @@ def attribution_scores(
 
 
 @full_precision()
+@halving(2)
 def decision_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -294,6 +297,7 @@ def _weighted_decisions(model: PreTrainedModel, batch: DecisionBatch, weights: T
 
 
 @full_precision()
+@halving(2)
 def patching_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
