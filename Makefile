@@ -81,10 +81,9 @@ constraints-lowest.txt: pyproject.toml
 		--no-annotate --custom-compile-command "make constraints-lowest.txt" --output-file $@ pyproject.toml
 
 bench: setup
-	$(BIN)/python speed/against_optipfair.py
-	$(BIN)/python speed/bbq.py
-	$(BIN)/python speed/explorers.py
-	$(BIN)/python speed/llama_shape.py
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/explorers.py
+	$(BIN)/python benchmarks/llama_shape.py
 
 # which tables there are and how long each takes; with TABLE=controls that one is measured anew
 ifeq ($(TABLE),)

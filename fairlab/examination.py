@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,10 +79,10 @@ def examine(
     choices : Choices, optional
         What to look at, and what to cut; `Choices()` by default.
     judged : HeldOut, optional
-        What the cut is judged on. By default eight pairs of four categories, the pair's own among
-        them if it is one of the course's. Each pair stands in another one of the course's sentences
-        for training, with a neutral pair beside it; the text is the start of
-        `load_text("evaluation")`.
+        What the cut is judged on: pairs in other sentences than `pair`, as the last step says of
+        them. By default eight pairs of four categories, the pair's own among them if it is one of
+        the course's. Each pair stands in another one of the course's sentences for training, with
+        a neutral pair beside it; the text is the start of `load_text("evaluation")`.
 
     Yields
     ------
@@ -133,13 +134,17 @@ def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOu
     These sentences choose neurons elsewhere in the course; here one pair does, and they judge.
     """
     sentences: dict[str, dict[str, PromptPair]] = {}  # template → category → the first such pair
-    neutral = {}
+    neutral, own = {}, {pair.template}
     for split in ("train", "validation"):
         for other in _valid(tokenizer, load_pairs(split=split, words="any")):
             sentences.setdefault(other.template, {}).setdefault(other.category, other)
+            # "The woman waited" is the sentence "The {} applicant waited", though it lacks the noun
+            if {other.prompt_a, other.prompt_b} & {pair.prompt_a, pair.prompt_b}:
+                own.add(other.template)
         for other in _valid(tokenizer, load_pairs(kind="neutral", split=split, words="any")):
             neutral.setdefault(other.template, other)
-    sentences.pop(pair.template, None)
+    for template in own:
+        sentences.pop(template, None)
     everywhere = [category for members in sentences.values() for category in members]
     categories = sorted(set(everywhere), key=lambda name: (name != pair.category, name))
     turns = itertools.cycle(categories[: JUDGED // 2])
@@ -173,34 +178,16 @@ def _where_they_part(
     first = encode_pair(tokenizer, pair)[2]
     projection = project_pair(model, tokenizer, pair, point=point, start=min(1, first))
     neutral = _neutral_in_this_sentence(tokenizer, pair)
-    table = layer_differences(model, tokenizer, [pair], points=[point])
-    if neutral:
-        # of a single sentence there is no interval; the band is the range of its neutral pairs
-        others = pair_differences(model, tokenizer, neutral, points=[point])[0][:, 0]
-        table["neutral_difference_low"] = others.min(0).values.numpy()  # (layers,)
-        table["neutral_difference_high"] = others.max(0).values.numpy()
-    here = table[table.layer == layer].iloc[0]
+    table = _differences(model, tokenizer, pair, neutral, point)
     metric = article_metric(model, tokenizer, pair)
     gap = next_token_divergence(model, tokenizer, [pair]).item()
     sentences = [
         f"{pair.attribute_a} / {pair.attribute_b}: the predictions for the next word lie "
         f"{gap:.4f} nats apart (0: the same; 0.69: nothing in common). The article's metric is "
-        f"{metric:.4f}."
+        f"{metric:.4f}.",
+        _beside_neutral_words(table, len(neutral), choices),
     ]
-    if neutral:
-        low, high = here.neutral_difference_low, here.neutral_difference_high
-        place = "above" if here.difference > high else "below" if here.difference < low else "in"
-        sentences.append(
-            f"In layer {layer} the difference at {point} is {here.difference:.3g}, {place} the "
-            f"range of {len(neutral)} pairs of neutral words in this sentence ({low:.3g} to "
-            f"{high:.3g})."
-        )
-    else:
-        sentences.append("No neutral words fit into this sentence, so the curve has no grey band.")
-    plane = _new_figure(plot_projection, projection, layer=layer)
     share = projection.explained[layer].sum()
-    heatmap = _new_figure(plot_distances, projection, relative=True)
-    curve = _new_figure(plot_layer_differences, table)
     moved = projection.distances[layer].argmax()
     token = projection.tokens_a[moved].strip()
     first_out = " The first token is left out." if first else ""
@@ -209,32 +196,63 @@ def _where_they_part(
             "Tokens of both prompts",
             f"The tokens in the two main axes of layer {layer}, which show {share:.0%} of their "
             f"variance. In all dimensions together {token!r} moves most.{first_out}",
-            plane,
+            _new_figure(plot_projection, projection, layer=layer),
         ),
         Picture(
             "Distance by token and layer",
             "How far apart the two prompts are at each of these tokens and layers, divided by the "
             "length of the activation.",
-            heatmap,
+            _new_figure(plot_distances, projection, relative=True),
         ),
         Picture(
             "Difference by layer",
             f"The mean difference at {point}, layer by layer"
             + (", with the range of neutral words in grey." if neutral else "."),
-            curve,
+            _new_figure(plot_layer_differences, table),
         ),
     ]
     return Step(STEPS[0], sentences, pictures)
 
 
+def _differences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    neutral: list[PromptPair],
+    point: str,
+) -> pd.DataFrame:
+    """Return the mean difference in each layer, with the range of the neutral pairs if any."""
+    table = layer_differences(model, tokenizer, [pair], points=[point])
+    if neutral:
+        # of a single sentence there is no interval; the band is the range of its neutral pairs
+        others = pair_differences(model, tokenizer, neutral, points=[point])[0][:, 0]
+        table["neutral_difference_low"] = others.min(0).values.numpy()  # (layers,)
+        table["neutral_difference_high"] = others.max(0).values.numpy()
+    return table
+
+
+def _beside_neutral_words(table: pd.DataFrame, count: int, choices: Choices) -> str:
+    """Say whether the difference lies in the range of `count` neutral pairs, in one layer."""
+    if not count:
+        return "No neutral words fit into this sentence, so the curve has no grey band."
+    here = table[table.layer == choices.layer].iloc[0]
+    low, high = here.neutral_difference_low, here.neutral_difference_high
+    place = "above" if here.difference > high else "below" if here.difference < low else "in"
+    return (
+        f"In layer {choices.layer} the difference at {choices.point} is {here.difference:.3g}, "
+        f"{place} the range of {count} pairs of neutral words in this sentence ({low:.3g} to "
+        f"{high:.3g})."
+    )
+
+
 def _neutral_in_this_sentence(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair
-) -> list[PromptPair] | None:
-    """Return neutral pairs in the sentence of the pair, None where none fit."""
+) -> list[PromptPair]:
+    """Return the neutral pairs that fit into the sentence of the pair, perhaps none."""
     try:
-        return _valid(tokenizer, build_neutral_pairs(tokenizer, [pair])) or None
+        return _valid(tokenizer, build_neutral_pairs(tokenizer, [pair]))
     except ValueError:
-        return None
+        return []
 
 
 def _chosen_neurons(

@@ -165,10 +165,12 @@ def _started(
 ) -> "Iterator[Step]":
     """Check all that was chosen, tell the browser that work begins, and return the steps."""
     pair = read_prompts(tokenizer, content["prompt_a"], content["prompt_b"])
-    for shipped in _shipped_pairs(tokenizer):
+    course = [*load_pairs(split="train"), *load_pairs(split="validation")]
+    for known in [ARTICLE_PAIR, *course]:
         # it knows its sentence and category, which a typed pair does not
-        if (shipped.prompt_a, shipped.prompt_b) == (pair.prompt_a, pair.prompt_b):
-            pair = shipped
+        if (known.prompt_a, known.prompt_b) == (pair.prompt_a, pair.prompt_b):
+            pair = known
+            break
     steps = _examination().examine(model, tokenizer, pair, Choices(**content["choices"]))
     page.send({"kind": "started"})
     return steps

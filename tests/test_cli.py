@@ -68,7 +68,8 @@ def run(folder, capfd, monkeypatch, tmp_path_factory):
         arguments = [command, "--model", folder, *options]
         if command == "cache" or "--model" in options:
             arguments = [command, *options]
-        if command in CUTTING:  # of so small a model the default fraction is no neuron
+        given = {"--selection", "--changed"} & set(options)
+        if command in CUTTING and not given:  # of so small a model the default is no neuron
             arguments[1:1] = ["--fraction", "0.1"]
         monkeypatch.setattr(sys, "argv", ["fairlab", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
@@ -1058,6 +1059,12 @@ def few(pairs_csv):
 
 
 @pytest.fixture
+def few_pairs(few):
+    """Return the same options for a cut that is given: there is nothing to choose."""
+    return [option for option in few if option not in ("--fraction", "0.1")]
+
+
+@pytest.fixture
 def reads(monkeypatch):
     """Count what is measured; stop, as the user does, before a reading of that number."""
     original, calls = comparing.read_cut, []
@@ -1256,18 +1263,18 @@ def test_a_report_of_a_cut_says_that_its_pairs_are_not_known(run, few, tmp_path)
     assert (row["selection"], row["n_random"]) == ("mine", 2)
 
 
-def test_gates_are_judged_like_a_cut(run, few, comparisons, tmp_path):
+def test_gates_are_judged_like_a_cut(run, few_pairs, comparisons, tmp_path):
     gates = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 24), "by hand")
     (tmp_path / "gates.json").write_text(gates.to_json(), encoding="utf-8")
-    code, _, err = run("compare", *few, "--selection", tmp_path / "gates.json")
+    code, _, err = run("compare", *few_pairs, "--selection", tmp_path / "gates.json")
     assert code == 0, err
     assert comparisons[0][2].selections == {"gates": gates}
 
 
-def test_a_cut_for_another_model_is_refused(run, few, tmp_path):
+def test_a_cut_for_another_model_is_refused(run, few_pairs, tmp_path):
     cut = fl.NeuronSelection({0: (1,)}, (3, 25))
     (tmp_path / "other.json").write_text(cut.to_json(), encoding="utf-8")
-    code, out, err = run("compare", *few, "--selection", tmp_path / "other.json")
+    code, out, err = run("compare", *few_pairs, "--selection", tmp_path / "other.json")
     assert (code, out) == (2, "") and "made for 3 layers of 25 neurons" in err
 
 
@@ -1294,13 +1301,15 @@ def test_what_was_measured_is_seen_where_no_page_can_be_made(
     assert err.endswith(end) and not page.exists()
 
 
-def test_a_changed_folder_is_judged_as_its_cut(run, few, tmp_path):
+def test_a_changed_folder_is_judged_as_its_cut(run, few_pairs, tmp_path):
     cut = ["--method", "article", "--fraction", "0.1"]
-    assert run("prune", *few[:2], *cut, "--out", tmp_path / "cut")[0] == 0
-    code, out, err = run("compare", *few, "--changed", tmp_path / "cut", "--json")
+    assert run("prune", *few_pairs[:2], *cut, "--out", tmp_path / "cut")[0] == 0
+    code, out, err = run("compare", *few_pairs, "--changed", tmp_path / "cut", "--json")
     assert code == 0, err
     changed = pd.DataFrame(strict(out)["rows"])
-    given = run("compare", *few, "--selection", tmp_path / "cut" / "selection.json", "--json")[1]
+    given = run(
+        "compare", *few_pairs, "--selection", tmp_path / "cut" / "selection.json", "--json"
+    )[1]
     given = pd.DataFrame(strict(given)["rows"])
     assert set(changed.selection) == {"cut"} and set(given.selection) == {"selection"}
     # the article's metric is a mean over dimensions, of which a pruned model has fewer
@@ -1311,11 +1320,13 @@ def test_a_changed_folder_is_judged_as_its_cut(run, few, tmp_path):
     assert (changed.n_random == 2).all()
 
 
-def test_a_changed_model_without_its_cut_has_no_random_cuts(run, few, folder, tokenizer, tmp_path):
+def test_a_changed_model_without_its_cut_has_no_random_cuts(
+    run, few_pairs, folder, tokenizer, tmp_path
+):
     model, _ = fl.load_model(folder)
     model.model.layers[1].mlp.down_proj.weight.data *= 0.5
     fl.save_model(model, tokenizer, tmp_path / "tuned")
-    code, out, err = run("compare", *few, "--changed", tmp_path / "tuned", "--json")
+    code, out, err = run("compare", *few_pairs, "--changed", tmp_path / "tuned", "--json")
     assert code == 0, err
     rows = strict(out)["rows"]
     assert {(row["n_random"], row["random_low"]) for row in rows} == {(0, None)}
@@ -1326,10 +1337,10 @@ def test_a_changed_model_without_its_cut_has_no_random_cuts(run, few, folder, to
 
 
 def test_a_changed_model_with_another_tokenizer_is_refused(
-    run, few, folder, bos_tokenizer, tmp_path
+    run, few_pairs, folder, bos_tokenizer, tmp_path
 ):
     fl.save_model(fl.load_model(folder)[0], bos_tokenizer, tmp_path / "other")
-    code, out, err = run("compare", *few, "--changed", tmp_path / "other")
+    code, out, err = run("compare", *few_pairs, "--changed", tmp_path / "other")
     assert (code, out) == (2, "")
     assert "as other tokens than the original does; only models with one vocabulary" in err
 
@@ -1345,6 +1356,8 @@ def test_a_changed_model_with_another_tokenizer_is_refused(
         (["--selection", "missing.json"], "selection: no such file: missing.json"),
         (["--selection", "s.json"], "selection: s.json is no cut that fairlab wrote (text: "),
         (["--changed", "missing"], "name: expected"),
+        (["--changed", "x", "--fraction", "0.1"], "fraction: changed is judged as it is"),
+        (["--selection", "s.json", "--bias-weight", "0.3"], "bias_weight: selection is judged"),
         (["--n-random", "0"], "n_random: expected at least 1 random cut; got 0"),
         (["--batch-size", "1"], "batch_size: expected a whole number of at least 2"),
         (["--fail-if", "gap"], "fail_if: expected a name, > or <, and a number"),
@@ -1380,7 +1393,7 @@ def test_what_can_not_be_judged_is_said_before_the_model_loads(
         (["--card-language", "it"], "card_language: only the model card says this; add --card"),
         (
             ["--report", "p.html", "--card", "--card-language", "Italian"],
-            "language: expected a code",
+            "card_language: expected a code",
         ),
         (["--method", "random"], "method: expected one of guarded, activation"),
         (["--method", "article,guarded"], "method: expected one of guarded, activation"),

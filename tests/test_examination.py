@@ -137,6 +137,17 @@ def test_others_judge(tokenizer):
         assert pair.category in counts
 
 
+def test_a_noun_of_its_own_does_not_hide_the_sentence(tokenizer):
+    """The course reads "The woman waited" as the sentence "The {} applicant waited"."""
+    women = [pair for pair in fl.load_pairs("gender", split="train") if pair.attribute_a == "woman"]
+    for pair in women[:2]:
+        for prompts in [(pair.prompt_a, pair.prompt_b), (pair.prompt_b, pair.prompt_a)]:
+            typed = read_prompts(tokenizer, *prompts)
+            judged = _other_pairs(tokenizer, typed)
+            assert typed.template != pair.template and len(judged.pairs) == JUDGED
+            assert pair.template not in [other.template for other in judged.pairs]
+
+
 def test_two_prompts_become_a_pair(tokenizer):
     pair = read_prompts(tokenizer, "The old nurse said that", "The old doctor said that")
     assert (pair.attribute_a, pair.attribute_b) == ("nurse", "doctor")

@@ -316,7 +316,7 @@ def test_every_file_read_names_its_encoding():
     """The default differs between systems."""
     assert text_calls('open(p); p.open("w"); p.read_text(); p.write_text(x)')
     assert not text_calls('open(p, "rb"); p.read_text(encoding="utf-8")')
-    for folder in ("fairlab", "tests", "tools", "speed", "experiments"):
+    for folder in ("fairlab", "tests", "tools", "benchmarks", "experiments"):
         for path in (ROOT / folder).rglob("*.py"):
             assert not text_calls(path.read_text(encoding="utf-8")), path
     for path in (ROOT / "notebooks").rglob("*.ipynb"):
@@ -533,7 +533,7 @@ def test_the_top_folder_holds_what_the_project_is_made_of():
             "fairlab",
             "notebooks",
             "site",
-            "speed",
+            "benchmarks",
             "tests",
             "tools",
         ),

@@ -17,6 +17,7 @@ from screenshots import BROWSERS, CHROMIUM, served
 import fairlab as fl
 from fairlab import page as page_module
 from fairlab.choices import STEPS
+from fairlab.files import template_text
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +113,7 @@ def test_a_run_sends_each_step_with_its_pictures(asked):
     assert plt.get_fignums() == []
 
 
-def test_a_shipped_pair_keeps_its_sentence(asked, monkeypatch):
+def test_a_pair_of_the_course_keeps_its_sentence(asked, monkeypatch):
     taken = []
 
     def examine(model, tokenizer, pair, choices):
@@ -123,6 +124,12 @@ def test_a_shipped_pair_keeps_its_sentence(asked, monkeypatch):
     asked(kind="run", choices=CHOICES, **prompts_of(asked.page.offer["pairs"][3]))
     asked(kind="run", choices=CHOICES, **PROMPTS)
     assert taken[0] in fl.load_pairs(split="train") and taken[1].category == "your pair"
+    offered = [prompts_of(pair) for pair in asked.page.offer["pairs"]]
+    for pair in fl.load_pairs("gender", split="validation"):  # typed, since they are not offered
+        prompts = {"prompt_a": pair.prompt_a, "prompt_b": pair.prompt_b}
+        assert prompts not in offered
+        asked(kind="run", choices=CHOICES, **prompts)
+        assert taken[-1] == pair
 
 
 FAULTS = {
@@ -328,6 +335,44 @@ def test_a_run_shows_its_steps_and_a_bad_prompt_loses_nothing(opened):
     assert results.inner_text() == before and button.is_enabled()
     assert second.input_value().startswith("<img") and hash_of(page)["b"].startswith("<img")
     assert faults == []
+
+
+ALONE = """
+async ([code, offer]) => {
+    const url = URL.createObjectURL(new Blob([code], {type: "text/javascript"}));
+    const page = await import(url);
+    window.sent = [];
+    const model = {
+        get: () => offer, send: (content) => window.sent.push(content),
+        on: (_, take) => { window.take = take; }, off: () => {},
+    };
+    page.default.render({model, el: document.body});
+}
+"""
+
+
+@needs_browser
+def test_an_answer_that_is_late_stands_below_what_was_asked(browser, asked):
+    """Half a minute without an answer is said, and nothing else can be asked until it is there."""
+    page = browser.new_page()
+    page.clock.install()
+    code = template_text("page.js")
+    page.evaluate(ALONE, [code, asked.page.offer])
+    count = page.get_by_label("neurons in each layer")
+    count.fill("7")
+    button, alert = page.get_by_role("button", name="Run"), page.get_by_role("alert")
+    button.click()
+    page.clock.fast_forward(31_000)
+    assert alert.inner_text().startswith("The server does not answer")
+    assert button.is_disabled()
+    count.fill("9")
+    (run,) = page.evaluate("window.sent.filter((content) => content.kind === 'run')")
+    assert run["choices"]["count"] == 7
+    page.evaluate("window.take({kind: 'started'})")
+    assert alert.inner_text() == "" and "neurons 7" in page.locator(".chosen").inner_text()
+    page.evaluate("window.take({kind: 'done'})")
+    assert button.is_enabled()
+    page.close()
 
 
 @needs_browser

@@ -10,11 +10,15 @@ room, made from the docstrings.
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from string import Template
+
+import nbformat
+from explorer_pages import explorer_cells
 
 import fairlab
 
@@ -23,6 +27,7 @@ SITE = ROOT / "site"
 PAGES = ROOT / "build" / "site-pages"
 STATIC = ROOT / "build" / "site-static"
 EXPLORERS = ROOT / "build" / "explorers"
+MADE_FROM = EXPLORERS / "made_from.txt"
 MATHJAX = SITE / "node_modules" / "mathjax" / "es5" / "tex-svg.js"
 OUTPUT = ROOT / "build" / "site"
 COPIED = [
@@ -98,15 +103,30 @@ def digest_of_explorers() -> str:
     return digest.hexdigest()
 
 
-def start_explorers() -> subprocess.Popen | None:
-    """Begin to draw the explorers, unless those of an earlier build still hold."""
-    made_from = EXPLORERS / "made_from.txt"
-    now = digest_of_explorers()
-    if made_from.is_file() and made_from.read_text(encoding="utf-8") == now:
-        return None
+def start_explorers() -> list[subprocess.Popen]:
+    """Begin to draw the explorers of each lesson, unless those of an earlier build still hold."""
+    if MADE_FROM.is_file() and MADE_FROM.read_text(encoding="utf-8") == digest_of_explorers():
+        return []
     shutil.rmtree(EXPLORERS, ignore_errors=True)
-    command = [sys.executable, str(ROOT / "tools" / "explorer_pages.py"), str(EXPLORERS), now]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    EXPLORERS.mkdir(parents=True)
+    drawing = []
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # torch's threads would wait for each other
+    for lesson in sorted(ROOT.glob("notebooks/[0-9]*.ipynb")):
+        if explorer_cells(nbformat.read(lesson, as_version=4).cells):
+            command = [sys.executable, str(ROOT / "tools" / "explorer_pages.py")]
+            command += [str(lesson), str(EXPLORERS)]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+            drawing.append(subprocess.Popen(command, cwd=ROOT, env=one_thread, **quiet))
+    return drawing
+
+
+def finish_explorers(drawing: list[subprocess.Popen]) -> None:
+    """Wait for the explorers, and note what they were made from."""
+    for process in drawing:
+        _, errors = process.communicate()
+        if process.returncode:
+            sys.exit(errors.decode())
+    MADE_FROM.write_text(digest_of_explorers(), encoding="utf-8")
 
 
 def main() -> None:
@@ -120,9 +140,9 @@ def main() -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2"]
     command += ["-c", str(SITE), "-d", str(ROOT / "build" / "site-doctrees")]
     built = subprocess.call([*command, str(PAGES), str(OUTPUT)], cwd=ROOT)
-    drawn = drawing.wait() if drawing else 0
-    if built or drawn:
-        sys.exit(built or drawn)
+    finish_explorers(drawing)
+    if built:
+        sys.exit(built)
     shutil.copytree(EXPLORERS, OUTPUT / "_static" / "explorers")
     print(f"The site is in {OUTPUT.relative_to(ROOT)}: open index.html, or serve the folder.")
 

@@ -1,9 +1,9 @@
-"""Write the explorers of the lessons as pages of their own, for the course site.
+"""Write the explorers of a lesson as pages of their own, for the course site.
 
-    python tools/explorer_pages.py FOLDER DIGEST
+    python tools/explorer_pages.py LESSON FOLDER
 
-Runs the cells of a lesson up to its last explorer, and names each page after the lesson and the
-number of its cell, such as 03_12.html. DIGEST says what they were made from; it is written last.
+Runs the cells of the lesson up to its last explorer, and names each page after the lesson and the
+number of its cell, such as 03_12.html.
 """
 
 import ast
@@ -16,7 +16,6 @@ import nbformat
 
 from fairlab.widgets import Explorer
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 COLAB = "# @title On Colab"
 
 
@@ -38,24 +37,20 @@ def run(source: str, names: dict) -> object:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None
 
 
-def main(folder: Path, digest: str) -> None:
-    """Write the pages, and what they were made from."""
-    folder.mkdir(parents=True, exist_ok=True)
+def main(lesson: Path, folder: Path) -> None:
+    """Run the cells, and write a page for each explorer among them."""
     matplotlib.use("agg")
-    for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        shown = explorer_cells(cells)
-        names: dict = {"display": lambda *_: None}
-        for number in range(max(shown, default=-1) + 1):
-            cell = cells[number]
-            if cell.cell_type != "code" or cell.source.startswith(COLAB):
-                continue
-            value = run(cell.source, names)
-            if isinstance(value, Explorer):
-                value.to_html(folder / f"{path.name[:2]}_{number}.html", force=True)
-            plt.close("all")
-    (folder / "made_from.txt").write_text(digest, encoding="utf-8")
+    cells = nbformat.read(lesson, as_version=4).cells
+    names: dict = {"display": lambda *_: None}
+    for number in range(max(explorer_cells(cells), default=-1) + 1):
+        cell = cells[number]
+        if cell.cell_type != "code" or cell.source.startswith(COLAB):
+            continue
+        value = run(cell.source, names)
+        if isinstance(value, Explorer):
+            value.to_html(folder / f"{lesson.name[:2]}_{number}.html", force=True)
+        plt.close("all")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,7 @@
 """What the commands can be told: the options that several of them have, with their help.
 
-Contents: a type for each option, such as `Model`; `DEFAULT`; `Version`.
+Contents: a type for each option, such as `Model`; `DEFAULT`, `BIAS_WEIGHT`, `FRACTION`, what some
+are without being told; `Version`.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer import Option
 import fairlab as fl
 
 DEFAULT = "SmolLM2-135M-Instruct"  # fl.DEFAULT_MODEL, without the wait
+BIAS_WEIGHT, FRACTION = 0.5, 0.002
 
 
 def named_method(method: str | None) -> str | None:

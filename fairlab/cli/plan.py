@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fairlab as fl
 from fairlab.cli.neurons import check_choice, is_causal
+from fairlab.cli.options import BIAS_WEIGHT, FRACTION
 from fairlab.cli.pairs import PairOptions, check_pair_options
 
 QUICK_LOOK = (
@@ -45,6 +46,9 @@ class Plan:
         asked = [name for name in ("method", "selection", "changed") if getattr(self, name)]
         if len(asked) > 1:
             raise ValueError(f"{', '.join(asked)}: expected one of them; got {len(asked)}")
+        for name, usual in (("bias_weight", BIAS_WEIGHT), ("fraction", FRACTION)):
+            if not self.chooses and getattr(self, name) != usual:
+                raise ValueError(f"{name}: {asked[0]} is judged as it is, nothing is chosen")
         for method in self.methods or ["random"]:
             check_choice(method, self.bias_weight, self.fraction, also=["random"])
         if len(set(self.methods)) < len(self.methods):

@@ -6,6 +6,7 @@ Contents: `check_page`, `check_prune_outputs`, `check_nothing_for_a_report`, `co
 """
 
 import json
+import re
 import sys
 import warnings
 from contextlib import nullcontext
@@ -76,7 +77,10 @@ def check_prune_outputs(out, page, card, terms, force, inputs):
             )
     if card:
         check_output_file(out / "README.md", force, *inputs, argument="card")
-        terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+        try:
+            terms_of_cut("", "", {}, terms)  # refuses a form that the Hub does not take
+        except ValueError as error:
+            raise ValueError(re.sub("^language:", "card_language:", str(error))) from error
 
 
 def codes_of(languages):

@@ -203,9 +203,10 @@ function render({ model, el }) {
     run.disabled = true;
     model.send({ kind: "run", prompt_a, prompt_b, choices: rest });
     silence = setTimeout(() => {
-      failed("The server does not answer: it may have stopped after a while without use. Load this "
-        + "page again" + (withAddress ? ", which keeps your choices; on Binder, open it anew and put "
-        + "the end of this address, from # on, behind the new one." : "."));
+      alert.textContent = "The server does not answer: it may have stopped after a while without "
+        + "use. Load this page again" + (withAddress ? ", which keeps your choices; on Binder, open "
+        + "it anew and put the end of this address, from # on, behind the new one." : ".");
+      status.textContent = ""; // the button stays shut: the answer may only be late
     }, PATIENCE);
   });
 
@@ -237,6 +238,7 @@ function render({ model, el }) {
     },
     started() {
       results.replaceChildren();
+      alert.textContent = ""; // an answer that was late
       const { prompt_a, prompt_b, ...rest } = ran; // what was sent, whatever was moved since
       add(results, "h2", "Results");
       const list = add(results, "p", "", "chosen");

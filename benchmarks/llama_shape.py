@@ -1,11 +1,11 @@
 """Walk through lesson 12 on random weights of Llama-3.2-1B's shape: does it fit, and how long does
 it take?
 
-    python speed/llama_shape.py --dtype bfloat16
+    python benchmarks/llama_shape.py --dtype bfloat16
 
 The weights are random, so no number but seconds, memory and counts means anything. The copy that
 stands in for the published model is saved, loaded again and matched to the base model. Printed: the
-table of `speed/README.md`.
+table of `benchmarks/README.md`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from against_optipfair import llama_1b
+from cases import llama_1b
 
 import fairlab as fl
 

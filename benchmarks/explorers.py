@@ -1,11 +1,12 @@
 """Time a frame of each explorer against a new figure of the same picture, in turns, in one process.
 
-    python speed/explorers.py
+    python benchmarks/explorers.py
 
 The arrays are those of the default model: the article's pair in 30 layers, 1,536 neurons a layer,
 the cuts in `data/results/surgery.csv`. A frame is all work from the sliders' values to the PNG. The
 new figure has the explorer's size and less in it (no bars at its side), so the ratio is a lower
-bound. No function draws the surgery explorer's picture. Printed: the table of `speed/README.md`.
+bound. No function draws the surgery explorer's picture. Printed: the table of
+`benchmarks/README.md`.
 """
 
 import argparse
