@@ -30,6 +30,7 @@ from fairlab.passes import (
     check_whole,
     divergence,
     full_precision,
+    halving,
     is_half,
     leave_out_tokens,
     precise_dtype,
@@ -41,6 +42,7 @@ PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 
 
 @full_precision()
+@halving(1, "texts")
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -170,6 +172,7 @@ def batches_of_one_length(encoded: list[list[int]], batch_size: int) -> list[lis
 
 
 @full_precision()
+@halving(2)
 def next_token_divergence(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -34,6 +34,7 @@ from fairlab.passes import (
     check_option,
     check_whole,
     full_precision,
+    halving,
     next_log_p,
     pair_batches,
     run_decoder,
@@ -95,6 +96,7 @@ def record(
 
 
 @full_precision()
+@halving(2)
 def neuron_differences(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -166,6 +168,7 @@ def neuron_differences(
 
 
 @full_precision()
+@halving(2)
 def pair_differences(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

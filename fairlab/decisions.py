@@ -32,6 +32,7 @@ from fairlab.passes import (
     check_batch_size,
     check_ready,
     full_precision,
+    halving,
     is_half,
     log_probabilities,
     logits_at,
@@ -44,6 +45,7 @@ Tokens = tuple[int, ...]
 
 
 @full_precision()
+@halving(2)
 def decision_gap(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

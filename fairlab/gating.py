@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import record, refuse_own_hooks
+from fairlab.capture import check_finite, record, refuse_own_hooks
 from fairlab.files import load_text
 from fairlab.gates import gate, table_shape
 from fairlab.models import (
@@ -335,6 +335,7 @@ def mean_activations(
             model(input_ids=ids, use_cache=False)
         rows = [h[0].float().mean(0).cpu() for _, h in sorted(activations.items())]
         total = total + torch.stack(rows)
+    check_finite(total, "down_proj_input")
     return total / len(chunks)
 
 

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.capture import refuse_own_hooks
+from fairlab.capture import check_finite, refuse_own_hooks
 from fairlab.files import load_text
 from fairlab.gates import frozen, table_shape
 from fairlab.models import (
@@ -132,10 +132,13 @@ def plant_neurons(
         inputs_text, use, gradients = _measure_on_text(planted, plain_chunks, layers)
         loss = loss_function(planted, cost_chunks, layers[0])
         loss_before = loss()
+        if not math.isfinite(loss_before):
+            raise ValueError("model: its losses are not finite; look for NaN weights")
         # plant the detectors
         bias, decoys, columns = _draw_neurons(use, gradients, unkind, n, seed)
         for layer in layers:
             d = _detector(inputs_a[layer], inputs_b[layer], inputs_text[layer])
+            check_finite(d, "the last token")
             _write_rows(blocks[layer], [*bias[layer], *decoys[layer]], 3 * d)
 
         # make what they write as strong as the cost allows

@@ -40,6 +40,7 @@ from fairlab.passes import (
     chunk_loss,
     divergence,
     full_precision,
+    halving,
     is_number,
     next_log_p,
     pair_batches,
@@ -181,6 +182,7 @@ def difference_scores(
 
 
 @full_precision()
+@halving(2)
 def attribution_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -240,6 +242,7 @@ def attribution_scores(
 
 
 @full_precision()
+@halving(2)
 def decision_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -302,6 +305,7 @@ def _weighted_decisions(model: PreTrainedModel, batch: DecisionBatch, weights: T
 
 
 @full_precision()
+@halving(2)
 def patching_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import refuse_own_hooks
-from fairlab.files import check_output, check_output_folder, replace_folder, write_text
+from fairlab.files import (
+    check_output,
+    check_output_folder,
+    check_room,
+    replace_folder,
+    write_text,
+)
 from fairlab.gates import gate
 from fairlab.models import (
     check_dtype,
@@ -49,6 +55,7 @@ from fairlab.passes import (
     check_whole,
     divergence,
     full_precision,
+    halving,
     layer_inputs,
     next_log_p,
     pair_batches,
@@ -295,6 +302,7 @@ def _highest(scores: Tensor, count: int, scope: str) -> dict[int, list[int]]:
 
 
 @full_precision()
+@halving(2)
 def refine_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -522,6 +530,7 @@ def save_model(
         model = _with_equal_widths(model)
 
     def write(new_folder: Path) -> None:
+        check_room(new_folder, sum(tensor.nbytes for tensor in model.parameters()))
         model.save_pretrained(new_folder)
         tokenizer.save_pretrained(new_folder)
         _say_it_to_older_releases(new_folder)
