@@ -81,7 +81,7 @@ def import_fairlab() -> None:
 
 def import_optipfair() -> None:
     """Import what both sides of its cases use."""
-    import optipfair.bias  # noqa: F401
+    import optipfair.bias
     import optipfair.pruning.mlp_glu  # noqa: F401
 
     import_fairlab()
