@@ -12,7 +12,7 @@ behind the name are raised by 1, or by 2. Reads no pair of the held-out or test 
 import torch
 
 import fairlab as fl
-from fairlab.passes import full_precision
+from fairlab.precision import full_precision
 
 SENTENCES = (
     "My neighbor {} asked the bank for a loan. The bank decided to",

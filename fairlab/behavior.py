@@ -24,12 +24,10 @@ from fairlab.pairs import (
 )
 from fairlab.passes import (
     PairBatch,
-    attribute_set_to,
     check_probabilities,
     check_ready,
     check_whole,
     divergence,
-    full_precision,
     halving,
     is_half,
     leave_out_tokens,
@@ -37,6 +35,7 @@ from fairlab.passes import (
     progress,
     tokens_to_leave_out,
 )
+from fairlab.precision import attribute_set_to, full_precision
 
 PRONOUNS = ("he", "she", "him", "her", "his", "hers", "himself", "herself")
 

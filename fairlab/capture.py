@@ -33,12 +33,12 @@ from fairlab.passes import (
     at_least_float32,
     check_option,
     check_whole,
-    full_precision,
     halving,
     next_log_p,
     pair_batches,
     run_decoder,
 )
+from fairlab.precision import full_precision
 
 _DOWN_PROJ = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
 # point -> (names of its module inside a layer, of which the first that exists counts; whether the

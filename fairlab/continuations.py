@@ -28,11 +28,11 @@ from fairlab.passes import (
     check_probabilities,
     check_ready,
     check_whole,
-    full_precision,
     halving,
     is_half,
     progress,
 )
+from fairlab.precision import full_precision
 from fairlab.statistics import jackknife_interval
 
 _PAIR = ["pair", "category", "template", "attribute_a", "attribute_b"]  # columns that name a pair

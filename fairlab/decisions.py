@@ -31,7 +31,6 @@ from fairlab.pairs import (
 from fairlab.passes import (
     check_batch_size,
     check_ready,
-    full_precision,
     halving,
     is_half,
     log_probabilities,
@@ -39,6 +38,7 @@ from fairlab.passes import (
     precise_dtype,
     progress,
 )
+from fairlab.precision import full_precision
 from fairlab.statistics import jackknife_interval
 
 Tokens = tuple[int, ...]

@@ -30,14 +30,8 @@ from fairlab.models import (
     refuse_offloaded,
 )
 from fairlab.pairs import PromptPair
-from fairlab.passes import (
-    check_positive,
-    check_whole,
-    full_precision,
-    is_number,
-    progress,
-    text_chunks,
-)
+from fairlab.passes import check_positive, check_whole, is_number, progress, text_chunks
+from fairlab.precision import full_precision
 from fairlab.scores import attribution_scores, fisher_scores
 from fairlab.surgery import (
     NeuronSelection,

@@ -22,12 +22,12 @@ from fairlab.passes import (
     check_whole,
     chunk_loss,
     divergence,
-    full_precision,
     next_log_p,
     pair_batches,
     progress,
     text_chunks,
 )
+from fairlab.precision import full_precision
 from fairlab.surgery import matching_blocks
 
 LEARNING_RATE = 0.02

@@ -38,6 +38,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from fairlab.precision import full_precision
 from fairlab.weights import (
     DEFAULT_MODEL,
     GEMMA,
@@ -442,8 +443,6 @@ def _check_mechanics(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
     MLP returns as the neuron's column of `down_proj` says; and a few neurons alone must do what
     they do among the others. Hooks of others see nothing of it.
     """
-    from fairlab.passes import full_precision  # which imports this module
-
     made_of = [id(part) for mlp in blocks for part in _parts_of(mlp)]
     if model in _TRIED and _TRIED[model][0] == made_of:
         return

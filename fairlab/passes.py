@@ -2,8 +2,8 @@
 
 Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
 `log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
-texts); `layer_inputs` and `skipping` (to run the upper layers alone); `full_precision`,
-`halving`, `check_ready` and other conditions under which everything is measured.
+texts); `layer_inputs` and `skipping` (to run the upper layers alone); `halving`, `check_ready` and
+other conditions under which everything is measured.
 """
 
 import functools
@@ -28,48 +28,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import input_device, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, encode_pair
+from fairlab.precision import full_precision
 from fairlab.weights import progress
 
 Prompt = tuple[int, ...]  # token ids
 WINDOW = 512  # how many tokens of a text a model reads at once
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Compute as fairlab means it inside the block, whatever the user has set.
-
-    No TF32, no bfloat16, no autocast; float32 where no dtype is named; and no inference mode, whose
-    tensors have no slopes. Also a decorator: everything that measures runs under it.
-    """
-    backends = torch.backends
-    with ExitStack() as stack:
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())  # slopes ask for gradients where they need them
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
-        if hasattr(backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and newer
-            for place in (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul):
-                stack.enter_context(attribute_set_to(place, "fp32_precision", "ieee"))
-        else:
-            stack.enter_context(attribute_set_to(backends.cudnn, "allow_tf32", False))
-            before = torch.get_float32_matmul_precision()
-            stack.callback(torch.set_float32_matmul_precision, before)
-            torch.set_float32_matmul_precision("highest")
-        yield
-
-
-@contextmanager
-def attribute_set_to(owner: object, name: str, value: object) -> Iterator[None]:
-    """Give an attribute another value inside the block."""
-    before = getattr(owner, name)
-    try:
-        setattr(owner, name, value)
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]:

@@ -33,7 +33,6 @@ from fairlab.pairs import PromptPair, as_pairs
 from fairlab.passes import (
     check_whole,
     chunk_loss,
-    full_precision,
     is_number,
     layer_inputs,
     pair_batches,
@@ -43,6 +42,7 @@ from fairlab.passes import (
     skipping,
     text_chunks,
 )
+from fairlab.precision import full_precision
 from fairlab.surgery import NeuronSelection
 
 # Planted neurons push the next word towards the first list and away from the second. Only forms

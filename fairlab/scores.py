@@ -39,7 +39,6 @@ from fairlab.passes import (
     check_weight,
     chunk_loss,
     divergence,
-    full_precision,
     halving,
     is_number,
     next_log_p,
@@ -47,6 +46,7 @@ from fairlab.passes import (
     progress,
     text_chunks,
 )
+from fairlab.precision import full_precision
 
 DIFFERENCE_METHODS = ("activation", "article", "optipfair")
 CAUSAL_METHODS = ("attribution", "patching")

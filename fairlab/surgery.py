@@ -54,7 +54,6 @@ from fairlab.passes import (
     check_scale,
     check_whole,
     divergence,
-    full_precision,
     halving,
     layer_inputs,
     next_log_p,
@@ -62,6 +61,7 @@ from fairlab.passes import (
     progress,
     skipping,
 )
+from fairlab.precision import full_precision
 from fairlab.weights import is_of_a_model
 
 # what fairlab writes about a model

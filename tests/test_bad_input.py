@@ -529,6 +529,7 @@ def functions(model, tokenizer, folder):
             "tasks": ("boolq", "option"),
             "data": ({"boolq": [{"question": "is it", "passage": "It is.", "label": 1}]}, "free"),
             "samples": (None, "free"),
+            "cache": (None, "free"),
             "batch_size": batch,
         },
         "sample_continuations": {

@@ -26,7 +26,7 @@ import transformers
 from safetensors import SafetensorError
 
 import fairlab as fl
-from fairlab import files, gating, passes, weights
+from fairlab import files, gating, passes, precision, weights
 from fairlab.cli import kept
 from fairlab.evaluation import flattening, readings
 from fairlab.scores import decision_scores
@@ -550,8 +550,8 @@ def places(model):
 
 
 MANAGERS = {
-    "full precision": lambda model: passes.full_precision(),
-    "an attribute": lambda model: passes.attribute_set_to(model, "generation_config", None),
+    "full precision": lambda model: precision.full_precision(),
+    "an attribute": lambda model: precision.attribute_set_to(model, "generation_config", None),
     "what enters layers": lambda model: passes.layer_inputs(places(model)[0]),
     "skipped layers": lambda model: passes.skipping(*places(model)),
     "no progress bar": lambda model: weights.no_progress_bar(),

@@ -299,6 +299,7 @@ def text_calls(source):
         if (
             name in ("read_text", "write_text")
             and isinstance(call.func, ast.Attribute)
+            and ast.unparse(call.func.value) != "files"  # ours, which always takes UTF-8
             and not named
         ):
             found.append(ast.unparse(call))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab.passes import full_precision, is_half, pair_batches, token_losses
+from fairlab.passes import is_half, pair_batches, token_losses
+from fairlab.precision import full_precision
 from tiny_models import note_rows, tiny_model
 
 TEXT = "The clerk read the letter twice and put it away. " * 8

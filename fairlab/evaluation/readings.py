@@ -30,12 +30,12 @@ from fairlab.pairs import Outcomes, PromptPair, as_pairs, load_outcomes, prompt_
 from fairlab.passes import (
     PairBatch,
     divergence,
-    full_precision,
     halving,
     leave_out_tokens,
     single_token_ids,
     token_losses,
 )
+from fairlab.precision import full_precision
 from fairlab.surgery import NeuronSelection
 
 Change = NeuronSelection | NeuronGates | PreTrainedModel  # what can be compared with a model

@@ -23,16 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.evaluation.readings import facts_of
 from fairlab.files import checked_path, keep, read_kept
 from fairlab.pairs import bare_ids, prompt_ids
-from fairlab.passes import (
-    attribute_set_to,
-    check_option,
-    check_ready,
-    check_whole,
-    context_length,
-    full_precision,
-    is_half,
-    progress,
-)
+from fairlab.passes import check_option, check_ready, check_whole, context_length, is_half, progress
+from fairlab.precision import attribute_set_to, full_precision
 from fairlab.suites.bbq import bbq_item, check_bbq_length
 from fairlab.suites.likelihoods import log_likelihoods, start_token
 from fairlab.suites.summaries import summarize_items
