@@ -529,8 +529,8 @@ def functions(model, tokenizer, folder):
             "tasks": ("boolq", "option"),
             "data": ({"boolq": [{"question": "is it", "passage": "It is.", "label": 1}]}, "free"),
             "samples": (None, "free"),
-            "cache": (None, "free"),
             "batch_size": batch,
+            "cache": (None, "free"),
         },
         "sample_continuations": {
             **on_pairs,

@@ -1247,12 +1247,12 @@ def test_a_report_of_several_methods_has_a_verdict_for_each(run, few, tmp_path):
     assert {pair["split"] for pair in facts["pairs"]["chosen_on"]} == {"train"}
 
 
-def test_a_report_of_a_cut_says_that_its_pairs_are_not_known(run, few, tmp_path):
+def test_a_report_of_a_cut_says_that_its_pairs_are_not_known(run, few_pairs, tmp_path):
     cut = fl.NeuronSelection({0: (1, 5), 2: (0,)}, (3, 24), "by hand")
     given = tmp_path / "mine.json"
     given.write_text(cut.to_json(), encoding="utf-8")
     page = tmp_path / "r.html"
-    code, _, err = run("report", *few, "--selection", given, "--out", page)
+    code, _, err = run("report", *few_pairs, "--selection", given, "--out", page)
     assert code == 0, err
     facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert facts["pairs"]["chosen_on"] == [] and facts["settings"]["pairs that chose"] is None

@@ -79,7 +79,7 @@ def test_measuring_heeds_no_setting_that_rounds(measure, tokenizer, some_pairs, 
 
 def test_older_releases_have_one_switch(monkeypatch):
     """Torch before 2.9 knows neither fp32_precision nor its places."""
-    monkeypatch.setattr("fairlab.passes.hasattr", lambda *_: False, raising=False)
+    monkeypatch.setattr("fairlab.precision.hasattr", lambda *_: False, raising=False)
     seen = []
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
