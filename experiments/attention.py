@@ -47,7 +47,11 @@ def attention_in_place_of_mlp(model) -> Iterator[None]:
     blocks = []
     for layer in fl.decoder_layers(model):
         blocks.append(SimpleNamespace(down_proj=layer.self_attn.o_proj))
-    with mock.patch.object(gates_room, "glu_blocks", lambda _: blocks):
+    widths = [block.down_proj.in_features for block in blocks]
+    with (
+        mock.patch.object(gates_room, "glu_blocks", lambda _: blocks),
+        mock.patch.object(gates_room, "neuron_counts", lambda _: widths),
+    ):
         yield
 
 

@@ -275,7 +275,9 @@ def test_what_is_saved_and_loaded_is_saved_again_as_it_is(tmp_path_factory, mode
     fl.save_model(first, tokenizer, folder / "two")
     second, _ = fl.load_model(folder / "two", dtype=model.dtype)
     assert same_bytes(second, bytes_of(first))
-    configs = [json.loads((folder / n / "config.json").read_text(encoding="utf-8")) for n in ("one", "two")]
+    configs = [
+        json.loads((folder / n / "config.json").read_text(encoding="utf-8")) for n in ("one", "two")
+    ]
     assert configs[0] == configs[1]
     assert len(fl.removed_neurons(first, second)) == 0
 
