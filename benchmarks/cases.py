@@ -142,7 +142,9 @@ def their_cut(model, tokenizer, pairs) -> float:
 def suite(task: str, file: str) -> tuple:
     """Return the default model and the first items of a file of data/suites."""
     import datasets  # noqa: F401
-    import lm_eval.models.huggingface  # noqa: F401
+    import lm_eval.evaluator
+    import lm_eval.models.huggingface
+    import lm_eval.tasks.bbq.utils  # noqa: F401
 
     import_fairlab()
     lines = fl.data_path(f"suites/{file}").read_text(encoding="utf-8").splitlines()
@@ -256,7 +258,7 @@ CASES = {
         their_cut,
     ),
     "attribution": Case(
-        "attribution of all neurons, four pairs, default model",
+        "attribution of all neurons, 12 pairs, default model",
         "one ablation at a time, extrapolated",
         500,
         attribution,

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-# files whose tests break something on purpose: a disk, a file, a process, a block, a name
+# files on faults and safety: most tests there break a disk, a file, a process, a block or a name
 FAULTS = ("test_faults.py", "test_safety.py", "test_notebook_abuse.py", "test_self_check.py")
 
 
@@ -72,7 +72,7 @@ def count() -> dict[str, str]:
             f"{wrong['values']:,} of {wrong['arguments']} arguments of {wrong['functions']} "
             f"functions; {wrong['open']} arguments are not held yet"
         ),
-        "tests that break something on purpose": f"{faults}",
+        "tests in the four files on faults and safety": f"{faults}",
         "properties, with inputs that are drawn": f"{tests}, {inputs:,} inputs",
         "hostile texts, names and lines of code": f"{hostile_texts()}",
         "changes of the code (mutants)": f"{tried} of {made} tried, {killed} noticed",
