@@ -1,11 +1,11 @@
 """fairlab: find, measure and cut the neurons of a language model that react to a demographic word.
 
-The rooms, in the order in which data flows through them: `files`, `statistics`, `precision` →
-`weights`, `pairs` → `checking` → `neutral`, `models` → `passes` → `decisions` → `capture`, `gates`
-→ `diagnosis`, `behavior` → `continuations`, `scores` → `surgery` → `gating` → `recipes`,
-`learning`, `planting`, `evaluation` → `suites` → `plots` → `predictions` → `widgets`, `report` →
-`choices` → `examination` → `page` → `cli`. The names that lessons use are here; nothing runs on
-import, and a room is opened when the first of its names is used.
+The rooms, in the order in which data flows through them: `files`, `statistics`, `precision`,
+`processes` → `weights`, `pairs` → `checking` → `neutral`, `models` → `passes` → `decisions` →
+`capture`, `gates` → `diagnosis`, `behavior` → `continuations`, `scores` → `surgery` → `gating` →
+`recipes`, `learning`, `planting`, `evaluation` → `suites` → `plots` → `predictions` → `widgets`,
+`report` → `choices` → `examination` → `page` → `cli`. The names that lessons use are here; nothing
+runs on import, and a room is opened when the first of its names is used.
 
 What the same name means everywhere: `model`, `tokenizer`, as `load_model` returns them; `pair`, a
 `PromptPair`, and `pairs`, a list of them; `selection`, a `NeuronSelection`; `layer`, a number from

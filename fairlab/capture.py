@@ -39,6 +39,7 @@ from fairlab.passes import (
     run_decoder,
 )
 from fairlab.precision import full_precision
+from fairlab.processes import share, summed
 
 _DOWN_PROJ = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
 # point -> (names of its module inside a layer, of which the first that exists counts; whether the
@@ -153,7 +154,10 @@ def neuron_differences(
         # only the sum over pairs is kept, so memory does not grow with their number
         sums[point, layer] = sums.get((point, layer), 0) + total  # (width,)
 
-    run_pairs(model, tokenizer, pairs, points, add, positions=positions, batch_size=batch_size)
+    options = {"positions": positions, "batch_size": batch_size}
+    if mine := share(pairs):
+        run_pairs(model, tokenizer, mine, points, add, **options)
+    sums = summed(sums)
     tables = {}
     for point in points:
         rows = [sums[point, layer] / len(pairs) for layer in range(len(decoder_layers(model)))]

@@ -10,6 +10,7 @@ difference of behaviour is another question, which attribution and patching ask.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,7 @@ from fairlab.passes import (
     text_chunks,
 )
 from fairlab.precision import full_precision
+from fairlab.processes import share, summed
 
 DIFFERENCE_METHODS = ("activation", "article", "optipfair")
 CAUSAL_METHODS = ("attribution", "patching")
@@ -237,8 +239,8 @@ def attribution_scores(
     37 to 40 do narrow the gap when they are removed, but in another order (0.39 to 0.87). For the
     few neurons that are to be cut, see `refine_scores`.
     """
-    table = partial(_attribution_table, toward=toward)
-    return _effect_on_gap(table, model, tokenizer, pairs, relative, batch_size)
+    sums = partial(_attribution_sums, toward=toward)
+    return _effect_on_gap(sums, model, tokenizer, pairs, relative, batch_size)
 
 
 @full_precision()
@@ -330,11 +332,11 @@ def patching_scores(
     pairs = as_pairs(pairs)
     for pair in pairs:
         encode_pair(tokenizer, pair)  # refuses one of unequal length, whose gap could be measured
-    return _effect_on_gap(_patching_table, model, tokenizer, pairs, relative, batch_size)
+    return _effect_on_gap(_patching_sums, model, tokenizer, pairs, relative, batch_size)
 
 
 def _effect_on_gap(
-    gap_table: Callable[..., tuple[Tensor, Tensor]],
+    sums_of: Callable[..., tuple[Tensor, Tensor]],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
@@ -344,52 +346,56 @@ def _effect_on_gap(
     """Return the effect on the mean gap in nats, or as the mean share of the gap of a category."""
     glu_blocks(model)  # refuses a model without GLU neurons
     check_room_for_slopes(model)
-    pairs = as_pairs(pairs)
-    if not relative:
-        effect, _ = gap_table(model, tokenizer, pairs, batch_size)
-        return effect
-    shares = []
-    for category in dict.fromkeys(pair.category for pair in pairs):
-        members = [pair for pair in pairs if pair.category == category]
-        effect, gap = gap_table(model, tokenizer, members, batch_size)
-        if not gap:
+    groups = defaultdict(list)  # the categories, or all pairs as one
+    for pair in as_pairs(pairs):
+        groups[pair.category if relative else ""].append(pair)
+    sums = {}
+    mine = share([(group, pair) for group, members in groups.items() for pair in members])
+    for group in dict.fromkeys(group for group, _ in mine):
+        members = [pair for of_group, pair in mine if of_group == group]
+        slopes, gap = sums_of(model, tokenizer, members, batch_size)
+        sums |= {("slopes", group): slopes, ("gap", group): gap}
+    sums = summed(sums)
+    effects = []
+    for group, members in groups.items():
+        slopes, gap = sums["slopes", group], sums["gap", group] / len(members)
+        effect = _score_table(slopes / len(members), "activations or gradients")
+        if relative and not gap:
             raise ValueError(
-                f"relative: the pairs of category {category!r} have a gap of 0, which has no share"
+                f"relative: the pairs of category {group!r} have a gap of 0, which has no share"
             )
-        shares.append(effect / gap.float())
-    return torch.stack(shares).mean(0)
+        effects.append(effect / gap.float() if relative else effect)
+    return torch.stack(effects).mean(0)
 
 
-def _attribution_table(
+def _attribution_sums(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PromptPair],
     batch_size: int,
     toward: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the slopes of the mean gap, and the mean gap itself, which the same passes give."""
+    """Return the slopes of the sum of gaps, and that sum itself, which the same passes give."""
     slopes, gaps = 0, []  # then (layers, neurons), and a sum for each batch
     for batch in pair_batches(model, tokenizer, pairs, aligned=False, batch_size=batch_size):
         measure = partial(_sum_of_gaps, model, batch, gaps)
         slopes = slopes + gate_slopes(model, measure, toward=toward)
-    effect = _score_table(slopes / len(pairs), "activations or gradients")
-    return effect, torch.stack(gaps).sum() / len(pairs)
+    return slopes, torch.stack(gaps).sum()
 
 
-def _patching_table(
+def _patching_sums(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[PromptPair],
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `_attribution_table` returns, with patches in place of gates."""
+    """Return what `_attribution_sums` returns, with patches in place of gates."""
     slopes, gaps = 0, []  # then (layers, neurons), and a sum for each batch
     batches = pair_batches(model, tokenizer, pairs, batch_size=batch_size)
     for batch in _without_shared_rows(batches, batch_size // 2):
         measure = partial(_sum_of_gaps, model, batch, gaps)
         slopes = slopes + gate_slopes(model, measure, toward=_mean_of_both_prompts)
-    effect = _score_table(slopes / len(pairs), "activations or gradients")
-    return effect, torch.stack(gaps).sum() / len(pairs)
+    return slopes, torch.stack(gaps).sum()
 
 
 def _sum_of_gaps(model: PreTrainedModel, batch: PairBatch, seen: list[Tensor]) -> Tensor:
@@ -584,11 +590,12 @@ def fisher_scores(
     check_tokenizer(tokenizer)
     check_string("text", text)
     chunks = text_chunks(model, tokenizer, text)
-    squares = 0  # then (layers, neurons)
-    for chunk in progress(chunks, desc="calibration text", unit="chunk"):
+    sums = {}  # then (layers, neurons); of a short text a process may have no chunk
+    for chunk in progress(share(chunks), desc="calibration text", unit="chunk"):
         slopes = gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward)
-        squares = squares + _score_table(slopes, "activations or gradients") ** 2
-    return (squares / len(chunks)).sqrt()
+        squares = _score_table(slopes, "activations or gradients") ** 2
+        sums["squares"] = sums.get("squares", 0) + squares
+    return (summed(sums)["squares"] / len(chunks)).sqrt()
 
 
 # ---- both in one number

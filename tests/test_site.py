@@ -34,6 +34,7 @@ OPENED = [
     "notebooks/03_pca_layers.html",
     "notebooks/06_did_it_work.html",
     "notebooks/glossary.html",
+    "notebooks/cluster.html",
     "notebooks/solutions/03_solutions.html",
 ]
 MOST = 30e6  # bytes

@@ -14,16 +14,21 @@ Whatever imports torch is imported inside the functions, so that help comes at o
 
 import sys
 
+from fairlab import processes
 from fairlab.cli.commands import app
 
 
 def main() -> None:
-    """Run the command line; a refused input is one line on standard error and exit code 2."""
+    """Run the command line; a refused input is one line on standard error and exit code 2.
+
+    Alone, or with the other processes that a launcher started.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print("fairlab: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        with processes.joined():
+            app()
+    except (ValueError, OSError, ModuleNotFoundError, processes.LostProcess) as error:
+        print(f"fairlab: {processes.name()}{' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, processes.LostProcess) else 2)

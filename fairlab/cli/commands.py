@@ -14,6 +14,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 import fairlab as fl  # loads its modules at first use, so that --help comes at once
+from fairlab import processes
 from fairlab.cli.answers import outcomes_for
 from fairlab.cli.gaps import diagnosed, gap_table, pair_readings
 from fairlab.cli.kept import message_if_stopped
@@ -95,6 +96,8 @@ from fairlab.cli.reports import (
     write_page,
 )
 
+SHARED = ("score", "prune", "compare", "report")  # several processes may do these together
+
 
 class Commands(TyperGroup):
     """The commands, each of which says so where the user stops it."""
@@ -119,7 +122,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def _about(version: Version = False) -> None:
+def _about(context: typer.Context, version: Version = False) -> None:
     """Find, measure and cut the neurons of a language model that react to a demographic word.
 
     \b
@@ -133,10 +136,18 @@ def _about(version: Version = False) -> None:
     without the column, every third sentence of a category is held out. fairlab check mine.csv finds
     the problems of form in such a file within seconds.
 
+    On several GPUs or machines, accelerate launch -m fairlab score … (or prune, compare, report)
+    deals the work to processes and prints once: notebooks/cluster.md has the commands.
+
     Exit codes: 0 done; 2 refused, with one line that says why (an input, a file, a missing
     package), or fairlab check found problems; 3 done, and a bound of --fail-if holds or could not
     be measured; 130 you stopped it; 1 anything else.
     """
+    if processes.count() > 1 and context.invoked_subcommand not in SHARED:
+        raise ValueError(
+            f"{context.invoked_subcommand}: it runs in one process, without accelerate launch or "
+            f"torchrun; only {', '.join(SHARED)} can share their work"
+        )
 
 
 @app.command()
@@ -308,6 +319,7 @@ def score(
     loaded = fl.load_model(model, dtype=dtype, **where)
     tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
     tables = score_tables(loaded, *taken, method, bias_weight, pair_options, batch_size)
+    processes.end_unless_first()
     ranking = ranking_of(tables)
     top = ranking.head(20)
     text = f"{top.to_string(index=False)}\n{precision_note(loaded[0])}"
@@ -418,6 +430,7 @@ def prune(
             tell_time_of_choice(loaded, method, taken, batch_size, pair_options)
             choice = (method, bias_weight, fraction, batch_size, pair_options)
             selection = choose_neurons(loaded, *taken, *choice)
+            processes.end_unless_first()
         cut, facts_after = cut_in_place(loaded[0], selection, model, dtype)
         facts |= facts_after
         # printed first: if nothing can be saved after all, what was found has been seen

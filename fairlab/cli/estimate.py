@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 
 import fairlab as fl
+from fairlab import processes
 from fairlab.cli.neurons import is_causal
 from fairlab.cli.output import counted
 from fairlab.cli.pairs import start_of
@@ -101,6 +102,7 @@ def timed(function, *arguments, **options):
 def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
     """Return about how many seconds each part of a plan takes: what → seconds.
 
+    Several processes share the choice and the readings; the rest is the first one's.
     `to_choose` are the methods that have to choose, with their pairs; `cuts` those that are judged;
     `readings` how many have to be taken.
     """
@@ -123,7 +125,7 @@ def seconds_of(plan, tokenizer, material, to_choose, cuts, readings, paces):
     sampled = each * (tokens * paces.read + prompts * SAMPLED_TOKENS * paces.sample)
     return {
         "to choose": chosen,
-        "to measure": readings * one + flattening,
+        "to measure": math.ceil(readings / processes.count()) * one + flattening,
         "for texts": written,
         "for sampled texts": sampled,
     }
@@ -141,7 +143,7 @@ def seconds_of_choice(tokenizer, method, taken, batch_size, pair_options, paces)
         count = text_length(tokenizer, text)
         passes += THERE_AND_BACK * math.ceil(count / 256)
         tokens += THERE_AND_BACK * count
-    return paces.reading(passes, tokens)
+    return paces.reading(passes, tokens) / processes.count()
 
 
 def prompt_tokens(tokenizer, pairs):

@@ -1,7 +1,7 @@
 """What is kept of a run that may be stopped, so that the same command goes on from there.
 
-Contents: `paths_of_choices`, `kept_cut`; `kept_texts`; `message_if_stopped`. The readings
-of cuts are kept by `fairlab.compare`, in the same folder.
+Contents: `paths_of_choices`, `kept_cut`; `kept_texts`; `message_if_stopped`, `what_was_kept`. The
+readings of cuts are kept by `fairlab.compare`, in the same folder.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import typer
 
 import fairlab as fl
 from fairlab.cli.output import counted
+from fairlab.processes import LostProcess
 
 # what there is → its files in the folder
 KINDS = {"chosen cut": "cuts/*.json", "reading": "*/*.npz", "text sample": "texts/*.json"}
@@ -79,21 +80,31 @@ def digest_of(facts):
 
 @contextmanager
 def message_if_stopped(cache):
-    """Where the user stops the work inside the block, say what was kept; end with exit code 130."""
+    """Where the user stops the work inside the block, say what was kept; end with exit code 130.
+
+    Where another process ends, that is added to what is said of it.
+    """
     before = count_kept(cache)
     try:
         yield
+    except LostProcess as lost:
+        raise LostProcess(f"{lost}; {what_was_kept(cache, before)}") from None
     except KeyboardInterrupt:
         from tqdm import tqdm
 
-        counts = {what: count - before[what] for what, count in count_kept(cache).items()}
-        done = ", ".join(counted(count, what) for what, count in counts.items() if count)
-        message = "nothing was kept" if cache is None else "nothing new was done"
-        if done:
-            message = f"what was done ({done}) is kept in {cache.parent}; the same command goes on "
-            message += "from there"
-        tqdm.write(f"fairlab: stopped; {message}", file=sys.stderr)  # clear of progress bars
+        message = f"fairlab: stopped; {what_was_kept(cache, before)}"
+        tqdm.write(message, file=sys.stderr)  # clear of progress bars
         raise typer.Exit(130) from None
+
+
+def what_was_kept(cache, before):
+    """Say in words what a folder keeps that it did not keep before."""
+    counts = {what: count - before[what] for what, count in count_kept(cache).items()}
+    done = ", ".join(counted(count, what) for what, count in counts.items() if count)
+    if done:
+        kept = f"what was done ({done}) is kept in {cache.parent}"
+        return f"{kept}; the same command goes on from there"
+    return "nothing was kept" if cache is None else "nothing new was done"
 
 
 def count_kept(cache):

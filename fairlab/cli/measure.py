@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fairlab as fl
+from fairlab import processes
 from fairlab.cli.estimate import (
     paces_of,
     reading_paces,
@@ -56,7 +57,10 @@ def material_of(plan, model):
 
 
 def carry_out(plan, loaded, material, page=False):
-    """Say about how long it takes, choose or load what a plan judges, and compare it."""
+    """Say about how long it takes, choose or load what a plan judges, and compare it.
+
+    Of several processes only the first one comes back.
+    """
     from fairlab.files import keep
 
     model = loaded[0]
@@ -69,6 +73,7 @@ def carry_out(plan, loaded, material, page=False):
     }
     paths = paths_of_choices(plan, loaded, material.of_method)
     found = {method: kept_cut(path) for method, path in paths.items()}
+    found = processes.from_first(found)  # others may have another cache folder, or none
     if plan.changed:
         name = Path(plan.changed).resolve().name
         cuts = {name: changed_model(plan, model)}
@@ -81,10 +86,14 @@ def carry_out(plan, loaded, material, page=False):
     if to_choose:
         for method, pairs in to_choose.items():
             choice = (method, plan.bias_weight, plan.fraction, plan.batch_size, plan.pair_options)
-            found[method] = choose_neurons(loaded, *pairs, *choice)
-            keep(paths[method], found[method].to_json())
+            found[method] = processes.from_first(choose_neurons(loaded, *pairs, *choice))
+            if processes.is_first():
+                keep(paths[method], found[method].to_json())
         cuts = cuts_to_judge(plan, model, found)
-    return fl.compare(*loaded, cuts, material.held_out, **settings, batch_size=plan.batch_size)
+    settings["batch_size"] = plan.batch_size
+    measured = fl.compare(*loaded, cuts, material.held_out, **settings)
+    processes.end_unless_first()
+    return measured
 
 
 def tell_time_of(plan, loaded, material, to_choose, cuts, settings, page):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fairlab as fl
+from fairlab import processes
 from fairlab.cli.neurons import check_choice, is_causal
 from fairlab.cli.options import BIAS_WEIGHT, FRACTION
 from fairlab.cli.pairs import PairOptions, check_pair_options
@@ -126,6 +127,12 @@ def where_to_load(device, device_map):
     """Return what the options say of the devices, as `load_model` takes it."""
     from fairlab.models import check_places
 
+    if device_map and processes.count() > 1:
+        raise ValueError(
+            "device_map: each of several processes holds a whole model on a device of its own; "
+            "to spread one model over several GPUs start one process, without accelerate launch"
+        )
+    device = processes.own_device(device)
     if (device_map or "").lstrip().startswith("{"):
         try:
             device_map = json.loads(device_map)

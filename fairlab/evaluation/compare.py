@@ -31,6 +31,7 @@ from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, applied, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
 from fairlab.passes import check_batch_size, check_ready, check_whole, count_scored, progress
+from fairlab.processes import gathered, share
 from fairlab.surgery import NeuronSelection
 
 MEASURES = {  # name in the readings → field of `Reading`
@@ -199,11 +200,7 @@ def compare(
     controls = _random_cuts(imitated, tables, n_random, seed, means)
 
     losses = losses_at_scales(model, tokenizer, held_out.text)  # (tokens, scales)
-    before = read(no_cut(model), losses=losses[:, 0])
-    cuts = _different_cuts(selections, controls)
-    readings = {}
-    for key, cut in progress(list(cuts.items()), desc="cuts", unit="cut"):
-        readings[key] = read(cut)
+    before, readings = _read_all(read, no_cut(model), losses[:, 0], selections, controls)
     after = {name: readings[name_of(cut)] for name, cut in selections.items()}
     prices = [reading.mean_loss - before.mean_loss for reading in after.values()]
     flattenings = flattened_gaps(model, tokenizer, held_out.pairs, losses, prices, batch_size)
@@ -408,6 +405,29 @@ def _different_cuts(
     for draws in controls.values():
         cuts += draws
     return {name_of(cut): cut for cut in cuts}
+
+
+def _read_all(
+    read: Callable[..., Reading],
+    uncut: NeuronSelection,
+    losses: Tensor,
+    selections: Mapping[str, Change],
+    controls: Mapping[object, Sequence[Change]],
+) -> tuple[Reading, dict[str, Reading]]:
+    """Read the uncut model, whose losses of the text are known, and each different cut once.
+
+    Several processes deal the readings among them; all get all of them.
+    """
+    tasks = [("", uncut, {"losses": losses})]
+    for key, cut in _different_cuts(selections, controls).items():
+        tasks.append((key, cut, {}))
+    mine = {}
+    for key, cut, known in progress(share(tasks), desc="cuts", unit="cut"):
+        mine[key] = read(cut, **known)
+    readings = {}
+    for part in gathered(mine):
+        readings |= part
+    return readings.pop(""), readings
 
 
 def _readings_table(
