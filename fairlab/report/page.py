@@ -279,7 +279,7 @@ def _what_was_measured(
             "word pairs measured": headline["attributes"],
             "neutral pairs": len(held_out.neutral),
             "chat template": held_out.pairs[0].chat or "not used",
-            "random cuts": comparison.table["n_random"].max(),
+            "random changes": comparison.table["n_random"].max(),
             "text of the perplexity": f"{len(text):,} characters, from: {text[:60].strip()} …",
             "precision": comparison.dtype,
             "seed": comparison.seed,
