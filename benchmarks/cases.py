@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 import fairlab as fl
+from fairlab.behavior import PRONOUNS
 
 LLAMA_1B = {
     "vocab_size": 128256,
@@ -232,7 +233,7 @@ def a_plain_loop(model, tokenizer, cut, held_out) -> float:
     for selection in [cut, *fl.random_selections(cut, LOOPED - 1, seed=0)]:
         with fl.ablate(model, selection):
             fl.next_token_divergence(model, tokenizer, held_out.pairs)
-            fl.next_token_divergence(model, tokenizer, held_out.pairs, leave_out=fl.PRONOUNS)
+            fl.next_token_divergence(model, tokenizer, held_out.pairs, leave_out=PRONOUNS)
             neutral.append(fl.next_token_divergence(model, tokenizer, held_out.neutral).mean())
             fl.decision_gap(model, tokenizer, with_outcomes, outcomes=held_out.outcomes)
             for pair in pairs:
