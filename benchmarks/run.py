@@ -7,7 +7,8 @@
 Loading and imports are not timed. Each process times a fixed matrix product before and after its
 work; where the two are more than 10 % apart, or the machine was slower than when it is quiet, the
 run is repeated, and a case that never got a quiet one says so. What was measured goes to
-`benchmarks/results.json` case by case, and from there into the table of `benchmarks/README.md`.
+`benchmarks/results.json` case by case, and from there into the table of `benchmarks/README.md` and
+the figure of both READMEs.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 README = ROOT / "benchmarks" / "README.md"
+FIGURE = ROOT / "benchmarks" / "speed.png"
 QUIET = 0.10  # how far the time of the matrix product may move
 TRIES = 4  # of a run, until the machine is quiet
 SIDE = 1024  # of the matrices
+BESIDE = {"textcoords": "offset points", "fontsize": 8}  # of a number at the end of its bar
 TABLE = re.compile(r"(?<=<!-- ratios -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -173,6 +176,31 @@ def write_table(results: dict) -> None:
     README.write_text(TABLE.sub(lambda _: table(results), text), encoding="utf-8")
 
 
+def draw(results: dict) -> None:
+    """Draw how many times as long the peers take, with the range of the runs and what is aimed
+    at."""
+    import matplotlib.pyplot as plt
+    from cases import CASES
+
+    names = [name for name in CASES if name in results.get("cases", {})]
+    figure, ax = plt.subplots(figsize=(8, 0.5 + 0.42 * len(names)), layout="constrained")
+    for place, name in enumerate(reversed(names)):
+        row = results["cases"][name]
+        ax.barh(place, row["ratio"] - 1, left=1, color="#4477aa", height=0.5)
+        ax.plot(row["range"], [place, place], color="black", linewidth=1.5)
+        ax.plot(CASES[name].reach, place, "|", color="#ee6677", markersize=14, markeredgewidth=2)
+        ax.annotate(f"{row['ratio']:,.1f}", (row["range"][1], place), (4, -3), **BESIDE)
+    titles = [f"{CASES[name].title},\nbeside {CASES[name].peer}" for name in reversed(names)]
+    titles = [title.replace("`", "") for title in titles]
+    ax.set_yticks(range(len(names)), titles, fontsize=7)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:,.10g}")
+    ax.axvline(1, color="grey", linewidth=0.8)
+    ax.set_xlabel("times as long as fairlab (log scale); red: what is aimed at")
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FIGURE, dpi=130)
+
+
 def main() -> None:
     """Measure the cases that are named, all by default."""
     from cases import CASES
@@ -199,6 +227,7 @@ def main() -> None:
             results.setdefault("cases", {})[name] = row
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_table(results)
+    draw(results)
     print(table(results))
 
 
