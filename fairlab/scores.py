@@ -141,7 +141,8 @@ def difference_scores(
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more unless
-        signed; higher = cut first. 0: the neuron is blind to the word.
+        signed; higher = cut first. 0: the neuron is blind to the word or, with "optipfair" or
+        `signed`, its differences cancel.
 
     Raises
     ------
@@ -208,7 +209,8 @@ def attribution_scores(
     relative : bool
         Score the effect on the headline of `compare`: in each category the mean over pairs is
         divided by the mean gap of these pairs, then the mean over categories is taken. Without it
-        the category with the largest gap decides: mostly gender, by he and she.
+        the categories with the largest gaps weigh most; on validation pairs that is gender, by he
+        and she.
     toward : Tensor, optional
         Shape (layers, neurons), such as `fairlab.gating.mean_activations`: score a move toward it
         in place of a removal.
@@ -497,8 +499,8 @@ def weight_scores(
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons), in units of weight ("vow" and "pon": squared),
-        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": all
-        equal).
+        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": those
+        of a row all equal; "pon": those of one row 0).
 
     Raises
     ------
@@ -647,7 +649,7 @@ def guarded_scores(
     The defaults were chosen on fairlab's validation pairs and the default model, for scores with
     `relative=True`. There 90 neurons narrow the gap by 38.0 %, and that of neutral pairs by 21.9 %,
     at 0.6 % of perplexity (`data/results/guard.csv`, which has 26 other settings). In that table
-    more charge, or more protection, leaves neutral pairs alone and narrows the gap less. More
+    more charge, or more protection, moves neutral pairs less, and narrows the gap less. More
     protection costs less perplexity, and so, on average, does a lower floor.
 
     Parameters
