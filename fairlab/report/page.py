@@ -100,9 +100,10 @@ def write_report(
         narrowed (or widened) only where the interval of the headline change lies below (above) both
         0 and the range of random cuts, and that this is specific only where the interval of the
         difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range
-        of random cuts. Without random cuts, as of a changed model, it says that neither is known.
-        It warns where the comparison's `continuations` have more harsh words, or fewer kind ones,
-        after the first word of a pair, and the change brought that.
+        of random cuts. Without random cuts, as of a changed model, 0 alone decides whether it was
+        narrowed or widened; it says that what random changes do is not known, and never that this
+        is specific. It warns where the comparison's `continuations` have more harsh words, or fewer
+        kind ones, after the first word of a pair, and the change brought that.
 
     Raises
     ------
