@@ -96,6 +96,7 @@ constraints-lowest.txt: pyproject.toml
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/explorers.py
 	$(BIN)/python benchmarks/llama_shape.py
 

@@ -63,10 +63,15 @@ class Case:
 
 def llama_1b() -> torch.nn.Module:
     """Build the shape of Llama-3.2-1B with cheap random weights: about 5 GB in float32."""
+    return random_llama(LLAMA_1B)
+
+
+def random_llama(shape: dict) -> torch.nn.Module:
+    """Build a Llama of a shape with cheap random weights."""
     import transformers
 
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_1B))
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
     model = model.to_empty(device="cpu")
     # the frequencies are no parameters: they are computed anew
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)

@@ -421,6 +421,7 @@ def _without_shared_rows(batches: Iterable[PairBatch], count: int) -> Iterator[P
                 attention_mask=batch.attention_mask[rows],
                 last=batch.last[rows],
                 pairs=batch.pairs[members],
+                pairs_on_device=batch.pairs_on_device[members],
                 rows_a=numbers,
                 rows_b=numbers + len(members),
                 weights=batch.weights[members],
@@ -521,8 +522,10 @@ def weight_scores(
             gate_weight, up_weight, _ = glu_weights(mlp)
             gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
             up = _row_sizes(up_weight.float(), method)
-        rows.append((gate * up if method == "pon" else gate + up).cpu())
-    return _score_table(torch.stack(rows), "gate_proj or up_proj weights")
+        rows.append(gate * up if method == "pon" else gate + up)
+    # side by side on one device first: a GPU is waited for once, and not layer by layer
+    table = torch.stack([row.to(rows[0].device) for row in rows]).cpu()  # (layers, neurons)
+    return _score_table(table, "gate_proj or up_proj weights")
 
 
 def _row_sizes(weight: Tensor, method: str) -> Tensor:

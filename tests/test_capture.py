@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 
 import fairlab as fl
 from fairlab import capture
-from fairlab.models import glu_weights
+from fairlab.evaluation.readings import read_cut
+from fairlab.models import glu_blocks, glu_weights
 from fairlab.passes import connected_pairs, pack_pairs, skipping
 from tiny_models import FAMILIES, tiny_model
 
@@ -292,3 +294,91 @@ def test_nan_weights_are_found(tokenizer, some_pairs):
         ValueError, match="activations at down_proj_input are not finite; look for NaN weights"
     ):
         fl.neuron_differences(model, tokenizer, some_pairs)
+
+
+# ---- a GPU is not waited for layer by layer
+
+# what fetches numbers from a device, and waits for all that it has to do
+FETCHES = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """Count what would wait for a GPU, whoever asks for it."""
+    counts = Counter()
+
+    def counted(name):
+        plain = getattr(torch.Tensor, name)
+
+        def fetch(tensor, *args, **options):
+            counts[name] += 1
+            return plain(tensor, *args, **options)
+
+        return fetch
+
+    for name in FETCHES:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    return counts
+
+
+def reading(model, tokenizer, pairs):
+    cut = fl.NeuronSelection({0: (3,), 1: (5,)}, (len(glu_blocks(model)), 24))
+    held_out = fl.HeldOut(pairs[:6], pairs[6:10], "The old cook said no.")
+    read_cut(model, tokenizer, held_out, cut, metric=True)
+
+
+MEASURES = {
+    "neurons": fl.neuron_differences,
+    "pairs": lambda *given: capture.pair_differences(*given, points=("mlp_output", "residual")),
+    "attribution": lambda *given: fl.bias_scores(*given, method="attribution"),
+    "patching": lambda *given: fl.bias_scores(*given, method="patching"),
+    "weights": lambda model, *_: fl.importance_scores(model),
+    "fisher": lambda model, tokenizer, _: fl.importance_scores(
+        model, method="fisher", tokenizer=tokenizer, text="The old cook said no."
+    ),
+    "a cut": reading,
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_more_layers_fetch_no_more(name, tokenizer, some_pairs, fetches):
+    counts = []
+    for layers in (2, 5):
+        model = tiny_model(num_hidden_layers=layers)
+        glu_blocks(model)  # tries each layer, once for a model
+        fetches.clear()
+        MEASURES[name](model, tokenizer, some_pairs)
+        counts.append(dict(fetches))
+    assert counts[0] == counts[1]
+    assert counts[0]
+
+
+def test_more_layers_send_no_more(tokenizer, some_pairs, monkeypatch):
+    """The meta device stands in for a GPU; what is read from it raises, but for a whole table."""
+    plain, sent = torch.Tensor.to, Counter()
+
+    def to(tensor, *args, **options):
+        moved = plain(tensor, *args, **options)
+        sent["there"] += moved.device != tensor.device
+        return moved
+
+    def back(tensor):
+        sent["back"] += 1
+        return torch.zeros_like(tensor, device="cpu")
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "cpu", back)
+    counts = []
+    for layers in (2, 5):
+        model = tiny_model(num_hidden_layers=layers).to("meta")
+        model.config._attn_implementation = "eager"  # the other one looks for padding in the mask
+        gates = torch.full((layers, 24), 0.5)
+        ids = torch.ones(1, 4, dtype=torch.long, device="meta")
+        sent.clear()
+        fl.neuron_differences(model, tokenizer, some_pairs)
+        capture.pair_differences(model, tokenizer, some_pairs, points=("mlp_output", "residual"))
+        with fl.gate(model, gates, gates), torch.no_grad():
+            model(input_ids=ids, attention_mask=ids, use_cache=False)
+        counts.append(dict(sent))
+    assert counts[0] == counts[1]
+    assert counts[0]["back"] == 2  # a table each
