@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.models import decoder_layers, input_device
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.models import decoder_layers, input_device, refuse_wrapped
+from fairlab.pairs import PromptPair, as_pairs, listed
 from fairlab.passes import (
     PairBatch,
     at_least_float32,
@@ -257,7 +257,8 @@ def run_pairs(
 
     options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
     batches = pair_batches(model, tokenizer, pairs, **options)
-    with torch.no_grad(), _hooks(model, check_points(model, points), None, hand_over):
+    points = check_points(model, points) if points else ()
+    with torch.no_grad(), _hooks(model, points, None, hand_over):
         for batch in batches:
             if see_next is None:
                 run_decoder(model, batch)
@@ -268,6 +269,7 @@ def run_pairs(
 
 def refuse_own_hooks(model: PreTrainedModel) -> None:
     """Raise a ValueError if the model has hooks of fairlab: it is inside a `with` block."""
+    refuse_wrapped(model)
     for module in model.modules():
         # torch has no public way to list the hooks of a module
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -288,8 +290,7 @@ def available_points(model: PreTrainedModel) -> tuple[str, ...]:
 
 def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
     """Return the points as a tuple, each of them once, or raise a ValueError."""
-    # a point that is named twice would count twice in the sums
-    points = (points,) if isinstance(points, str) else tuple(dict.fromkeys(points))
+    points = [points] if isinstance(points, str) else listed("points", points, "names of points")
     available = available_points(model)
     for point in points:
         check_option("points", point, CAPTURE_POINTS)
@@ -298,7 +299,8 @@ def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ..
                 f"points: not every layer of {type(model).__name__} has {point}; all have "
                 f"{', '.join(available)}"
             )
-    return points
+    # a point that is named twice would count twice in the sums
+    return tuple(dict.fromkeys(points))
 
 
 def _module_name(layer: nn.Module, point: str) -> str | None:
@@ -321,7 +323,7 @@ def _hooks(
 ) -> Iterator[None]:
     """Call `visit(point, layer, values)` in every forward pass inside the block."""
     all_layers = decoder_layers(model)
-    given = range(len(all_layers)) if layers is None else layers
+    given = range(len(all_layers)) if layers is None else listed("layers", layers, "numbers")
     numbers = [check_whole("layers", number, 0, len(all_layers) - 1) for number in given]
     # (batch, tokens) of the pass that is running: OPT flattens the two inside its MLP
     shape: list[int] = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fairlab.models import check_room_for_slopes, glu_blocks, input_device, neuron_counts
+from fairlab.pairs import check_kind
 
 # The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
 # differentiated. A power of two costs no precision.
@@ -61,7 +62,7 @@ def gate(
     _check_table(model, "gates", gates)
     # sent to a GPU once, and not layer by layer in every pass
     there = gates.to(input_device(model))
-    if isinstance(toward, Tensor):
+    if toward is not None and not callable(toward):
         _check_table(model, "toward", toward)
         toward = toward.to(there.device)
     turned = (gates != 1).any(1).tolist()  # (layers,)
@@ -157,7 +158,8 @@ def table_shape(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:
-    """Raise a ValueError unless a table has one finite value for every neuron."""
+    """Refuse what is no table with one finite value for every neuron."""
+    check_kind(argument, table, Tensor, "a tensor of shape (layers, neurons)")
     widths = neuron_counts(model)
     if table.ndim != 2 or len(table) != len(widths) or {table.shape[1]} != set(widths):
         neurons = " or ".join(str(width) for width in sorted(set(widths)))

@@ -28,8 +28,6 @@ from fairlab.pairs import (
     PromptPair,
     as_pairs,
     check_kind,
-    check_string,
-    check_tokenizer,
     encode_pair,
 )
 from fairlab.passes import (
@@ -586,8 +584,6 @@ def fisher_scores(
     Source: P. Molchanov et al. (2019, arXiv 1906.10771).
     """
     glu_blocks(model)  # refuses a model without GLU neurons
-    check_tokenizer(tokenizer)
-    check_string("text", text)
     chunks = text_chunks(model, tokenizer, text)
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
@@ -625,7 +621,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
     ValueError
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
-    _check_finite_tables({"bias": bias, "importance": importance})
+    check_finite_tables({"bias": bias, "importance": importance})
     bias_weight = check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
@@ -686,7 +682,7 @@ def guarded_scores(
     tables = {"bias": bias, "importance": importance}
     if neutral is not None:
         tables["neutral"] = neutral
-    _check_finite_tables(tables)
+    check_finite_tables(tables)
     charge = check_positive("charge", charge, or_zero=True)
     floor = check_positive("floor", floor)
     if not is_number(protect) or not 0 <= protect < 1:
@@ -710,14 +706,15 @@ def check_tables(tables: Mapping[str, Tensor]) -> None:
     for argument, table in tables.items():
         check_kind(argument, table, Tensor, "a tensor of shape (layers, neurons)")
     shapes = [tuple(table.shape) for table in tables.values()]
-    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+    if len(shapes[0]) != 2 or 0 in shapes[0] or len(set(shapes)) > 1:
+        expected = "the shape" if len(shapes) == 1 else "tables of one shape"
         raise ValueError(
-            f"{', '.join(tables)}: expected tables of one shape (layers, neurons); "
+            f"{', '.join(tables)}: expected {expected} (layers, neurons); "
             f"got {' and '.join(map(str, shapes))}"
         )
 
 
-def _check_finite_tables(tables: Mapping[str, Tensor]) -> None:
+def check_finite_tables(tables: Mapping[str, Tensor]) -> None:
     """Refuse what `check_tables` refuses, and values that are not finite."""
     check_tables(tables)
     for argument, table in tables.items():

@@ -21,12 +21,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab._version import __version__
 from fairlab.behavior import PRONOUNS
 from fairlab.capture import run_pairs
-from fairlab.decisions import NextTokens, decision_gap, next_tokens
+from fairlab.decisions import NextTokens, check_are_outcomes, decision_gap, next_tokens
 from fairlab.diagnosis import article_points
 from fairlab.files import may_fail, whole_file
 from fairlab.gating import NeuronGates, applied
 from fairlab.models import decoder_layers, every_weight, input_device
-from fairlab.pairs import Outcomes, PromptPair, as_pairs, load_outcomes, prompt_ids
+from fairlab.pairs import (
+    Outcomes,
+    PromptPair,
+    as_pairs,
+    check_string,
+    load_outcomes,
+    prompt_ids,
+)
 from fairlab.passes import (
     PairBatch,
     divergence,
@@ -72,16 +79,16 @@ class HeldOut:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", as_pairs(self.pairs))
-        object.__setattr__(self, "neutral", as_pairs(self.neutral))
+        object.__setattr__(self, "neutral", as_pairs(self.neutral, argument="neutral"))
         if len({pair.chat for pair in self.everything}) > 1:
             raise ValueError(
                 "neutral: expected pairs that went through the chat template as those of `pairs` "
                 "did, or plain ones beside plain ones; see fairlab.chat_pairs"
             )
-        if not isinstance(self.text, str):
-            raise TypeError(f"text: expected a string; got {type(self.text).__name__}")
+        check_string("text", self.text)
         if self.outcomes is None:
             object.__setattr__(self, "outcomes", load_outcomes())
+        check_are_outcomes(self.outcomes)
 
     @property
     def everything(self) -> list[PromptPair]:

@@ -10,11 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from fairlab.pairs import check_frame
 from fairlab.plots.style import (
     COLORS,
     MARKERS,
     axes_or_new,
-    check_frame,
     finished,
     legend_beside,
     line_style,

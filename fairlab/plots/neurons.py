@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairlab.pairs import check_kind
+from fairlab.pairs import check_frame, check_kind
 from fairlab.passes import check_whole
-from fairlab.plots.style import COLORS, axes_or_new, check_frame, finished, legend_beside
+from fairlab.plots.style import COLORS, axes_or_new, finished, legend_beside
 from fairlab.scores import check_tables
 from fairlab.surgery import NeuronSelection
 
