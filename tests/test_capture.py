@@ -18,21 +18,33 @@ ALL = capture.CAPTURE_POINTS
 def one_at_a_time(model, tokenizer, pairs, point, statistic, positions):
     """Compute neuron differences the slow way: no batch, no padding, one prompt in a forward pass,
     float64 sums."""
-    layers = len(fl.decoder_layers(model))
+    recorded = [recorded_alone(model, tokenizer, pair, [point]) for pair in pairs]
+    return mean_difference(tokenizer, pairs, recorded, point, statistic, positions)
+
+
+def recorded_alone(model, tokenizer, pair, points):
+    """Record points in a pass for each of the two prompts of a pair; return point → two tables of
+    the shape (layers, tokens, width)."""
+    tables = {point: [] for point in points}
+    for prompt in (pair.prompt_a, pair.prompt_b):
+        with fl.record(model, points) as activations, torch.no_grad():
+            model(torch.tensor([tokenizer(prompt).input_ids]))
+        for point in points:
+            layers = range(len(fl.decoder_layers(model)))
+            rows = [activations[point, layer][0] for layer in layers]
+            tables[point].append(torch.stack(rows).double())
+    return tables
+
+
+def mean_difference(tokenizer, pairs, recorded, point, statistic, positions):
+    """Compute neuron differences from what was recorded of each pair."""
     total = None
-    for pair in pairs:
-        tables = []
-        for prompt in (pair.prompt_a, pair.prompt_b):
-            with fl.record(model, [point]) as activations, torch.no_grad():
-                model(torch.tensor([tokenizer(prompt).input_ids]))
-            tables.append(
-                torch.stack([activations[point, layer][0] for layer in range(layers)]).double()
-            )
+    for pair, tables in zip(pairs, recorded, strict=True):
         first = 0
         if positions == "differing":
             ids_a, ids_b = tokenizer(pair.prompt_a).input_ids, tokenizer(pair.prompt_b).input_ids
             first = next(t for t in range(len(ids_a)) if ids_a[t] != ids_b[t])
-        difference = tables[0][:, first:] - tables[1][:, first:]
+        difference = tables[point][0][:, first:] - tables[point][1][:, first:]
         value = {
             "absolute": lambda d: d.abs().mean(1),
             "signed": lambda d: d.mean(1),
@@ -74,12 +86,12 @@ def test_batches_give_what_single_prompts_give(tokenizer, some_pairs, statistic,
 )
 def test_families_and_dtypes(tokenizer, some_pairs, family, dtype, share):
     model = tiny_model(family, getattr(torch, dtype))
-    pairs = some_pairs[:3] + some_pairs[-3:]
-    for point in ("gate_proj", "up_proj", "down_proj_input"):
+    pairs, points = some_pairs[:3] + some_pairs[-3:], ["gate_proj", "up_proj", "down_proj_input"]
+    recorded = [recorded_alone(model, tokenizer, pair, points) for pair in pairs]
+    for point in points:
         table = fl.neuron_differences(model, tokenizer, pairs, points=[point])[point]
-        assert_close(
-            table, one_at_a_time(model, tokenizer, pairs, point, "absolute", "differing"), share
-        )
+        reference = mean_difference(tokenizer, pairs, recorded, point, "absolute", "differing")
+        assert_close(table, reference, share)
 
 
 @pytest.mark.parametrize("point", ["gate_proj", "down_proj_input"])
