@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.models import decoder_layers
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.models import decoder_layers, input_device, refuse_wrapped
+from fairlab.pairs import PromptPair, as_pairs, listed
 from fairlab.passes import (
     PairBatch,
     at_least_float32,
@@ -199,17 +199,19 @@ def pair_differences(
     """
     points = check_points(model, points)
     shape = (len(as_pairs(pairs)), len(points), len(decoder_layers(model)))
-    difference, scale = torch.zeros(shape), torch.zeros(shape)
+    # filled where the model computes, and fetched once at the end
+    difference, scale = tables = torch.zeros(2, *shape, device=input_device(model))
 
     def note(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
-        cells = (batch.pairs, points.index(point), layer)
+        cells = (batch.pairs_on_device, points.index(point), layer)
         gaps = (values[batch.rows_a] - values[batch.rows_b]).abs_().mean(-1)  # (pairs, tokens)
-        difference[cells] = (gaps * batch.weights).sum(1).float().cpu()
+        difference[cells] = (gaps * batch.weights).sum(1).float()
         sizes = values.abs().mean(-1)  # (prompts, tokens)
         sizes = (sizes[batch.rows_a] + sizes[batch.rows_b]) / 2  # (pairs, tokens)
-        scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
+        scale[cells] = (sizes * batch.weights).sum(1).float()
 
     run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
+    difference, scale = tables.cpu()
     check_finite(difference, "the points asked for")
     return difference, scale
 
@@ -259,7 +261,8 @@ def run_pairs(
 
     options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
     batches = pair_batches(model, tokenizer, pairs, **options)
-    with torch.no_grad(), _hooks(model, check_points(model, points), None, hand_over):
+    points = check_points(model, points) if points else ()
+    with torch.no_grad(), _hooks(model, points, None, hand_over):
         for batch in batches:
             if see_next is None:
                 run_decoder(model, batch)
@@ -270,6 +273,7 @@ def run_pairs(
 
 def refuse_own_hooks(model: PreTrainedModel) -> None:
     """Raise a ValueError if the model has hooks of fairlab: it is inside a `with` block."""
+    refuse_wrapped(model)
     for module in model.modules():
         # torch has no public way to list the hooks of a module
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
@@ -290,8 +294,7 @@ def available_points(model: PreTrainedModel) -> tuple[str, ...]:
 
 def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ...]:
     """Return the points as a tuple, each of them once, or raise a ValueError."""
-    # a point that is named twice would count twice in the sums
-    points = (points,) if isinstance(points, str) else tuple(dict.fromkeys(points))
+    points = [points] if isinstance(points, str) else listed("points", points, "names of points")
     available = available_points(model)
     for point in points:
         check_option("points", point, CAPTURE_POINTS)
@@ -300,7 +303,8 @@ def check_points(model: PreTrainedModel, points: Iterable[str]) -> tuple[str, ..
                 f"points: not every layer of {type(model).__name__} has {point}; all have "
                 f"{', '.join(available)}"
             )
-    return points
+    # a point that is named twice would count twice in the sums
+    return tuple(dict.fromkeys(points))
 
 
 def _module_name(layer: nn.Module, point: str) -> str | None:
@@ -323,7 +327,7 @@ def _hooks(
 ) -> Iterator[None]:
     """Call `visit(point, layer, values)` in every forward pass inside the block."""
     all_layers = decoder_layers(model)
-    given = range(len(all_layers)) if layers is None else layers
+    given = range(len(all_layers)) if layers is None else listed("layers", layers, "numbers")
     numbers = [check_whole("layers", number, 0, len(all_layers) - 1) for number in given]
     # (batch, tokens) of the pass that is running: OPT flattens the two inside its MLP
     shape: list[int] = []

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlab.files import GUESSED, CsvTable, read_csv
+from fairlab.files import GUESSED, CsvTable, as_path, read_csv
 from fairlab.pairs import (
     ONE_PLACE,
     SPLITS,
@@ -211,7 +211,7 @@ def check_file(
         No such file, no text file, no rows, a column missing or there twice, or a quotation mark
         that is not closed.
     """
-    path = Path(path)
+    path = as_path("path", path)
     table, columns = _read_table(path)
     found = _header_notices(columns)
     if table.guess:

@@ -22,7 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fairlab.behavior import batches_of_one_length
 from fairlab.files import DATA
 from fairlab.models import input_device
-from fairlab.pairs import PromptPair, as_pairs, prompt_ids
+from fairlab.pairs import (
+    PromptPair,
+    as_pairs,
+    check_frame,
+    check_kind,
+    check_tokenizer,
+    prompt_ids,
+)
 from fairlab.passes import (
     at_least_float32,
     check_probabilities,
@@ -83,10 +90,11 @@ def sample_continuations(
         not finite.
     """
     pairs = as_pairs(pairs)
+    check_tokenizer(tokenizer)
     n = check_whole("n", n, 1)
     max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
     batch_size = check_whole("batch_size", batch_size, 1)
-    seed = check_whole("seed", seed, 0)
+    seed = check_whole("seed", seed, 0, 2**64 - 1)  # what torch takes
     rows, encoded = [], []  # one a continuation
     for at, pair in enumerate(pairs):
         facts = {"pair": at, **{name: getattr(pair, name) for name in _PAIR[1:]}}
@@ -187,6 +195,7 @@ def continuation_gaps(
     TypeError, ValueError
         No scores by name, or one that is neither words nor returns finite numbers.
     """
+    check_frame(continuations, *_PAIR, "side", "text", argument="continuations")
     scores = load_lexicon() if scores is None else scores
     if not isinstance(scores, Mapping) or not scores:
         raise TypeError(f"scores: expected lists of words or callables, by name; got {scores!r}")
@@ -246,9 +255,12 @@ def summarize_continuations(gaps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     ValueError
         No table, or one of other pairs or scores than the first.
     """
+    check_kind("gaps", gaps, Mapping, "a dict of tables by name")
     if not gaps:
         raise ValueError("gaps: expected at least one table, by name; got none")
     first, keys = next(iter(gaps)), ["score", *_PAIR]
+    for table in gaps.values():
+        check_frame(table, *keys, "mean_a", "mean_b", "gap", argument="gaps")
     for name, table in gaps.items():
         if not table[keys].equals(gaps[first][keys]):
             raise ValueError(f"gaps: {name} has other pairs or scores than {first}")

@@ -112,6 +112,14 @@ def decision_gap(
     return gaps
 
 
+def check_are_outcomes(outcomes: object) -> None:
+    """Refuse what is no dict of `Outcomes`."""
+    expected = "a dict of Outcomes by template"
+    check_kind("outcomes", outcomes, Mapping, expected)
+    for lists in outcomes.values():
+        check_kind("outcomes", lists, Outcomes, expected)
+
+
 def check_outcomes(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptPair],
@@ -289,7 +297,7 @@ def decision_batches(
     """
     batch_size = check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
-    check_kind("outcomes", outcomes, Mapping, "a dict of Outcomes by template")
+    check_are_outcomes(outcomes)
     encoded = [_encoded_lists(tokenizer, pair, outcomes) for pair in as_pairs(pairs)]
     rows = [_rows_of(lists) for lists in encoded]
     longest = [max(map(len, of_pair)) for of_pair in rows]  # of each pair its longest row
@@ -327,7 +335,6 @@ def _encoded_lists(
         )
     encode_pair(tokenizer, pair, aligned=False)  # refuses a pair that is not measurable
     of_template = outcomes[pair.template]
-    check_kind("outcomes", of_template, Outcomes, "a dict of Outcomes by template")
     lists = []
     for prompt in (pair.prompt_a, pair.prompt_b):
         start = tuple(prompt_ids(tokenizer, prompt))

@@ -1,8 +1,8 @@
 """Find the files that come with fairlab, and write others without losing any.
 
-Contents: `data_path`, `load_text`, `template_text`; `read_text`, `read_csv`, `read_json_lines`;
-`readings_folder`; `check_output` and `check_output_folder` (before the work), `write_text` and
-`replace_folder` (after it); `whole_file`, `may_fail`, `remove_old`, `check_room`;
+Contents: `data_path`, `load_text`, `template_text`; `as_path`; `read_text`, `read_csv`,
+`read_json_lines`; `readings_folder`; `check_output` and `check_output_folder` (before the work),
+`write_text` and `replace_folder` (after it); `whole_file`, `may_fail`, `remove_old`, `check_room`;
 `keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
@@ -52,7 +52,7 @@ def data_path(name: str) -> Path:
         There is no such file; the message lists those there are.
     """
     known = sorted(file.relative_to(DATA).as_posix() for file in DATA.glob("*/*.*"))
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"name: expected one of {', '.join(known)}; got {name!r}")
     return DATA / name
 
@@ -77,12 +77,21 @@ def load_text(name: Literal["calibration", "evaluation"], language: str = "en") 
     ValueError
         Another name or language.
     """
-    if name not in ("calibration", "evaluation"):
+    if not isinstance(name, str) or name not in ("calibration", "evaluation"):
         raise ValueError(f"name: expected calibration or evaluation; got {name!r}")
     known = sorted(file.stem.split("_")[1] for file in DATA.glob(f"text/{name}_*.txt"))
-    if language not in known:
+    if not isinstance(language, str) or language not in known:
         raise ValueError(f"language: expected one of {', '.join(known)}; got {language!r}")
     return data_path(f"text/{name}_{language}.txt").read_text(encoding="utf-8")
+
+
+def as_path(argument: str, path: object, expected: str = "a path") -> Path:
+    """Return a path, or refuse what is none by the name of the argument."""
+    try:
+        return Path(path)
+    except TypeError as error:
+        got = type(path).__name__
+        raise TypeError(f"{argument}: expected {expected}; got {got}") from error
 
 
 def read_text(argument: str, path: str | Path) -> tuple[str, str]:
@@ -108,7 +117,7 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
         There is no such file, it is a pointer of Git LFS, or it is no text file; the message has
         the line.
     """
-    path = Path(path).expanduser()
+    path = as_path(argument, path).expanduser()
     if not path.is_file():
         raise ValueError(f"{argument}: no such file: {path}")
     content = path.read_bytes()
@@ -579,7 +588,7 @@ def can_be_written(folder: Path) -> bool:
 
 def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()) -> Path:
     """Return the absolute path of an output, which is no input and can be written."""
-    path = Path(path).expanduser().resolve()
+    path = as_path(argument, path).expanduser().resolve()
     for source in filter(None, inputs):
         source = Path(source).expanduser()
         if source.exists() and source.resolve() == path:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fairlab.models import check_room_for_slopes, glu_blocks, neuron_counts
+from fairlab.models import check_room_for_slopes, glu_blocks, input_device, neuron_counts
+from fairlab.pairs import check_kind
 
 # The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
 # differentiated. A power of two costs no precision.
@@ -59,14 +60,18 @@ def gate(
     """
     blocks = glu_blocks(model)
     _check_table(model, "gates", gates)
-    if isinstance(toward, Tensor):
+    # sent to a GPU once, and not layer by layer in every pass
+    there = gates.to(input_device(model))
+    if toward is not None and not callable(toward):
         _check_table(model, "toward", toward)
+        toward = toward.to(there.device)
+    turned = (gates != 1).any(1).tolist()  # (layers,)
     handles = []
     try:
         for layer, mlp in enumerate(blocks):
             # a layer whose gates are all 1 needs no hook, unless their gradients are asked for
-            if gates.requires_grad or (gates[layer] != 1).any():
-                hook = partial(_apply_gates, layer, gates, toward)
+            if gates.requires_grad or turned[layer]:
+                hook = partial(_apply_gates, layer, there, toward)
                 handles.append(mlp.down_proj.register_forward_pre_hook(hook))
         yield
     finally:
@@ -153,7 +158,8 @@ def table_shape(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _check_table(model: PreTrainedModel, argument: str, table: Tensor) -> None:
-    """Raise a ValueError unless a table has one finite value for every neuron."""
+    """Refuse what is no table with one finite value for every neuron."""
+    check_kind(argument, table, Tensor, "a tensor of shape (layers, neurons)")
     widths = neuron_counts(model)
     if table.ndim != 2 or len(table) != len(widths) or {table.shape[1]} != set(widths):
         neurons = " or ".join(str(width) for width in sorted(set(widths)))

@@ -4,8 +4,8 @@ Contents: `NeuronGates`; `gated` (reversible) and `applied` (for cuts, gates and
 `fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 08, made of `gate_tables`
 and `solve_gates`; `mean_activations`.
 
-A removal is the special case of a gate of 0 toward 0. Gates can do less (0.5), more (2), or move a
-neuron toward what it does in plain prose, so that its usual contribution stays.
+A removal is the special case of a gate of 0 toward 0. Gates can turn a neuron halfway down (0.5) or
+up (2), or move it toward what it does in plain prose, so that its usual contribution stays.
 """
 
 import json
@@ -30,9 +30,16 @@ from fairlab.models import (
     refuse_offloaded,
 )
 from fairlab.pairs import PromptPair
-from fairlab.passes import check_positive, check_whole, is_number, progress, text_chunks
+from fairlab.passes import (
+    check_material,
+    check_positive,
+    check_whole,
+    is_number,
+    progress,
+    text_chunks,
+)
 from fairlab.precision import full_precision
-from fairlab.scores import attribution_scores, fisher_scores
+from fairlab.scores import attribution_scores, check_finite_tables, fisher_scores
 from fairlab.surgery import (
     NeuronSelection,
     ablate,
@@ -142,12 +149,9 @@ class NeuronGates:
         ValueError
             Tables of unequal shapes, or values that are not finite.
         """
+        given = {"gates": gates} if toward is None else {"gates": gates, "toward": toward}
+        check_finite_tables(given)
         toward = torch.zeros_like(gates) if toward is None else toward
-        if gates.ndim != 2 or gates.shape != toward.shape:
-            raise ValueError(
-                "gates, toward: expected two tables of one shape (layers, neurons); "
-                f"got {tuple(gates.shape)} and {tuple(toward.shape)}"
-            )
         rows: dict[int, dict[int, tuple[float, float]]] = {}
         for layer, neuron in (gates != 1).nonzero().tolist():
             values = gates[layer, neuron].item(), toward[layer, neuron].item()
@@ -212,7 +216,7 @@ def gated(model: PreTrainedModel, gates: NeuronGates) -> Iterator[None]:
     ValueError
         Gates for a model of another shape.
     """
-    matching_blocks(model, gates.selection)
+    matching_blocks(model, gates, NeuronGates, "gates")
     precise = torch.promote_types(model.dtype, torch.float32)
     values, toward = (table.to(precise) for table in gates.tables())
     with gate(model, values, None if gates.moves_toward_zero else toward):
@@ -253,8 +257,8 @@ def fold_gates(model: PreTrainedModel, gates: NeuronGates) -> PreTrainedModel:
     -------
     PreTrainedModel
         A new model in the same dtype; save it with `save_model`. Stock transformers loads it. It
-        computes what `gated` does up to the order of sums, about 1e-6 of a logit in float32; in
-        half precision weights and bias are rounded once more.
+        computes what `gated` does up to the order of sums; in half precision weights and bias are
+        rounded once more.
 
     Raises
     ------
@@ -263,7 +267,7 @@ def fold_gates(model: PreTrainedModel, gates: NeuronGates) -> PreTrainedModel:
         architecture has no bias, or a model with offloaded weights, or inside `gated`, `ablate` or
         `record`.
     """
-    matching_blocks(model, gates.selection)
+    matching_blocks(model, gates, NeuronGates, "gates")
     refuse_own_hooks(model)
     refuse_offloaded(model, "folded")
     needs_bias = not gates.moves_toward_zero and glu_blocks(model)[0].down_proj.bias is None
@@ -383,6 +387,7 @@ def balanced_gates(
     """
     count = count_of_fraction(fraction, math.prod(table_shape(model)))
     check_positive("goal", goal)
+    pairs, neutral = check_material(tokenizer, pairs, neutral, text)
     tables = gate_tables(model, tokenizer, pairs, neutral, text=text)
     how = f"balanced, {len(pairs)} pairs, {len(neutral)} neutral ones, goal {goal:g}"
     solved = solve_gates(tables, count=count, goal=goal)

@@ -16,9 +16,10 @@ from fairlab.files import load_text
 from fairlab.gates import frozen, gate
 from fairlab.gating import NeuronGates
 from fairlab.models import check_room_for_slopes
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.pairs import PromptPair
 from fairlab.passes import (
     PairBatch,
+    check_material,
     check_whole,
     chunk_loss,
     divergence,
@@ -50,8 +51,8 @@ def learned_gates(
 ) -> NeuronGates:
     """Turn the neurons of given gates farther, or back, by gradient descent on training pairs.
 
-    Each step draws 3 pairs of every category, 16 neutral ones and a chunk of plain text, and moves
-    the gates by Adam (step size 0.02) down the slope of ::
+    Each step draws 3 pairs of every category and 16 neutral ones, takes the next chunk of plain
+    text, and moves the gates by Adam (step size 0.02) down the slope of ::
 
         change of the gap + |change of the neutral gap| + 5 · |change of the loss|
 
@@ -83,13 +84,14 @@ def learned_gates(
         Gates for a model of another shape, fewer pairs than a step draws, a category without any
         gap, a negative number of steps, or what `next_token_divergence` refuses.
     """
-    matching_blocks(model, start.selection)
+    matching_blocks(model, start, NeuronGates, "start")
     check_room_for_slopes(model)
     steps = check_whole("steps", steps, 0)
+    pairs, neutral = check_material(tokenizer, pairs, neutral, text)
     by_category: dict[str, list[PromptPair]] = {}
-    for pair in sorted(as_pairs(pairs), key=lambda pair: pair.category):
+    for pair in sorted(pairs, key=lambda pair: pair.category):
         by_category.setdefault(pair.category, []).append(pair)
-    together = {"neutral": as_pairs(neutral)}
+    together = {"neutral": neutral}
     _check_enough(by_category, PAIRS_A_CATEGORY, "pairs")
     _check_enough(together, NEUTRAL_PAIRS, "neutral")
 

@@ -129,8 +129,7 @@ def load_model(
     ValueError. Weights on the disk are read from the checkpoint: leave it where it is.
     """
     places = check_places(device, device_map)
-    if dtype != "auto":
-        dtype = check_dtype(dtype)
+    dtype = check_dtype(dtype)
     source, unpacked = find_weights(name)
     with hub_errors_explained(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -266,6 +265,7 @@ def describe_model(model: PreTrainedModel) -> None:
 
     Of a model without neurons that can be scored or cut, it says why there are none.
     """
+    refuse_wrapped(model)
     config = model.config.get_text_config()
     parameters = f"{model.num_parameters():,}"
     if config.tie_word_embeddings:
@@ -892,7 +892,7 @@ def check_places(device: str, device_map: str | Mapping[str, Place] | None) -> l
         )
     if isinstance(device_map, Mapping) and device_map:
         return _places_in(device_map)
-    if device_map not in DEVICE_MAPS:
+    if not isinstance(device_map, str) or device_map not in DEVICE_MAPS:
         raise ValueError(
             f"device_map: expected {', '.join(DEVICE_MAPS)}, or a dict from the name of each part "
             f"of the model to its device; got {device_map!r}"
@@ -964,7 +964,7 @@ def _divided(
 
 
 def _check_device(device: str) -> torch.device:
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":  # an array has no truth value
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return _there(device, "device: expected 'auto' or a device that torch has here")
 
@@ -979,8 +979,10 @@ def _there(device: Place, expected: str) -> torch.device:
     return target
 
 
-def check_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return a floating-point dtype that is given by its name or as it is; refuse all others."""
+def check_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """Return "auto", or a floating-point dtype that is given by name or as it is."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return dtype
     torch_dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
         raise ValueError(

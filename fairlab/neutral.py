@@ -13,7 +13,15 @@ from transformers import PreTrainedTokenizerBase
 
 from fairlab.checking import article_fits
 from fairlab.files import DATA
-from fairlab.pairs import PromptPair, as_pairs, check_pairs, load_pairs
+from fairlab.pairs import (
+    PromptPair,
+    as_pairs,
+    check_pairs,
+    check_string,
+    check_two_words,
+    listed,
+    load_pairs,
+)
 
 # what a slot that opens its sentence holds, since a word of mood alone would be no sentence there
 _PHRASES = {
@@ -100,6 +108,7 @@ def build_neutral_pairs(
         Another language, fewer than two pairs of words, a pair without a template, a name after a
         title such as "Mr." without `words`, or no words that fit.
     """
+    check_string("language", language)
     rows = _words_of(language) if words is None else _rows_of(words)
     in_slot = partial(_phrase, language=language) if words is None else _with_capital
     ours_in_english = words is None and language == "en"
@@ -250,11 +259,13 @@ def _words_of(language: str) -> list[tuple[str, str, str, str]]:
 
 def _rows_of(words: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
     """Return the same of words that are given; every third pair judges."""
-    words = [tuple(both) for both in words]
-    if len(words) < 2 or any(len(both) != 2 or both[0] == both[1] for both in words):
+    words = listed("words", words, "pairs of words")
+    for both in words:
+        check_two_words("words", both)
+    if len(words) < 2:
         raise ValueError(
-            "words: expected at least two pairs of different words, one to choose and one to "
-            f"judge; got {words!r}"
+            "words: expected at least two pairs of words, one to choose and one to judge; "
+            f"got {words!r}"
         )
     return [
         ("neutral", "held_out" if number % 3 == 1 else "train", *both)

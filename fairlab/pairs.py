@@ -2,7 +2,8 @@
 
 Contents: `PromptPair`, `ARTICLE_PAIR`, `load_pairs`, `build_pairs`, `chat_pairs`, `check_pairs`,
 `encode_pair`, `prompt_ids`, `check_tokenizer`; `Outcomes`, `load_outcomes`, how a prompt may end
-for the person; `check_kind`, `check_string`, `check_pair`, `listed` refuse other kinds of input.
+for the person; `check_kind`, `check_string`, `check_frame`, `check_pair`, `listed` refuse other
+kinds of input.
 Pairs from a file of one's own: `fairlab/checking.py`.
 
 A pair is *valid* for a tokenizer if both prompts have the same number of tokens and differ in
@@ -112,6 +113,16 @@ def check_string(argument: str, value: object) -> None:
     check_kind(argument, value, str, "a string")
 
 
+def check_frame(table: pd.DataFrame, *columns: str, argument: str = "table") -> None:
+    """Refuse what is no DataFrame with such columns, by the name of the argument."""
+    check_kind(argument, table, pd.DataFrame, "a DataFrame")
+    if not set(columns) <= set(table.columns):
+        raise ValueError(
+            f"{argument}: expected the columns {', '.join(columns)}; "
+            f"got {', '.join(map(str, table.columns)) or 'none'}"
+        )
+
+
 def check_pair(pair: object) -> None:
     """Refuse what is no pair, such as a list of one."""
     check_kind("pair", pair, PromptPair, "one PromptPair, such as pairs[0]")
@@ -156,6 +167,7 @@ class Outcomes:
             given = list(words) if is_list else []
             if not given or not all(isinstance(w, str) and w and w == w.strip() for w in given):
                 raise ValueError(f"{name}: expected answers without blanks around; got {words!r}")
+            object.__setattr__(self, name, tuple(given))  # a generator can be read once
             twice = [word for word in given if word in seen or given.count(word) > 1]
             if twice:
                 raise ValueError(f"{name}: expected each answer once; got {twice[0]!r} again")
@@ -172,11 +184,11 @@ def load_pairs(
 ) -> list[PromptPair]:
     """Load the prompt pairs that come with fairlab.
 
-    A sentence and its words are both known or both new: "train" and "validation" pairs have words
-    for training, "held_out" pairs have words that were kept out of training. "test" pairs are a
-    second held-out set, of other sentences and other words. Only `split="test"` opens them, and
-    each reading uses them up: fix what will be read, then read it once. "extra" pairs are 24 more
-    sentences with the words for training; they, too, come only by name.
+    With a split, a sentence and its words are both known or both new: "train" and "validation"
+    pairs have words for training, "held_out" pairs have words that were kept out of training.
+    "test" pairs are a second held-out set, of other sentences and other words. Only `split="test"`
+    opens them, and each reading uses them up: fix what will be read, then read it once. "extra"
+    pairs are 24 more sentences with the words for training; they, too, come only by name.
 
     Parameters
     ----------
@@ -312,7 +324,7 @@ def build_pairs(
         if templates.count(template) > 1:  # it would count twice in every mean
             raise ValueError(f"templates: expected each once; got {template!r} again")
     for words in attributes:
-        _check_two_words(words)
+        check_two_words("attributes", words)
         if attributes.count(words) > 1:
             raise ValueError(f"attributes: expected each once; got {words!r} again")
     pairs = []
@@ -346,14 +358,14 @@ def listed(argument: str, given: object, what: str) -> list:
     return items
 
 
-def _check_two_words(words: object) -> None:
+def check_two_words(argument: str, words: object) -> None:
     """Refuse what is no pair of different words; a word of two letters has two items, too."""
     is_pair = isinstance(words, (tuple, list)) and len(words) == 2
     if not is_pair or not all(isinstance(word, str) for word in words):
         got = f"{type(words).__name__} {words!r}"
-        raise TypeError(f'attributes: expected pairs of words, such as ("old", "young"); got {got}')
+        raise TypeError(f'{argument}: expected pairs of words, such as ("old", "young"); got {got}')
     if words[0] == words[1]:
-        raise ValueError(f"attributes: the two words of a pair must differ; got {words[0]!r} twice")
+        raise ValueError(f"{argument}: the two words of a pair must differ; got {words[0]!r} twice")
 
 
 def chat_pairs(
@@ -497,6 +509,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 _CHECKED: WeakSet[PreTrainedTokenizerBase] = WeakSet()  # what was looked at is not looked at again
 
 
+def check_is_tokenizer(tokenizer: object) -> None:
+    """Refuse what is no tokenizer."""
+    expected = "the tokenizer that load_model returns beside the model"
+    check_kind("tokenizer", tokenizer, PreTrainedTokenizerBase, expected)
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with which nothing can be measured.
 
@@ -512,11 +530,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
         ends a text with a special token though it is asked for none: what the model says behind
         that is no answer to the prompt.
     """
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(
-            "tokenizer: expected the tokenizer that load_model returns beside the model; got "
-            f"{type(tokenizer).__name__}"
-        )
+    check_is_tokenizer(tokenizer)
     if tokenizer in _CHECKED:
         return
     # a sentence with so many merges that one in ten of them, left out at random, is seen

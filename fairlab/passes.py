@@ -2,8 +2,8 @@
 
 Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
 `log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
-texts); `layer_inputs` and `skipping` (to run the upper layers alone); `halving`, `check_ready` and
-other conditions under which everything is measured.
+texts); `layer_inputs` and `skipping` (to run the upper layers alone); `halving`, `check_ready`,
+`check_material` and other conditions under which everything is measured.
 """
 
 import functools
@@ -12,7 +12,7 @@ import inspect
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import input_device, refuse_wrapped
-from fairlab.pairs import PromptPair, as_pairs, encode_pair
+from fairlab.pairs import PromptPair, as_pairs, check_string, check_tokenizer, encode_pair
 from fairlab.precision import full_precision
 from fairlab.weights import progress
 
@@ -97,9 +97,9 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def check_option(argument: str, value: str, allowed: Sequence[str]) -> None:
+def check_option(argument: str, value: object, allowed: Collection[str]) -> None:
     """Raise a ValueError that names the argument, what is allowed and what came."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:  # an array has no truth value
         raise ValueError(f"{argument}: expected one of {', '.join(allowed)}; got {value!r}")
 
 
@@ -153,6 +153,21 @@ def check_batch_size(batch_size: object) -> int:
     return check_whole("batch_size", batch_size, 2)
 
 
+def check_material(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptPair],
+    neutral: Sequence[PromptPair],
+    text: str | None,
+) -> tuple[list[PromptPair], list[PromptPair]]:
+    """Return the pairs as lists; refuse them, and a text, before the first of several passes."""
+    pairs, neutral = as_pairs(pairs), as_pairs(neutral, argument="neutral")
+    for pair in (*pairs, *neutral):
+        encode_pair(tokenizer, pair, aligned=False)
+    if text is not None:
+        check_string("text", text)
+    return pairs, neutral
+
+
 def check_ready(
     model: PreTrainedModel, *, longest: int, prompts: Iterable[Sequence[int]] = ()
 ) -> None:
@@ -202,6 +217,9 @@ class PairBatch:
         Position of the last token of each prompt.
     pairs : Tensor of shape (pairs,), on the CPU
         Index of each pair in the caller's list.
+    pairs_on_device : Tensor of shape (pairs,)
+        The same beside the other tensors, for a table that is filled there layer by layer: what is
+        fetched from a GPU, or sent to it, waits for all that it has to do.
     rows_a, rows_b : Tensors of shape (pairs,)
         Row of the first and of the second prompt of each pair.
     start : int
@@ -215,6 +233,7 @@ class PairBatch:
     attention_mask: Tensor
     last: Tensor
     pairs: Tensor
+    pairs_on_device: Tensor
     rows_a: Tensor
     rows_b: Tensor
     start: int
@@ -288,6 +307,7 @@ def _pair_batch(
         attention_mask=(steps < lengths[:, None]).long().to(device),
         last=(lengths - 1).to(device),
         pairs=torch.tensor(indices),
+        pairs_on_device=torch.tensor(indices, device=device),
         rows_a=rows_a.to(device),
         rows_b=rows_b.to(device),
         start=start,
@@ -440,6 +460,8 @@ def text_windows(
     BOS stands before each window, where the tokenizer adds one. `size` does not count it, but no
     window is longer than `longest` with it.
     """
+    check_tokenizer(tokenizer)
+    check_string("text", text)
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if len(ids) < 2:
         raise ValueError(f"text: expected at least two tokens; got {len(ids)}")

@@ -29,7 +29,7 @@ from fairlab.models import (
     glu_weights,
     refuse_offloaded,
 )
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.pairs import PromptPair, as_pairs, check_kind, check_tokenizer
 from fairlab.passes import (
     check_whole,
     chunk_loss,
@@ -43,6 +43,7 @@ from fairlab.passes import (
     text_chunks,
 )
 from fairlab.precision import full_precision
+from fairlab.scores import check_tables
 from fairlab.surgery import NeuronSelection
 
 # Planted neurons push the next word towards the first list and away from the second. Only forms
@@ -94,7 +95,7 @@ def plant_neurons(
     cost : float
         By how much perplexity rises, to a twentieth of it: 0.05 is +5 %. Decides on the strength,
         one for all 2n neurons, by bisection on 5 chunks of 128 tokens of "text/calibration_en.txt";
-        10 others are the plain text above.
+        10 others (9 with Gemma's tokenizer) are the plain text above.
     seed : int
         Draws which of the least used neurons make room, and where the decoys write.
     inplace : bool
@@ -181,6 +182,9 @@ def score_planted(
     ValueError
         Scores of another shape, NaN, an empty selection, or selections that share a neuron.
     """
+    check_tables({"scores": scores})
+    for argument, cut in (("bias", bias), ("decoys", decoys)):
+        check_kind(argument, cut, NeuronSelection, "a NeuronSelection")
     if tuple(scores.shape) != bias.shape or bias.shape != decoys.shape or scores.isnan().any():
         raise ValueError(
             f"scores, bias, decoys: expected one shape and no NaN; got {tuple(scores.shape)}, "
@@ -253,6 +257,7 @@ def _check_cost(cost: float) -> None:
 
 def _unkind_direction(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Return the direction from kind adjectives to unkind ones, shape (hidden,)."""
+    check_tokenizer(tokenizer)
     unembedding = model.get_output_embeddings().weight.detach().float()  # (vocabulary, hidden)
     means = []
     for name, words in (("UNKIND", UNKIND), ("KIND", KIND)):

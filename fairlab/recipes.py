@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.files import load_text
 from fairlab.gates import table_shape
-from fairlab.pairs import PromptPair
+from fairlab.pairs import PromptPair, as_pairs
+from fairlab.passes import check_batch_size, check_material, check_weight
 from fairlab.scores import bias_scores, guarded_scores, hybrid_scores, importance_scores
 from fairlab.surgery import NeuronSelection, count_of_fraction, select_neurons
 
@@ -54,8 +55,10 @@ def guarded_cut(
     ValueError
         What `attribution_scores`, `fisher_scores`, `guarded_scores` and `select_neurons` refuse.
     """
-    # a bad fraction is refused before the scores are computed, which takes long
+    # what is bad is refused before the scores are computed, which takes long
     count_of_fraction(fraction, table_shape(model)[1])
+    check_batch_size(batch_size)
+    pairs, neutral = check_material(tokenizer, pairs, neutral, text)
     tables = guarded_tables(model, tokenizer, pairs, neutral, text=text, batch_size=batch_size)
     note = f"guarded, {len(pairs)} pairs, {len(neutral)} neutral ones"
     return select_neurons(tables["score"], fraction=fraction, how=note)
@@ -121,8 +124,10 @@ def article_cut(
     -----
     Source: P. Martra, "Fairness Pruning: Precision Surgery to Reduce Bias in LLMs" (2025).
     """
-    # a bad fraction is refused before the scores are computed, which takes long
+    # what is bad is refused before the scores are computed, which takes long
     count_of_fraction(fraction, table_shape(model)[1])
+    check_weight("bias_weight", bias_weight)
+    pairs = as_pairs(pairs)
     bias = bias_scores(model, tokenizer, pairs, method="article", batch_size=batch_size)
     importance = importance_scores(model, method="maw")
     scores = hybrid_scores(bias, importance, bias_weight=bias_weight)

@@ -29,8 +29,6 @@ from fairlab.pairs import (
     PromptPair,
     as_pairs,
     check_kind,
-    check_string,
-    check_tokenizer,
     encode_pair,
 )
 from fairlab.passes import (
@@ -143,7 +141,8 @@ def difference_scores(
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more unless
-        signed; higher = cut first. 0: the neuron is blind to the word.
+        signed; higher = cut first. 0: the neuron is blind to the word or, with "optipfair" or
+        `signed`, its differences cancel.
 
     Raises
     ------
@@ -210,7 +209,8 @@ def attribution_scores(
     relative : bool
         Score the effect on the headline of `compare`: in each category the mean over pairs is
         divided by the mean gap of these pairs, then the mean over categories is taken. Without it
-        the category with the largest gap decides: mostly gender, by he and she.
+        the categories with the largest gaps weigh most; on validation pairs that is gender, by he
+        and she.
     toward : Tensor, optional
         Shape (layers, neurons), such as `fairlab.gating.mean_activations`: score a move toward it
         in place of a removal.
@@ -425,6 +425,7 @@ def _without_shared_rows(batches: Iterable[PairBatch], count: int) -> Iterator[P
                 attention_mask=batch.attention_mask[rows],
                 last=batch.last[rows],
                 pairs=batch.pairs[members],
+                pairs_on_device=batch.pairs_on_device[members],
                 rows_a=numbers,
                 rows_b=numbers + len(members),
                 weights=batch.weights[members],
@@ -503,8 +504,8 @@ def weight_scores(
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons), in units of weight ("vow" and "pon": squared),
-        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": all
-        equal).
+        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": those
+        of a row all equal; "pon": those of one row 0).
 
     Raises
     ------
@@ -525,8 +526,10 @@ def weight_scores(
             gate_weight, up_weight, _ = glu_weights(mlp)
             gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
             up = _row_sizes(up_weight.float(), method)
-        rows.append((gate * up if method == "pon" else gate + up).cpu())
-    return _score_table(torch.stack(rows), "gate_proj or up_proj weights")
+        rows.append(gate * up if method == "pon" else gate + up)
+    # side by side on one device first: a GPU is waited for once, and not layer by layer
+    table = torch.stack([row.to(rows[0].device) for row in rows]).cpu()  # (layers, neurons)
+    return _score_table(table, "gate_proj or up_proj weights")
 
 
 def _row_sizes(weight: Tensor, method: str) -> Tensor:
@@ -587,8 +590,6 @@ def fisher_scores(
     Source: P. Molchanov et al. (2019, arXiv 1906.10771).
     """
     glu_blocks(model)  # refuses a model without GLU neurons
-    check_tokenizer(tokenizer)
-    check_string("text", text)
     chunks = text_chunks(model, tokenizer, text)
     sums = {}  # then (layers, neurons); of a short text a process may have no chunk
     for chunk in progress(share(chunks), desc="calibration text", unit="chunk"):
@@ -627,7 +628,7 @@ def hybrid_scores(bias: Tensor, importance: Tensor, *, bias_weight: float = 0.5)
     ValueError
         Unequal shapes, values that are not finite, or a weight outside [0, 1].
     """
-    _check_finite_tables({"bias": bias, "importance": importance})
+    check_finite_tables({"bias": bias, "importance": importance})
     bias_weight = check_weight("bias_weight", bias_weight)
     return bias_weight * _min_max(bias) + (1 - bias_weight) * (1 - _min_max(importance))
 
@@ -654,7 +655,7 @@ def guarded_scores(
     The defaults were chosen on fairlab's validation pairs and the default model, for scores with
     `relative=True`. There 90 neurons narrow the gap by 38.0 %, and that of neutral pairs by 21.9 %,
     at 0.6 % of perplexity (`data/results/guard.csv`, which has 26 other settings). In that table
-    more charge, or more protection, leaves neutral pairs alone and narrows the gap less. More
+    more charge, or more protection, moves neutral pairs less, and narrows the gap less. More
     protection costs less perplexity, and so, on average, does a lower floor.
 
     Parameters
@@ -688,7 +689,7 @@ def guarded_scores(
     tables = {"bias": bias, "importance": importance}
     if neutral is not None:
         tables["neutral"] = neutral
-    _check_finite_tables(tables)
+    check_finite_tables(tables)
     charge = check_positive("charge", charge, or_zero=True)
     floor = check_positive("floor", floor)
     if not is_number(protect) or not 0 <= protect < 1:
@@ -712,14 +713,15 @@ def check_tables(tables: Mapping[str, Tensor]) -> None:
     for argument, table in tables.items():
         check_kind(argument, table, Tensor, "a tensor of shape (layers, neurons)")
     shapes = [tuple(table.shape) for table in tables.values()]
-    if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+    if len(shapes[0]) != 2 or 0 in shapes[0] or len(set(shapes)) > 1:
+        expected = "the shape" if len(shapes) == 1 else "tables of one shape"
         raise ValueError(
-            f"{', '.join(tables)}: expected tables of one shape (layers, neurons); "
+            f"{', '.join(tables)}: expected {expected} (layers, neurons); "
             f"got {' and '.join(map(str, shapes))}"
         )
 
 
-def _check_finite_tables(tables: Mapping[str, Tensor]) -> None:
+def check_finite_tables(tables: Mapping[str, Tensor]) -> None:
     """Refuse what `check_tables` refuses, and values that are not finite."""
     check_tables(tables)
     for argument, table in tables.items():

@@ -46,7 +46,13 @@ from fairlab.models import (
     source_dtype,
     weights_at_hand,
 )
-from fairlab.pairs import PromptPair, as_pairs
+from fairlab.pairs import (
+    PromptPair,
+    as_pairs,
+    check_is_tokenizer,
+    check_kind,
+    check_string,
+)
 from fairlab.passes import (
     check_fraction,
     check_option,
@@ -62,6 +68,7 @@ from fairlab.passes import (
     skipping,
 )
 from fairlab.precision import full_precision
+from fairlab.scores import check_tables
 from fairlab.weights import is_of_a_model
 
 # what fairlab writes about a model
@@ -94,13 +101,14 @@ class NeuronSelection:
 
     def __post_init__(self) -> None:
         layers, width = _check_shape(self.shape)
+        check_string("how", self.how)
         tidy = {}
+        expected = "layer → indices, such as {0: (3, 5)}"
+        check_kind("neurons", self.neurons, Mapping, expected)
         try:
             rows = {_whole_number("neurons", layer): [*row] for layer, row in self.neurons.items()}
-        except (AttributeError, TypeError) as error:
-            raise ValueError(
-                f"neurons: expected layer → indices, such as {{0: (3, 5)}}; got {self.neurons!r}"
-            ) from error
+        except TypeError as error:
+            raise ValueError(f"neurons: expected {expected}; got {self.neurons!r}") from error
         for layer, row in sorted(rows.items()):
             indices = sorted(_whole_number("neurons", index) for index in row)
             if indices:
@@ -170,6 +178,7 @@ class NeuronSelection:
 
 def json_object(text: str, keys: tuple[str, ...]) -> dict:
     """Read a JSON object that has these keys and no others, each of them once."""
+    check_string("text", text)
     try:
         data = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
     except json.JSONDecodeError as error:
@@ -244,6 +253,7 @@ def select_neurons(
         must stay; NaN scores.
     """
     check_option("scope", scope, ("layer", "model"))
+    check_string("how", how)
     _check_scores(scores)
     layers, width = scores.shape
     candidates = width if scope == "layer" else layers * width
@@ -262,8 +272,7 @@ def select_neurons(
 
 
 def _check_scores(scores: Tensor) -> None:
-    if scores.ndim != 2:
-        raise ValueError(f"scores: expected the shape (layers, neurons); got {tuple(scores.shape)}")
+    check_tables({"scores": scores})
     if scores.isnan().any() or (scores == math.inf).any():
         raise ValueError(
             "scores: expected numbers (−inf for neurons that must stay); got NaN or +inf"
@@ -320,7 +329,7 @@ def refine_scores(
 
     The gap is the mean of `next_token_divergence` over pairs. A first-order score ("attribution")
     is wrong where one neuron's activation is huge; this costs one forward pass a neuron and batch,
-    through the layers above it only.
+    through its own layer and those above it only.
 
     Parameters
     ----------
@@ -342,7 +351,7 @@ def refine_scores(
         that are not finite.
     """
     shortlist = select_neurons(scores, count=count, scope="model")
-    matching_blocks(model, shortlist)
+    matching_blocks(model, shortlist, argument="scores")
     gain = _gap_decreases(model, tokenizer, as_pairs(pairs), shortlist, batch_size)
     refined = torch.full(scores.shape, -math.inf)  # (layers, neurons)
     for (layer, index), value in zip(_places(shortlist), gain, strict=True):
@@ -518,10 +527,10 @@ def save_model(
         `force` is not given; or the model has offloaded weights, or is inside `ablate` or
         `record`.
     """
-    if dtype != "auto":
-        dtype = check_dtype(dtype)
+    dtype = check_dtype(dtype)
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
-    texts = _texts_beside(folder, beside or {}, force)
+    texts = _texts_beside(folder, beside, force)
+    check_is_tokenizer(tokenizer)
     refuse_own_hooks(model)
     refuse_offloaded(model, "saved")
     model = _in_dtype(model, _dtype_to_save(model) if dtype == "auto" else dtype)
@@ -576,15 +585,19 @@ def _say_it_to_older_releases(folder: Path) -> None:
         write_text(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
-def _texts_beside(folder: Path, beside: Mapping[str, str | None], force: bool) -> dict[str, str]:
+def _texts_beside(
+    folder: Path, beside: Mapping[str, str | None] | None, force: bool
+) -> dict[str, str]:
     """Return the texts that are to be written beside a model; refuse other names than fairlab's,
     and the place of a file that is there."""
+    beside = {} if beside is None else beside
+    check_kind("beside", beside, Mapping, "a dict of texts by the names of files")
     if not set(beside) <= set(BESIDE_A_MODEL):
-        raise ValueError(
-            f"beside: expected names of {', '.join(BESIDE_A_MODEL)}; got {', '.join(beside)}"
-        )
+        got = ", ".join(map(str, beside))
+        raise ValueError(f"beside: expected names of {', '.join(BESIDE_A_MODEL)}; got {got}")
     texts = {name: text for name, text in beside.items() if text is not None}
-    for name in texts:
+    for name, text in texts.items():
+        check_string("beside", text)
         check_output("beside", folder / name, force=force)
     return texts
 
@@ -655,6 +668,7 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
         Unequal numbers of layers; layers of unequal width in `model`; or a neuron of the copy that
         the model does not have, as after fine-tuning.
     """
+    check_kind("pruned", pruned, PreTrainedModel, "a PreTrainedModel, such as prune returns")
     blocks, smaller = glu_blocks(model), glu_blocks(pruned)
     widths = {mlp.down_proj.in_features for mlp in blocks}
     if len(blocks) != len(smaller) or len(widths) != 1:
@@ -683,13 +697,17 @@ def removed_neurons(model: PreTrainedModel, pruned: PreTrainedModel) -> NeuronSe
     return NeuronSelection(neurons, (len(blocks), widths.pop()), "missing in the pruned model")
 
 
-def matching_blocks(model: PreTrainedModel, selection: NeuronSelection) -> list[nn.Module]:
-    """Return the MLPs of a model; refuse a selection for a model of another shape."""
+def matching_blocks(
+    model: PreTrainedModel, cut: object, kind: type = NeuronSelection, argument: str = "selection"
+) -> list[nn.Module]:
+    """Return the MLPs of a model; refuse what is no cut of a kind, or for another shape."""
     blocks, widths = glu_blocks(model), set(neuron_counts(model))
-    if (len(blocks), widths) != (selection.shape[0], {selection.shape[1]}):
+    check_kind(argument, cut, kind, f"a {kind.__name__}")
+    layers, width = cut.shape
+    if (len(blocks), widths) != (layers, {width}):
         model_widths = " or ".join(map(str, sorted(widths)))
         raise ValueError(
-            f"selection: made for {selection.shape[0]} layers of {selection.shape[1]} neurons, "
+            f"{argument}: made for {layers} layers of {width} neurons, "
             f"but the model has {len(blocks)} layers of {model_widths}"
         )
     return blocks

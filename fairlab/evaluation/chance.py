@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairlab.gating import NeuronGates
+from fairlab.pairs import check_kind
 from fairlab.passes import check_whole
 from fairlab.surgery import NeuronSelection
 
@@ -40,6 +41,7 @@ def random_selections(
     ValueError
         n below 1, or a table of another shape or with values that are not finite.
     """
+    check_kind("selection", selection, NeuronSelection, "a NeuronSelection")
     n, seed = check_whole("n", n, 1), check_whole("seed", seed, 0)
     if match is not None:
         _check_match(match, selection)
@@ -102,6 +104,7 @@ def random_gates(
 
 
 def _check_match(match: Tensor, selection: NeuronSelection) -> None:
+    check_kind("match", match, Tensor, "a tensor of shape (layers, neurons)")
     if tuple(match.shape) != selection.shape:
         raise ValueError(
             f"match: expected a table of shape {selection.shape}; got {tuple(match.shape)}"

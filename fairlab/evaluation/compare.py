@@ -28,11 +28,11 @@ from fairlab.evaluation.readings import (
 from fairlab.evaluation.rows import Case, case_tables
 from fairlab.files import checked_path, load_text
 from fairlab.gates import table_shape
-from fairlab.gating import NeuronGates, applied, mean_activations
+from fairlab.gating import NeuronGates, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
 from fairlab.passes import check_batch_size, check_ready, check_whole, count_scored, progress
 from fairlab.processes import gathered, share
-from fairlab.surgery import NeuronSelection
+from fairlab.surgery import NeuronSelection, matching_blocks
 
 MEASURES = {  # name in the readings → field of `Reading`
     "gap": "gap",
@@ -190,7 +190,7 @@ def compare(
     n_random, seed = check_whole("n_random", n_random, 1), check_whole("seed", seed, 0)
     batch_size = check_batch_size(batch_size)
     imitated = _what_is_imitated(selections, imitated)
-    _check(model, tokenizer, {**selections, **imitated}, held_out)
+    _check(model, tokenizer, {"selections": selections, "imitated": imitated}, held_out)
     _check_changed_models(model, selections)
     tables = {"random": None, **match}
     _random_cuts(imitated, tables, n_random, seed, None)  # refuses a bad table
@@ -329,14 +329,15 @@ def _check_types(
 def _check(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    selections: Mapping[str, Change],
+    cuts: Mapping[str, Mapping[str, Change]],
     held_out: HeldOut,
 ) -> None:
-    """Refuse what can't be measured, before any time is spent."""
+    """Refuse what can't be measured, before any time is spent; `cuts` are by argument and name."""
     check_ready(model, longest=0)
-    for cut in selections.values():
-        with applied(model, cut):  # refuses a cut for another model
-            pass
+    for argument, by_name in cuts.items():
+        for cut in by_name.values():
+            if not isinstance(cut, PreTrainedModel):
+                matching_blocks(model, cut, type(cut), argument)
     for pair in held_out.everything:
         encode_pair(tokenizer, pair, aligned=False)
     count_scored(model, tokenizer, held_out.text)  # refuses a text that is too short

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.axes import Axes
 
-from fairlab.pairs import PromptPair, check_kind, check_pair
+from fairlab.pairs import PromptPair, check_frame, check_kind, check_pair
 from fairlab.plots.style import (
     COLORS,
     axes_or_new,
-    check_frame,
     finished,
     line_style,
     prompt_names,

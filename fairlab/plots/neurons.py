@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fairlab.pairs import check_kind
+from fairlab.pairs import check_frame, check_kind
 from fairlab.passes import check_whole
-from fairlab.plots.style import COLORS, axes_or_new, check_frame, finished, legend_beside
+from fairlab.plots.style import COLORS, axes_or_new, finished, legend_beside
 from fairlab.scores import check_tables
 from fairlab.surgery import NeuronSelection
 
@@ -74,8 +74,9 @@ def plot_score_plane(
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how many neurons each set shares with the others.
 
-    Behind the counts stand a strip for chance and, for each set, a band for what it shares with
-    sets chosen on neutral words (from the lowest to the highest, with the mean as a tick).
+    Behind the counts stand a strip for chance and, for each set chosen on people's words, a band
+    for what it shares with sets chosen on neutral words (from the lowest to the highest, with the
+    mean as a tick).
 
     Parameters
     ----------

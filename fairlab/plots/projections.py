@@ -63,7 +63,9 @@ def plot_projection(
     check_projection(projection)
     layer = check_whole("layer", layer, 0, len(projection.coordinates) - 1)
     known = {token.strip() for token in (*projection.tokens_a, *projection.tokens_b)}
-    for word in words or ():
+    if words is not None:
+        check_kind("words", words, Collection, "a list of tokens")
+    for word in () if words is None else words:
         if word not in known:
             raise ValueError(
                 f"words: expected tokens of the prompts ({', '.join(sorted(known))}); got {word!r}"

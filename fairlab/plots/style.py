@@ -1,8 +1,7 @@
 """What the figures have in common.
 
 Contents: `COLORS`, `MARKERS`, `line_style`; `axes_or_new`, `finished`, `as_written`,
-`legend_beside`, `set_limits`; `prompt_names`; `check_frame`; `rows_of` reads the tables of
-`compare`.
+`legend_beside`, `set_limits`; `prompt_names`; `rows_of` reads the tables of `compare`.
 """
 
 import matplotlib.pyplot as plt
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from fairlab.diagnosis import Projection
-from fairlab.pairs import PromptPair, check_kind, check_string
+from fairlab.pairs import PromptPair, check_frame, check_kind, check_string
 
 COLORS = sns.color_palette("colorblind")
 MARKERS = "osD^vP"
@@ -89,16 +88,6 @@ def prompt_names(words: PromptPair | Projection) -> tuple[str, str]:
     for letter, word in (("a", words.attribute_a), ("b", words.attribute_b)):
         named.append(f"prompt with {word}" if word else f"prompt {letter}")
     return named[0], named[1]
-
-
-def check_frame(table: pd.DataFrame, *columns: str, argument: str = "table") -> None:
-    """Refuse what is no DataFrame with such columns, by the name of the argument."""
-    check_kind(argument, table, pd.DataFrame, "a DataFrame")
-    if not set(columns) <= set(table.columns):
-        raise ValueError(
-            f"{argument}: expected the columns {', '.join(columns)}; "
-            f"got {', '.join(map(str, table.columns)) or 'none'}"
-        )
 
 
 def rows_of(

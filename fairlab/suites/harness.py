@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.evaluation.readings import facts_of
 from fairlab.files import checked_path, keep, read_kept
-from fairlab.pairs import bare_ids, prompt_ids
+from fairlab.pairs import bare_ids, check_kind, check_tokenizer, listed, prompt_ids
 from fairlab.passes import check_option, check_ready, check_whole, context_length, is_half, progress
 from fairlab.precision import attribute_set_to, full_precision
 from fairlab.suites.bbq import bbq_item, check_bbq_length
@@ -129,8 +129,9 @@ def run_lm_eval(
     stereotype, are ungrammatical, or differ in more than the group: read its scores with care
     (Blodgett et al., "Stereotyping Norwegian Salmon", 2021).
     """
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
-    data, samples = dict(data or {}), dict(samples or {})
+    names = [tasks] if isinstance(tasks, str) else listed("tasks", tasks, "names of tasks")
+    check_tokenizer(tokenizer)
+    data, samples = {} if data is None else data, {} if samples is None else samples
     _check_arguments(names, data, samples, batch_size)
     check_ready(model, longest=0)
     batch_size = int(batch_size)
@@ -201,16 +202,18 @@ def _measured_items(
     return items_of(task, measured, rows, numbers, tokenizer)
 
 
-def _check_arguments(names: Sequence[str], data: dict, samples: dict, batch_size: int) -> None:
-    if not names:
-        raise ValueError(f"tasks: expected at least one of {', '.join(TASKS)}; got none")
+def _check_arguments(
+    names: Sequence[str], data: Mapping, samples: Mapping, batch_size: int
+) -> None:
     for name in names:
-        check_option("tasks", name, tuple(TASKS))
-        if TASKS[name].advice and name not in data:
-            raise ValueError(f"data: expected a file for {name}; got none{TASKS[name].advice}")
+        check_option("tasks", name, TASKS)
     for argument, by_task in (("data", data), ("samples", samples)):
+        check_kind(argument, by_task, Mapping, "a dict by task")
         for name in by_task:
             check_option(argument, name, names)
+    for name in names:
+        if TASKS[name].advice and name not in data:
+            raise ValueError(f"data: expected a file for {name}; got none{TASKS[name].advice}")
     check_whole("batch_size", batch_size, 1)
 
 

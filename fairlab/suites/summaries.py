@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
+from fairlab.pairs import check_frame, listed
+from fairlab.passes import check_option
 from fairlab.statistics import jackknife_interval, jackknife_variance
 from fairlab.suites.metrics import METRICS, Metric
 
@@ -58,9 +60,15 @@ def summarize_items(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _with_clusters(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
+def _with_clusters(
+    items: Sequence[Mapping] | pd.DataFrame, argument: str = "items"
+) -> pd.DataFrame:
     """Return items as a frame in which an item without a cluster is one of its own."""
-    frame = pd.DataFrame(items)
+    is_frame = isinstance(items, pd.DataFrame)
+    frame = items if is_frame else pd.DataFrame(listed(argument, items, "items"))
+    check_frame(frame, "task", "item", "cluster", argument=argument)
+    for task in frame.task.unique():
+        check_option(argument, task, METRICS)
     alone = frame.task + " item " + frame.item.astype(str)
     return frame.assign(cluster=frame.cluster.where(frame.cluster.notna(), alone))
 
@@ -125,12 +133,13 @@ def paired_changes(
     ValueError
         The two hold different items.
     """
-    old, new = _sorted(before), _sorted(after)
+    given, new = _with_clusters(before, "before"), _with_clusters(after, "after")
+    old, new = _sorted(given), _sorted(new)
     if old[["task", "item"]].values.tolist() != new[["task", "item"]].values.tolist():
         raise ValueError("before, after: expected the same items of the same tasks in both")
 
     rows = []
-    for task in pd.DataFrame(before).task.unique():
+    for task in given.task.unique():
         old_items, new_items = old[old.task == task], new[new.task == task]
         new_metrics = METRICS[task](new_items)
         for name, metric in METRICS[task](old_items).items():
@@ -140,9 +149,9 @@ def paired_changes(
     return pd.DataFrame(rows).assign(sentence=[_sentence(row) for row in rows])
 
 
-def _sorted(items: Sequence[Mapping] | pd.DataFrame) -> pd.DataFrame:
-    """Return items, each with a cluster, in the order of tasks and numbers."""
-    return _with_clusters(items).sort_values(["task", "item"], kind="stable")
+def _sorted(items: pd.DataFrame) -> pd.DataFrame:
+    """Return items in the order of tasks and numbers."""
+    return items.sort_values(["task", "item"], kind="stable")
 
 
 def _change(before: Metric, after: Metric, clusters: pd.Series) -> dict:
