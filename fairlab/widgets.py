@@ -155,7 +155,7 @@ class Explorer:
             picture = self._pixels().quantize(palette=palette, dither=Image.Dither.NONE)
             picture.putpalette(colors.tobytes())
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG", optimize=True)
+            picture.save(buffer, "PNG")
             yield Frame(buffer.getvalue(), sentence, texts)
 
     def _pixels(self) -> Image.Image:
