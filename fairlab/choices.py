@@ -3,8 +3,8 @@
 Contents: `Choices`, what to look at and what to cut; `read_prompts`, which makes a pair of two
 prompts; `mark_tokens`, which says how a tokenizer cuts them; `STEPS`, what comes of it.
 
-Light to import, unlike `examination`: the page is there before the libraries that it measures and
-draws with.
+Light to import, unlike `examination`: the page is there before the model and the libraries that
+it measures and draws with.
 """
 
 from dataclasses import dataclass

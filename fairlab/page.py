@@ -2,30 +2,47 @@
 
 Contents: `show_page`. The browser's part is templates/page.js; what is measured comes from
 `examination`.
+
+The page is there after the tokenizer and before the model: nothing that it imports needs torch, and
+what does is imported by the thread that loads the model.
 """
 
 import functools
 import importlib
 import io
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import transformers
 
-from fairlab.capture import available_points
 from fairlab.choices import MOST_NEURONS, SCORES, STEPS, Choices, mark_tokens, read_prompts
 from fairlab.files import template_text
-from fairlab.gates import table_shape
-from fairlab.pairs import ARTICLE_PAIR, PromptPair, check_pairs, load_pairs
+from fairlab.pairs import ARTICLE_PAIR, PromptPair, encode_pair, load_pairs
+from fairlab.weights import DEFAULT_MODEL, find_weights, unpacked_before
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fairlab.examination import Step
 
+    Loading = Future[tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+# what the default model will say of itself when it is there; a test compares
+DEFAULT_SHAPE = (30, 1536)  # layers, neurons in each
+DEFAULT_POINTS = (
+    "input_norm",
+    "attention_output",
+    "gate_proj",
+    "up_proj",
+    "down_proj_input",
+    "down_proj",
+    "mlp_output",
+    "residual",
+)
 ARTICLE_LAYER = 8
 SCALES = (0.0, 0.5, 1.5, 2.0, 3.0)
 RANDOM_CUTS = (5, 10, 20)
@@ -33,10 +50,18 @@ SHOWN = 2  # shipped pairs of a category
 DPI = 110
 
 
-def show_page(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+def show_page(
+    model: "PreTrainedModel | None" = None, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> Any:
     """Show the page: prompts, capture point, layer, score and cut to choose, and a button to run.
 
     The last line of a cell displays it; `make app` serves notebooks/app.ipynb without its code.
+
+    Parameters
+    ----------
+    model, tokenizer : optional
+        As `load_model` returns them. Without them the page is about the default model, and there
+        before it: the model is loaded while somebody chooses.
 
     Returns
     -------
@@ -47,12 +72,44 @@ def show_page(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any
     ------
     ImportError
         anywidget is missing; the message says how to install it.
+    ModuleNotFoundError
+        The package with the default model's weights is missing.
+    TypeError
+        One of model and tokenizer without the other.
     """
-    page = _view_class()(offer=_offer(model, tokenizer))
-    page.on_msg(functools.partial(_answer, model, tokenizer))
-    # what a run needs is imported while somebody still chooses: a second or two
-    threading.Thread(target=_examination, daemon=True).start()
+    view = _view_class()
+    if model is not None:
+        offer, load = _offer_of(model, tokenizer), lambda: (model, tokenizer)
+    elif tokenizer is not None:
+        raise TypeError("model: expected the model of this tokenizer; got None")
+    else:
+        # unpacked here if it never was, which takes longer
+        folder = unpacked_before(DEFAULT_MODEL) or find_weights(DEFAULT_MODEL)[0]
+        # the class that AutoTokenizer would find, for which it needs torch
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        offer, load = _offer(tokenizer, DEFAULT_SHAPE, DEFAULT_POINTS), _load_default
+    page = view(offer=offer)
+    page.on_msg(functools.partial(_answer, tokenizer, _begin(load)))
     return page
+
+
+def _load_default() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load the default model, by the module that needs torch."""
+    return importlib.import_module("fairlab.models").load_model()
+
+
+def _begin(load: "Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]") -> "Loading":
+    """Begin to load a model, and to import what a run needs, while somebody still chooses."""
+
+    def work() -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        loaded = load()
+        _examination()
+        return loaded
+
+    worker = ThreadPoolExecutor(1)
+    loading = worker.submit(work)
+    worker.shutdown(wait=False)
+    return loading
 
 
 def _examination() -> ModuleType:
@@ -76,10 +133,19 @@ def _view_class() -> type:
     return PageView
 
 
-def _offer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what can be chosen, and what is chosen at first."""
-    layers, neurons = table_shape(model)
-    points = available_points(model)
+def _offer_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Return what can be chosen of a model."""
+    from fairlab.capture import available_points
+    from fairlab.gates import table_shape
+
+    return _offer(tokenizer, table_shape(model), available_points(model))
+
+
+def _offer(
+    tokenizer: "PreTrainedTokenizerBase", shape: tuple[int, int], points: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what can be chosen of a model of such a shape, and what is chosen at first."""
+    layers, neurons = shape
     # where the article looked; a small model has fewer layers
     start = asdict(Choices(layer=min(ARTICLE_LAYER, layers - 1)))
     prompts = {"prompt_a": ARTICLE_PAIR.prompt_a, "prompt_b": ARTICLE_PAIR.prompt_b}
@@ -96,18 +162,26 @@ def _offer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[s
     }
 
 
-def _shipped_pairs(tokenizer: PreTrainedTokenizerBase) -> list[PromptPair]:
+def _shipped_pairs(tokenizer: "PreTrainedTokenizerBase") -> list[PromptPair]:
     """Return the article's pair, and two valid training pairs of each category in sentences of
     their own."""
-    pairs = load_pairs(split="train")
     shown: dict[str, list[PromptPair]] = {}
-    for pair, valid in zip(pairs, check_pairs(tokenizer, pairs).valid, strict=True):
+    for pair in load_pairs(split="train"):
         members = shown.setdefault(pair.category, [])
         known = [(member.template, member.attribute_a) for member in members]
         new = all(pair.template != one and pair.attribute_a != word for one, word in known)
-        if valid and new and len(members) < SHOWN:
+        if new and len(members) < SHOWN and _is_valid(tokenizer, pair):
             members.append(pair)
     return [ARTICLE_PAIR, *(pair for members in shown.values() for pair in members)]
+
+
+def _is_valid(tokenizer: "PreTrainedTokenizerBase", pair: PromptPair) -> bool:
+    """Say whether the two prompts of a pair can be compared, without the table of `check_pairs`."""
+    try:
+        encode_pair(tokenizer, pair)
+    except ValueError:
+        return False
+    return True
 
 
 def _described(pair: PromptPair) -> dict[str, str]:
@@ -121,18 +195,21 @@ def _described(pair: PromptPair) -> dict[str, str]:
 
 
 def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
+    loading: "Loading",
     page: Any,
     content: dict[str, Any],
     _: Any,
 ) -> None:
     """Answer a message of the browser; whatever goes wrong, it gets a sentence."""
     try:
-        if content["kind"] == "check":
+        if content["kind"] == "wait":
+            # at once if the model is there; else by the thread that loads it
+            loading.add_done_callback(functools.partial(_tell, page))
+        elif content["kind"] == "check":
             page.send(_checked(tokenizer, content))
         else:
-            for step in _started(model, tokenizer, page, content):
+            for step in _started(*loading.result(), page, content):
                 pictures = [_png(picture.figure) for picture in step.pictures]
                 page.send(_said(step), buffers=pictures)
             page.send({"kind": "done"})
@@ -140,7 +217,14 @@ def _answer(
         page.send({"kind": "failed", "text": _sentence(error)})
 
 
-def _checked(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> dict[str, Any]:
+def _tell(page: Any, loading: "Loading") -> None:
+    """Tell the browser that the model is there, or why it is not."""
+    error = loading.exception()
+    fault = f"The model could not be loaded. {_sentence(error)}" if error else ""
+    page.send({"kind": "loaded", "fault": fault})
+
+
+def _checked(tokenizer: "PreTrainedTokenizerBase", content: dict[str, Any]) -> dict[str, Any]:
     """Say how two prompts are cut into tokens, and what is wrong with them."""
     prompts = (content["prompt_a"], content["prompt_b"])
     tokens = mark_tokens(tokenizer, *prompts)
@@ -158,8 +242,8 @@ def _checked(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> dic
 
 
 def _started(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     page: Any,
     content: dict[str, Any],
 ) -> "Iterator[Step]":
@@ -197,7 +281,7 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """Return what went wrong in the words of the page."""
     text = str(error)
     if not isinstance(error, ValueError):

@@ -27,14 +27,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
-import pandas as pd
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from fairlab.files import DATA
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FILE_PREFIXES = {"demographic": "pairs", "neutral": "neutral"}
 SPLITS = ("train", "validation", "held_out")
@@ -445,7 +447,7 @@ def chat_pairs(
     return changed
 
 
-def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair]) -> pd.DataFrame:
+def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair]) -> "pd.DataFrame":
     """Check pairs against a tokenizer: one row a pair, and the reason where it is not valid.
 
     Returns
@@ -458,6 +460,8 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
         -1 if there is none), `span` (number of tokens from the first to the last that differ, -1
         where the counts differ) and `reason` ("" where valid).
     """
+    import pandas as pd  # only here: the page, which makes no table, is there without it
+
     check_tokenizer(tokenizer)
     rows = []
     for pair in as_pairs(pairs):

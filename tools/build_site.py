@@ -19,6 +19,7 @@ from string import Template
 
 import nbformat
 from explorer_pages import explorer_cells
+from sphinx.cmd.build import main as sphinx
 
 import fairlab
 
@@ -103,29 +104,30 @@ def digest_of_explorers() -> str:
     return digest.hexdigest()
 
 
-def start_explorers() -> list[subprocess.Popen]:
-    """Begin to draw the explorers of each lesson, unless those of an earlier build still hold."""
+def start_explorers() -> subprocess.Popen | None:
+    """Begin to draw the explorers, unless those of an earlier build still hold.
+
+    One process draws them all, since each would first import the libraries; Sphinx has the other
+    core.
+    """
     if MADE_FROM.is_file() and MADE_FROM.read_text(encoding="utf-8") == digest_of_explorers():
-        return []
+        return None
     shutil.rmtree(EXPLORERS, ignore_errors=True)
     EXPLORERS.mkdir(parents=True)
-    drawing = []
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # torch's threads would wait for each other
+    command = [sys.executable, str(ROOT / "tools" / "explorer_pages.py"), str(EXPLORERS)]
     for lesson in sorted(ROOT.glob("notebooks/[0-9]*.ipynb")):
         if explorer_cells(nbformat.read(lesson, as_version=4).cells):
-            command = [sys.executable, str(ROOT / "tools" / "explorer_pages.py")]
-            command += [str(lesson), str(EXPLORERS)]
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-            drawing.append(subprocess.Popen(command, cwd=ROOT, env=one_thread, **quiet))
-    return drawing
+            command.append(str(lesson))
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # torch's threads would wait for each other
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env=one_thread, **quiet)
 
 
-def finish_explorers(drawing: list[subprocess.Popen]) -> None:
+def finish_explorers(drawing: subprocess.Popen) -> None:
     """Wait for the explorers, and note what they were made from."""
-    for process in drawing:
-        _, errors = process.communicate()
-        if process.returncode:
-            sys.exit(errors.decode())
+    _, errors = drawing.communicate()
+    if drawing.returncode:
+        sys.exit(errors.decode())
     MADE_FROM.write_text(digest_of_explorers(), encoding="utf-8")
 
 
@@ -137,10 +139,12 @@ def main() -> None:
     drawing = start_explorers()
     lay_out()
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2"]
-    command += ["-c", str(SITE), "-d", str(ROOT / "build" / "site-doctrees")]
-    built = subprocess.call([*command, str(PAGES), str(OUTPUT)], cwd=ROOT)
-    finish_explorers(drawing)
+    options = ["-W", "--keep-going", "-q", "-j", "2"]
+    options += ["-c", str(SITE), "-d", str(ROOT / "build" / "site-doctrees")]
+    # here, where the libraries are imported already, and not in a process of its own
+    built = sphinx([*options, str(PAGES), str(OUTPUT)])
+    if drawing:
+        finish_explorers(drawing)
     if built:
         sys.exit(built)
     shutil.copytree(EXPLORERS, OUTPUT / "_static" / "explorers")

@@ -59,6 +59,7 @@ function render({ model, el }) {
   const withAddress = document.body.dataset.voila !== undefined; // JupyterLab has its own address
   const inputs = {}; // name of a choice → its control
   const urls = []; // of pictures, to be given back at the end
+  let ready = false; // whether the model is loaded
   let checks = 0, typing, silence, step, ran;
 
   el.classList.add("fairlab-app");
@@ -101,11 +102,11 @@ function render({ model, el }) {
   inputs.scale = choice(cut, "their activations times", allowed.scale);
   inputs.n_random = choice(cut, "random cuts beside it", allowed.n_random);
 
-  const run = add(add(form, "div", "", "run"), "button", "Run");
+  const run = add(add(form, "div", "", "run"), "button", "Run when the model is loaded");
   run.type = "submit";
   const link = add(run.parentNode, "a", "Link to these choices");
   link.hidden = !withAddress;
-  const status = add(el, "p", "", "status");
+  const status = add(el, "p", "The model is being loaded: choose meanwhile.", "status");
   status.setAttribute("role", "status");
   const alert = add(el, "p", "", "alert");
   alert.setAttribute("role", "alert");
@@ -197,18 +198,32 @@ function render({ model, el }) {
     event.preventDefault();
     if (run.disabled) return;
     ran = choices();
-    const { prompt_a, prompt_b, ...rest } = ran;
     alert.textContent = "";
-    status.textContent = "Asking the server …";
     run.disabled = true;
+    if (ready) ask();
+    else {
+      status.textContent = "The model is being loaded; then it runs with these choices …";
+      listen();
+    }
+  });
+
+  // Send what was chosen when the button was pressed.
+  function ask() {
+    const { prompt_a, prompt_b, ...rest } = ran;
+    status.textContent = "Asking the server …";
     model.send({ kind: "run", prompt_a, prompt_b, choices: rest });
+    listen();
+  }
+
+  // Say so if no answer comes.
+  function listen() {
     silence = setTimeout(() => {
       alert.textContent = "The server does not answer: it may have stopped after a while without "
         + "use. Load this page again" + (withAddress ? ", which keeps your choices; on Binder, open "
         + "it anew and put the end of this address, from # on, behind the new one." : ".");
       status.textContent = ""; // the button stays shut: the answer may only be late
     }, PATIENCE);
-  });
+  }
 
   function failed(text) {
     alert.textContent = text;
@@ -222,6 +237,14 @@ function render({ model, el }) {
   }
 
   const answers = {
+    loaded({ fault }) {
+      if (ready) return; // another view of the page asked, too
+      ready = true;
+      run.textContent = "Run";
+      if (fault) failed(fault);
+      else if (run.disabled) ask(); // it was pressed meanwhile
+      else status.textContent = "The model is loaded.";
+    },
     checked({ number, tokens: marked, good, text }) {
       if (number !== checks) return; // something else was typed since
       marked.forEach((pieces, place) => {
@@ -300,6 +323,7 @@ function render({ model, el }) {
     window.addEventListener("hashchange", follow);
     follow();
   } else show(offer.start);
+  model.send({ kind: "wait" });
 
   return () => {
     model.off("msg:custom", take);
