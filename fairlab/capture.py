@@ -254,7 +254,8 @@ def run_pairs(
         visit(point, layer, batch, at_least_float32(values))
 
     options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
-    batches = pair_batches(model, tokenizer, pairs, **options)
+    logits = see_next is not None
+    batches = pair_batches(model, tokenizer, pairs, logits=logits, **options)
     with torch.no_grad(), _hooks(model, check_points(model, points), None, hand_over):
         for batch in batches:
             if see_next is None:

@@ -289,7 +289,7 @@ def _inputs_at_last_token(
     Both are layer → (pairs, hidden).
     """
     inputs_a, inputs_b = defaultdict(list), defaultdict(list)
-    for batch in pair_batches(model, tokenizer, pairs):
+    for batch in pair_batches(model, tokenizer, pairs, logits=False):
         with _record_mlps(model, layers) as recorded, torch.no_grad():
             run_decoder(model, batch)
         prompts = torch.arange(len(batch.last))

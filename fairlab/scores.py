@@ -34,6 +34,7 @@ from fairlab.pairs import (
 )
 from fairlab.passes import (
     PairBatch,
+    check_memory,
     check_option,
     check_positive,
     check_weight,
@@ -584,6 +585,8 @@ def fisher_scores(
     check_tokenizer(tokenizer)
     check_string("text", text)
     chunks = text_chunks(model, tokenizer, text)
+    size = len(chunks[0])
+    check_memory(model, [(1, size, size)], slopes=True, argument="model")
     squares = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="calibration text", unit="chunk"):
         slopes = gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward)

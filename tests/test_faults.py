@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import warnings
+import weakref
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +26,11 @@ import run_tests
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fairlab as fl
-from fairlab import files, gating, passes, precision, weights
+from fairlab import cli, files, gating, passes, precision, weights
 from fairlab.cli import kept
 from fairlab.evaluation import flattening, readings
 from fairlab.scores import decision_scores
@@ -501,7 +505,7 @@ def test_where_memory_runs_out_batches_are_halved(name, tiny, tokenizer, held_ou
     room = 6 if "decision" in name else 3  # a pair has a row for each of its answers there
     with (
         room_for(tiny, room),
-        pytest.warns(UserWarning, match="memory ran out with .* at once") as told,
+        pytest.warns(UserWarning, match="there is no memory for .* at once") as told,
     ):
         found = measure(tiny, tokenizer, held_out)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
@@ -539,6 +543,113 @@ def test_other_errors_are_no_lack_of_memory(tiny, tokenizer, held_out):
     half = tiny_model(dtype=torch.bfloat16)
     with room_for(half, 1), pytest.raises(torch.OutOfMemoryError):  # a pair is a batch there
         read(half, tokenizer, held_out)
+
+
+class Peak(TorchDispatchMode):
+    """Follow how many bytes the tensors made inside the block hold at once, and keep the most."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.held = self.most = 0
+        own = [*model.parameters(), *model.buffers()]
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in own}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return made
+
+    def note(self, storage):
+        place, size = storage.data_ptr(), storage.nbytes()
+        if size and place not in self.known:
+            self.known.add(place)
+            self.held += size
+            self.most = max(self.most, self.held)
+            weakref.finalize(storage, self.release, place, size)
+
+    def release(self, place, size):
+        self.known.discard(place)
+        self.held -= size
+
+
+def fisher(model, tokenizer, _):
+    return fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=TEXT)
+
+
+def losses(model, tokenizer, _):
+    return passes.token_losses(model, tokenizer, TEXT)
+
+
+# what asks for memory before it runs → what its message names
+ASKED = {
+    "readings": (read, "batch_size"),
+    "activations": (activations, "batch_size"),
+    "attribution": (OF_OTHERS["attribution"], "batch_size"),
+    "texts": (sample, "batch_size"),
+    "benchmarks": (likelihoods, "batch_size"),
+    "perplexity": (losses, "model"),
+    "Fisher's importance": (fisher, "model"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.usefixtures("quick_collection")
+def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
+    name, tiny, tokenizer, held_out, monkeypatch
+):
+    measure, argument = ASKED[name]
+    # without logits, it is the layers that take the room
+    model = tiny_model(intermediate_size=4096) if name == "activations" else tiny
+    measure = partial(measure, model, tokenizer, held_out)
+    measure()  # what is tried once for each model is tried
+    with Peak(model) as peak:
+        measure()
+    free = [peak.most]
+    monkeypatch.setattr(passes, "free_bytes", lambda device: free[0])
+    with warnings.catch_warnings(action="error"):  # halving would warn
+        measure()
+    for forward in (type(model), type(model.model)):
+        monkeypatch.setattr(forward, "forward", lambda *_, **__: pytest.fail("the model read"))
+    free[0] = peak.most // 20
+    with warnings.catch_warnings(action="error"), pytest.raises((UserWarning, MemoryError)):
+        measure()
+    free[0] = 0
+    says = rf"{argument}: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
+    with warnings.catch_warnings(action="ignore"), pytest.raises(MemoryError, match=says):
+        measure()
+
+
+def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, held_out, monkeypatch):
+    wanted, free = read(tiny, tokenizer, held_out), iter([0, 0])
+    monkeypatch.setattr(passes, "free_bytes", lambda device: next(free, 10**12))
+    with pytest.warns(UserWarning, match="there is no memory for .* prompts at once") as told:
+        found = read(tiny, tokenizer, held_out)
+    sizes = [int(re.search(r"again with (\d+)", str(one.message))[1]) for one in told]
+    assert sizes == [4, 2]
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_a_model_on_several_devices_is_not_looked_at(tiny, monkeypatch):
+    monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
+    model = deepcopy(tiny)
+    with pytest.raises(MemoryError, match="batch_size: 2 × 3 tokens at once"):
+        passes.check_memory(model, [(2, 3, 1), (1, 3, 1)])
+    model.model.layers[1].to("meta")
+    passes.check_memory(model, [(2, 3, 1)])
+
+
+@pytest.mark.parametrize(("error", "said"), [(MemoryError("a: b"), "a: b"), (MemoryError(), "Mem")])
+def test_on_the_command_line_a_lack_of_memory_is_one_line(error, said, monkeypatch, capsys):
+    def run():
+        raise error
+
+    monkeypatch.setattr(cli, "app", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert re.fullmatch(rf"fairlab: {said}.*\n", capsys.readouterr().err)
 
 
 # ---- a stop or an error at any moment

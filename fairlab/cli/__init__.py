@@ -24,6 +24,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print("fairlab: " + " ".join(str(error).split()), file=sys.stderr)
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"fairlab: {said}", file=sys.stderr)
         sys.exit(2)
