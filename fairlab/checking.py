@@ -67,6 +67,7 @@ _OF_UNEQUAL_LENGTH = (
     "from the length, so some neutral pairs should differ by as much"
 )
 _MARKS = ',.;:!?)"”'
+SPLIT_RULE = "every third sentence of a category held out"  # where a file has no column `split`
 # words that sound otherwise than they are written
 _NO_VOWEL = re.compile(r"one\b|once|eu|ewe|u[ks]|uni(?!n|m)|ut[aeio]", re.IGNORECASE)
 _NO_CONSONANT = re.compile(r"hour|hono|heir|honest", re.IGNORECASE)
@@ -154,17 +155,46 @@ class CheckedFile:
         shown = "; ".join(map(str, self.problems[:3])) + "; …" * (len(self.problems) > 3)
         return f"{len(rows)} of {len(self.pairs)} rows of {self.path} have problems: {shown}"
 
+    @property
+    def guessed(self) -> list[str]:
+        """What valid rows leave out and was filled in for them, to be read: sentences and split."""
+        found = []
+        place = self.columns.index("template") if "template" in self.columns else None
+        taken = []
+        for row in _valid_rows(self.pairs, self.problems):
+            if place is None or not self.cells[row][place]:
+                taken.append(self.pairs[row].template)
+        if taken:
+            rows = "row" if len(taken) == 1 else "rows"
+            found.append(f"template, of {len(taken)} {rows} taken from the prompts: {_few(taken)}")
+        if "split" not in self.columns and self.valid:
+            sides = {"train": [], "held_out": []}
+            for pair in self.valid:
+                sides[pair.split].append(pair.template)
+            told = "; ".join(f"{split}: {_few(side)}" for split, side in sides.items())
+            found.append(f"split, {SPLIT_RULE}; {told}")
+        return found
+
+
+def _few(sentences: Iterable[str]) -> str:
+    """Return the first three different sentences, and how many more there are."""
+    different = list(dict.fromkeys(sentences))
+    shown = ", ".join(f'"{sentence}"' for sentence in different[:3]) or "none"
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return "".join(map(_visible, shown + more))
+
 
 def read_pairs(path: str | Path) -> list[PromptPair]:
-    """Read prompt pairs of one's own from a CSV file.
+    """Read prompt pairs of one's own from a CSV file, and print what was guessed.
 
     The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed, other columns are
     passed over. Where they are missing, `template` and the two attributes are taken from the words
     in which the prompts differ, and `category` is "custom". Without a column `split` every third
     sentence of a category (the second, the fifth, …) is held out and the others are for training:
     never two rows of one sentence apart, and in a category with two sentences or more at least one
-    on each side, wherever the sentences that categories share allow it. The columns harsher and
-    kinder hold answers, for the decision gap: `check_file(path).outcomes` has them.
+    on each side, wherever the sentences that categories share allow it. What was filled in so is
+    printed, to be read. The columns harsher and kinder hold answers, for the decision gap:
+    `check_file(path).outcomes` has them.
 
     Parameters
     ----------
@@ -182,6 +212,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
         raise ValueError(
             f"path: {checked.summary}; fairlab.check_file (`fairlab check {path}`) lists them all"
         )
+    if checked.guessed:
+        print("\n  ".join([f"{path} leaves this out, and it was filled in:", *checked.guessed]))
     return checked.valid
 
 
@@ -203,7 +235,7 @@ def check_file(
     -------
     CheckedFile
         With `problems` and `notices`, `pairs` by row, and `valid`, the pairs without a problem.
-        If the file has no column `split`, only these are split.
+        If the file has no column `split`, only these are split; `guessed` says how.
 
     Raises
     ------

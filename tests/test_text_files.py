@@ -9,6 +9,8 @@ import unicodedata
 import pytest
 
 import fairlab as fl
+from fairlab import cli
+from fairlab.cli.pairs import PairOptions, load_pool
 from fairlab.files import read_csv, read_json_lines, read_text
 
 HEADER = "prompt_a,prompt_b"
@@ -173,6 +175,74 @@ def test_the_bytes_of_an_accent_are_no_difference(tmp_path):
     rows.append(unicodedata.normalize("NFD", rows[0]))
     with pytest.raises(ValueError, match=r"row 3: has the prompts of row 2; remove one of them"):
         fl.read_pairs(table_of(tmp_path, *rows))
+
+
+# ---- what is guessed is printed back
+
+
+FOUR = ["The {} cook sang", "My {} friend slept", "Two {} guests ate", "That {} clerk wrote"]
+GUESSED_OF_FOUR = [
+    'template, of 4 rows taken from the prompts: "The {} cook sang", "My {} friend slept", '
+    '"Two {} guests ate" and 1 more',
+    "split, every third sentence of a category held out; "
+    'train: "The {} cook sang", "Two {} guests ate", "That {} clerk wrote"; '
+    'held_out: "My {} friend slept"',
+]
+
+
+def rows_of(sentences, *more):
+    return [",".join([s.format("old"), s.format("young"), *more]) for s in sentences]
+
+
+def test_sentences_and_split_are_printed_back(tmp_path, capsys):
+    path = table_of(tmp_path, *rows_of(FOUR))
+    pairs = fl.read_pairs(path)
+    told = "\n  ".join([f"{path} leaves this out, and it was filled in:", *GUESSED_OF_FOUR])
+    assert capsys.readouterr().out == told + "\n"
+    held_out = [pair.template for pair in pairs if pair.split == "held_out"]
+    assert held_out == ["My {} friend slept"]
+
+
+def test_what_the_file_says_is_not_printed_back(tmp_path, capsys):
+    rows = [f"{s.format('old')},{s.format('young')},{s},train" for s in FOUR]
+    fl.read_pairs(table_of(tmp_path, *rows, header=f"{HEADER},template,split"))
+    assert capsys.readouterr().out == ""
+    rows[2] = rows[2].replace("Two {} guests ate", "")
+    path = table_of(tmp_path, *rows, header=f"{HEADER},template,split")
+    (guess,) = fl.check_file(path).guessed
+    assert guess == 'template, of 1 row taken from the prompts: "Two {} guests ate"'
+
+
+def test_only_valid_rows_are_printed_back_and_nothing_steers_the_terminal(tmp_path):
+    rows = [*rows_of(FOUR[:1]), "The \x1b[2J old man,The \x1b[2J new man", "A lonely old cat,"]
+    checked = fl.check_file(table_of(tmp_path, *rows))
+    template, split = checked.guessed
+    assert template.endswith(r': "The {} cook sang", "The \x1b[2J {} man"') and "cat" not in split
+    assert fl.check_file(table_of(tmp_path, "A lonely old cat,")).guessed == []
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_check_says_what_was_filled_in(more, tmp_path, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr("fairlab.models.load_tokenizer", lambda name: tokenizer)
+    path = table_of(tmp_path, *rows_of(FOUR))
+    monkeypatch.setattr("sys.argv", ["fairlab", "check", str(path), *more])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out = capsys.readouterr().out
+    if more:
+        assert json.loads(out)["guessed"] == GUESSED_OF_FOUR
+    else:
+        assert "\n".join(["", "Left out by the file, and filled in:", *GUESSED_OF_FOUR]) in out
+
+
+def test_a_command_says_it_once(tmp_path, tokenizer, capsys):
+    path = table_of(tmp_path, *rows_of(FOUR))
+    options = PairOptions(str(path), None, None, "en", skip_invalid=False)
+    load_pool(tokenizer, options)
+    told = capsys.readouterr().err
+    assert told.startswith(f"fairlab: {path} leaves this out") and told.count("held out") == 1
+    load_pool(tokenizer, options)
+    assert capsys.readouterr().err == ""
 
 
 # ---- rows and lines

@@ -156,9 +156,9 @@ def check(
     blanks too many; templates that are not the prompts' sentence; what is there twice; a sentence
     that is both for training and held out. Then notices, which leave a row valid: words that the
     tokenizer splits into unlike numbers of tokens (names often are; their gap is measured, but
-    scores that compare token by token refuse them), with words that would fit. Last, how the valid
-    rows are split. Exit code 0: every row is valid; 2: there are problems, or the file can't be
-    read.
+    scores that compare token by token refuse them), with words that would fit. Last, what the file
+    leaves out and was filled in, and how the valid rows are split. Exit code 0: every row is valid;
+    2: there are problems, or the file can't be read.
 
     \b
     Example: fairlab check mine.csv --fix valid.csv
@@ -176,6 +176,7 @@ def check(
         "valid": len(checked.valid),
         "problems": [facts_of(problem) for problem in checked.problems],
         "notices": [facts_of(problem) for problem in checked.notices],
+        "guessed": checked.guessed,
         "split_by_file": "split" in checked.columns,
         "split": split_counts(checked.valid),
         "fixed": fix and str(fix),
