@@ -129,9 +129,10 @@ def _about(version: Version = False) -> None:
 
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
     template, attribute_a, attribute_b and split, and harsher and kinder, what may be decided about
-    the person. Pairs of the split train choose the neurons, those of the split held_out measure;
-    without the column, every third sentence of a category is held out. fairlab check mine.csv finds
-    the problems of form in such a file within seconds.
+    the person; a .jsonl file has such names on each line. Pairs of the split train choose the
+    neurons, those of the split held_out measure; without the column, every third sentence of a
+    category is held out. fairlab check mine.csv finds the problems of form in such a file within
+    seconds.
 
     Exit codes: 0 done; 2 refused, with one line that says why (an input, a file, a missing
     package), or fairlab check found problems; 3 done, and a bound of --fail-if holds or could not
@@ -141,7 +142,7 @@ def _about(version: Version = False) -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, Argument(help="CSV file of pairs, as a spreadsheet writes it.")],
+    file: Annotated[Path, Argument(help="CSV or .jsonl file of pairs.")],
     model: Model = DEFAULT,
     fix: Annotated[
         Path | None,
@@ -163,11 +164,13 @@ def check(
     \b
     Example: fairlab check mine.csv --fix valid.csv
     """
-    from fairlab.checking import fixed_csv
+    from fairlab.checking import fixed_csv, is_json_lines
     from fairlab.files import write_text
     from fairlab.models import load_tokenizer
 
     check_output_file(fix, force, file, model, argument="fix")
+    if fix and is_json_lines(fix):
+        raise ValueError(f"fix: expected a name for a CSV file; got {fix}")
     checked = fl.check_file(file, tokenizer=load_tokenizer(model))
     facts = {
         "file": str(file),
