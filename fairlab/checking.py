@@ -244,8 +244,8 @@ def check_file(
     Raises
     ------
     ValueError
-        No such file, no text file, no rows, a column missing or there twice, or a quotation mark
-        that is not closed.
+        No such file, no text file, no rows, a column missing or there twice, a quotation mark that
+        is not closed, or a line that is no JSON.
     """
     path = Path(path)
     table, columns = _read_table(path)

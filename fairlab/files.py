@@ -286,13 +286,13 @@ def read_json_table(argument: str, path: str | Path, columns: Sequence[str]) -> 
         cells = []
         for name in header:
             value = row.get(name)
-            is_read = name.strip().casefold() in columns
-            if is_read and not isinstance(value, str | None):
+            is_text = isinstance(value, str | None)
+            if not is_text and name.strip().casefold() in columns:
                 raise ValueError(
                     f"{argument}: line {number} of {path}: {name} must be a text; "
                     f'got {json.dumps(value)}; write it in quotation marks, such as "{name}": "…"'
                 )
-            cells.append("" if value is None else str(value))
+            cells.append(value or "" if is_text else json.dumps(value, ensure_ascii=False))
         table.append((number, cells))
     guess = guess_of(text) if encoding == "cp1252" else ""
     form = f"{encoding}, a JSON object on each line"

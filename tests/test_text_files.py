@@ -219,7 +219,9 @@ def test_only_valid_rows_are_printed_back_and_nothing_steers_the_terminal(tmp_pa
     rows = [*rows_of(FOUR[:1]), "The \x1b[2J old man,The \x1b[2J new man", "A lonely old cat,"]
     checked = fl.check_file(table_of(tmp_path, *rows))
     template, split = checked.guessed
-    assert template.endswith(r': "The {} cook sang", "The \x1b[2J {} man"') and "lonely" not in split
+    assert (
+        template.endswith(r': "The {} cook sang", "The \x1b[2J {} man"') and "lonely" not in split
+    )
     assert fl.check_file(table_of(tmp_path, "A lonely old cat,")).guessed == []
 
 
