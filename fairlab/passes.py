@@ -314,7 +314,9 @@ def _size_of(
     indices: list[int], prompts: list[tuple[Prompt, Prompt]], logits: bool
 ) -> tuple[int, int, int]:
     """Return the rows of a batch, its longest prompt, and where in each row there are logits."""
-    rows = {prompt for index in indices for prompt in prompts[index]}
+    rows: set[Prompt] = set()
+    for index in indices:
+        rows.update(prompts[index])
     lengths = set(map(len, rows))
     return len(rows), max(lengths), len(lengths) if logits else 0
 

@@ -110,7 +110,10 @@ def _rows_of(requests: Sequence[Request], max_length: int, side_by_side: bool) -
 
 def _size_of(rows: Sequence[Row]) -> tuple[int, int, int]:
     """Return what `check_memory` asks of a batch whose longest row comes first."""
-    columns = {column for row in rows for _, span in row.spans for column in span}
+    columns: set[int] = set()
+    for row in rows:
+        for _, span in row.spans:
+            columns.update(span)
     return len(rows), len(rows[0].tokens), len(columns)
 
 
