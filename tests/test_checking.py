@@ -510,6 +510,12 @@ category, template, split, attribute_split, id, harsher, kinder
 row 5: 7 and 3 tokens: "old cook closed the door and" is 6 (old|cook|closed|the|door|and), "young \
 cook" is 2 (young|cook); no other word of this category fits
 
+Left out by the file, and filled in:
+template, of 3 rows taken from the prompts: "The {{}} man called the office, and", "My {{}} friend \
+read the letter. Then", "Two {{}} guests came to"
+split, every third sentence of a category held out; train: "The {{}} man called the office, and", \
+"Two {{}} guests came to"; held_out: "My {{}} friend read the letter. Then"
+
 Split, every third sentence of a category held out:
 custom, train: 2 sentences, 2 pairs
 custom, held_out: 1 sentence, 1 pair
