@@ -280,7 +280,9 @@ def read_json_table(argument: str, path: str | Path, columns: Sequence[str]) -> 
     """
     text, encoding = read_text(argument, path)
     rows = _objects_by_line(argument, path, text)
-    header = list(dict.fromkeys(name for row in rows.values() for name in row))
+    header: dict[str, None] = {}  # a dict keeps the order, and each only once
+    for row in rows.values():
+        header |= dict.fromkeys(row)
     table = []
     for number, row in rows.items():
         cells = []
@@ -296,7 +298,7 @@ def read_json_table(argument: str, path: str | Path, columns: Sequence[str]) -> 
         table.append((number, cells))
     guess = guess_of(text) if encoding == "cp1252" else ""
     form = f"{encoding}, a JSON object on each line"
-    return CsvTable(form, header, table, {number: number for number in rows}, guess)
+    return CsvTable(form, list(header), table, {number: number for number in rows}, guess)
 
 
 def _objects_by_line(argument: str, path: str | Path, text: str) -> dict[int, dict]:
