@@ -18,7 +18,7 @@ brackets)::
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -328,8 +328,9 @@ def _hooks(
     def remember_shape(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shape[:] = inputs[0].shape
 
-    handles = [model.get_input_embeddings().register_forward_pre_hook(remember_shape)]
-    try:
+    embeddings = model.get_input_embeddings()
+    with ExitStack() as stack:
+        stack.callback(embeddings.register_forward_pre_hook(remember_shape).remove)
         for number in numbers:
             for point in points:
                 name = _module_name(all_layers[number], point)
@@ -340,11 +341,8 @@ def _hooks(
                 module = all_layers[number].get_submodule(name)
                 # after the pass, when all that changes an input has changed it: a cut is seen
                 # whichever of the two `with` blocks is the inner one
-                handles.append(module.register_forward_hook(hook))
+                stack.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hand_over(

@@ -350,10 +350,10 @@ def _record_mlps(
     with ExitStack() as stack:
         for layer in layers:
             mlp = glu_blocks(model)[layer]
-            before = mlp.register_forward_pre_hook(partial(record_input, layer))
-            stack.callback(before.remove)
-            after = mlp.down_proj.register_forward_hook(partial(record_output, layer))
-            stack.callback(after.remove)
+            hook = partial(record_input, layer)
+            stack.callback(mlp.register_forward_pre_hook(hook).remove)
+            hook = partial(record_output, layer)
+            stack.callback(mlp.down_proj.register_forward_hook(hook).remove)
         yield recorded
 
 
