@@ -18,7 +18,7 @@ brackets)::
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -260,7 +260,8 @@ def run_pairs(
         visit(point, layer, batch, at_least_float32(values))
 
     options = {"positions": positions, "aligned": aligned, "batch_size": batch_size}
-    batches = pair_batches(model, tokenizer, pairs, **options)
+    logits = see_next is not None
+    batches = pair_batches(model, tokenizer, pairs, logits=logits, **options)
     points = check_points(model, points) if points else ()
     with torch.no_grad(), _hooks(model, points, None, hand_over):
         for batch in batches:
@@ -335,8 +336,9 @@ def _hooks(
     def remember_shape(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shape[:] = inputs[0].shape
 
-    handles = [model.get_input_embeddings().register_forward_pre_hook(remember_shape)]
-    try:
+    embeddings = model.get_input_embeddings()
+    with ExitStack() as stack:
+        stack.callback(embeddings.register_forward_pre_hook(remember_shape).remove)
         for number in numbers:
             for point in points:
                 name = _module_name(all_layers[number], point)
@@ -347,11 +349,8 @@ def _hooks(
                 module = all_layers[number].get_submodule(name)
                 # after the pass, when all that changes an input has changed it: a cut is seen
                 # whichever of the two `with` blocks is the inner one
-                handles.append(module.register_forward_hook(hook))
+                stack.callback(module.register_forward_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hand_over(

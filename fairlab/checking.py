@@ -7,7 +7,7 @@ A row is looked at in three steps: its own cells (`_cell_problems`), the rows ab
 (`_row_problems`) and, where a tokenizer is given, its tokens, by `check_pairs`. A row with a
 problem is not valid; a notice is worth reading, and its row is valid. So a row is valid here where
 its pair is measurable: prompts of unequal length, such as those of names, are a notice. Rows have
-the numbers that a spreadsheet shows: the header is row 1.
+the numbers that a spreadsheet shows: the header is row 1. Those of JSON lines have their lines'.
 """
 
 import csv
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from fairlab.files import GUESSED, CsvTable, as_path, read_csv
+from fairlab.files import GUESSED, CsvTable, as_path, read_csv, read_json_table
 from fairlab.pairs import (
     ONE_PLACE,
     SPLITS,
@@ -67,6 +67,7 @@ _OF_UNEQUAL_LENGTH = (
     "from the length, so some neutral pairs should differ by as much"
 )
 _MARKS = ',.;:!?)"”'
+SPLIT_RULE = "every third sentence of a category held out"  # where a file has no column `split`
 # words that sound otherwise than they are written
 _NO_VOWEL = re.compile(r"one\b|once|eu|ewe|u[ks]|uni(?!n|m)|ut[aeio]", re.IGNORECASE)
 _NO_CONSONANT = re.compile(r"hour|hono|heir|honest", re.IGNORECASE)
@@ -79,7 +80,8 @@ class Problem:
     Parameters
     ----------
     row : int
-        The row's number in a spreadsheet, where the header is row 1; 0 means the whole file.
+        The row's number in a spreadsheet, where the header is row 1, or the line's of JSON lines; 0
+        means the whole file.
     column : str
         The column; "" means the whole row.
     what, remedy : str
@@ -87,8 +89,8 @@ class Problem:
     notice : bool
         Whether it is only worth reading: the row is valid.
     line : int
-        The line at which the row begins, where that is another number, since cells above it hold
-        line breaks; else 0.
+        The line at which the row begins: of JSON lines, and where that is another number, since
+        cells above it hold line breaks; else 0.
     """
 
     row: int
@@ -100,7 +102,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"row {self.row}" if self.row else "the file"
-        place += f" (line {self.line})" if self.line else ""
+        if self.line:  # of JSON lines, row and line are the same
+            place = f"line {self.line}" if self.line == self.row else f"{place} (line {self.line})"
         place += f", {self.column}" if self.column else ""
         # control letters of a file would steer the terminal
         return "".join(map(_visible, f"{place}: {self.what}; {self.remedy}"))
@@ -154,34 +157,67 @@ class CheckedFile:
         shown = "; ".join(map(str, self.problems[:3])) + "; …" * (len(self.problems) > 3)
         return f"{len(rows)} of {len(self.pairs)} rows of {self.path} have problems: {shown}"
 
+    @property
+    def guessed(self) -> list[str]:
+        """What valid rows leave out and was filled in for them, to be read: sentences and split."""
+        found = []
+        place = self.columns.index("template") if "template" in self.columns else None
+        taken = []
+        for row in _valid_rows(self.pairs, self.problems):
+            if place is None or not self.cells[row][place]:
+                taken.append(self.pairs[row].template)
+        if taken:
+            rows = "row" if len(taken) == 1 else "rows"
+            found.append(f"template, of {len(taken)} {rows} taken from the prompts: {_few(taken)}")
+        if "split" not in self.columns and self.valid:
+            sides = {"train": [], "held_out": []}
+            for pair in self.valid:
+                sides[pair.split].append(pair.template)
+            told = "; ".join(f"{split}: {_few(side)}" for split, side in sides.items())
+            found.append(f"split, {SPLIT_RULE}; {told}")
+        return found
+
+
+def _few(sentences: Iterable[str]) -> str:
+    """Return the first three different sentences, and how many more there are."""
+    different = list(dict.fromkeys(sentences))
+    shown = ", ".join(f'"{sentence}"' for sentence in different[:3]) or "none"
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return "".join(map(_visible, shown + more))
+
 
 def read_pairs(path: str | Path) -> list[PromptPair]:
-    """Read prompt pairs of one's own from a CSV file.
+    """Read prompt pairs of one's own from CSV or JSON lines, and print what was guessed.
 
     The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed, other columns are
     passed over. Where they are missing, `template` and the two attributes are taken from the words
     in which the prompts differ, and `category` is "custom". Without a column `split` every third
     sentence of a category (the second, the fifth, …) is held out and the others are for training:
     never two rows of one sentence apart, and in a category with two sentences or more at least one
-    on each side, wherever the sentences that categories share allow it. The columns harsher and
-    kinder hold answers, for the decision gap: `check_file(path).outcomes` has them.
+    on each side, wherever the sentences that categories share allow it. What was filled in so is
+    printed, to be read. The columns harsher and kinder hold answers, for the decision gap:
+    `check_file(path).outcomes` has them.
 
     Parameters
     ----------
     path : path
-        A CSV file as spreadsheets write it: UTF-8, UTF-16 or cp1252; commas, semicolons or tabs.
+        A CSV file as spreadsheets write it: UTF-8, UTF-16 or cp1252; commas, semicolons or tabs. Or
+        a file named .jsonl (or .ndjson) with an object on each line, whose names are the columns
+        and whose values are texts.
 
     Raises
     ------
     ValueError
-        No such file, no text file, no rows, a column missing, or rows with problems that need no
-        tokenizer to be seen. `check_file` lists them all.
+        No such file, no text file, no rows, a line that is no JSON, a column missing, or rows with
+        problems that need no tokenizer to be seen. `check_file` lists them all.
     """
     checked = check_file(path)
     if checked.problems:
         raise ValueError(
             f"path: {checked.summary}; fairlab.check_file (`fairlab check {path}`) lists them all"
         )
+    if checked.guessed:
+        print("\n  ".join([f"{path} leaves this out, and it was filled in:", *checked.guessed]))
     return checked.valid
 
 
@@ -203,17 +239,17 @@ def check_file(
     -------
     CheckedFile
         With `problems` and `notices`, `pairs` by row, and `valid`, the pairs without a problem.
-        If the file has no column `split`, only these are split.
+        If the file has no column `split`, only these are split; `guessed` says how.
 
     Raises
     ------
     ValueError
-        No such file, no text file, no rows, a column missing or there twice, or a quotation mark
-        that is not closed.
+        No such file, no text file, no rows, a column missing or there twice, a quotation mark that
+        is not closed, or a line that is no JSON.
     """
     path = as_path("path", path)
     table, columns = _read_table(path)
-    found = _header_notices(columns)
+    found = _header_notices(columns, 0 if is_json_lines(path) else 1)
     if table.guess:
         found.append(Problem(0, "", table.guess, GUESSED, notice=True))
     rows, cells = {}, {}
@@ -235,7 +271,8 @@ def check_file(
     if "split" not in columns:
         broken = [problem for problem in found if not problem.notice]
         pairs |= _split_by_sentence({row: full[row] for row in _valid_rows(full, broken)})
-    found = [_with_line(problem, table.lines) for problem in found]
+    always = is_json_lines(path)
+    found = [_with_line(problem, table.lines, always) for problem in found]
     found.sort(key=lambda problem: problem.row)
     problems = tuple(problem for problem in found if not problem.notice)
     found += _split_notices([pairs[row] for row in _valid_rows(pairs, problems)])
@@ -261,10 +298,10 @@ def fixed_csv(checked: CheckedFile) -> str:
     return mark + lines.getvalue()
 
 
-def _with_line(problem: Problem, lines: dict[int, int]) -> Problem:
-    """Add the line at which a problem's row begins, where that is another number."""
+def _with_line(problem: Problem, lines: dict[int, int], always: bool) -> Problem:
+    """Add the line at which a problem's row begins, always or where that is another number."""
     line = lines.get(problem.row, 0)
-    return replace(problem, line=line) if line != problem.row else problem
+    return replace(problem, line=line) if always or line != problem.row else problem
 
 
 def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
@@ -277,7 +314,8 @@ def _valid_rows(pairs: Iterable[int], problems: Sequence[Problem]) -> list[int]:
 
 def _read_table(path: Path) -> tuple[CsvTable, tuple[str, ...]]:
     """Read a file's table, and the names of its columns."""
-    table = read_csv("path", path, _COLUMNS)
+    read = read_json_table if is_json_lines(path) else read_csv
+    table = read("path", path, _COLUMNS)
     columns = tuple(_column_name(cell) for cell in table.header)
     _check_columns(columns, path)
     if not table.rows:
@@ -285,6 +323,11 @@ def _read_table(path: Path) -> tuple[CsvTable, tuple[str, ...]]:
             f"path: {path} holds no pairs; write one pair in each row below the header"
         )
     return table, columns
+
+
+def is_json_lines(path: Path) -> bool:
+    """Say whether a file is named as one of JSON lines."""
+    return path.suffix.casefold() in (".jsonl", ".ndjson")
 
 
 def _column_name(cell: str) -> str:
@@ -303,13 +346,13 @@ def _check_columns(columns: Sequence[str], path: Path) -> None:
         )
 
 
-def _header_notices(columns: Sequence[str]) -> list[Problem]:
+def _header_notices(columns: Sequence[str], row: int) -> list[Problem]:
     others = [name for name in columns if name and name not in _COLUMNS]
     if not others:
         return []
     what = f"not used: {', '.join(others)}"
     known = f"the columns that are read are {', '.join(_COLUMNS)}"
-    return [Problem(1, "", what, known, notice=True)]
+    return [Problem(row, "", what, known, notice=True)]
 
 
 # ---- one row

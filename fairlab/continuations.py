@@ -32,6 +32,7 @@ from fairlab.pairs import (
 )
 from fairlab.passes import (
     at_least_float32,
+    check_memory,
     check_probabilities,
     check_ready,
     check_whole,
@@ -108,6 +109,7 @@ def sample_continuations(
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(pairs), n, max_new_tokens, generator=generator, dtype=torch.float64)
     batches = batches_of_one_length(encoded, batch_size)
+    check_memory(model, [(len(indices), len(encoded[indices[0]]), 1) for indices in batches])
     for indices in progress(batches, desc="continuations", unit="batch"):
         ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
         of_rows = [draws[rows[index]["pair"], rows[index]["number"]] for index in indices]

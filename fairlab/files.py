@@ -1,8 +1,9 @@
 """Find the files that come with fairlab, and write others without losing any.
 
 Contents: `data_path`, `load_text`, `template_text`; `as_path`; `read_text`, `read_csv`,
-`read_json_lines`; `readings_folder`; `check_output` and `check_output_folder` (before the work),
-`write_text` and `replace_folder` (after it); `whole_file`, `may_fail`, `remove_old`, `check_room`;
+`read_json_lines`, `read_json_table`; `readings_folder`; `check_output` and `check_output_folder`
+(before the work), `write_text` and `replace_folder` (after it); `whole_file`, `may_fail`,
+`remove_old`, `check_room`;
 `keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
@@ -171,17 +172,17 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 @dataclass(frozen=True)
 class CsvTable:
-    """What stands in a CSV file: its form, its header, and its rows by their number.
+    """What stands in a CSV file, or in JSON lines: form, header, and rows by their number.
 
     Parameters
     ----------
     form : str
         Its encoding and what stands between its cells.
     header : list of str
-        The cells of the first row.
+        The cells of the first row; of JSON lines, the names in them.
     rows : list of (int, list of str)
         The rows below it that are not empty, with the numbers that a spreadsheet shows: the header
-        is row 1.
+        is row 1. Of JSON lines, all that are not empty, with the numbers of the lines.
     lines : dict of int to int
         The line at which a row begins, by its number: another one where cells above it hold line
         breaks.
@@ -269,9 +270,51 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
         As `read_text`, or a line that holds no JSON object, a name twice, NaN or half of a letter;
         the message has its number.
     """
-    rows = []
+    text, _ = read_text(argument, path)
+    return list(_objects_by_line(argument, path, text).values())
+
+
+def read_json_table(argument: str, path: str | Path, columns: Sequence[str]) -> CsvTable:
+    """Read JSON lines as `read_csv` reads a table: names are columns, null is an empty cell.
+
+    Parameters
+    ----------
+    argument, path, columns : str, path, list of str
+        As in `read_csv`; what stands in these columns must be a text.
+
+    Raises
+    ------
+    ValueError
+        As `read_json_lines`, or what should be a text is none; the message has the line.
+    """
+    text, encoding = read_text(argument, path)
+    rows = _objects_by_line(argument, path, text)
+    header: dict[str, None] = {}  # a dict keeps the order, and each only once
+    for row in rows.values():
+        header |= dict.fromkeys(row)
+    table = []
+    for number, row in rows.items():
+        cells = []
+        for name in header:
+            value = row.get(name)
+            is_text = isinstance(value, str | None)
+            if not is_text and name.strip().casefold() in columns:
+                raise ValueError(
+                    f"{argument}: line {number} of {path}: {name} must be a text; "
+                    f'got {json.dumps(value)}; write it in quotation marks, such as "{name}": "…"'
+                )
+            cells.append(value or "" if is_text else json.dumps(value, ensure_ascii=False))
+        table.append((number, cells))
+    guess = guess_of(text) if encoding == "cp1252" else ""
+    form = f"{encoding}, a JSON object on each line"
+    return CsvTable(form, list(header), table, {number: number for number in rows}, guess)
+
+
+def _objects_by_line(argument: str, path: str | Path, text: str) -> dict[int, dict]:
+    """Return the object on each line of a text that is not empty, by the line's number."""
+    rows = {}
     # other line ends, such as U+2028, may stand within a text
-    for number, line in enumerate(read_text(argument, path)[0].split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -287,7 +330,7 @@ def read_json_lines(argument: str, path: str | Path) -> list[dict]:
                 f"{argument}: line {number} of {path} needs an object, such as "
                 f'{{"text": "…"}}; got {line.strip()[:60]}'
             )
-        rows.append(row)
+        rows[number] = row
     return rows
 
 

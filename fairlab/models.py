@@ -500,12 +500,14 @@ def _parts_of(mlp: nn.Module) -> list[object]:
 
 @contextmanager
 def _hooks_set_aside(model: PreTrainedModel) -> Iterator[None]:
-    """Call no hook inside the block that is there before: it may collect what passes by."""
+    """Call no hook inside the block that is there before: it may collect what passes by.
+
+    Nor does any stay that the block puts there, wherever in it a stop comes.
+    """
     kept = []
     for module in model.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
-            if getattr(module, kind):
-                kept.append((module, kind, getattr(module, kind)))
+            kept.append((module, kind, getattr(module, kind)))
     try:
         for module, kind, _ in kept:
             setattr(module, kind, OrderedDict())

@@ -3,7 +3,7 @@
 Contents: `pair_batches`, `run_decoder`, `next_log_p`, `divergence` (of pairs); `logits_at`,
 `log_probabilities`; `text_windows`, `text_chunks`, `chunk_loss`, `token_losses`, `perplexity` (of
 texts); `layer_inputs` and `skipping` (to run the upper layers alone); `halving`, `check_ready`,
-`check_material` and other conditions under which everything is measured.
+`check_memory`, `check_material` and other conditions under which everything is measured.
 """
 
 import functools
@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.models import input_device, refuse_wrapped
+from fairlab.models import free_bytes, input_device, neuron_counts, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, check_string, check_tokenizer, encode_pair
 from fairlab.precision import full_precision
 from fairlab.weights import progress
@@ -38,9 +38,9 @@ WINDOW = 512  # how many tokens of a text a model reads at once
 def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]:
     """Make a decorator for what takes a model and a `batch_size`, and adds to nothing outside.
 
-    Where memory runs out, it starts again with half of the batch, and says so; numbers stay the
-    same but for rounding. With `least` in a batch, or in half precision, where each pair runs alone
-    anyway, the error is raised as it came.
+    Where memory runs out, or `check_memory` says that it would, it starts again with half of the
+    batch, and says so; numbers stay the same but for rounding. With `least` in a batch, or in half
+    precision, where each pair runs alone anyway, the error is raised as it came.
     """
 
     def decorate(measure: Callable) -> Callable:
@@ -65,7 +65,7 @@ def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]
                     torch.cuda.empty_cache()
                 given.arguments["batch_size"] = half = max(size // 2, least)
                 warnings.warn(
-                    f"memory ran out with {size} {what} at once; trying again with {half}",
+                    f"there is no memory for {size} {what} at once; trying again with {half}",
                     stacklevel=2,
                 )
 
@@ -203,6 +203,58 @@ def context_length(model: PreTrainedModel) -> float:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
+def check_memory(
+    model: PreTrainedModel,
+    batches: Iterable[tuple[int, int, int]],
+    *,
+    slopes: bool = False,
+    argument: str = "batch_size",
+) -> None:
+    """Raise a MemoryError before any pass, if there is no room for what a batch holds at once.
+
+    Counted is only what is there in any case: what goes into the widest matrix and what comes out,
+    or else the logits. So nothing is refused that fits, and what passes here may still run out of
+    memory. Inside `halving` a smaller batch is tried. A model on several devices is not looked at.
+
+    Parameters
+    ----------
+    batches : iterable of (int, int, int)
+        Of each batch its rows, the tokens of the longest one, and at how many places of each row
+        there are logits.
+    slopes : bool
+        Whether a backward pass follows, as in `gate_slopes`: then the activations of all neurons
+        are kept until the logits are there.
+    argument : str
+        What the message names: "batch_size", or "model" where nobody chose how much is read.
+    """
+    device = input_device(model)
+    known = device.type in ("cpu", "cuda", "mps")
+    if not known or any(weight.device != device for weight in model.parameters()):
+        return
+    matrices = [part for part in model.base_model.modules() if isinstance(part, nn.Linear)]
+    width = max((part.in_features + part.out_features for part in matrices), default=0)
+    if slopes:
+        width = sum(neuron_counts(model))
+    vocabulary, precise = len(model.get_output_embeddings().weight), precise_dtype(model)
+
+    def bytes_of(batch: tuple[int, int, int]) -> int:
+        rows, tokens, places = batch
+        in_layers = rows * tokens * width * model.dtype.itemsize
+        of_logits = rows * places * vocabulary * precise.itemsize
+        return in_layers + of_logits if slopes else max(in_layers, of_logits)
+
+    largest = max(batches, key=bytes_of, default=(0, 0, 0))
+    needed, free = bytes_of(largest), free_bytes(device)
+    if needed > free:
+        rows, tokens, _ = largest
+        remedy = "lower it, or free some memory" if argument == "batch_size" else "free some memory"
+        # no ValueError: `halving` knows it, and tries less
+        raise MemoryError(
+            f"{argument}: {rows} × {tokens} tokens at once need more than {needed / 1e9:.2g} GB, "
+            f"and {free / 1e9:.2g} GB are free on {device}; {remedy}"
+        )
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Unique prompts as the rows of one batch, and which two rows make up each pair.
@@ -247,6 +299,7 @@ def pair_batches(
     *,
     positions: Literal["differing", "all"] = "differing",
     aligned: bool = True,
+    logits: bool = True,
     batch_size: int = 32,
 ) -> Iterator[PairBatch]:
     """Yield batches of unique prompts, shortest first, with both prompts of a pair in one batch.
@@ -254,8 +307,9 @@ def pair_batches(
     A prompt that several pairs share is run once, unless the pairs that are connected through
     shared prompts have more than `batch_size` prompts. In half precision each pair is a batch of
     its own: what a prompt's neighbours in a batch change by rounding would be as large as what is
-    measured. All input is checked before the first batch. `aligned` is that of `encode_pair`: pass
-    False where only the last token of each prompt is looked at.
+    measured. All input is checked before the first batch, and so is the memory, `logits` of the
+    last tokens included. `aligned` is that of `encode_pair`: pass False where only the last token
+    of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
     batch_size = check_batch_size(batch_size)
@@ -270,8 +324,20 @@ def pair_batches(
         batches = [[index] for index in range(len(encoded))]
     else:
         batches = pack_pairs(prompts, batch_size)
+    check_memory(model, [_size_of(indices, prompts, logits) for indices in batches])
     for indices in progress(batches, desc="prompt pairs", unit="batch"):
         yield _pair_batch(model, indices, prompts, first_positions)
+
+
+def _size_of(
+    indices: list[int], prompts: list[tuple[Prompt, Prompt]], logits: bool
+) -> tuple[int, int, int]:
+    """Return the rows of a batch, its longest prompt, and where in each row there are logits."""
+    rows: set[Prompt] = set()
+    for index in indices:
+        rows.update(prompts[index])
+    lengths = set(map(len, rows))
+    return len(rows), max(lengths), len(lengths) if logits else 0
 
 
 def _pair_batch(
@@ -576,6 +642,8 @@ def _window_losses(
     model: PreTrainedModel, tokens: Tensor, scales: Sequence[float], batch_size: int
 ) -> Tensor:
     """Compute the losses of a window, (1, tokens); `batch_size` logits of it are held at once."""
+    length = tokens.shape[1]
+    check_memory(model, [(1, length, min(batch_size, length))], argument="model")
     if batch_size >= tokens.shape[1]:
         logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
         return _scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu()

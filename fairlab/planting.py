@@ -294,7 +294,7 @@ def _inputs_at_last_token(
     Both are layer → (pairs, hidden).
     """
     inputs_a, inputs_b = defaultdict(list), defaultdict(list)
-    for batch in pair_batches(model, tokenizer, pairs):
+    for batch in pair_batches(model, tokenizer, pairs, logits=False):
         with _record_mlps(model, layers) as recorded, torch.no_grad():
             run_decoder(model, batch)
         prompts = torch.arange(len(batch.last))
@@ -355,10 +355,10 @@ def _record_mlps(
     with ExitStack() as stack:
         for layer in layers:
             mlp = glu_blocks(model)[layer]
-            before = mlp.register_forward_pre_hook(partial(record_input, layer))
-            stack.callback(before.remove)
-            after = mlp.down_proj.register_forward_hook(partial(record_output, layer))
-            stack.callback(after.remove)
+            hook = partial(record_input, layer)
+            stack.callback(mlp.register_forward_pre_hook(hook).remove)
+            hook = partial(record_output, layer)
+            stack.callback(mlp.down_proj.register_forward_hook(hook).remove)
         yield recorded
 
 

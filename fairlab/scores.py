@@ -33,6 +33,7 @@ from fairlab.pairs import (
 )
 from fairlab.passes import (
     PairBatch,
+    check_memory,
     check_option,
     check_positive,
     check_weight,
@@ -591,6 +592,8 @@ def fisher_scores(
     """
     glu_blocks(model)  # refuses a model without GLU neurons
     chunks = text_chunks(model, tokenizer, text)
+    size = len(chunks[0])
+    check_memory(model, [(1, size, size)], slopes=True, argument="model")
     sums = {}  # then (layers, neurons); of a short text a process may have no chunk
     for chunk in progress(share(chunks), desc="calibration text", unit="chunk"):
         slopes = gate_slopes(model, partial(chunk_loss, model, chunk), toward=toward)

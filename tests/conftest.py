@@ -27,6 +27,7 @@ SLOW = {
     "test_a_cut_is_chosen_once",
     "test_a_damaged_reading_is_measured_again",
     "test_a_file_is_split_by_sentence",
+    "test_a_kernel_that_is_interrupted_has_the_model_as_it_was",
     "test_a_new_lesson_gets_badges_and_an_install_cell",
     "test_a_notebook_keeps_question_and_choices_as_text",
     "test_a_run_sends_each_step_with_its_pictures",

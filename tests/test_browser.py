@@ -1,6 +1,8 @@
 """The explorers and a prediction in a real JupyterLab and a real Chromium: a key pressed on a
 control changes the picture, and a guess is made and locked in by key.
 
+Reports, cards, explorers and the page without code are opened with texts that would like to run.
+
 Each lesson runs as a copy, all its cells at once, as a learner would run them. Of what follows the
 last explorer only the exercises are kept, whose errors must not stop the others: the rest runs with
 all other lessons, and takes half of the time. Screenshots go to build/.
@@ -15,10 +17,13 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+import yaml
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason='no Playwright: pip install "playwright>=1.45"'
@@ -258,3 +263,196 @@ def test_a_guess_is_locked_in_by_key(lab, page):
     revealed.locator(".jp-InputArea-editor").click()
     page.keyboard.press("Control+Enter")
     revealed.get_by_text(compared).wait_for()
+
+
+# ---- texts that would like to be more
+
+
+# each would set window.x, open a dialog, fetch something or compute, if it was taken for code
+HOSTILE = [
+    "<img src=x onerror=window.x=1>",
+    "</script><script>window.x=1;alert(1)</script>",
+    '"><svg onload=window.x=1>',
+    "' onmouseover='window.x=1",
+    "${window.x=1} ${7*7} {{7*7}} {% raw %}",
+    "<iframe src=http://127.0.0.1:9/x></iframe>",
+    "<style>@import url(http://127.0.0.1:9/x.css);body{display:none}</style>",
+    "\u202egnp.exe\u202c zero\u200bwidth\u200d\ufeffjoiner \u2028 line",
+    "]]> --> &lt;b&gt; \\u003cb\\u003e",
+]
+
+
+@pytest.fixture
+def watched(page):
+    """Return a page in Chromium, and all that happens there and should not."""
+    happened = []
+    page.on("dialog", lambda dialog: (happened.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: happened.append(str(error)))
+    page.on("request", lambda asked: happened.append(asked.url))
+    return page, happened
+
+
+# without what is code anyway
+TEXT_OF_PAGE = """
+() => {
+    const body = document.body.cloneNode(true);
+    body.querySelectorAll("script, style").forEach((part) => part.remove());
+    return body.textContent;
+}
+"""
+
+
+def check_nothing_ran(page, happened, texts):
+    """Say that every text is there to be read, and that none of them did anything."""
+    page.mouse.move(300, 300)
+    page.wait_for_timeout(200)  # what loads a picture in vain is told a moment later
+    own = (page.url, "data:", "blob:")
+    assert [what for what in happened if not what.startswith(own)] == []
+    assert page.evaluate("window.x") is None
+    shown = page.evaluate(TEXT_OF_PAGE).replace("·", " ")
+    for text in texts:
+        assert text in shown, text
+    assert page.evaluate("getComputedStyle(document.body).display") == "block"
+    assert (
+        page.evaluate("document.querySelectorAll('svg, iframe, object, embed, base').length") == 0
+    )
+    handlers = "[...document.querySelectorAll('*')].some((e) => e.onmouseover || e.onerror)"
+    assert page.evaluate(handlers) is False
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory):
+    """Write a report in which whatever has a name or a text has a hostile one."""
+    import fairlab as fl
+    from tiny_models import tiny_model
+
+    model, tokenizer = tiny_model(), fl.load_tokenizer()
+    sentences = [f"The {{}} cook said {text}, and" for text in HOSTILE]
+    words = [("old", "young"), ("poor", "rich")]
+    pairs = []
+    for name in HOSTILE[:2]:
+        pairs += fl.build_pairs(sentences, words, category=name, split="held_out")
+    pairs = [replace(pair, attribute_a=HOSTILE[0]) for pair in pairs]
+    neutral = fl.load_pairs("mood", kind="neutral")[:4]
+    held_out = fl.HeldOut(pairs[:30], neutral, "The tide comes in. " * 9)
+    cut = fl.NeuronSelection({0: (1, 5, 9)}, (3, 24), how=HOSTILE[1])
+    comparison = fl.compare(model, tokenizer, {HOSTILE[2]: cut}, held_out, n_random=2, metric=False)
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    fl.write_report(
+        path,
+        comparison,
+        model=model,
+        model_name=f"org/{HOSTILE[0]}",
+        chosen_on=pairs[30:],
+        method={text: text for text in HOSTILE},
+        texts={text: {"before": text, HOSTILE[2]: text} for text in HOSTILE},
+    )
+    return path
+
+
+def test_nothing_runs_in_a_report(hostile_report, watched):
+    page, happened = watched
+    page.goto(hostile_report.as_uri())
+    check_nothing_ran(page, happened, HOSTILE)
+    assert page.title() and page.evaluate("document.scripts.length") == 0
+
+
+def test_nothing_runs_in_a_model_card(hostile_report, watched, tmp_path):
+    """Its header is what it says, and its text, with HTML let through, is text."""
+    from markdown_it import MarkdownIt
+
+    import fairlab as fl
+
+    with pytest.warns(UserWarning, match="No licence is stated"):
+        card = str(fl.model_card(hostile_report.with_suffix(".json")))
+    _, header, text = card.split("---\n", 2)
+    header = yaml.safe_load(header)
+    assert set(header) <= {"language", "library_name", "pipeline_tag", "tags"}
+    assert header["tags"] == ["fairlab", "pruned"]
+    page, happened = watched
+    path = tmp_path / "card.html"
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    path.write_text(f"<!doctype html><meta charset=utf-8><body>{html}", encoding="utf-8")
+    page.goto(path.as_uri())
+    check_nothing_ran(page, happened, [])
+    shown = " ".join(page.evaluate("document.body.textContent").split())
+    for text in HOSTILE[:3]:  # the model, how was chosen, the cut
+        assert " ".join(text.split()) in shown, text
+    assert page.evaluate("document.querySelectorAll('img, script, style').length") == 0
+
+
+def hostile_explorers():
+    """Make an explorer of each kind that a page can have, with hostile names, tokens and texts."""
+    import fairlab as fl
+    from tiny_models import tiny_model
+
+    model, tokenizer = tiny_model(), fl.load_tokenizer()
+    projections = {}
+    for text in HOSTILE:
+        pair = fl.PromptPair(f"The old {text} cook", f"The new {text} cook", text, text)
+        projections[text] = [fl.project_pair(model, tokenizer, pair)]
+    table = pd.DataFrame({"cut": HOSTILE, "gap": 0.1, "text_a": HOSTILE, "text_b": HOSTILE})
+    return {
+        "pca": fl.pca_explorer(projections, layer=1),
+        "layer": fl.layer_explorer(projections),
+        "surgery": fl.surgery_explorer(table, settings=["cut"], measures=["gap"]),
+    }
+
+
+def test_nothing_runs_in_an_explorer(watched, tmp_path):
+    page, happened = watched
+    for name, explorer in hostile_explorers().items():
+        happened.clear()  # what was looked at before has another address
+        page.goto(explorer.to_html(tmp_path / f"{name}.html").as_uri())
+        page.wait_for_selector("img[src^='data:']")
+        check_nothing_ran(page, happened, HOSTILE)
+        choice = page.locator("select")
+        for place in range(len(HOSTILE)):
+            choice.select_option(index=place)
+            assert page.locator("img").evaluate("image => image.complete && image.naturalWidth")
+            if name == "surgery":
+                chosen = choice.locator("option").nth(place).evaluate("e => e.textContent")
+                texts = "all => all.map((e) => e.textContent)"
+                assert page.locator("blockquote").evaluate_all(texts) == [chosen, chosen]
+        check_nothing_ran(page, happened, HOSTILE)
+
+
+# the page's own code with an offer and answers of ours in place of a kernel
+PAGE = """
+async ([code, offer]) => {
+    const url = URL.createObjectURL(new Blob([code], {type: "text/javascript"}));
+    const page = await import(url);
+    const model = {
+        get: () => offer, send: () => {}, on: (_, take) => { window.take = take; }, off: () => {},
+    };
+    page.default.render({model, el: document.body});
+}
+"""
+ANSWER = "(answer) => window.take(answer, [new ArrayBuffer(1)])"
+
+
+def test_nothing_runs_on_the_page_without_code(watched):
+    from fairlab.files import template_text
+
+    page, happened = watched
+    some = [{"group": text, "label": text, "prompt_a": text, "prompt_b": text} for text in HOSTILE]
+    start = {"prompt_a": HOSTILE[0], "prompt_b": HOSTILE[1], "point": HOSTILE[0], "layer": 0}
+    start |= {"score": HOSTILE[0], "count": 1, "scale": 0.0, "n_random": 5}
+    offer = {"pairs": some, "points": HOSTILE, "scores": HOSTILE, "steps": HOSTILE[:2]}
+    offer |= {"layers": 2, "neurons": 3, "scales": [0.0], "cuts": [5], "start": start}
+    page.evaluate(PAGE, [template_text("page.js"), offer])
+    tokens = [[[text, True] for text in HOSTILE]] * 2
+    checked = {"kind": "checked", "number": 1, "tokens": tokens, "good": False, "text": HOSTILE[0]}
+    page.evaluate(ANSWER, checked)
+    assert page.locator(".tokens mark").count() == 2 * len(HOSTILE)
+    page.get_by_role("button", name="Run").click()
+    page.evaluate(ANSWER, {"kind": "started"})
+    texts = [{"label": text, "text": text} for text in HOSTILE]
+    picture = {"title": HOSTILE[0], "text": HOSTILE[1]}
+    step = {"title": HOSTILE[2], "sentences": HOSTILE, "texts": texts, "pictures": [picture]}
+    page.evaluate(ANSWER, {"kind": "step", **step})
+    blocks = page.locator("blockquote").evaluate_all("all => all.map((e) => e.textContent)")
+    assert blocks == HOSTILE
+    page.evaluate(ANSWER, {"kind": "failed", "text": HOSTILE[1]})
+    assert HOSTILE[1] in page.get_by_role("alert").evaluate("e => e.textContent")
+    check_nothing_ran(page, happened, HOSTILE)

@@ -948,7 +948,7 @@ def test_pairs_of_unequal_length_are_measured(run, folder, pairs_csv, tmp_path):
     path, out = pairs_csv(rows_of(SENTENCES, NAMES)), tmp_path / "d.csv"
     code, printed, err = run("diagnose", "--pairs", path, "--out", out, "--json")
     assert code == 0
-    assert err.startswith(f"fairlab: in 3 of 6 pairs of {path} the two prompts differ in their ")
+    assert f"\nfairlab: in 3 of 6 pairs of {path} the two prompts differ in their " in err
     assert err.count("differ in their number") == 1
     model, tokenizer = fl.load_model(folder)
     pairs, table = fl.read_pairs(path), pd.read_csv(out)
@@ -1098,9 +1098,10 @@ def test_a_stopped_comparison_goes_on_where_it_was(run, few, reads, tmp_path):
     options = ["compare", *few, "--method", "article", "--out", tmp_path / "c.csv", "--json"]
     stop[0] = 3
     code, out, err = run(*options)
-    assert (code, out, err.count("\n")) == (130, "", 1)
-    assert "fairlab: stopped; what was done (1 chosen cut, 2 readings) is kept in " in err
-    assert "the same command goes on from there" in err
+    assert (code, out) == (130, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("fairlab: stopped; what was done (1 chosen cut, 2 readings) is kept in ")
+    assert "the same command goes on from there" in last
     assert not (tmp_path / "c.csv").exists()
     code, resumed, _ = run(*options)
     # the uncut model, the cut and two random cuts are four, and two of them were kept
@@ -1119,8 +1120,8 @@ def test_where_nothing_is_kept_a_stop_says_so(run, few, reads, tmp_path, monkeyp
     ):
         stop[0] = len(calls) + 1
         code, out, err = run("report", *few, "--method", "article", *page, *options)
-        assert (code, out, err.count("\n")) == (130, "", 1)
-        assert f"fairlab: stopped; {said}" in err
+        assert (code, out) == (130, "")
+        assert err.splitlines()[-1].startswith(f"fairlab: stopped; {said}")
         assert not list(tmp_path.glob("r.*"))
 
 

@@ -5,17 +5,22 @@ import errno
 import gc
 import inspect
 import json
+import linecache
+import logging
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
+import weakref
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +28,13 @@ import pytest
 import run_tests
 import torch
 import transformers
+import typer
 from safetensors import SafetensorError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fairlab as fl
-from fairlab import files, gating, passes, precision, weights
+from fairlab import cli, files, gates, gating, models, passes, planting, precision, weights
 from fairlab.cli import kept
 from fairlab.evaluation import flattening, readings
 from fairlab.scores import decision_scores
@@ -501,7 +509,7 @@ def test_where_memory_runs_out_batches_are_halved(name, tiny, tokenizer, held_ou
     room = 6 if "decision" in name else 3  # a pair has a row for each of its answers there
     with (
         room_for(tiny, room),
-        pytest.warns(UserWarning, match="memory ran out with .* at once") as told,
+        pytest.warns(UserWarning, match="there is no memory for .* at once") as told,
     ):
         found = measure(tiny, tokenizer, held_out)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
@@ -541,6 +549,113 @@ def test_other_errors_are_no_lack_of_memory(tiny, tokenizer, held_out):
         read(half, tokenizer, held_out)
 
 
+class Peak(TorchDispatchMode):
+    """Follow how many bytes the tensors made inside the block hold at once, and keep the most."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.held = self.most = 0
+        own = [*model.parameters(), *model.buffers()]
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in own}
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor.untyped_storage())
+        return made
+
+    def note(self, storage):
+        place, size = storage.data_ptr(), storage.nbytes()
+        if size and place not in self.known:
+            self.known.add(place)
+            self.held += size
+            self.most = max(self.most, self.held)
+            weakref.finalize(storage, self.release, place, size)
+
+    def release(self, place, size):
+        self.known.discard(place)
+        self.held -= size
+
+
+def fisher(model, tokenizer, _):
+    return fl.importance_scores(model, method="fisher", tokenizer=tokenizer, text=TEXT)
+
+
+def losses(model, tokenizer, _):
+    return passes.token_losses(model, tokenizer, TEXT)
+
+
+# what asks for memory before it runs → what its message names
+ASKED = {
+    "readings": (read, "batch_size"),
+    "activations": (activations, "batch_size"),
+    "attribution": (OF_OTHERS["attribution"], "batch_size"),
+    "texts": (sample, "batch_size"),
+    "benchmarks": (likelihoods, "batch_size"),
+    "perplexity": (losses, "model"),
+    "Fisher's importance": (fisher, "model"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.usefixtures("quick_collection")
+def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
+    name, tiny, tokenizer, held_out, monkeypatch
+):
+    measure, argument = ASKED[name]
+    # without logits, it is the layers that take the room
+    model = tiny_model(intermediate_size=4096) if name == "activations" else tiny
+    measure = partial(measure, model, tokenizer, held_out)
+    measure()  # what is tried once for each model is tried
+    with Peak(model) as peak:
+        measure()
+    free = [peak.most]
+    monkeypatch.setattr(passes, "free_bytes", lambda device: free[0])
+    with warnings.catch_warnings(action="error"):  # halving would warn
+        measure()
+    for forward in (type(model), type(model.model)):
+        monkeypatch.setattr(forward, "forward", lambda *_, **__: pytest.fail("the model read"))
+    free[0] = peak.most // 30
+    with warnings.catch_warnings(action="error"), pytest.raises((UserWarning, MemoryError)):
+        measure()
+    free[0] = 0
+    says = rf"{argument}: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
+    with warnings.catch_warnings(action="ignore"), pytest.raises(MemoryError, match=says):
+        measure()
+
+
+def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, held_out, monkeypatch):
+    wanted, free = read(tiny, tokenizer, held_out), iter([0, 0])
+    monkeypatch.setattr(passes, "free_bytes", lambda device: next(free, 10**12))
+    with pytest.warns(UserWarning, match="there is no memory for .* prompts at once") as told:
+        found = read(tiny, tokenizer, held_out)
+    sizes = [int(re.search(r"again with (\d+)", str(one.message))[1]) for one in told]
+    assert sizes == [4, 2]
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_a_model_on_several_devices_is_not_looked_at(tiny, monkeypatch):
+    monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
+    model = deepcopy(tiny)
+    with pytest.raises(MemoryError, match="batch_size: 2 × 3 tokens at once"):
+        passes.check_memory(model, [(2, 3, 1), (1, 3, 1)])
+    model.model.layers[1].to("meta")
+    passes.check_memory(model, [(2, 3, 1)])
+
+
+@pytest.mark.parametrize(("error", "said"), [(MemoryError("a: b"), "a: b"), (MemoryError(), "Mem")])
+def test_on_the_command_line_a_lack_of_memory_is_one_line(error, said, monkeypatch, capsys):
+    def run():
+        raise error
+
+    monkeypatch.setattr(cli, "app", run)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert re.fullmatch(rf"fairlab: {said}.*\n", capsys.readouterr().err)
+
+
 # ---- a stop or an error at any moment
 
 
@@ -556,7 +671,37 @@ MANAGERS = {
     "skipped layers": lambda model: passes.skipping(*places(model)),
     "no progress bar": lambda model: weights.no_progress_bar(),
     "hub errors": lambda model: weights.hub_errors_explained("name"),
+    "gates": lambda model: fl.gate(model, torch.full((3, 24), 0.5)),
+    "gates to be learned": lambda model: fl.gate(model, torch.ones(3, 24, requires_grad=True)),
+    "a cut": lambda model: fl.ablate(model, CUT),
+    "neuron gates": lambda model: fl.gated(model, GATES),
+    "a cut or gates": lambda model: gating.applied(model, CUT),
+    "activations": lambda model: fl.record(model, ["residual", "down_proj_input"]),
+    "frozen weights": lambda model: gates.frozen(model),
+    "hooks of others": lambda model: models._hooks_set_aside(model),
+    "weights at hand": lambda model: models.weights_at_hand(model),
+    "MLPs": lambda model: planting._record_mlps(model, [0, 2]),
+    "a planting": lambda model: planting._undone_on_failure(models.glu_blocks(model)),
+    "the harness": lambda model: harness.quiet_harness(),
 }
+
+
+@pytest.fixture(scope="module")
+def with_hook():
+    """Make a model without a vocabulary to speak of, with a hook of its user's."""
+    model = tiny_model(vocab_size=64)
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    models.glu_blocks(model)  # tried once
+    return model
+
+
+def warmed_up(name, model):
+    """Enter a manager of the table once, which may import what it needs; return the state then."""
+    if name == "the harness":
+        pytest.importorskip("lm_eval", reason='no harness: pip install "fairlab[eval]"')
+    with MANAGERS[name](model):
+        pass
+    return state_of(model)
 
 
 def state_of(model):
@@ -569,14 +714,26 @@ def state_of(model):
     settings += [torch.is_inference_mode_enabled(), torch.get_float32_matmul_precision()]
     settings += [torch.backends.cudnn.allow_tf32, model.training, id(model.generation_config)]
     settings += [transformers.utils.logging.is_progress_bar_enabled(), list(warnings.filters)]
-    return of_modules, settings, readings.bits_of(model)
+    settings += [[weight.requires_grad for weight in model.parameters()]]
+    return of_modules, settings, of_the_harness(), readings.bits_of(model)
+
+
+def of_the_harness():
+    """Return what the harness's part may change, as far as it is imported."""
+    found = [logging.getLogger("lm_eval").level, random.getstate()]
+    for name in ("api.model", "api.task", "models.huggingface"):
+        found.append(getattr(sys.modules.get(f"lm_eval.{name}"), "tqdm", None))
+    if "datasets" in sys.modules:
+        found.append(sys.modules["datasets"].is_progress_bar_enabled())
+    return found
 
 
 class Stopper:
-    """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block."""
+    """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block and of whose
+    frame `counts` is true."""
 
-    def __init__(self, line):
-        self.left = line
+    def __init__(self, line, counts):
+        self.left, self.counts = line, counts
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -587,38 +744,114 @@ class Stopper:
     def trace(self, frame, event, argument):
         if "fairlab" not in Path(frame.f_code.co_filename).parts:
             return None
-        if event == "line":
+        if event == "line" and self.counts(frame):
             self.left -= 1
             if not self.left:
                 raise KeyboardInterrupt
         return self.trace
 
 
+def of_a_manager(frame):
+    """Say whether a context manager is running; what it calls changes nothing by itself."""
+    return frame.f_code.co_flags & inspect.CO_GENERATOR
+
+
+def of_a_trial(frame):
+    """Say whether a model is being tried, but for the end of a block: there a signal is looked for
+    after the block's own clearing up, and a tracer comes before it."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return frame.f_code.co_name in ("_check_mechanics", "_trial") and "with " not in line
+
+
 @pytest.mark.parametrize("name", MANAGERS)
-def test_a_stop_at_any_line_of_its_beginning_leaves_no_trace(name, tiny):
-    before = state_of(tiny)
-    with suppress(KeyboardInterrupt), Stopper(10**9):
-        pass  # warm up
-    for line in range(1, 200):
-        manager, entered = MANAGERS[name](tiny), False
+def test_a_stop_at_any_line_of_its_beginning_leaves_no_trace(name, with_hook):
+    before = warmed_up(name, with_hook)
+    for line in range(1, 2000):
+        manager, entered = MANAGERS[name](with_hook), False
         with suppress(KeyboardInterrupt):
-            with Stopper(line):
+            with Stopper(line, of_a_manager):
                 manager.__enter__()
             entered = True
             manager.__exit__(None, None, None)
-        assert state_of(tiny) == before, line
+        assert state_of(with_hook) == before, line
         if entered:
             break
-    assert 1 < line < 199
+    assert 1 < line < 1999
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
 @pytest.mark.parametrize("name", MANAGERS)
-def test_an_error_in_a_block_leaves_no_trace(name, error, tiny):
-    before = state_of(tiny)
-    with pytest.raises(error), MANAGERS[name](tiny):
+def test_an_error_in_a_block_leaves_no_trace(name, error, with_hook):
+    before = warmed_up(name, with_hook)
+    with pytest.raises(error), MANAGERS[name](with_hook):
+        if name == "the harness":
+            random.random()
+        if name == "a planting":
+            with_hook.model.layers[0].mlp.up_proj.weight.data[3] += 1
         raise error("stop")
-    assert state_of(tiny) == before
+    assert state_of(with_hook) == before
+
+
+def test_a_stop_while_a_model_is_tried_leaves_no_trace(with_hook):
+    """Its hooks turn activations round: one that stayed would change all that is measured."""
+    before = state_of(with_hook)
+    for line in range(1, 2000):
+        models._TRIED.pop(with_hook, None)
+        done = False
+        with suppress(KeyboardInterrupt), Stopper(line, of_a_trial):
+            models.glu_blocks(with_hook)
+            done = True
+        assert state_of(with_hook) == before, line
+        if done:
+            break
+    assert 50 < line < 1999
+
+
+FILE_MANAGERS = {
+    "a whole file": lambda folder: files.whole_file(folder / "old.txt"),
+    "a temporary folder": lambda folder: files.temporary_folder(folder, ".model-"),
+    "what may fail": lambda folder: files.may_fail("a reading", folder),
+}
+
+
+@pytest.mark.parametrize("name", FILE_MANAGERS)
+def test_a_stop_at_any_line_of_its_beginning_leaves_the_files(name, tmp_path):
+    (tmp_path / "old.txt").write_text("old", encoding="utf-8")
+    for line in range(1, 200):
+        manager, entered = FILE_MANAGERS[name](tmp_path), False
+        with suppress(KeyboardInterrupt):
+            with Stopper(line, of_a_manager):
+                manager.__enter__()
+            entered = True
+            manager.__exit__(RuntimeError, RuntimeError("stop"), None)
+        assert texts_of(tmp_path) == {"old.txt": "old"}, line
+        if entered:
+            break
+    assert line < 199
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_only_a_stop_of_the_user_ends_a_command_with_what_was_kept(error, tmp_path, capsys):
+    cache = tmp_path / "readings"
+    files.keep(cache / "cuts" / "a.json", CUT.to_json())
+    is_stop = error is KeyboardInterrupt
+    with pytest.raises(typer.Exit if is_stop else error) as ended, kept.message_if_stopped(cache):
+        files.keep(cache / "cuts" / "b.json", CUT.to_json())
+        files.keep(cache / "texts" / "c.json", "[]")
+        raise error("stop")
+    told = capsys.readouterr().err
+    if is_stop:
+        assert ended.value.exit_code == 130
+        assert f"(1 chosen cut, 1 text sample) is kept in {tmp_path}; the same command" in told
+    else:
+        assert told == "" and str(ended.value) == "stop"
+
+
+def test_a_command_that_ends_says_nothing(tmp_path, capsys):
+    for cache in (None, tmp_path):
+        with kept.message_if_stopped(cache):
+            pass
+    assert capsys.readouterr() == ("", "")
 
 
 def some(held_out):

@@ -7,7 +7,9 @@ or end in an error, but never print other numbers.
 
 import contextlib
 import io
+import os
 import signal
+import threading
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -132,3 +134,85 @@ def test_after_an_interrupt_the_model_is_the_one_it_was(measure, tokenizer, some
     assert stops >= 2
     assert torch.equal(fl.next_token_divergence(model, tokenizer, pairs), gap)
     measure(model, tokenizer, pairs)
+
+
+# ---- a kernel of its own
+
+BEGIN = """
+import torch, fairlab as fl
+from tiny_models import tiny_model
+torch.set_num_threads(1)
+model, tokenizer = tiny_model(), fl.load_tokenizer()
+ids = tokenizer("The old man", return_tensors="pt").input_ids
+cut = fl.NeuronSelection({0: (1, 5), 2: (7,)}, (3, 24))
+neutral, text = fl.load_pairs(kind="neutral")[:2], fl.load_text("evaluation")[:400]
+held_out = fl.HeldOut(fl.load_pairs("race")[:4], neutral, text)
+with torch.no_grad():
+    before = model(ids).logits
+"""
+# cells that do not end by themselves, or not soon
+ENDLESS = {
+    "a block": """
+with fl.ablate(model, cut), torch.no_grad():
+    assert not torch.equal(model(ids).logits, before)
+    print("it runs", flush=True)
+    while True:
+        model(ids)
+""",
+    "a comparison": """
+print("it runs", flush=True)
+fl.compare(model, tokenizer, {"cut": cut}, held_out, n_random=10_000, metric=False)
+""",
+}
+AFTER = """
+with torch.no_grad():
+    assert torch.equal(model(ids).logits, before)
+assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+print(torch.is_grad_enabled(), torch.get_default_dtype(), len(fl.next_token_divergence(
+    model, tokenizer, held_out.pairs)))
+"""
+
+
+@pytest.fixture
+def own_kernel(monkeypatch):
+    """Start a kernel as Jupyter does; return it, and what runs a cell in it."""
+    jupyter_client = pytest.importorskip("jupyter_client")
+    pytest.importorskip("ipykernel")
+    root = LESSONS.parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), str(root / "tests")]))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    manager = jupyter_client.KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    client = manager.blocking_client()
+    client.start_channels()
+
+    def run(code, when_printed=lambda: None):
+        """Run a cell; return what it printed, and the name of the error that ended it."""
+        printed = []
+
+        def note(message):
+            if message["content"].get("name") == "stdout":
+                printed.append(message["content"]["text"])
+                when_printed()
+
+        reply = client.execute_interactive(code, output_hook=note, timeout=120)["content"]
+        return "".join(printed), reply.get("ename")
+
+    try:
+        client.wait_for_ready(timeout=120)
+        yield manager, run
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")
+def test_a_kernel_that_is_interrupted_has_the_model_as_it_was(own_kernel):
+    """A signal comes wherever Python is just then; the next cell runs as before."""
+    manager, run_cell = own_kernel
+    assert run_cell(BEGIN) == ("", None)
+    for code in ENDLESS.values():
+        # a moment later, so that it stops in the midst of a pass
+        late = threading.Timer(0.4, manager.interrupt_kernel)
+        assert run_cell(code, late.start) == ("it runs\n", "KeyboardInterrupt")
+        assert run_cell(AFTER) == ("True torch.float32 4\n", None)

@@ -5,10 +5,14 @@ import json
 import random
 import re
 import unicodedata
+from dataclasses import replace
 
 import pytest
 
 import fairlab as fl
+from fairlab import cli
+from fairlab.checking import fixed_csv
+from fairlab.cli.pairs import PairOptions, load_pool
 from fairlab.files import read_csv, read_json_lines, read_text
 
 HEADER = "prompt_a,prompt_b"
@@ -175,6 +179,76 @@ def test_the_bytes_of_an_accent_are_no_difference(tmp_path):
         fl.read_pairs(table_of(tmp_path, *rows))
 
 
+# ---- what is guessed is printed back
+
+
+FOUR = ["The {} cook sang", "My {} friend slept", "Two {} guests ate", "That {} clerk wrote"]
+GUESSED_OF_FOUR = [
+    'template, of 4 rows taken from the prompts: "The {} cook sang", "My {} friend slept", '
+    '"Two {} guests ate" and 1 more',
+    "split, every third sentence of a category held out; "
+    'train: "The {} cook sang", "Two {} guests ate", "That {} clerk wrote"; '
+    'held_out: "My {} friend slept"',
+]
+
+
+def rows_of(sentences, *more):
+    return [",".join([s.format("old"), s.format("young"), *more]) for s in sentences]
+
+
+def test_sentences_and_split_are_printed_back(tmp_path, capsys):
+    path = table_of(tmp_path, *rows_of(FOUR))
+    pairs = fl.read_pairs(path)
+    told = "\n  ".join([f"{path} leaves this out, and it was filled in:", *GUESSED_OF_FOUR])
+    assert capsys.readouterr().out == told + "\n"
+    held_out = [pair.template for pair in pairs if pair.split == "held_out"]
+    assert held_out == ["My {} friend slept"]
+
+
+def test_what_the_file_says_is_not_printed_back(tmp_path, capsys):
+    rows = [f"{s.format('old')},{s.format('young')},{s},train" for s in FOUR]
+    fl.read_pairs(table_of(tmp_path, *rows, header=f"{HEADER},template,split"))
+    assert capsys.readouterr().out == ""
+    rows[2] = rows[2].replace("Two {} guests ate", "")
+    path = table_of(tmp_path, *rows, header=f"{HEADER},template,split")
+    (guess,) = fl.check_file(path).guessed
+    assert guess == 'template, of 1 row taken from the prompts: "Two {} guests ate"'
+
+
+def test_only_valid_rows_are_printed_back_and_nothing_steers_the_terminal(tmp_path):
+    rows = [*rows_of(FOUR[:1]), "The \x1b[2J old man,The \x1b[2J new man", "A lonely old cat,"]
+    checked = fl.check_file(table_of(tmp_path, *rows))
+    template, split = checked.guessed
+    assert (
+        template.endswith(r': "The {} cook sang", "The \x1b[2J {} man"') and "lonely" not in split
+    )
+    assert fl.check_file(table_of(tmp_path, "A lonely old cat,")).guessed == []
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_check_says_what_was_filled_in(more, tmp_path, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr("fairlab.models.load_tokenizer", lambda name: tokenizer)
+    path = table_of(tmp_path, *rows_of(FOUR))
+    monkeypatch.setattr("sys.argv", ["fairlab", "check", str(path), *more])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out = capsys.readouterr().out
+    if more:
+        assert json.loads(out)["guessed"] == GUESSED_OF_FOUR
+    else:
+        assert "\n".join(["", "Left out by the file, and filled in:", *GUESSED_OF_FOUR]) in out
+
+
+def test_a_command_says_it_once(tmp_path, tokenizer, capsys):
+    path = table_of(tmp_path, *rows_of(FOUR))
+    options = PairOptions(str(path), None, None, "en", skip_invalid=False)
+    load_pool(tokenizer, options)
+    told = capsys.readouterr().err
+    assert told.startswith(f"fairlab: {path} leaves this out") and told.count("held out") == 1
+    load_pool(tokenizer, options)
+    assert capsys.readouterr().err == ""
+
+
 # ---- rows and lines
 
 
@@ -271,6 +345,94 @@ def test_a_line_that_is_no_object_is_named_with_its_line(name, tmp_path):
     path = file_of(tmp_path, '{"a": "\u2028"}\r\n\r\n' + line + "\r\n", "mine.jsonl")
     with pytest.raises(ValueError, match=rf"data: line 3 of .*mine\.jsonl .*{says}"):
         read_json_lines("data", path)
+
+
+PAIRS = [
+    {"prompt_a": "The old\u2028cook left", "prompt_b": "The young\u2028cook left", "id": None},
+    {"Prompt_A ": "La élève vieja salió", "prompt_b": "La élève joven salió", "note": [1]},
+]
+
+
+def lines_of(*rows, end="\n"):
+    return end.join(row if isinstance(row, str) else json.dumps(row) for row in rows) + end
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_pairs_of_json_lines_are_those_of_the_same_table(encoding, end, ascii_only, tmp_path):
+    named = [dict(zip(["prompt_a", "prompt_b"], row.values(), strict=False)) for row in PAIRS]
+    rows = [json.dumps(row | {"note": 1}, ensure_ascii=ascii_only) for row in named]
+    text = end.join(["", rows[0], "", rows[1], ""])
+    checked = fl.check_file(file_of(tmp_path, text.encode(encoding), "mine.JSONL"))
+    cells = [",".join(row.values()) for row in named]
+    table = fl.check_file(table_of(tmp_path, "", cells[0], "", cells[1]))
+    assert list(checked.pairs) == [2, 4] and list(table.pairs) == [3, 5]
+    own = {"id": ""}
+    assert [replace(pair, **own) for pair in checked.valid] == [
+        replace(pair, **own) for pair in table.valid
+    ]
+    assert checked.form == f"{encoding}, a JSON object on each line"
+    assert [str(notice) for notice in checked.notices] == [
+        "the file: not used: note; the columns that are read are prompt_a, prompt_b, attribute_a, "
+        "attribute_b, category, template, split, attribute_split, id, harsher, kinder",
+        *map(str, table.notices),
+    ]
+    assert fl.read_pairs(checked.path) == checked.valid
+    assert fixed_csv(checked).count("\n") == 3
+
+
+def test_json_lines_in_cp1252_are_told(tmp_path):
+    row = json.dumps(PAIRS[1], ensure_ascii=False).replace("Prompt_A ", "prompt_a")
+    path = file_of(tmp_path, row.encode("cp1252"), "mine.jsonl")
+    with pytest.warns(UserWarning, match='mine.jsonl is no UTF-8 .* line 1 has "élève"'):
+        (pair,) = fl.read_pairs(path)
+    assert pair.prompt_a == "La élève vieja salió"
+
+
+GOOD = {"prompt_a": "The old cook left", "prompt_b": "The young cook left"}
+NO_PAIRS = {
+    **{name: (line, rf"line 3 of .*mine\.jsonl .*{says}") for name, (line, says) in BROKEN.items()},
+    "a number": (GOOD | {"split": 1}, r"line 3 of .*: split must be a text; got 1; .*quotation"),
+    "answers in a list": (
+        GOOD | {"kinder": ["a"]},
+        r'line 3 of .*: kinder must be a text; got \["a"\]',
+    ),
+    "a split": (GOOD | {"split": "Train"}, "line 3, split: split must be train, .*; got 'Train'"),
+    "no prompt": ({"prompt_a": "The old cook sang"}, "line 3, prompt_b: lacks a prompt; write it"),
+    "again": (GOOD, "line 3: has the prompts of row 1; remove one"),
+    "capitals": (GOOD | {"PROMPT_A": "x"}, "has the column prompt_a twice; keep one"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PAIRS)
+def test_what_is_wrong_with_json_lines_has_file_line_and_remedy(name, tmp_path):
+    row, says = NO_PAIRS[name]
+    first = GOOD | ({"split": "train"} if "split" in str(row) else {})
+    path = file_of(tmp_path, lines_of(first, "", row), "mine.jsonl")
+    with pytest.raises(ValueError, match=rf"path: .*{says}"):
+        fl.read_pairs(path)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\ufeff\n"])
+def test_json_lines_without_a_pair_are_refused(text, tmp_path):
+    with pytest.raises(ValueError, match=r"path: .*mine\.jsonl .*got none"):
+        fl.read_pairs(file_of(tmp_path, text, "mine.jsonl"))
+
+
+def test_commands_take_json_lines(tmp_path, tokenizer, monkeypatch, capsys):
+    rows = [dict(zip(GOOD, row.split(","), strict=True)) for row in rows_of(FOUR)]
+    path = file_of(tmp_path, lines_of(*rows), "mine.jsonl")
+    options = PairOptions(str(path), None, None, "en", skip_invalid=False)
+    assert [pair.id for pair in load_pool(tokenizer, options)] == [f"row-{n}" for n in range(1, 5)]
+    capsys.readouterr()
+    monkeypatch.setattr("fairlab.models.load_tokenizer", lambda name: tokenizer)
+    words = ["check", str(path), "--fix", str(tmp_path / "fixed.jsonl")]
+    monkeypatch.setattr("sys.argv", ["fairlab", *words])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "fix: expected a name for a CSV file; got" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_letters_of_two_halves_are_letters(tmp_path):

@@ -29,6 +29,7 @@ def main() -> None:
     try:
         with processes.joined():
             app()
-    except (ValueError, OSError, ModuleNotFoundError, processes.LostProcess) as error:
-        print(f"fairlab: {processes.name()}{' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, ModuleNotFoundError, processes.LostProcess) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"fairlab: {processes.name()}{said}", file=sys.stderr)
         sys.exit(1 if isinstance(error, processes.LostProcess) else 2)

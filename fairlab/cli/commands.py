@@ -132,9 +132,10 @@ def _about(context: typer.Context, version: Version = False) -> None:
 
     A CSV file for --pairs has the columns prompt_a and prompt_b, and if you like category,
     template, attribute_a, attribute_b and split, and harsher and kinder, what may be decided about
-    the person. Pairs of the split train choose the neurons, those of the split held_out measure;
-    without the column, every third sentence of a category is held out. fairlab check mine.csv finds
-    the problems of form in such a file within seconds.
+    the person; a .jsonl file has such names on each line. Pairs of the split train choose the
+    neurons, those of the split held_out measure; without the column, every third sentence of a
+    category is held out. fairlab check mine.csv finds the problems of form in such a file within
+    seconds.
 
     On several GPUs or machines, accelerate launch -m fairlab score … (or prune, compare, report)
     deals the work to processes and prints once: notebooks/cluster.md has the commands.
@@ -152,7 +153,7 @@ def _about(context: typer.Context, version: Version = False) -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, Argument(help="CSV file of pairs, as a spreadsheet writes it.")],
+    file: Annotated[Path, Argument(help="CSV or .jsonl file of pairs.")],
     model: Model = DEFAULT,
     fix: Annotated[
         Path | None,
@@ -167,18 +168,20 @@ def check(
     blanks too many; templates that are not the prompts' sentence; what is there twice; a sentence
     that is both for training and held out. Then notices, which leave a row valid: words that the
     tokenizer splits into unlike numbers of tokens (names often are; their gap is measured, but
-    scores that compare token by token refuse them), with words that would fit. Last, how the valid
-    rows are split. Exit code 0: every row is valid; 2: there are problems, or the file can't be
-    read.
+    scores that compare token by token refuse them), with words that would fit. Last, what the file
+    leaves out and was filled in, and how the valid rows are split. Exit code 0: every row is valid;
+    2: there are problems, or the file can't be read.
 
     \b
     Example: fairlab check mine.csv --fix valid.csv
     """
-    from fairlab.checking import fixed_csv
+    from fairlab.checking import fixed_csv, is_json_lines
     from fairlab.files import write_text
     from fairlab.models import load_tokenizer
 
     check_output_file(fix, force, file, model, argument="fix")
+    if fix and is_json_lines(fix):
+        raise ValueError(f"fix: expected a name for a CSV file; got {fix}")
     checked = fl.check_file(file, tokenizer=load_tokenizer(model))
     facts = {
         "file": str(file),
@@ -187,6 +190,7 @@ def check(
         "valid": len(checked.valid),
         "problems": [facts_of(problem) for problem in checked.problems],
         "notices": [facts_of(problem) for problem in checked.notices],
+        "guessed": checked.guessed,
         "split_by_file": "split" in checked.columns,
         "split": split_counts(checked.valid),
         "fixed": fix and str(fix),

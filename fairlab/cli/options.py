@@ -25,14 +25,17 @@ Model = Annotated[
     str, Option(help="The default model, a Hub id (org/name), a model folder, or a .gguf file.")
 ]
 Pairs = Annotated[
-    str, Option(help="article, all, a category such as race, or a CSV file (see fairlab --help).")
+    str,
+    Option(
+        help="article, all, a category such as race, or a .csv or .jsonl file (see fairlab --help)."
+    ),
 ]
 Neutral = Annotated[
     str | None,
     Option(
-        help="CSV file of neutral pairs, the control. Without it fairlab's own; for pairs from a "
-        "file, in another language than English, or with --neutral-words, neutral words in their "
-        "own sentences."
+        help="A .csv or .jsonl file of neutral pairs, the control. Without it fairlab's own; for "
+        "pairs from a file, in another language than English, or with --neutral-words, neutral "
+        "words in their own sentences."
     ),
 ]
 NeutralWords = Annotated[

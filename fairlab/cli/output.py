@@ -85,7 +85,9 @@ def end_if_failed(failed):
 
 
 def check_text(checked, facts):
-    """Return what `fairlab check` prints: problems, notices, and how the valid rows are split."""
+    """Return what `fairlab check` prints: problems, notices, what was guessed, and the split."""
+    from fairlab.checking import SPLIT_RULE
+
     lines = [
         f"{checked.path} ({checked.form}): {facts['valid']} of {facts['rows']} rows are valid."
     ]
@@ -93,11 +95,9 @@ def check_text(checked, facts):
         lines += ["", "Problems:", *map(str, checked.problems)]
     if checked.notices:
         lines += ["", "Notices (no row is invalid for them):", *map(str, checked.notices)]
-    split_rule = (
-        "as the column split says"
-        if facts["split_by_file"]
-        else "every third sentence of a category held out"
-    )
+    if checked.guessed:
+        lines += ["", "Left out by the file, and filled in:", *checked.guessed]
+    split_rule = "as the column split says" if facts["split_by_file"] else SPLIT_RULE
     lines += ["", f"Split, {split_rule}:"]
     for part in facts["split"]:
         counts = [counted(part[what], what.removesuffix("s")) for what in ("sentences", "pairs")]

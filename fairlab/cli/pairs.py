@@ -119,12 +119,20 @@ def pairs_of_file(tokenizer, path, skip_invalid):
         notice = f"{left_out} of {len(checked.pairs)} rows of {path} left out, not valid:"
         print("\n  ".join([f"fairlab: {notice}", *map(str, checked.problems)]), file=sys.stderr)
     tell_of_articles(checked, path)
+    tell_once("\n  ".join([f"{path} leaves this out, and it was filled in:", *checked.guessed]))
     unequal = (~fl.check_pairs(tokenizer, checked.valid)["valid"]).sum()
     if unequal:
         notice = f"in {unequal} of {len(checked.valid)} pairs of {path} the two prompts differ in "
         notice += "their number of tokens, so part of their gap may come from the length, and the "
         print(f"fairlab: {notice}article's metric leaves them out", file=sys.stderr)
     return checked.valid
+
+
+@functools.cache  # neutral pairs of a file are read for each split
+def tell_once(notice):
+    """Print a notice of more than one line, if it was not printed before."""
+    if "\n" in notice:
+        print(f"fairlab: {notice}", file=sys.stderr)
 
 
 def tell_of_articles(checked, path):

@@ -13,7 +13,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import input_device
-from fairlab.passes import check_ready, halving, log_probabilities, logits_at, progress
+from fairlab.passes import (
+    check_memory,
+    check_ready,
+    halving,
+    log_probabilities,
+    logits_at,
+    progress,
+)
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a context, and of its continuation
 
@@ -64,9 +71,11 @@ def log_likelihoods(
     rows = _rows_of(unique, max_length, side_by_side)
     # long rows first: a lack of memory shows at once
     rows.sort(key=lambda row: len(row.tokens), reverse=True)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    check_memory(model, map(_size_of, batches))
     results = {}
-    for start in progress(range(0, len(rows), batch_size), desc="benchmark", unit="batch"):
-        results.update(_score_batch(model, rows[start : start + batch_size]))
+    for batch in progress(batches, desc="benchmark", unit="batch"):
+        results.update(_score_batch(model, batch))
     return [results[request] for request in requests]
 
 
@@ -97,6 +106,15 @@ def _rows_of(requests: Sequence[Request], max_length: int, side_by_side: bool) -
         row.positions += range(end, end + len(branch))  # as if it stood there alone
         row.branches += [len(row.spans)] * len(branch)
     return list(rows.values())
+
+
+def _size_of(rows: Sequence[Row]) -> tuple[int, int, int]:
+    """Return what `check_memory` asks of a batch whose longest row comes first."""
+    columns: set[int] = set()
+    for row in rows:
+        for _, span in row.spans:
+            columns.update(span)
+    return len(rows), len(rows[0].tokens), len(columns)
 
 
 @torch.no_grad()
