@@ -38,7 +38,7 @@ lab: setup
 
 # the last line says what passed; where the minutes went: `make times`
 test: setup-all
-	$(BIN)/python tools/run_tests.py lint unit lessons robust
+	$(BIN)/python tools/run_tests.py lint lessons robust unit
 
 quick: setup
 	$(BIN)/python tools/run_tests.py lint quick
@@ -96,6 +96,7 @@ constraints-lowest.txt: pyproject.toml
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/explorers.py
 	$(BIN)/python benchmarks/llama_shape.py
 

@@ -7,7 +7,8 @@
 Loading and imports are not timed. Each process times a fixed matrix product before and after its
 work; where the two are more than 10 % apart, or the machine was slower than when it is quiet, the
 run is repeated, and a case that never got a quiet one says so. What was measured goes to
-`benchmarks/results.json` case by case, and from there into the table of `benchmarks/README.md`.
+`benchmarks/results.json` case by case, and from there into the table of `benchmarks/README.md` and
+the figure of both READMEs.
 """
 
 import argparse
@@ -26,10 +27,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results.json"
 README = ROOT / "benchmarks" / "README.md"
+FIGURE = ROOT / "benchmarks" / "speed.png"
 QUIET = 0.10  # how far the time of the matrix product may move
 TRIES = 4  # of a run, until the machine is quiet
 SIDE = 1024  # of the matrices
-TABLE = re.compile(r"(?<=<!-- ratios -->\n).*?(?=<!-- end -->)", re.DOTALL)
+BESIDE = {"textcoords": "offset points", "fontsize": 8}  # of a number at the end of its bar
 
 
 # ---- in a process of its own
@@ -70,21 +72,21 @@ def work(name: str, side: str) -> None:
 # ---- in turns
 
 
-def fresh(name: str, side: str) -> dict:
-    """Run one side in a process of its own."""
-    command = [sys.executable, __file__, name, "--side", side]
+def fresh(*words: str, script: str = __file__) -> dict:
+    """Run a script in a process of its own, and return the JSON that it printed last."""
+    command = [sys.executable, script, *words]
     variables = {**os.environ, "TQDM_DISABLE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     if done.returncode:
-        sys.exit(f"{name}, {side}: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"{' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def quiet_run(name: str, side: str, usual: float) -> dict:
-    """Run one side until the machine was quiet, at most four times; return the quietest run."""
+def quiet_run(usual: float, *words: str, script: str = __file__) -> dict:
+    """Run a script until the machine was quiet, at most four times; return the quietest run."""
     runs = []
     for _ in range(TRIES):
-        runs.append(fresh(name, side))
+        runs.append(fresh(*words, script=script))
         before, after = runs[-1]["probes"]
         if max(before, after, usual) <= (1 + QUIET) * min(before, after, usual):
             return {**runs[-1], "quiet": True}
@@ -97,7 +99,7 @@ def measure(name: str, n: int, usual: float) -> dict:
     runs = {"fairlab": [], "peer": []}
     for turn in range(n):
         for side, results in runs.items():
-            results.append(quiet_run(name, side, usual))
+            results.append(quiet_run(usual, name, "--side", side))
             note = "" if results[-1]["quiet"] else ", on a busy machine"
             print(f"{name} {turn + 1}/{n} {side}: {results[-1]['seconds']:.2f} s{note}", flush=True)
     _check_agreement(name, runs)
@@ -167,10 +169,46 @@ def table(results: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(results: dict) -> None:
-    """Put the table between its marks in benchmarks/README.md."""
+def kept() -> dict:
+    """Return what was measured so far."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+
+
+def keep(results: dict) -> None:
+    """Write what was measured so far."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def write_between(start: str, end: str, lines: str) -> None:
+    """Put lines between two marks in benchmarks/README.md."""
     text = README.read_text(encoding="utf-8")
-    README.write_text(TABLE.sub(lambda _: table(results), text), encoding="utf-8")
+    between = re.compile(f"(?<={re.escape(start)}\n).*?(?={re.escape(end)})", re.DOTALL)
+    README.write_text(between.sub(lambda _: lines, text), encoding="utf-8")
+
+
+def draw(results: dict) -> None:
+    """Draw how many times as long the peers take, with the range of the runs and what is aimed
+    at."""
+    import matplotlib.pyplot as plt
+    from cases import CASES
+
+    names = [name for name in CASES if name in results.get("cases", {})]
+    figure, ax = plt.subplots(figsize=(8, 0.5 + 0.42 * len(names)), layout="constrained")
+    for place, name in enumerate(reversed(names)):
+        row = results["cases"][name]
+        ax.barh(place, row["ratio"] - 1, left=1, color="#4477aa", height=0.5)
+        ax.plot(row["range"], [place, place], color="black", linewidth=1.5)
+        ax.plot(CASES[name].reach, place, "|", color="#ee6677", markersize=14, markeredgewidth=2)
+        ax.annotate(f"{row['ratio']:,.1f}", (row["range"][1], place), (4, -3), **BESIDE)
+    titles = [f"{CASES[name].title},\nbeside {CASES[name].peer}" for name in reversed(names)]
+    titles = [title.replace("`", "") for title in titles]
+    ax.set_yticks(range(len(names)), titles, fontsize=7)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:,.10g}")
+    ax.axvline(1, color="grey", linewidth=0.8)
+    ax.set_xlabel("times as long as fairlab (log scale); red: what is aimed at")
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FIGURE, dpi=130)
 
 
 def main() -> None:
@@ -191,14 +229,15 @@ def main() -> None:
     if options.side:
         work(options.cases[0], options.side)
         return
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = kept()
     if not options.table:
         usual = min(probe() for _ in range(5))
         for name in options.cases or CASES:
             row = {**measure(name, options.n, usual), "machine": machine()}
             results.setdefault("cases", {})[name] = row
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    write_table(results)
+            keep(results)
+    write_between("<!-- ratios -->", "<!-- end -->", table(results))
+    draw(results)
     print(table(results))
 
 

@@ -60,7 +60,7 @@ def generate(
     Parameters
     ----------
     prompts : list of str
-        Those of the same length run together; none is padded.
+        Those of the same length run together (in half precision each runs alone); none is padded.
     max_length : int
         Tokens of prompt and continuation together.
     max_new_tokens : int, optional

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fairlab.models import decoder_layers, refuse_wrapped
+from fairlab.models import decoder_layers, input_device, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, listed
 from fairlab.passes import (
     PairBatch,
@@ -195,17 +195,19 @@ def pair_differences(
     """
     points = check_points(model, points)
     shape = (len(as_pairs(pairs)), len(points), len(decoder_layers(model)))
-    difference, scale = torch.zeros(shape), torch.zeros(shape)
+    # filled where the model computes, and fetched once at the end
+    difference, scale = tables = torch.zeros(2, *shape, device=input_device(model))
 
     def note(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
-        cells = (batch.pairs, points.index(point), layer)
+        cells = (batch.pairs_on_device, points.index(point), layer)
         gaps = (values[batch.rows_a] - values[batch.rows_b]).abs_().mean(-1)  # (pairs, tokens)
-        difference[cells] = (gaps * batch.weights).sum(1).float().cpu()
+        difference[cells] = (gaps * batch.weights).sum(1).float()
         sizes = values.abs().mean(-1)  # (prompts, tokens)
         sizes = (sizes[batch.rows_a] + sizes[batch.rows_b]) / 2  # (pairs, tokens)
-        scale[cells] = (sizes * batch.weights).sum(1).float().cpu()
+        scale[cells] = (sizes * batch.weights).sum(1).float()
 
     run_pairs(model, tokenizer, pairs, points, note, positions=positions, batch_size=batch_size)
+    difference, scale = tables.cpu()
     check_finite(difference, "the points asked for")
     return difference, scale
 

@@ -128,8 +128,8 @@ def layer_differences(
         (mean over pairs, tokens and dimensions of `|A^a - A^b|`, in units of activation); `scale`
         (mean of `|A|` of both prompts); `relative` (difference / scale; 0: no difference; 1: as
         large as the activations themselves); their 95 % intervals over templates and attribute
-        pairs, `difference_low`, `difference_high`, `relative_low`, `relative_high` (NaN for a
-        single pair); and with `neutral` the intervals of the neutral pairs, the band
+        pairs, `difference_low`, `difference_high`, `relative_low`, `relative_high` (NaN
+        with one template); and with `neutral` the intervals of the neutral pairs, the band
         `neutral_difference_low` … `neutral_relative_high`.
 
     Raises

@@ -343,15 +343,17 @@ def _did_it_help(
     sentences.append(
         f"Judged on {len(judged.pairs)} pairs about {topics}, and it is their groups of which this "
         "speaks. They stand in other sentences than the pair that chose the neurons, which is not "
-        f"among them (its words may be). Beside them: {choices.n_random} random cuts and "
+        f"among them (its words may be). Beside them: {choices.n_random} random changes and "
         f"{len(judged.neutral)} neutral pairs. So few can't show a small change: `fairlab report` "
         "reads more, and pairs of your own."
     )
     gap = _new_figure(plot_comparison, table, draws=comparison.draws)
     price = _new_figure(plot_comparison, table, draws=comparison.draws, measure="perplexity")
     pictures = [
-        Picture("Change of the gap", "The cut, random cuts in grey, neutral words open.", gap),
-        Picture("Price", "The change of the perplexity of plain prose, beside random cuts.", price),
+        Picture("Change of the gap", "The cut, random changes in grey, neutral words open.", gap),
+        Picture(
+            "Price", "The change of the perplexity of plain prose, beside random changes.", price
+        ),
     ]
     return Step(STEPS[3], sentences, pictures)
 

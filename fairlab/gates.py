@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fairlab.models import check_room_for_slopes, glu_blocks, neuron_counts
+from fairlab.models import check_room_for_slopes, glu_blocks, input_device, neuron_counts
 from fairlab.pairs import check_kind
 
 # The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
@@ -60,14 +60,18 @@ def gate(
     """
     blocks = glu_blocks(model)
     _check_table(model, "gates", gates)
+    # sent to a GPU once, and not layer by layer in every pass
+    there = gates.to(input_device(model))
     if toward is not None and not callable(toward):
         _check_table(model, "toward", toward)
+        toward = toward.to(there.device)
+    turned = (gates != 1).any(1).tolist()  # (layers,)
     handles = []
     try:
         for layer, mlp in enumerate(blocks):
             # a layer whose gates are all 1 needs no hook, unless their gradients are asked for
-            if gates.requires_grad or (gates[layer] != 1).any():
-                hook = partial(_apply_gates, layer, gates, toward)
+            if gates.requires_grad or turned[layer]:
+                hook = partial(_apply_gates, layer, there, toward)
                 handles.append(mlp.down_proj.register_forward_pre_hook(hook))
         yield
     finally:

@@ -4,8 +4,8 @@ Contents: `NeuronGates`; `gated` (reversible) and `applied` (for cuts, gates and
 `fold_gates` (into the weights); `balanced_gates`, the recipe of lesson 08, made of `gate_tables`
 and `solve_gates`; `mean_activations`.
 
-A removal is the special case of a gate of 0 toward 0. Gates can do less (0.5), more (2), or move a
-neuron toward what it does in plain prose, so that its usual contribution stays.
+A removal is the special case of a gate of 0 toward 0. Gates can turn a neuron halfway down (0.5) or
+up (2), or move it toward what it does in plain prose, so that its usual contribution stays.
 """
 
 import json
@@ -257,8 +257,8 @@ def fold_gates(model: PreTrainedModel, gates: NeuronGates) -> PreTrainedModel:
     -------
     PreTrainedModel
         A new model in the same dtype; save it with `save_model`. Stock transformers loads it. It
-        computes what `gated` does up to the order of sums, about 1e-6 of a logit in float32; in
-        half precision weights and bias are rounded once more.
+        computes what `gated` does up to the order of sums; in half precision weights and bias are
+        rounded once more.
 
     Raises
     ------

@@ -51,8 +51,8 @@ def learned_gates(
 ) -> NeuronGates:
     """Turn the neurons of given gates farther, or back, by gradient descent on training pairs.
 
-    Each step draws 3 pairs of every category, 16 neutral ones and a chunk of plain text, and moves
-    the gates by Adam (step size 0.02) down the slope of ::
+    Each step draws 3 pairs of every category and 16 neutral ones, takes the next chunk of plain
+    text, and moves the gates by Adam (step size 0.02) down the slope of ::
 
         change of the gap + |change of the neutral gap| + 5 · |change of the loss|
 

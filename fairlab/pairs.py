@@ -184,11 +184,11 @@ def load_pairs(
 ) -> list[PromptPair]:
     """Load the prompt pairs that come with fairlab.
 
-    A sentence and its words are both known or both new: "train" and "validation" pairs have words
-    for training, "held_out" pairs have words that were kept out of training. "test" pairs are a
-    second held-out set, of other sentences and other words. Only `split="test"` opens them, and
-    each reading uses them up: fix what will be read, then read it once. "extra" pairs are 24 more
-    sentences with the words for training; they, too, come only by name.
+    With a split, a sentence and its words are both known or both new: "train" and "validation"
+    pairs have words for training, "held_out" pairs have words that were kept out of training.
+    "test" pairs are a second held-out set, of other sentences and other words. Only `split="test"`
+    opens them, and each reading uses them up: fix what will be read, then read it once. "extra"
+    pairs are 24 more sentences with the words for training; they, too, come only by name.
 
     Parameters
     ----------

@@ -217,6 +217,9 @@ class PairBatch:
         Position of the last token of each prompt.
     pairs : Tensor of shape (pairs,), on the CPU
         Index of each pair in the caller's list.
+    pairs_on_device : Tensor of shape (pairs,)
+        The same beside the other tensors, for a table that is filled there layer by layer: what is
+        fetched from a GPU, or sent to it, waits for all that it has to do.
     rows_a, rows_b : Tensors of shape (pairs,)
         Row of the first and of the second prompt of each pair.
     start : int
@@ -230,6 +233,7 @@ class PairBatch:
     attention_mask: Tensor
     last: Tensor
     pairs: Tensor
+    pairs_on_device: Tensor
     rows_a: Tensor
     rows_b: Tensor
     start: int
@@ -303,6 +307,7 @@ def _pair_batch(
         attention_mask=(steps < lengths[:, None]).long().to(device),
         last=(lengths - 1).to(device),
         pairs=torch.tensor(indices),
+        pairs_on_device=torch.tensor(indices, device=device),
         rows_a=rows_a.to(device),
         rows_b=rows_b.to(device),
         start=start,

@@ -139,7 +139,8 @@ def difference_scores(
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons), in units of activation, 0 or more unless
-        signed; higher = cut first. 0: the neuron is blind to the word.
+        signed; higher = cut first. 0: the neuron is blind to the word or, with "optipfair" or
+        `signed`, its differences cancel.
 
     Raises
     ------
@@ -206,7 +207,8 @@ def attribution_scores(
     relative : bool
         Score the effect on the headline of `compare`: in each category the mean over pairs is
         divided by the mean gap of these pairs, then the mean over categories is taken. Without it
-        the category with the largest gap decides: mostly gender, by he and she.
+        the categories with the largest gaps weigh most; on validation pairs that is gender, by he
+        and she.
     toward : Tensor, optional
         Shape (layers, neurons), such as `fairlab.gating.mean_activations`: score a move toward it
         in place of a removal.
@@ -417,6 +419,7 @@ def _without_shared_rows(batches: Iterable[PairBatch], count: int) -> Iterator[P
                 attention_mask=batch.attention_mask[rows],
                 last=batch.last[rows],
                 pairs=batch.pairs[members],
+                pairs_on_device=batch.pairs_on_device[members],
                 rows_a=numbers,
                 rows_b=numbers + len(members),
                 weights=batch.weights[members],
@@ -495,8 +498,8 @@ def weight_scores(
     -------
     Tensor
         Float32 on the CPU, shape (layers, neurons), in units of weight ("vow" and "pon": squared),
-        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": all
-        equal).
+        0 or more; higher = the model is assumed to need it more. 0: all weights 0 ("vow": those
+        of a row all equal; "pon": those of one row 0).
 
     Raises
     ------
@@ -517,8 +520,10 @@ def weight_scores(
             gate_weight, up_weight, _ = glu_weights(mlp)
             gate = _row_sizes(gate_weight.float(), method)  # (neurons,)
             up = _row_sizes(up_weight.float(), method)
-        rows.append((gate * up if method == "pon" else gate + up).cpu())
-    return _score_table(torch.stack(rows), "gate_proj or up_proj weights")
+        rows.append(gate * up if method == "pon" else gate + up)
+    # side by side on one device first: a GPU is waited for once, and not layer by layer
+    table = torch.stack([row.to(rows[0].device) for row in rows]).cpu()  # (layers, neurons)
+    return _score_table(table, "gate_proj or up_proj weights")
 
 
 def _row_sizes(weight: Tensor, method: str) -> Tensor:
@@ -643,7 +648,7 @@ def guarded_scores(
     The defaults were chosen on fairlab's validation pairs and the default model, for scores with
     `relative=True`. There 90 neurons narrow the gap by 38.0 %, and that of neutral pairs by 21.9 %,
     at 0.6 % of perplexity (`data/results/guard.csv`, which has 26 other settings). In that table
-    more charge, or more protection, leaves neutral pairs alone and narrows the gap less. More
+    more charge, or more protection, moves neutral pairs less, and narrows the gap less. More
     protection costs less perplexity, and so, on average, does a lower floor.
 
     Parameters

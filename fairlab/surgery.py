@@ -329,7 +329,7 @@ def refine_scores(
 
     The gap is the mean of `next_token_divergence` over pairs. A first-order score ("attribution")
     is wrong where one neuron's activation is huge; this costs one forward pass a neuron and batch,
-    through the layers above it only.
+    through its own layer and those above it only.
 
     Parameters
     ----------

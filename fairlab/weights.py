@@ -231,7 +231,7 @@ def cache_variable() -> str:
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Remove the temporary folders of processes that were killed: a gigabyte or less each."""
+    """Remove the temporary folders of processes that were killed, each as large as a model."""
     remove_old((*cache.glob(".*-transformers-*"), *cache.glob(".gguf-*")))
 
 

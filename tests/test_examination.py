@@ -92,7 +92,7 @@ def test_what_is_said_are_the_numbers_of_the_functions(seen, tokenizer, judged):
     table = fl.compare(model, tokenizer, {"cut": cut}, judged, **options).table
     (price,) = table[table.measure == "perplexity"].change
     assert f"Perplexity changes by {price:+.1%}" in last
-    assert "Judged on 3 pairs about " in last and "2 random cuts" in last
+    assert "Judged on 3 pairs about " in last and "2 random changes" in last
 
 
 def test_a_scale_is_gates_and_is_said(tokenizer, judged):

@@ -105,7 +105,7 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     assert any(value is None for row in facts["results"] for value in row.values())
     assert facts["selection"] == json.loads(CUT.to_json())
     assert facts["model"]["weights_sha256"] == bits_of(tiny)
-    assert (facts["settings"]["seed"], facts["settings"]["random cuts"]) == (7, 3)
+    assert (facts["settings"]["seed"], facts["settings"]["random changes"]) == (7, 3)
     assert facts["method"]["cut"] == "5 neurons switched off; by hand"
     assert facts["settings"]["pairs measured"] == len(measured["comparison"].held_out.pairs)
     assert facts["method"]["weight"] == 0.5 and facts["method"]["nothing"] is None
@@ -207,7 +207,7 @@ def test_several_changes_stand_in_one_table_each_with_its_verdict(
     advised = facts["methods"][1]["power_in_words"], " ".join(facts["methods"][1]["evidence"])
     assert all("random gates" in told and "random cuts" not in told for told in advised)
     assert facts["settings"]["pairs that chose"] is None
-    assert facts["settings"]["random cuts"] == 3
+    assert facts["settings"]["random changes"] == 3
     assert "Which pairs chose is not known" in facts["warnings"][0]
     assert "3 changes were judged on the same sentences" in facts["warnings"][1]
     assert facts["texts"] == [{"prompt": "A prompt", "written": texts["A prompt"]}]

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import commit_message
@@ -37,7 +38,7 @@ def test_the_parts_of_make_test_are_there():
     parts = {part for words in named for part in words.split(" --")[0].split()}
     assert parts == {*run_tests.PARTS, "times"}
     assert re.search(
-        r"^test: setup-all\n\t.*run_tests.py lint unit lessons robust$", makefile, re.MULTILINE
+        r"^test: setup-all\n\t.*run_tests.py lint lessons robust unit$", makefile, re.MULTILINE
     )
 
 
@@ -54,6 +55,68 @@ def test_a_part_that_fails_is_told_and_fails(tmp_path, monkeypatch):
     monkeypatch.setitem(run_tests.PARTS, "lint", commands)
     text, passed = run_tests.run("lint", 1, None)
     assert (text.startswith("lint failed (0 min 0"), passed) == (True, False)
+
+
+OVERLAP = {
+    "lint": """
+        print("lint begins", flush=True)
+        touch(os.environ["FAIRLAB_IDLE"])
+        wait_for("lessons")
+        time.sleep(0.5)
+        touch("lint")
+        print("lint ends")""",
+    "lessons": """
+        touch("lessons")
+        print("lessons", flush=True)
+        touch(os.environ["FAIRLAB_IDLE"])
+        wait_for("robust")
+        print("lessons end")""",
+    "robust": """
+        assert Path("lint").exists(), "a third part starts beside two others"
+        touch("robust")
+        print("robust")
+        raise SystemExit(3)""",
+}
+HELPERS = """
+import os, time
+from pathlib import Path
+def touch(path):
+    Path(path).touch()
+def wait_for(path):
+    for _ in range(200):
+        if Path(path).exists():
+            return
+        time.sleep(0.1)
+    raise SystemExit(1)
+"""
+
+
+def test_a_part_starts_where_the_one_before_leaves_a_core_idle(tmp_path, monkeypatch, capfd):
+    """Two of them run at a time; each is shown when the one before has ended."""
+    monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
+    monkeypatch.setattr(run_tests, "ROOT", tmp_path)
+    for part, code in OVERLAP.items():
+        program = HELPERS + textwrap.dedent(code)
+        monkeypatch.setitem(run_tests.PARTS, part, [[sys.executable, "-c", program]])
+    results = run_tests.run_parts(list(OVERLAP), 2, None)
+    assert capfd.readouterr().out.splitlines() == [
+        *("lint begins", "lint ends"),
+        *("lessons", "lessons end"),
+        "robust",
+    ]
+    assert [text.split(" (")[0] for text, _ in results] == [
+        *("lint passed", "lessons passed"),
+        "robust failed",
+    ]
+    assert [passed for _, passed in results] == [True, True, False]
+
+
+def test_a_worker_that_has_nothing_left_is_told_of(request, tmp_path, monkeypatch):
+    if not request.config.pluginmanager.hasplugin("xdist"):
+        pytest.skip("needs pytest-xdist")
+    monkeypatch.setenv(run_tests.IDLE, str(tmp_path / "idle"))
+    request.config.hook.pytest_testnodedown(node=None, error=None)
+    assert (tmp_path / "idle").exists()
 
 
 def test_where_the_minutes_went(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Run the tests part by part; say in one line at the end what passed and how long each part took.
 
-    python tools/run_tests.py lint unit lessons robust          # what `make test` runs
+    python tools/run_tests.py lint lessons robust unit          # what `make test` runs
     python tools/run_tests.py lint quick                        # what `make quick` runs
     python tools/run_tests.py lessons --only notebooks/03_pca_layers.ipynb
     python tools/run_tests.py times                             # the minutes of the last run
@@ -8,7 +8,8 @@
 `robust` runs the lessons 00 to 05 under other kernels and with other weights; beside it `lessons`
 runs only the others. A part that fails does not keep the next one from running. With several
 workers each of them has its share of the processor's cores: two programs that both ask for all
-cores slow each other down.
+cores slow each other down. As soon as one of them has nothing left to do, the next part starts; it
+is shown when the part before has ended.
 """
 
 import argparse
@@ -18,7 +19,8 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,6 +39,7 @@ NBVAL = [
 # glibc gives large tensors back to the system and asks for them anew, page by page, some per cent
 # of the time of a pass; with these it keeps them for the next tensor
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+IDLE = "FAIRLAB_IDLE"  # the variable that names a part's `idle_file`
 NO_NBVAL = ["-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
@@ -59,19 +62,44 @@ def environment(workers: int) -> dict[str, str]:
     return {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": str(threads)}
 
 
-def run_command(command: list[str], variables: Mapping[str, str]) -> int:
-    """Run a command, with kernels that start at once if it runs notebooks; return its exit code."""
+def run_command(
+    command: list[str],
+    variables: Mapping[str, str],
+    *,
+    before: Sequence[Future] = (),
+    log: Path | None = None,
+) -> int:
+    """Run a command, with kernels that start at once if it runs notebooks; return its exit code.
+
+    With parts before it, what it writes goes to a file, and is shown once they have ended.
+    """
     with ExitStack() as stack:
         if CAN_FORK and set(NBVAL) <= set(command):
             variables = stack.enter_context(forked_kernel.serving(variables))
-        return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
+        if not before:
+            return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
+        # not a pipe: nobody reads it yet, and what a command leaves running may hold it open
+        written, shown = stack.enter_context(log.open("wb")), stack.enter_context(log.open("rb"))
+        outputs = {"stdout": written, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, **outputs)
+        wait(before)
+        while True:
+            has_ended = process.poll() is not None
+            sys.stdout.buffer.write(shown.read())
+            sys.stdout.buffer.flush()
+            if has_ended:
+                return process.returncode
+            time.sleep(0.1)
 
 
-def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
+def run(
+    part: str, workers: int, only: list[Path] | None, before: Sequence[Future] = ()
+) -> tuple[str, bool]:
     """Run one part; return what the last line says of it, and whether it passed."""
     start, code = time.perf_counter(), 0
     report = RESULTS / f"{part}.xml"
     report.unlink(missing_ok=True)
+    variables = {**environment(workers), IDLE: str(idle_file(part))}
     for command in PARTS[part]:
         if only and command[-1] == "notebooks":
             command = [*command[:-1], *map(str, only)]
@@ -79,10 +107,43 @@ def run(part: str, workers: int, only: list[Path] | None) -> tuple[str, bool]:
             command = [*command, f"--junitxml={report}"]
             if workers > 1:
                 command += ["-n", str(workers)]
-        code = run_command(command, environment(workers)) or code
-    minutes, seconds = divmod(round(time.perf_counter() - start), 60)
+            if sys.stdout.isatty():  # pytest itself may write to a file
+                command += ["--color=yes"]
+        log = RESULTS / f"{part}.log"
+        code = run_command(command, variables, before=before, log=log) or code
     result = outcome(report) or ("failed" if code else "passed")
-    return f"{part} {result} ({minutes} min {seconds:02} s)", code == 0
+    return f"{part} {result} ({in_minutes(time.perf_counter() - start)})", code == 0
+
+
+def run_parts(parts: list[str], workers: int, only: list[Path] | None) -> list[tuple[str, bool]]:
+    """Run parts, each as soon as the one before leaves a core idle; return what `run` does."""
+    jobs: list[Future] = []
+    with ThreadPoolExecutor() as pool:
+        for part in parts:
+            idle_file(part).unlink(missing_ok=True)
+            job = pool.submit(run, part, workers, only, list(jobs))
+            # three parts at once would only slow each other down
+            while not job.done() and not (idle_file(part).exists() and all_done(jobs)):
+                time.sleep(0.1)
+            jobs.append(job)
+    return [job.result() for job in jobs]
+
+
+def all_done(jobs: Sequence[Future]) -> bool:
+    """Say whether all of these parts have ended."""
+    return all(job.done() for job in jobs)
+
+
+def idle_file(part: str) -> Path:
+    """Return the file that tells, by being there, that a worker of a part has nothing left to do
+    (conftest.py makes it)."""
+    return RESULTS / f"{part}.idle"
+
+
+def in_minutes(seconds: float) -> str:
+    """Write a time as it stands in the last line."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02} s"
 
 
 def outcome(report: Path) -> str:
@@ -141,8 +202,12 @@ def main() -> None:
         relative = [path.relative_to(ROOT) for path in notebooks]
         options.only = [path for path in relative if str(path) not in FIRST_LESSONS]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    results = [run(part, options.workers, options.only) for part in options.parts]
-    print("\n" + " · ".join(text for text, _ in results))
+    start = time.perf_counter()
+    results = run_parts(options.parts, options.workers, options.only)
+    texts = [text for text, _ in results]
+    if len(texts) > 1:
+        texts.append(f"{in_minutes(time.perf_counter() - start)} in all")
+    print("\n" + " · ".join(texts))
     sys.exit(not all(passed for _, passed in results))
 
 

@@ -147,27 +147,31 @@ def _read(
     points = article_points(model) if metric else []
     places = len(points) * len(decoder_layers(model))
     pronouns = single_token_ids(tokenizer, PRONOUNS)
-    gap, gap_without_pronouns, distance = torch.zeros(3, len(pairs))
-    decision = torch.full((len(pairs),), torch.nan)
+    # filled where the model computes, and fetched once at the end
+    tables = torch.zeros(4, len(pairs), device=input_device(model))
+    gap, gap_without_pronouns, distance, decision = tables
+    decision += torch.nan  # (pairs,), as the others
     single, longer = _known_outcomes(tokenizer, held_out)
     start = time.perf_counter()
 
     def visit(point: str, layer: int, batch: PairBatch, values: Tensor) -> None:
         a, b = values[batch.rows_a], values[batch.rows_b]  # (pairs, tokens, width)
         differences = (a - b).abs_().mean(-1)
-        distance[batch.pairs] += (differences * batch.weights).sum(1).float().cpu() / places
+        distance[batch.pairs_on_device] += (differences * batch.weights).sum(1).float() / places
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
         log_p_without_pronouns = leave_out_tokens(log_p, pronouns)
-        gap[batch.pairs] = divergence(log_p, batch).float().cpu()
-        gap_without_pronouns[batch.pairs] = divergence(log_p_without_pronouns, batch).float().cpu()
-        rows = zip(batch.pairs.tolist(), batch.rows_a, batch.rows_b, strict=True)
-        for number, row_a, row_b in rows:
+        numbers = batch.pairs_on_device
+        gap[numbers] = divergence(log_p, batch).float()
+        gap_without_pronouns[numbers] = divergence(log_p_without_pronouns, batch).float()
+        columns = (batch.pairs, batch.rows_a, batch.rows_b)
+        for number, row_a, row_b in zip(*(column.tolist() for column in columns), strict=True):
             if number in single:
                 decision[number] = single[number].gap(log_p[row_a], log_p[row_b]).float()
 
     options = {"positions": "all", "aligned": False, "batch_size": batch_size}
     run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, **options)
+    gap, gap_without_pronouns, distance, decision = tables.cpu()
     if longer:
         with_longer = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}

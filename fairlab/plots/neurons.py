@@ -74,8 +74,9 @@ def plot_score_plane(
 def plot_overlap(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw how many neurons each set shares with the others.
 
-    Behind the counts stand a strip for chance and, for each set, a band for what it shares with
-    sets chosen on neutral words (from the lowest to the highest, with the mean as a tick).
+    Behind the counts stand a strip for chance and, for each set chosen on people's words, a band
+    for what it shares with sets chosen on neutral words (from the lowest to the highest, with the
+    mean as a tick).
 
     Parameters
     ----------

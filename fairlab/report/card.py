@@ -44,10 +44,11 @@ def model_card(
     """Make the model card of a cut model: what was cut, how it was measured, what it does not show.
 
     Licence, base model and language are those asked for; else those that the model's own card
-    states, on the Hub or in its folder; of Gemma and of Meta's Llama also without it. Where no
-    language is stated, it is that of the sentences measured, if it is known. The card
-    repeats what these licences ask to be said. Those of Llama 3 and later also ask that the name of
-    the model, which you give to `push_to_hub`, begin with "Llama 3" (3.0) or "Llama" (3.1 to 3.3).
+    states, on the Hub or in its folder; the licence of Gemma, and that of Meta's Llama under its id
+    on the Hub, also without it. Where no language is stated, it is that of the sentences measured,
+    if it is known. The card repeats what these licences ask to be said. Those of Llama 3 and later
+    also ask that the name of the model, which you give to `push_to_hub`, begin with "Llama 3" (3.0)
+    or "Llama" (3.1 to 3.3).
 
     Parameters
     ----------

@@ -100,9 +100,10 @@ def write_report(
         narrowed (or widened) only where the interval of the headline change lies below (above) both
         0 and the range of random cuts, and that this is specific only where the interval of the
         difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range
-        of random cuts. Without random cuts, as of a changed model, it says that neither is known.
-        It warns where the comparison's `continuations` have more harsh words, or fewer kind ones,
-        after the first word of a pair, and the change brought that.
+        of random cuts. Without random cuts, as of a changed model, 0 alone decides whether it was
+        narrowed or widened; it says that what random changes do is not known, and never that this
+        is specific. It warns where the comparison's `continuations` have more harsh words, or fewer
+        kind ones, after the first word of a pair, and the change brought that.
 
     Raises
     ------
@@ -279,7 +280,7 @@ def _what_was_measured(
             "word pairs measured": headline["attributes"],
             "neutral pairs": len(held_out.neutral),
             "chat template": held_out.pairs[0].chat or "not used",
-            "random cuts": comparison.table["n_random"].max(),
+            "random changes": comparison.table["n_random"].max(),
             "text of the perplexity": f"{len(text):,} characters, from: {text[:60].strip()} …",
             "precision": comparison.dtype,
             "seed": comparison.seed,
