@@ -17,7 +17,6 @@ from fairlab.pairs import (
     PromptPair,
     as_pairs,
     check_pairs,
-    check_string,
     check_two_words,
     listed,
     load_pairs,
@@ -108,7 +107,6 @@ def build_neutral_pairs(
         Another language, fewer than two pairs of words, a pair without a template, a name after a
         title such as "Mr." without `words`, or no words that fit.
     """
-    check_string("language", language)
     rows = _words_of(language) if words is None else _rows_of(words)
     in_slot = partial(_phrase, language=language) if words is None else _with_capital
     ours_in_english = words is None and language == "en"
@@ -244,7 +242,7 @@ def _words_of(language: str) -> list[tuple[str, str, str, str]]:
     with (DATA / "prompts" / "words_neutral.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     known = sorted({row["language"] for row in rows})
-    if language not in known:
+    if not isinstance(language, str) or language not in known:
         raise ValueError(
             f"language: expected one of {', '.join(known)} (for others, {_REMEDY}); "
             f"got {language!r}"

@@ -1026,14 +1026,14 @@ def test_a_full_disk_costs_no_model(full, tiny, tokenizer):
     assert [path.name for path in full.rglob("*")] == ["model", "notes.txt"]
 
 
-def test_the_room_on_the_disk_is_looked_at_first(gguf, tmp_path, monkeypatch):
+def test_the_room_on_the_disk_is_looked_at_first(gguf, tokenizer, tmp_path, monkeypatch):
     files.check_room(tmp_path, 1000)
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"No space left.*2 GB are needed and 0.001 GB are free"):
         files.check_room(tmp_path, 2 * 10**9)
     with pytest.raises(OSError, match=r"No space left.*GB are needed and 0.001 GB are free"):
-        fl.save_model(tiny_model(), None, tmp_path / "model")
+        fl.save_model(tiny_model(), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
