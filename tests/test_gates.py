@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fairlab as fl
-from fairlab.gates import gate_slopes
+from fairlab.gates import gate_slopes, table_shape
 from fairlab.models import glu_blocks, glu_weights
 from tiny_models import bytes_of, same_bytes, tiny_model
 
@@ -164,3 +164,33 @@ def test_models_without_gates_and_uneven_ones_are_refused():
         pass
     with pytest.raises(ValueError, match="different widths"):
         gate_slopes(uneven, lambda: loss_of(uneven))
+
+
+def test_slopes_are_those_of_plain_autograd_to_the_bit():
+    """They are taken of a multiple of the measure, and a power of two costs no precision."""
+    model, gates = tiny_model(), torch.ones(LAYERS, NEURONS, requires_grad=True)
+    with fl.gate(model, gates):
+        loss_of(model).backward()
+    assert torch.equal(gate_slopes(model, lambda: loss_of(model)), gates.grad)
+
+
+def test_only_layers_that_change_get_a_hook():
+    model, gates = tiny_model(), torch.ones(LAYERS, NEURONS)
+    before = logits_of(model)
+    gates[1] = 2
+    with fl.gate(model, gates):
+        hooks = [len(mlp.down_proj._forward_pre_hooks) for mlp in glu_blocks(model)]
+        assert hooks == [0, 1, 0]
+        assert not torch.allclose(logits_of(model), before, atol=0.01)
+
+
+def test_a_model_of_one_layer_has_a_table():
+    assert table_shape(tiny_model(num_hidden_layers=1)) == (1, NEURONS)
+
+
+def test_a_model_without_slopes_is_refused_by_name():
+    tiny_model()  # first, so that what is kept of it has slopes
+    with torch.inference_mode():
+        model = tiny_model()
+    with pytest.raises(ValueError, match="loaded inside torch.inference_mode"):
+        gate_slopes(model, lambda: loss_of(model))

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 import fairlab as fl
 from fairlab import gating
 from fairlab.models import glu_blocks
+from fairlab.passes import text_chunks
 from fairlab.scores import attribution_scores, fisher_scores
-from tiny_models import bytes_of, same_bytes, tiny_model
+from tiny_models import bytes_of, note_rows, same_bytes, tiny_model
 
 SHAPE = (3, 24)
 IDS = torch.tensor([[11, 500, 37, 4021, 9], [11, 501, 37, 4021, 9]])
@@ -265,3 +266,75 @@ def test_slopes_toward_a_mean_equal_finite_differences(tokenizer):
             with fl.gate(model, gates, toward.double()):
                 ends.append(fl.next_token_divergence(model, tokenizer, pairs).mean().item())
         assert scores[layer, neuron].item() == pytest.approx((ends[0] - ends[1]) / 0.02, rel=0.01)
+
+
+# ---- defaults, limits, and what is refused before a pass
+
+
+def test_gates_are_tidy():
+    gates = fl.NeuronGates({2: {7: (0, 0), 3: (1, 2)}, 0: {}, 1: {0: (2, 0)}}, [3, 24])
+    assert gates.shape == SHAPE
+    assert [*gates.gates] == [1, 2] and [*gates.gates[2]] == [3, 7]
+    assert "[1.0, 2.0]" in gates.to_json()  # floats, whatever came
+
+
+def test_mean_activations_are_means_over_chunks(tokenizer):
+    model = tiny_model(max_position_embeddings=8)
+    text = "The tide comes in twice a day, and nobody on the pier looks up, or down, or away."
+    chunks, total = text_chunks(model, tokenizer, text), torch.zeros(SHAPE)
+    assert len(chunks) == 2
+    for chunk in chunks:
+        with fl.record(model, ["down_proj_input"]) as seen, torch.no_grad():
+            model(input_ids=torch.tensor([chunk]))
+        total += torch.stack([seen["down_proj_input", layer][0].mean(0) for layer in range(3)])
+    means = gating.mean_activations(model, tokenizer, text)
+    assert torch.allclose(means, total / 2, atol=1e-6)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 3] = float("nan")
+    with pytest.raises(ValueError, match="activations at down_proj_input are not finite"):
+        gating.mean_activations(model, tokenizer, text)
+
+
+def test_balanced_gates_have_the_defaults_that_were_chosen(tokenizer, monkeypatch):
+    asked = []
+
+    def solve(tables, **options):
+        asked.append(options)
+        return torch.ones(3, 500)
+
+    monkeypatch.setattr(gating, "gate_tables", lambda *_, **__: tables_of(shape=(3, 500)))
+    monkeypatch.setattr(gating, "solve_gates", solve)
+    model, pairs = tiny_model(intermediate_size=500), fl.load_pairs("race")[:2]
+    gates = fl.balanced_gates(model, tokenizer, pairs, pairs[:1])
+    assert asked == [{"count": 3, "goal": 1.1}]  # 0.2 % of 1,500 neurons
+    assert gates.how == "balanced, 2 pairs, 1 neutral ones, goal 1.1"
+
+
+def test_solved_gates_have_the_defaults_that_were_chosen():
+    tables, options = tables_of(), {"count": 5, "goal": 0.5}
+    wanted = gating.solve_gates(tables, **options, charge=0.78, floor=3.0)
+    assert torch.equal(gating.solve_gates(tables, **options), wanted)
+
+
+@pytest.mark.parametrize("size", [1.0, -1.0, 1e-3])
+def test_gates_stop_at_0_and_2(size):
+    """One neuron moved as far as it goes promises 2, the other one at most 1."""
+    gap, zero = size * torch.tensor([[2.0, -1.0]]), torch.zeros(1, 2)
+    tables = gating.GateTables(gap, zero, torch.full((1, 2), 0.5), zero)
+    sign, unit = (1 if size > 0 else -1), abs(size)
+    solved = gating.solve_gates(tables, count=2, goal=2.75 * unit, floor=3)
+    assert torch.allclose(solved, 1 - sign * torch.tensor([[1.0, -0.75]]), atol=1e-4)
+    if unit == 1:  # else the goal is not to the bit what they promise
+        furthest = gating.solve_gates(tables, count=2, goal=3.0, floor=3)
+        assert torch.equal(furthest, 1 - sign * torch.tensor([[1.0, -1.0]]))
+        with pytest.raises(ValueError, match=r"goal: expected at most 3\.00 of 2 neurons"):
+            gating.solve_gates(tables, count=2, goal=3.01, floor=3)
+
+
+def test_gate_tables_are_refused_before_a_pass(tokenizer):
+    tiny_model()  # first, so that what is kept of it has slopes
+    with torch.inference_mode():
+        model = tiny_model()
+    rows, pairs = note_rows(model), fl.load_pairs("race")[:2]
+    with pytest.raises(ValueError, match="loaded inside torch.inference_mode"):
+        gating.gate_tables(model, tokenizer, pairs, pairs, text="A text of some words.")
+    assert rows == []

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 import fairlab as fl
 from fairlab import scores as score_functions
 from fairlab.models import glu_blocks
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, note_rows, tiny_model
 
 PAIR = fl.ARTICLE_PAIR
 # a prompt that two pairs share, and two lengths
@@ -585,3 +585,76 @@ def test_layers_of_unequal_width_make_no_table(tokenizer):
     for method in ("maw", "fisher"):
         with pytest.raises(ValueError, match="its layers have different widths"):
             fl.importance_scores(cut, method=method, tokenizer=tokenizer, text=TEXT)
+
+
+# ---- defaults, edges, and what is refused before a pass
+
+
+def test_guarded_scores_have_the_defaults_that_were_chosen():
+    ones = torch.ones(2, 50)
+    scores = fl.guarded_scores(ones, ones)
+    assert (scores == -math.inf).sum() == 3  # 0.03 of 100 neurons
+    assert torch.allclose(scores[scores.isfinite()], torch.tensor(0.2))  # 1 / (1 + 4 · 1)
+
+
+def test_a_charge_of_0_is_no_charge():
+    bias, ones = torch.rand(2, 5) + 0.1, torch.ones(2, 5)
+    free = fl.guarded_scores(bias, ones, neutral=ones, charge=0.0)
+    assert torch.equal(free, fl.guarded_scores(bias, ones))
+
+
+def test_a_range_as_small_as_what_is_added_to_it_is_halved():
+    """N(x) = (x − min) / (max − min + 1e-8)."""
+    bias = torch.tensor([[0.0, 1e-8]], dtype=torch.float64)
+    assert fl.hybrid_scores(bias, bias, bias_weight=1.0)[0, 1].item() == pytest.approx(0.5)
+
+
+def test_causal_scores_are_in_nats_unless_asked_for_shares(tokenizer):
+    tiny = tiny_model()
+    for method in ("attribution", "patching"):
+        score = getattr(score_functions, f"{method}_scores")
+        plain = fl.bias_scores(tiny, tokenizer, CROSSED, method=method, relative=False)
+        assert torch.equal(score(tiny, tokenizer, CROSSED), plain)
+
+
+def test_decision_scores_are_refused_before_a_pass(tokenizer):
+    pair = fl.load_pairs("race", split="validation")[0]
+    tiny_model()  # first, so that what is kept of it has slopes
+    with torch.inference_mode():
+        without_slopes = tiny_model()
+    for refused, message in (
+        (tiny_model("GPT-2"), "not a gated linear unit"),
+        (without_slopes, "loaded inside torch.inference_mode"),
+    ):
+        rows = note_rows(refused)
+        with pytest.raises(ValueError, match=message):
+            score_functions.decision_scores(refused, tokenizer, [pair])
+        assert rows == []
+
+
+def test_unequal_pairs_of_a_later_category_are_refused_before_a_pass(tokenizer):
+    tiny = tiny_model()
+    rows = note_rows(tiny)
+    unequal = fl.PromptPair("The old cook", "The Luxembourgish cook", category="other")
+    with pytest.raises(ValueError, match="same number of tokens"):
+        score_functions.patching_scores(tiny, tokenizer, [PAIR, unequal], relative=True)
+    assert rows == []
+
+
+def test_fisher_scores_name_what_is_no_text_and_no_tokenizer(tokenizer):
+    tiny = tiny_model()
+    with pytest.raises(TypeError, match="text: expected a string; got int 3"):
+        score_functions.fisher_scores(tiny, tokenizer, 3)
+    with pytest.raises(TypeError, match="tokenizer: expected the tokenizer"):
+        score_functions.fisher_scores(tiny, None, TEXT)
+
+
+def test_patching_runs_no_more_prompts_at_once_than_asked(tokenizer):
+    """Two pairs that share a prompt are three prompts, and four where each has its own."""
+    tiny = tiny_model(dtype=torch.float64)
+    wanted = score_functions.patching_scores(tiny, tokenizer, CROSSED)
+    for size in (2, 4):
+        rows = note_rows(tiny)
+        scores = score_functions.patching_scores(tiny, tokenizer, CROSSED, batch_size=size)
+        assert max(rows) == size
+        assert torch.allclose(scores, wanted, rtol=1e-6, atol=1e-9)

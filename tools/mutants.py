@@ -1,12 +1,14 @@
 """Change the code in one place at a time, and see whether a test notices.
 
-    python tools/mutants.py statistics scores --minutes 10
+    python tools/mutants.py statistics scores --sample 40 --minutes 10
 
 A mutant is the module with one change: `<=` for `<`, `-` for `+`, `or` for `and`, a number that is
 one more, a `not` or a call that is left out. Each runs in a process of its own, forked from one in
-which torch is imported, with the tests that fit the module; it is killed if one of them fails or
-takes too long. What was killed is kept in `build/mutants/` by the text of the module, so that a
-run that was stopped goes on; survivors are tried again (delete the folder to start anew).
+which torch is imported, with those tests of the module's files that enter the changed function, the
+fastest first and no more than fit into half a minute; it is killed if one of them fails or takes
+too long. Which tests enter what is watched once for each file of tests. What was killed is kept in
+`build/mutants/` by the text of the module, so that a run that was stopped goes on; survivors are
+tried again (delete the folder to start anew).
 
 Writes `tests/mutants.md`; the reasons written there behind survivors stay.
 
@@ -22,32 +24,37 @@ import importlib.abc
 import importlib.util
 import json
 import os
+import random
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "mutants"
 REPORT = ROOT / "tests" / "mutants.md"
-# module → the tests that fit it
+# module → the files of the tests that fit it, the fastest first
 TESTS = {
     "statistics": ["test_survivors", "test_statistics"],
-    "pairs": ["test_pairs", "test_unequal", "test_bad_input"],
-    "scores": ["test_scores", "test_gates", "test_bad_input"],
-    "gates": ["test_gates", "test_surgery"],
-    "surgery": ["test_surgery", "test_unequal", "test_safety"],
-    "capture": ["test_capture", "test_families"],
-    "evaluation.chance": ["test_compare"],
-    "evaluation.compare": ["test_compare"],
-    "evaluation.flattening": ["test_compare", "test_evaluation"],
-    "evaluation.readings": ["test_compare", "test_faults"],
-    "evaluation.rows": ["test_survivors", "test_compare"],
+    "pairs": ["test_pairs", "test_chat", "test_decisions", "test_unequal", "test_bad_input"],
+    "scores": ["test_scores", "test_decisions", "test_gating", "test_unequal", "test_bad_input"],
+    "gates": ["test_gates", "test_gating", "test_surgery"],
+    "gating": ["test_gating", "test_bad_input", "test_device_map"],
+    "surgery": ["test_surgery", "test_safety", "test_unequal", "test_bad_input", "test_device_map"],
+    "capture": ["test_capture", "test_families", "test_unequal", "test_bad_input"],
+    "evaluation.chance": ["test_evaluation", "test_compare"],
+    "evaluation.compare": ["test_compare", "test_faults", "test_unequal"],
+    "evaluation.flattening": ["test_compare", "test_unequal"],
+    "evaluation.readings": ["test_compare", "test_faults", "test_unequal"],
+    "evaluation.rows": ["test_survivors", "test_compare", "test_safety"],
 }
-LONGEST = 120  # seconds: a mutant that takes longer is killed, too
+ENOUGH = 30  # seconds of tests that a mutant gets
+LONGEST = 60  # and so many more before it is stopped, and counts as killed
 COMPARED = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
     ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is",
@@ -69,6 +76,7 @@ class Mutant:
     end: int
     before: str
     after: str
+    function: str = ""  # the innermost one that it stands in, by its qualified name
 
     def applied(self, source: bytes) -> bytes:
         """Return the source with this change."""
@@ -80,15 +88,16 @@ def mutants_of(source: bytes) -> list[Mutant]:
     starts = [0]  # of each line, in bytes
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    found = []
-    for node in _walk(ast.parse(source)):
+    found, tree = [], ast.parse(source)
+    for node in _walk(tree):
         after = _changed(node)
         if after is not None:
             start = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
             before = source[start:end].decode()
             text = source.splitlines()[node.lineno - 1].decode().strip()
-            found.append(Mutant(node.lineno, text, start, end, before, after))
+            function = function_at(tree, node.lineno)
+            found.append(Mutant(node.lineno, text, start, end, before, after, function))
     return sorted(found, key=lambda mutant: (mutant.start, mutant.end))
 
 
@@ -124,6 +133,21 @@ def _changed(node: ast.AST) -> str | None:
     return None
 
 
+def function_at(node: ast.AST, line: int, outer: str = "") -> str:
+    """Return the qualified name of the innermost function round a line; "" outside of all."""
+    for child in ast.iter_child_nodes(node):
+        if not hasattr(child, "lineno") or not child.lineno <= line <= child.end_lineno:
+            continue
+        if isinstance(child, ast.ClassDef):
+            return function_at(child, line, f"{outer}{child.name}.")
+        if isinstance(child, ast.FunctionDef):
+            name = outer + child.name
+            return function_at(child, line, f"{name}.<locals>.") or name
+        if found := function_at(child, line, outer):
+            return found
+    return ""
+
+
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
     """Import one module from a text in place of its file."""
 
@@ -142,9 +166,67 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
         return self.source
 
 
-def survives(module: str, source: bytes) -> bool:
-    """Say whether the tests of a module pass with this text of it."""
-    path = ROOT / "fairlab" / f"{module.replace('.', '/')}.py"
+class Watch:
+    """A plugin of pytest that notes how long each test takes and which functions of fairlab it
+    enters: what its fixtures need belongs to it."""
+
+    def __init__(self):
+        self.tests, self.failed = {}, set()
+        self.seconds, self.entered = 0.0, set()  # of the test, or the fixture, that runs
+        self.fixtures = {}  # name → seconds, functions
+
+    def note(self, frame, event, argument):
+        """Take down a function that is entered, as the function that `sys.settrace` asks for."""
+        code = frame.f_code
+        if code.co_filename.startswith(f"{ROOT}/fairlab/"):
+            path = Path(code.co_filename).relative_to(ROOT / "fairlab").with_suffix("")
+            self.entered.add(f"{'.'.join(path.parts)}: {code.co_qualname}")
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        """Watch one test."""
+        self.seconds, self.entered = 0.0, set()
+        start = time.perf_counter()
+        sys.settrace(self.note)
+        yield
+        sys.settrace(None)
+        seconds = time.perf_counter() - start - self.seconds
+        for name in item.fixturenames:
+            of_fixture, entered = self.fixtures.get(name, (0.0, set()))
+            seconds, self.entered = seconds + of_fixture, self.entered | entered
+        self.tests[item.nodeid] = (round(seconds, 3), sorted(self.entered))
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        """Watch one fixture: it may serve many tests, and is made in the first of them."""
+        outer, self.entered = self.entered, set()
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.fixtures[fixturedef.argname] = (seconds, self.entered)
+        self.seconds, self.entered = self.seconds + seconds, outer
+
+    def pytest_runtest_logreport(self, report):
+        """Remember what fails."""
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+
+class Only:
+    """A plugin of pytest that runs these tests alone, in their order."""
+
+    def __init__(self, tests: Sequence[str]):
+        self.places = {test: place for place, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        """Leave out all others."""
+        chosen = [item for item in items if item.nodeid in self.places]
+        items[:] = sorted(chosen, key=lambda item: self.places[item.nodeid])
+
+
+def in_a_fork(work: Callable[[], bool], seconds: float) -> bool:
+    """Say whether work that is done in a process of its own returns True in time."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -153,39 +235,111 @@ def survives(module: str, source: bytes) -> bool:
             with open(os.devnull, "wb") as quiet:
                 os.dup2(quiet.fileno(), 1)
                 os.dup2(quiet.fileno(), 2)
-            sys.meta_path.insert(0, _Changed(f"fairlab.{module}", path, source))
-            import pytest
-
-            tests = [str(ROOT / "tests" / f"{name}.py") for name in TESTS[module]]
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not real and not slow"]
-            code = int(pytest.main([*options, *filter(os.path.isfile, tests)]))
+            code = 0 if work() else 1
         os._exit(code)
-    end = time.monotonic() + LONGEST
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status == 0
-        time.sleep(0.05)
+        time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
 
 
-def try_module(module: str, end: float) -> dict:
-    """Try the mutants of a module until a time; return what is known of them."""
+def run_tests(name: str, plugin: object, *more: str) -> int:
+    """Run a file of tests, but for those with the real model; return pytest's exit code."""
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-m", "not real", *more]
+    return int(pytest.main([*options, str(ROOT / "tests" / f"{name}.py")], plugins=[plugin]))
+
+
+def watched(name: str) -> dict[str, tuple[float, list[str]]]:
+    """Return of each test of a file that passes how long it takes and which functions it enters;
+    import here what it imports, so that no mutant has to."""
+    text = (ROOT / "tests" / f"{name}.py").read_bytes()
+    path = FOLDER / f"{name}-{hashlib.sha256(text).hexdigest()[:16]}.json"
+
+    def work() -> bool:
+        watch = Watch()
+        run_tests(name, watch)
+        tests = {test: facts for test, facts in watch.tests.items() if test not in watch.failed}
+        imported = []
+        for module in list(sys.modules.values()):
+            if "site-packages" in (getattr(module, "__file__", None) or ""):
+                imported.append(module.__name__)
+        facts = {"tests": tests, "failed": sorted(watch.failed), "imported": imported}
+        path.write_text(json.dumps(facts), encoding="utf-8")
+        return True
+
+    if not path.is_file():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        in_a_fork(work, 60 * LONGEST)
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts["failed"]:
+        print(f"left out, since they fail as it is: {', '.join(facts['failed'])}", flush=True)
+    for module in facts["imported"]:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    return facts["tests"]
+
+
+def tests_of(module: str, mutant: Mutant) -> dict[str, list[str]]:
+    """Return the tests that enter the function of a mutant, by file, the fastest first; what stands
+    in no function is seen by every test."""
+    function, found = f"{module}: {mutant.function}", []
+    for name in TESTS[module]:
+        for test, (seconds, entered) in WATCHED.get(name, {}).items():
+            if not mutant.function or function in entered:
+                found.append((seconds, name, test))
+    chosen: dict[str, list[str]] = {name: [] for name in TESTS[module]}
+    total = 0.0
+    for seconds, name, test in sorted(found):
+        total += seconds
+        if total < ENOUGH:
+            chosen[name].append(test)
+    return {name: tests for name, tests in chosen.items() if tests}
+
+
+WATCHED: dict[str, dict[str, tuple[float, list[str]]]] = {}  # file → what `watched` says of it
+
+
+def survives(module: str, mutant: Mutant, source: bytes) -> bool:
+    """Say whether the tests of a mutant pass with this text of its module."""
+    path = ROOT / "fairlab" / f"{module.replace('.', '/')}.py"
+
+    def work() -> bool:
+        sys.meta_path.insert(0, _Changed(f"fairlab.{module}", path, source))
+        for name, tests in tests_of(module, mutant).items():
+            if run_tests(name, Only(tests), "-x"):
+                return False
+        return True
+
+    return in_a_fork(work, ENOUGH + LONGEST)
+
+
+def try_module(module: str, end: float, sample: int | None, seed: int) -> dict:
+    """Try the mutants of a module, or some of them, until a time; return what is known of them."""
     source = (ROOT / "fairlab" / f"{module.replace('.', '/')}.py").read_bytes()
     path = FOLDER / f"{module}-{hashlib.sha256(source).hexdigest()[:16]}.json"
+    for name in TESTS[module]:
+        if name not in WATCHED and (ROOT / "tests" / f"{name}.py").is_file():
+            WATCHED[name] = watched(name)
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     mutants = mutants_of(source)
-    if not survives(module, source):
+    if mutants and not survives(module, mutants[0], source):
         raise SystemExit(f"{module}: its tests fail as it is")
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    numbers = list(range(len(mutants)))
+    if sample is not None and sample < len(numbers):
+        numbers = sorted(random.Random(f"{module} {seed}").sample(numbers, sample))
     # survivors first: a test may have come for them
-    for number in sorted(range(len(mutants)), key=lambda number: not known.get(str(number))):
+    for number in sorted(numbers, key=lambda number: not known.get(str(number))):
         mutant = mutants[number]
         if known.get(str(number)) is not False and time.monotonic() < end:
-            known[str(number)] = survives(module, mutant.applied(source))
+            known[str(number)] = survives(module, mutant, mutant.applied(source))
             path.write_text(json.dumps(known), encoding="utf-8")
+            if known[str(number)]:
+                print(f"  line {mutant.line}", survivor_line(module, mutant), flush=True)
     tried = [mutant for number, mutant in enumerate(mutants) if str(number) in known]
     alive = [mutant for number, mutant in enumerate(mutants) if known.get(str(number))]
     return {"mutants": len(mutants), "tried": len(tried), "alive": alive}
@@ -234,22 +388,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", choices=[*TESTS, []], default=[])
     parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--sample", type=int, help="so many mutants of a module; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
     options = parser.parse_args()
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests")]
     for name in ("torch", "transformers", "pandas", "scipy.stats", "seaborn", "sklearn", "pytest"):
         importlib.import_module(name)  # once, for all that are forked
     end = time.monotonic() + 60 * options.minutes
-    written = REPORT.read_text(encoding="utf-8") if REPORT.is_file() else ""
     for module in options.modules or TESTS:
-        found = try_module(module, end)
-        print(
-            f"{module}: {found['tried']} of {found['mutants']} tried", len(found["alive"]), "live"
-        )
-        for mutant in found["alive"]:
-            print(f"  line {mutant.line}", survivor_line(module, mutant))
-        written = report({module: found}, written)
-        REPORT.write_text(written, encoding="utf-8")
+        found = try_module(module, end, options.sample, options.seed)
+        counts = f"{found['tried']} of {found['mutants']} tried, {len(found['alive'])} live"
+        print(f"{module}: {counts}", flush=True)
+        written = REPORT.read_text(encoding="utf-8") if REPORT.is_file() else ""
+        REPORT.write_text(report({module: found}, written), encoding="utf-8")
 
 
 if __name__ == "__main__":
