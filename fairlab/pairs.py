@@ -115,8 +115,10 @@ def check_string(argument: str, value: object) -> None:
     check_kind(argument, value, str, "a string")
 
 
-def check_frame(table: pd.DataFrame, *columns: str, argument: str = "table") -> None:
+def check_frame(table: "pd.DataFrame", *columns: str, argument: str = "table") -> None:
     """Refuse what is no DataFrame with such columns, by the name of the argument."""
+    import pandas as pd  # only here and in check_pairs: the page is there without tables
+
     check_kind(argument, table, pd.DataFrame, "a DataFrame")
     if not set(columns) <= set(table.columns):
         raise ValueError(
@@ -460,7 +462,7 @@ def check_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair])
         -1 if there is none), `span` (number of tokens from the first to the last that differ, -1
         where the counts differ) and `reason` ("" where valid).
     """
-    import pandas as pd  # only here: the page, which makes no table, is there without it
+    import pandas as pd
 
     check_tokenizer(tokenizer)
     rows = []
