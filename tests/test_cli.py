@@ -216,7 +216,7 @@ def test_diagnose_says_who_is_treated_worse(run, pairs_csv, folder, where):
     options = ["diagnose", "--pairs", path, *(ANSWERS if where == "option" else [])]
     code, out, _ = run(*options, "--fail-if", "decision<9", "--json")
     facts = strict(out)
-    pairs = fl.read_pairs(path)
+    pairs = fl.check_file(path).valid
     lists = fl.Outcomes(("deny", "reject"), ("approve", "grant"))
     outcomes = {pair.template: lists for pair in pairs}
     gaps = fl.decision_gap(*fl.load_model(folder), pairs, outcomes=outcomes)
@@ -927,7 +927,7 @@ def test_words_in_sampled_texts_are_counted_for_the_report(run, pairs_csv, tmp_p
     code, _, err = run("report", *CUT[:-2], *options, "--continuations", "2")
     assert code == 0, err
     facts = strict(page.with_suffix(".json").read_text(encoding="utf-8"))
-    held_out = [pair for pair in fl.read_pairs(path) if pair.split == "held_out"]
+    held_out = [pair for pair in fl.check_file(path).valid if pair.split == "held_out"]
     rows = facts["continuations"]
     names = ["before", *(judged["name"] for judged in facts["methods"]), "a random cut"]
     assert [row["name"] for row in rows] == 2 * names
@@ -951,7 +951,7 @@ def test_pairs_of_unequal_length_are_measured(run, folder, pairs_csv, tmp_path):
     assert f"\nfairlab: in 3 of 6 pairs of {path} the two prompts differ in their " in err
     assert err.count("differ in their number") == 1
     model, tokenizer = fl.load_model(folder)
-    pairs, table = fl.read_pairs(path), pd.read_csv(out)
+    pairs, table = fl.check_file(path).valid, pd.read_csv(out)
     gaps = fl.next_token_divergence(model, tokenizer, pairs).tolist()
     assert table.gap[:6].tolist() == pytest.approx(gaps, rel=1e-4)
     assert table.metric[:6].isna().tolist() == [True, False] * 3
@@ -982,7 +982,7 @@ def test_names_are_cut_compared_and_reported(run, folder, pairs_csv, tmp_path):
     options = ["--pairs", path, "--fraction", "0.1", "--method", "article", "--json"]
     code, out, err = run("prune", *options, "--out", tmp_path / "cut")
     assert code == 0 and "and article compares token by token: the others choose" in err
-    chosen = [pair for pair in fl.read_pairs(path)[1::2] if pair.split == "train"]
+    chosen = [pair for pair in fl.check_file(path).valid[1::2] if pair.split == "train"]
     selection = fl.article_cut(*fl.load_model(folder), chosen, fraction=0.1)
     assert strict(out)["selection"]["neurons"] == json.loads(selection.to_json())["neurons"]
 
