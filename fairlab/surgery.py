@@ -530,9 +530,9 @@ def save_model(
     dtype = check_dtype(dtype)
     folder = check_output_folder("folder", folder, beside=BESIDE_A_MODEL, force=force)
     texts = _texts_beside(folder, beside, force)
-    check_is_tokenizer(tokenizer)
     refuse_own_hooks(model)
     refuse_offloaded(model, "saved")
+    check_is_tokenizer(tokenizer)
     model = _in_dtype(model, _dtype_to_save(model) if dtype == "auto" else dtype)
     blocks = glu_blocks(model)
     if len({mlp.down_proj.in_features for mlp in blocks}) > 1:
