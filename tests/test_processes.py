@@ -105,18 +105,18 @@ def test_shares_of_scores_add_up(what, number, tokenizer, in_turn):
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6 * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize("number", [2, 8])
+@pytest.mark.parametrize("number", [2, 6])
 def test_a_comparison_deals_its_readings(number, tokenizer, in_turn):
     """Its batches are those of one process, so that its numbers are the same to the bit."""
-    held_out = fl.HeldOut(PAIRS, NEUTRAL, TEXT)
+    held_out = fl.HeldOut(PAIRS, NEUTRAL, TEXT[:600])
     cuts = {"cut": CUT, "other": fl.NeuronSelection({1: (3,)}, (3, 24))}
-    compare = partial(fl.compare, tiny_model(), tokenizer, cuts, held_out, n_random=2)
+    compare = partial(fl.compare, tiny_model(), tokenizer, cuts, held_out, n_random=1)
     alone = compare()
     together, sent = in_turn(number, compare)
     for table in ("table", "draws", "readings"):
         pd.testing.assert_frame_equal(getattr(together, table), getattr(alone, table))
-    # the uncut model, two cuts and two random ones of each, every one read by one process alone
-    assert sum(map(len, sent)) == len({key for share in sent for key in share}) == 7
+    # the uncut model, two cuts and a random one of each, every one read by one process alone
+    assert sum(map(len, sent)) == len({key for share in sent for key in share}) == 5
     assert max(map(len, sent)) - min(map(len, sent)) <= 1
 
 
@@ -125,7 +125,7 @@ def test_the_parts_of_a_job_array_join_to_the_whole(tokenizer):
     model, categories = tiny_model(), ("race", "age")
     parts = []
     for pairs in (PAIRS, PAIRS[:3], PAIRS[3:]):
-        held_out = fl.HeldOut(pairs, NEUTRAL, TEXT)
+        held_out = fl.HeldOut(pairs, NEUTRAL, TEXT[:600])
         table = fl.compare(model, tokenizer, {"cut": CUT}, held_out, n_random=2).table
         parts.append(table[table["row"] == "category"].drop(columns=["p_holm", "sentence"]))
     whole, *parts = parts
@@ -326,10 +326,11 @@ def test_where_one_process_is_killed_the_others_end_and_the_run_goes_on(options,
 
 
 def commands_of_the_page():
-    """Return the words of each command in the blocks of the page, joined where a line goes on."""
+    """Return the words of each command in the blocks of the page."""
     text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    # a line that goes on is one line, and SLURM's numbers are numbers
+    lines = re.sub(r"\$SLURM_\w+", "1", "\n".join(blocks).replace("\\\n", " ")).splitlines()
     return [shlex.split(line, comments=True) for line in lines if "fairlab " in line]
 
 
