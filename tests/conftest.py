@@ -120,7 +120,6 @@ LONG = [
 ]
 SHARING = {
     "test_bad_input",
-    "test_browser",
     "test_page",
     "test_planting",
     "test_compare",
@@ -137,19 +136,21 @@ def pytest_collection_modifyitems(items):
     A test that loads it without these fixtures is marked where it stands. Those of the browser and
     of Colab are not: the lessons that they run are run by `make robust` itself.
 
-    Tests that share something expensive (a fixture of their module, the second model) go to one
-    worker. pytest-xdist starts these groups first, and then the other tests in their order.
+    Tests that share something expensive (a fixture of their module, the second model, the process
+    that forks kernels) go to one worker. pytest-xdist starts these groups first, and then the other
+    tests in their order.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "default" in fixtures or "gemma" in fixtures:
             item.add_marker("real")
-        if "gemma" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("gemma"))
+        shared = [name for name in ("gemma", "kernel") if name in fixtures]
+        if item.path.stem in SHARING:
+            shared.append(item.path.stem)
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))
         if getattr(item, "originalname", "") in SLOW:
             item.add_marker("slow")
-        if item.path.stem in SHARING:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     start = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: start.get(getattr(item, "originalname", ""), len(LONG)))
 
@@ -276,9 +277,9 @@ def datasets():
     return Path(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kernel():
-    """Name the kernel of the lessons that run here; where it can be, a fork of a process in which
+    """Name the kernel of the notebooks that run here; where it can be, a fork of a process in which
     the imports are done: a handful of kernels would spend half a minute on them."""
     if not run_tests.CAN_FORK:
         yield "python3"

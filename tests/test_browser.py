@@ -38,6 +38,7 @@ PREDICTION = [
     "guess.reveal('white')",
 ]
 QUIET = 1500  # ms without work for the kernel: it has drawn all that the page fetches
+FETCHING = 5000  # ms at most: thirty pictures of a tenth of a second, and some more
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 FOLDERS = [
     f"JUPYTER{name}_DIR"
@@ -189,19 +190,20 @@ def find_explorer(page, cells):
     return boxes[-1]
 
 
-def wait_until_all_is_drawn(page):
-    """Wait until the kernel has had nothing to do for a while: then all pictures that are one move
-    away are there, which the page fetches one after the other."""
+def wait_for_neighbours(page):
+    """Wait until all pictures that are one move away are there, which the page fetches one after
+    the other: until the kernel has had nothing to do for a while, or for long enough."""
     page.evaluate(
         """() => {
             const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-            const note = () => { window.drawn = performance.now() };
-            kernel.statusChanged.connect(note);
-            window.isQuiet = (ms) => kernel.status === "idle" && performance.now() - drawn > ms;
-            note();
+            const start = performance.now();
+            let last = start;
+            kernel.statusChanged.connect(() => { last = performance.now() });
+            const isQuiet = (ms) => kernel.status === "idle" && performance.now() - last > ms;
+            window.isThere = (quiet, most) => isQuiet(quiet) || performance.now() - start > most;
         }"""
     )
-    page.wait_for_function(f"window.isQuiet({QUIET})", timeout=60_000)
+    page.wait_for_function(f"window.isThere({QUIET}, {FETCHING})")
 
 
 def picture(box):
@@ -220,7 +222,10 @@ def test_a_key_on_a_control_changes_the_picture(number, label, lab, page, capsys
     seconds = time.perf_counter() - start
     control = box.get_by_label(re.compile(f"^{label}"))
     control.wait_for()
-    wait_until_all_is_drawn(page)
+    page.wait_for_function(
+        "jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'"
+    )
+    wait_for_neighbours(page)
     box.locator("img").evaluate(
         """image => {
             image.scrollIntoView({block: "center"});

@@ -28,7 +28,7 @@ def recorded_alone(model, tokenizer, pair, points):
     tables = {point: [] for point in points}
     for prompt in (pair.prompt_a, pair.prompt_b):
         with fl.record(model, points) as activations, torch.no_grad():
-            model(torch.tensor([tokenizer(prompt).input_ids]))
+            model.base_model(torch.tensor([tokenizer(prompt).input_ids]))
         for point in points:
             layers = range(len(fl.decoder_layers(model)))
             rows = [activations[point, layer][0] for layer in layers]

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
 import venv
 from pathlib import Path
@@ -122,9 +123,9 @@ def python(tmp_path, monkeypatch):
     venv.create(folder, with_pip=importlib.util.find_spec("pip") is None)
     (site,) = folder.glob("lib/python*/site-packages")
     link_packages(site)
-    monkeypatch.setenv(
-        "PIP_NO_COMPILE", "1"
-    )  # compiling all modules takes longer than installing them
+    # compiling all modules takes longer than installing them
+    monkeypatch.setenv("PIP_NO_COMPILE", "1")
+    monkeypatch.setenv("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     pip = [folder / "bin" / "python", "-m", "pip", "--quiet"]
     probe = [*pip, "download", "--retries=1", "--no-deps", "--dest", tmp_path, "hatchling"]
     run = subprocess.run(probe, capture_output=True, text=True)
@@ -136,7 +137,8 @@ def python(tmp_path, monkeypatch):
     # the warnings would be about what Colab lacks too
     subprocess.run([*pip, "install", "--no-warn-conflicts", *held], check=True)
     yield folder / "bin" / "python"
-    shutil.rmtree(folder)
+    # beside the next tests: it waits for the disk, half a minute and more
+    threading.Thread(target=shutil.rmtree, args=(folder,)).start()
 
 
 @pytest.mark.slow

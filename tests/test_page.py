@@ -310,12 +310,13 @@ fl.show_page(tiny_model(num_hidden_layers=12), fl.load_tokenizer())
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(tmp_path_factory, kernel):
     """Serve the notebook, with a small model, by Voilà and the template of the page."""
     pytest.importorskip("voila", reason='no Voilà: pip install "voila>=0.5.8"')
     place = tmp_path_factory.mktemp("app")
     notebook = nbformat.read(APP, as_version=4)
     notebook.cells[1].source = SMALL.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    notebook.metadata.kernelspec = {"name": kernel, "display_name": kernel}
     nbformat.write(notebook, place / "app.ipynb")
     with served(place / "app.ipynb") as (url, _):
         yield url
