@@ -122,6 +122,15 @@ def test_a_worker_that_has_nothing_left_is_told_of(request, tmp_path, monkeypatc
     assert (tmp_path / "idle").exists()
 
 
+def test_tests_start_without_the_grammar_that_takes_a_second():
+    code = "import tools.light_imports, nbformat, sys; print('lark' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+    for part in ("quick", "unit", "lessons"):
+        assert "tools.light_imports" in run_tests.PARTS[part][0]
+
+
 def test_where_the_minutes_went(tmp_path, monkeypatch):
     monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
     (tmp_path / "lessons.xml").write_text(REPORT, encoding="utf-8")

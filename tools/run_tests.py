@@ -29,8 +29,10 @@ import forked_kernel
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "tests"
 PYTEST = [sys.executable, "-m", "pytest"]
+LIGHT = ["-p", "tools.light_imports"]
 CAN_FORK = sys.platform == "linux"  # a fork after imports is not safe on macOS
 NBVAL = [
+    *LIGHT,
     "--nbval-lax",
     f"--nbval-kernel-name={forked_kernel.NAME}" if CAN_FORK else "--nbval-current-env",
     "--nbval-cell-timeout=300",
@@ -40,7 +42,7 @@ NBVAL = [
 # of the time of a pass; with these it keeps them for the next tensor
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 IDLE = "FAIRLAB_IDLE"  # the variable that names a part's `idle_file`
-NO_NBVAL = ["-p", "no:nbval"]  # takes each process seconds to import
+NO_NBVAL = [*LIGHT, "-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
 )
