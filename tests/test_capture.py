@@ -9,6 +9,7 @@ import fairlab as fl
 from fairlab import capture
 from fairlab.evaluation.readings import read_cut
 from fairlab.models import glu_blocks, glu_weights
+from fairlab.pairs import encode_pair
 from fairlab.passes import connected_pairs, pack_pairs, skipping
 from tiny_models import FAMILIES, tiny_model
 
@@ -394,3 +395,48 @@ def test_more_layers_send_no_more(tokenizer, some_pairs, monkeypatch):
         counts.append(dict(sent))
     assert counts[0] == counts[1]
     assert counts[0]["back"] == 2  # a table each
+
+
+@pytest.mark.parametrize("positions", ["differing", "all"])
+def test_pair_differences_equal_a_slow_reference(tokenizer, some_pairs, positions):
+    model, points = tiny_model(), ("residual", "gate_proj")
+    pairs = some_pairs[:2] + some_pairs[-2:]
+    options = {"points": points, "positions": positions}
+    difference, scale = capture.pair_differences(model, tokenizer, pairs, **options)
+    assert difference.shape == scale.shape == (4, 2, 3)
+    for number, pair in enumerate(pairs):
+        first = encode_pair(tokenizer, pair)[2] if positions == "differing" else 0
+        seen = []
+        for prompt in (pair.prompt_a, pair.prompt_b):
+            with fl.record(model, points) as activations, torch.no_grad():
+                model(torch.tensor([tokenizer(prompt).input_ids]))
+            seen.append(activations)
+        for place, point in enumerate(points):
+            for layer in range(3):
+                a, b = (one[point, layer][0, first:] for one in seen)
+                by_hand = [(a - b).abs().mean().item(), (a.abs() + b.abs()).mean().item() / 2]
+                found = [table[number, place, layer].item() for table in (difference, scale)]
+                assert found == pytest.approx(by_hand, rel=1e-4)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 3] = math.nan
+    with pytest.raises(ValueError, match="activations at the points asked for are not finite"):
+        capture.pair_differences(model, tokenizer, pairs, points=["residual"])
+
+
+def test_what_comes_next_is_handed_over_with_its_batch(tokenizer, some_pairs):
+    model, seen = tiny_model(), {}
+
+    def see_next(batch, log_p):
+        for pair, row in zip(batch.pairs.tolist(), batch.rows_b.tolist(), strict=True):
+            seen[pair] = log_p[row]
+
+    capture.run_pairs(model, tokenizer, some_pairs, see_next=see_next, batch_size=8)
+    for number, pair in enumerate(some_pairs):
+        with torch.no_grad():
+            logits = model(torch.tensor([tokenizer(pair.prompt_b).input_ids])).logits[0, -1]
+        assert torch.allclose(seen[number], logits.log_softmax(-1), atol=1e-4)
+
+
+def test_layers_of_two_widths_make_no_table(tokenizer, some_pairs):
+    cut = fl.prune(tiny_model(), fl.NeuronSelection({1: (2,)}, (3, 24)))
+    with pytest.raises(ValueError, match="different widths at down_proj_input, so they make no"):
+        fl.neuron_differences(cut, tokenizer, some_pairs[:2])

@@ -3,6 +3,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +18,7 @@ from fairlab.evaluation import chance, compare, flattening, readings, rows
 from fairlab.gating import solve_gates
 from fairlab.scores import attribution_scores
 from fairlab.statistics import jackknife_interval, sign_flip_test
-from tiny_models import tiny_model
+from tiny_models import note_rows, tiny_model
 
 ROOT = Path(__file__).parent.parent
 TEXT = (
@@ -221,6 +222,9 @@ def test_a_changed_model_is_read_like_the_cut_that_made_it(tiny, tokenizer, data
         tables[0].drop(columns=words), rest.drop(columns=words), rtol=1e-4, atol=1e-6
     )
     assert set(both.draws.selection) == {"pruned"}
+    for frame in (both.table, both.draws, both.readings):
+        assert frame.index.tolist() == list(range(len(frame)))
+    assert both.table.columns.tolist()[-2:] == ["dtype", "sentence"]
     alone = tables[1]
     assert alone.change.tolist() == tables[0].change.tolist()
     assert (alone.n_random == 0).all() and (alone.random_below == 0).all()
@@ -257,6 +261,14 @@ def test_a_changed_model_that_does_not_compare_is_refused(
         fl.compare(tiny, tokenizer, {"pruned": tiny_model(**change)}, fl.HeldOut(**data))
     with pytest.raises(ValueError, match="model: it is in training mode"):
         fl.compare(tiny, tokenizer, {"pruned": tiny_model().train()}, fl.HeldOut(**data))
+
+
+def test_a_model_in_training_mode_is_refused_before_it_reads(tokenizer, data, cut, tmp_path):
+    model = tiny_model().train()
+    passes = note_rows(model)
+    with pytest.raises(ValueError, match="model: it is in training mode"):
+        fl.compare(model, tokenizer, {"cut": cut}, fl.HeldOut(**data), cache=tmp_path / "kept")
+    assert passes == [] and not any(tmp_path.iterdir())
 
 
 def test_only_changed_models_imitate(tiny, tokenizer, data, cut, monkeypatch):
@@ -358,6 +370,23 @@ def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
     assert found.after == pytest.approx(after, rel=1e-3, abs=1e-6)
     before = fl.next_token_divergence(tiny, tokenizer, pairs).numpy()
     assert found.before == pytest.approx(before, rel=1e-4)
+    assert np.allclose(flattening.SCALES, np.arange(20, -1, -1) / 20)
+
+
+def test_a_flattening_has_the_price_of_its_cut(tiny, tokenizer, data, cut, monkeypatch):
+    prices = []
+
+    def flattened(*arguments):
+        prices.append(arguments[4])
+        return flattening.flattened_gaps(*arguments)
+
+    monkeypatch.setattr(compare, "flattened_gaps", flattened)
+    some = fl.HeldOut(data["pairs"][:4], data["neutral"][:4], TEXT)
+    options = {"n_random": 1, "metric": False}
+    table = fl.compare(tiny, tokenizer, {"cut": cut}, some, **options).table
+    row = row_of(table, "perplexity", "text")
+    assert prices == [[pytest.approx(math.log(row.after / row.before), abs=1e-6)]]
+    assert table.columns.tolist()[-3:] == ["p_holm", "dtype", "sentence"]
 
 
 @pytest.mark.parametrize("lowest", [0.7, 0.875, 1.0, 1.2])
@@ -428,6 +457,9 @@ def test_neutral_pairs_that_move_as_no_random_cut_does_are_named(table):
     for low, high, inside, relation in (
         (-0.3, 0.1, True, "no difference can be told"),
         (-0.3, -0.1, True, "the two differ"),
+        (0.1, 0.3, True, "the two differ"),
+        (0.0, 0.3, True, "no difference can be told"),
+        (-0.3, 0.0, True, "no difference can be told"),
         (
             -0.3,
             -0.1,
@@ -452,6 +484,9 @@ def test_the_readings_make_the_rows(measured, data):
     assert means == pytest.approx((row.before, row.after), rel=1e-4)
     assert means[1] / means[0] - 1 == pytest.approx(row.change, abs=1e-4)
     assert set(found.measure) == {"gap", "gap without pronouns", "metric", "decision"}
+    assert found.columns.tolist()[:2] == ["selection", "measure"]
+    assert set(found.template) == {pair.template for pair in data["pairs"]}
+    assert (found.more_tokens == 0).all()
     neutral = found[(found.measure == "metric") & (found.kind == "neutral")]
     assert set(neutral.category) == {"mood"}
     assert neutral.after.mean() / neutral.before.mean() - 1 == pytest.approx(
@@ -542,6 +577,7 @@ def test_the_cache_knows_the_model_as_it_is_now(
         monkeypatch.setattr(readings, name, value)
         keys.append(key())
     assert len(set(keys)) == len(keys)
+    assert {len(key) for key in keys} == {16}  # a folder by a new name would be read anew
 
 
 def test_matched_random_cuts_are_of_the_same_kind(cut):
@@ -624,6 +660,32 @@ def test_held_out_data_are_refused_by_name(tiny, tokenizer, data, cut):
         fl.compare(tiny, tokenizer, {"cut": cut}, data)
 
 
+def test_plain_pairs_stand_beside_plain_ones(data):
+    (pair, *_), in_chat = data["pairs"], replace(data["neutral"][0], chat="answer")
+    with pytest.raises(ValueError, match="neutral: expected pairs that went through the chat"):
+        fl.HeldOut([pair], [in_chat], TEXT)
+    assert len(fl.HeldOut([replace(pair, chat="answer")], [in_chat], TEXT).everything) == 2
+
+
+def test_a_reading_says_how_long_it_took(tiny, tokenizer, data, cut, monkeypatch):
+    clock = iter([5.0, 7.5])
+    monkeypatch.setattr(readings, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    some = fl.HeldOut(data["pairs"][:2], data["neutral"][:2], TEXT)
+    assert readings.read_cut(tiny, tokenizer, some, cut, metric=False).seconds == 2.5
+
+
+def test_the_bits_of_a_model_have_names():
+    weight = torch.nn.Parameter(torch.arange(3.0))
+    one, other = (torch.nn.ParameterDict({name: weight}) for name in ("one", "other"))
+    assert readings.bits_of(one) != readings.bits_of(other)
+
+
+def test_readings_are_kept_in_a_folder_that_is_made(tmp_path):
+    for _ in range(2):  # it may be there
+        readings.KeptReadings(tmp_path / "deep" / "down", print, (1, 1))
+    assert (tmp_path / "deep" / "down").is_dir()
+
+
 def test_pronouns_are_left_out_of_both_distributions(model, tokenizer):
     from scipy.spatial.distance import jensenshannon
 
@@ -692,6 +754,9 @@ def case_without_a_model():
 def test_each_row_is_computed_from_its_own_pairs_sentences_and_words():
     case = case_without_a_model()
     table, draws = rows.case_tables(case)
+    of_row = draws.groupby(["measure", "row", "category"]).draw.agg(list)
+    assert {*of_row.index} == {*zip(table.measure, table.row, table.category, strict=True)}
+    assert of_row.tolist() == [[0, 1]] * len(table)
     table = table[table.measure == "gap"].set_index("row")
     draws = draws[draws.measure == "gap"]
     everything, before, after = case.held_out.everything, case.before, case.after
@@ -829,6 +894,10 @@ def test_the_interval_of_perplexity_is_over_blocks_of_tokens():
     half = 2.262 * change.std(ddof=1) / np.sqrt(10)  # t with 9 degrees of freedom
     ends = np.expm1([change.mean() - half, change.mean() + half])
     assert [row["low"], row["high"]] == pytest.approx(list(ends), rel=1e-3)
+    # it is about no pairs, and its sentence counts none
+    for column in ("pairs", "templates", "attributes", "attributes_resampled"):
+        assert row[column] == 0
+    assert f"(interval {row.low:+.1%} … {row.high:+.1%});" in row.sentence
 
 
 def test_the_frozen_controls_are_complete():
@@ -839,7 +908,9 @@ def test_the_frozen_controls_are_complete():
         .isna()
         .any(axis=None)
     )
-    assert (table.n_random == 20).all()
+    defaults = inspect.signature(fl.compare).parameters
+    assert set(table.n_random) == {defaults["n_random"].default} == {20}
+    assert set(table.seed) == {defaults["seed"].default} == {0}
     assert not (table.low < -1).any()
     assert (
         table.attributes_resampled[table.row != "neutral"] == 0

@@ -1,12 +1,16 @@
 import math
+from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 
 import fairlab as fl
+from fairlab.evaluation.chance import random_gates
+from fairlab.evaluation.flattening import SCALES
 from fairlab.passes import text_chunks, text_windows, token_losses
-from tiny_models import tiny_model
+from tiny_models import note_rows, tiny_model
 
 TEXT = (
     "The tide comes in twice a day, and twice a day it goes out again. "
@@ -98,3 +102,54 @@ def test_random_selections_have_the_same_count_in_each_layer():
     assert draws[:2] == fl.random_selections(selection, 2, seed=3)
     with pytest.raises(ValueError, match="n: expected a whole number of at least 1; got 0"):
         fl.random_selections(selection, 0)
+
+
+def test_random_cuts_say_which_they_are_and_begin_with_seed_0():
+    cut = fl.NeuronSelection({0: (1, 2)}, (1, 8))
+    (draw,) = fl.random_selections(cut, 1)
+    assert draw == fl.random_selections(cut, 2, seed=0)[0]
+    assert draw.how == "random cut 0 of seed 0"
+    matched = fl.random_selections(cut, 2, seed=3, match=torch.rand(1, 8))
+    names = ["random cut 0 of seed 3, matched", "random cut 1 of seed 3, matched"]
+    assert [some.how for some in matched] == names
+    gates = fl.NeuronGates({0: {1: (0.5, 0.0), 2: (2.0, 0.0)}}, (1, 8))
+    drawn = random_gates(gates, 2)
+    assert drawn == random_gates(gates, 2, seed=0)
+    assert drawn[1].how == "random gates 1 of seed 0"
+
+
+def test_half_of_a_layer_can_be_matched_and_no_more():
+    table = torch.rand(1, 4)
+    cut = fl.NeuronSelection({0: (0, 1)}, (1, 4))
+    assert fl.random_selections(cut, 1, match=table)[0].neurons == {0: (2, 3)}
+    cut = fl.NeuronSelection({0: (0, 1, 2)}, (1, 4))
+    with pytest.raises(ValueError, match="match: more than half of a layer is selected"):
+        fl.random_selections(cut, 1, match=table)
+
+
+def test_pairs_that_are_none_are_refused_before_a_comparison_reads(tokenizer, tmp_path):
+    model, pair = tiny_model(), fl.ARTICLE_PAIR
+    passes, cut = note_rows(model), fl.NeuronSelection({0: (1,)}, (3, 24))
+    held_out = fl.HeldOut([pair], [replace(pair, prompt_b=pair.prompt_a)], TEXT)
+    with pytest.raises(ValueError, match="pairs: the two prompts must differ"):
+        fl.compare(model, tokenizer, {"cut": cut}, held_out, cache=tmp_path / "kept")
+    assert passes == [] and not any(tmp_path.iterdir())
+
+
+def test_held_out_pairs_become_lists_and_there_are_some():
+    pair = fl.ARTICLE_PAIR
+    held_out = fl.HeldOut(iter([pair]), (pair,), TEXT)
+    assert (held_out.pairs, held_out.neutral) == ([pair], [pair])
+    for pairs, neutral in (([], [pair]), ([pair], [])):
+        with pytest.raises(ValueError, match="pairs: expected at least one"):
+            fl.HeldOut(pairs, neutral, TEXT)
+
+
+def test_a_matched_cut_takes_one_of_the_twenty_nearest():
+    cut, table = fl.NeuronSelection({0: (50,)}, (1, 101)), torch.arange(101.0)[None]
+    draws = fl.random_selections(cut, 300, match=table)
+    assert {draw.neurons[0][0] for draw in draws} == {*range(40, 61)} - {50}
+
+
+def test_the_factors_of_a_flattening_go_from_1_to_0():
+    assert np.allclose(SCALES, np.arange(20, -1, -1) / 20)

@@ -143,6 +143,18 @@ def test_a_reading_of_another_form_is_measured_again(changes, shelf):
     assert keeper(CUT) is not None and measured == [CUT]  # the new one was kept
 
 
+def test_a_kept_reading_runs_no_code(shelf, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    keeper, measured = shelf
+    np.savez(keeper.path(CUT), **vars(reading(gap=np.array([Trap()] * 3, dtype=object))))
+    with pytest.warns(UserWarning, match="damaged and is measured again"):
+        keeper(CUT)
+    assert measured == [CUT] and not (tmp_path / "sprung").exists()
+
+
 def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,6 +1,7 @@
 import csv
 import importlib.util
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fairlab as fl
-from fairlab.pairs import encode_pair
+from fairlab.pairs import BLANKS, bare_ids, compare_ids, count_in_front, encode_pair
 from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -291,6 +292,15 @@ def test_load_pairs_filters_and_names_what_it_does_not_know():
         fl.data_path("nothing.txt")
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("category", []), ("category", 3), ("split", 3), ("words", None), ("kind", None)],
+)
+def test_what_is_no_name_is_refused(argument, value):
+    with pytest.raises(TypeError, match=f"{argument}: expected a string; got "):
+        fl.load_pairs(**{argument: value})
+
+
 def test_build_pairs_crosses_templates_and_attributes():
     pairs = fl.build_pairs(
         ["The {} cook said", "My {} aunt was"], [("old", "young"), ("poor", "rich")], category="own"
@@ -488,3 +498,64 @@ def test_a_file_that_is_no_list_of_pairs_is_refused(tmp_path, text, message):
         fl.read_pairs(path)
     with pytest.raises(ValueError, match="path: no such file: .*none.csv"):
         fl.read_pairs(tmp_path / "none.csv")
+
+
+# ---- definitions, to the letter
+
+
+def test_blanks_are_the_tab_and_what_unicode_calls_a_space():
+    spaces = [chr(code) for code in range(0x10000) if unicodedata.category(chr(code)) == "Zs"]
+    assert [*BLANKS] == ["\t", *spaces]
+
+
+@pytest.mark.parametrize(
+    ("ids_a", "ids_b", "found"),
+    [
+        ([1, 2, 3], [1, 2, 3], (-1, -1, "the prompts do not differ")),
+        ([1, 2, 3], [1, 9, 3], (1, 1, "")),
+        ([1, 2, 3, 4], [1, 8, 9, 4], (1, 2, "")),
+        ([1, 2, 3], [9, 2, 8], (0, 3, "the prompts differ in more than one place")),
+        ([1, 2], [1, 2, 3], (2, -1, "2 and 3 tokens")),
+        ([1, 2, 3], [9, 2], (0, -1, "3 and 2 tokens")),
+    ],
+)
+def test_prompts_are_compared_token_by_token(ids_a, ids_b, found):
+    assert compare_ids(ids_a, ids_b) == found
+
+
+def test_a_pair_of_unequal_length_is_measurable_unless_it_ends_in_a_blank(tokenizer):
+    pairs = [
+        fl.PromptPair("The old cook", "The Luxembourgish cook"),
+        fl.PromptPair("The old cook", "The Luxembourgish cook "),
+    ]
+    table = fl.check_pairs(tokenizer, pairs)
+    assert not table.valid.any() and table.measurable.tolist() == [True, False]
+    assert table.loc[0, ["tokens_a", "first", "span"]].tolist() == [3, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ("harsher", "kinder", "says"),
+    [
+        (("deny", "deny"), ("grant",), "harsher: expected each answer once; got 'deny' again"),
+        (("deny",), ("grant", "deny"), "kinder: expected each answer once; got 'deny' again"),
+        ((" deny",), ("grant",), "harsher: expected answers without blanks around"),
+        (("deny",), ("grant", ""), "kinder: expected answers without blanks around"),
+        (("deny",), (3,), "kinder: expected answers without blanks around"),
+        (3, ("grant",), "harsher: expected answers without blanks around; got 3"),
+        ("deny", ("grant",), "harsher: expected answers without blanks around; got 'deny'"),
+        (("deny",), (), "kinder: expected answers without blanks around"),
+    ],
+)
+def test_answers_are_words_and_each_is_there_once(harsher, kinder, says):
+    with pytest.raises(ValueError, match=says):
+        fl.Outcomes(harsher, kinder)
+    assert fl.Outcomes(("deny", "turn away"), ["grant"]).kinder == ["grant"]
+
+
+def test_special_tokens_in_front_are_counted_and_no_part_of_the_text(tokenizer, bos_tokenizer):
+    pair = fl.ARTICLE_PAIR
+    assert bare_ids(bos_tokenizer, pair.prompt_a) == tokenizer(pair.prompt_a).input_ids
+    assert count_in_front(tokenizer, pair) == 0
+    assert count_in_front(bos_tokenizer, pair) == 1
+    in_chat = replace(pair, prompt_a=f"{tokenizer.eos_token}{pair.prompt_a}", chat="answer")
+    assert count_in_front(tokenizer, in_chat) == 1

@@ -106,7 +106,7 @@ def test_the_defaults_are_the_settings_that_were_chosen():
 
 def test_the_docstring_of_learned_gates_names_its_constants():
     text = " ".join(fl.learned_gates.__doc__.split())
-    draws = f"{learning.PAIRS_A_CATEGORY} pairs of every category, {learning.NEUTRAL_PAIRS} neutral"
-    assert draws in text
+    pairs, neutral = learning.PAIRS_A_CATEGORY, learning.NEUTRAL_PAIRS
+    assert f"draws {pairs} pairs of every category and {neutral} neutral ones" in text
     assert f"Adam (step size {learning.LEARNING_RATE})" in text
     assert f"+ {learning.LOSS_WEIGHT:g} · |change of the loss|" in text

@@ -10,9 +10,10 @@ import torch
 import transformers
 
 import fairlab as fl
+from fairlab import surgery
 from fairlab.gates import gate
 from fairlab.models import glu_blocks, glu_weights
-from tiny_models import FAMILIES, bytes_of, same_bytes, tiny_model
+from tiny_models import FAMILIES, bytes_of, note_rows, same_bytes, tiny_model
 
 PROMPTS = ["The old cook said that", "Two trains left"]
 
@@ -578,6 +579,9 @@ def test_nothing_is_missing_in_a_model_itself(padded):
     assert len(fl.removed_neurons(loaded, cut)) == 0
     whole = tiny_model("Llama, biases, tied")
     assert fl.removed_neurons(whole, loaded).neurons == tiny_selection(equal=False).neurons
+
+
+def test_a_neuron_of_zeros_is_none():
     zeroed = tiny_model()
     mlp = glu_blocks(zeroed)[1]
     for row in (mlp.gate_proj.weight[3], mlp.up_proj.weight[3], mlp.down_proj.weight[:, 3]):
@@ -651,3 +655,153 @@ def test_a_stopped_cut_in_place_leaves_no_half_cut_layer():
         found.add(sum(done))
     assert found == {0, 1, 2, 3} and number > 30
     assert torch.isfinite(model(torch.tensor([[5, 6]])).logits).all()
+
+
+# ---- edges, notes, and what is refused before the work
+
+
+def test_a_model_may_have_one_layer_or_one_neuron():
+    assert fl.NeuronSelection({0: (0,)}, (1, 2)).neurons == {0: (0,)}
+    assert fl.NeuronSelection({}, [3, 1]).shape == (3, 1)
+    for shape in ((0, 24), (3, 0), (3,), (3, 24, 1), 3):
+        with pytest.raises(ValueError, match="shape: expected two numbers above 0"):
+            fl.NeuronSelection({}, shape)
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        ({"count": 1}, "1 in each layer"),
+        ({"count": 3, "scope": "model"}, "3 in all"),
+        ({"fraction": 0.5}, "fraction 0.5 of each layer"),
+        ({"fraction": 0.25, "scope": "model", "how": "mine"}, "mine: fraction 0.25 of the model"),
+    ],
+)
+def test_a_selection_says_how_it_was_chosen(options, how):
+    scores = torch.tensor([[0.1, 0.9, 0.3, 0.2], [5.0, 7.0, 6.0, 4.0]])
+    assert fl.select_neurons(scores, **options).how == how
+
+
+def test_the_smallest_fraction_is_not_rounded_up_where_it_is_round():
+    with pytest.raises(ValueError, match=r"the smallest is 0\.001$"):
+        fl.select_neurons(torch.rand(2, 1000), fraction=0.0005)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"shape": [3, 24], "how": "", "neurons": {"0": 3}}',
+        '{"shape": [3, 24], "how": "", "neurons": [[1]]}',
+        '{"shape": {"a": 3, "b": 24}, "how": "", "neurons": {}}',
+        '{"shape": [3, 24, 1], "how": "", "neurons": {}}',
+    ],
+)
+def test_json_of_another_form_is_refused(text):
+    with pytest.raises(ValueError, match="text: expected"):
+        fl.NeuronSelection.from_json(text)
+
+
+def test_refine_tries_150_neurons_unless_told_otherwise(tokenizer, monkeypatch):
+    def nothing(model, tokenizer, pairs, shortlist, batch_size):
+        return torch.zeros(len(shortlist))
+
+    monkeypatch.setattr(surgery, "_gap_decreases", nothing)
+    model = tiny_model(intermediate_size=60)
+    scores = torch.rand(3, 60, generator=torch.Generator().manual_seed(0))
+    refined = fl.refine_scores(model, tokenizer, scores, REFINE_PAIRS)
+    assert refined.isfinite().sum() == 150
+
+
+def test_refine_refuses_before_a_pass(tokenizer):
+    model = tiny_model()
+    rows = note_rows(model)
+    with pytest.raises(ValueError, match="made for 3 layers of 25 neurons"):
+        fl.refine_scores(model, tokenizer, torch.rand(3, 25), REFINE_PAIRS, count=5)
+    assert rows == []
+
+
+def test_layers_of_two_widths_are_padded_to_the_wider_one(tokenizer, tmp_path):
+    pruned = fl.prune(tiny_model(), fl.NeuronSelection({1: (4,)}, (3, 24)))
+    assert [mlp.down_proj.in_features for mlp in glu_blocks(pruned)] == [24, 23, 24]
+    fl.save_model(pruned, tokenizer, tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert furthest(logits_of(loaded, tokenizer), logits_of(pruned, tokenizer)) < 1e-4
+    # what is written goes through `_say_it_to_older_releases`
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    with pytest.raises(ValueError, match="got 3 and 3 layers, of 23 or 24 neurons"):
+        fl.removed_neurons(pruned, pruned)
+
+
+def test_a_cut_in_place_is_written_over_the_matrix_of_the_layer_before():
+    model = tiny_model()
+    first = [matrix.data_ptr() for matrix in glu_weights(glu_blocks(model)[0])]
+    fl.prune(model, tiny_selection(), inplace=True)
+    second = [matrix.data_ptr() for matrix in glu_weights(glu_blocks(model)[1])]
+    assert second == first
+    # but not where it holds numbers of another kind
+    spare = torch.ones(20, dtype=torch.float64)
+    kept = surgery._without_slices(torch.arange(12.0).view(3, 4), 1, [0, 2], spare)
+    assert torch.equal(kept, torch.tensor([[1.0, 3.0], [5.0, 7.0], [9.0, 11.0]]))
+
+
+def test_room_for_all_weights_is_looked_for_before_they_are_written(
+    tokenizer, tmp_path, monkeypatch
+):
+    asked = []
+
+    def refuse(folder, size):
+        asked.append((size, [*folder.iterdir()]))
+        raise ValueError("no room")
+
+    monkeypatch.setattr(surgery, "check_room", refuse)
+    model = tiny_model()
+    with pytest.raises(ValueError, match="no room"):
+        fl.save_model(model, tokenizer, tmp_path / "model")
+    assert asked == [(sum(weight.nbytes for weight in model.parameters()), [])]
+    assert not any(tmp_path.iterdir())
+
+
+def test_all_papers_of_a_model_may_be_written_at_once(tokenizer, tmp_path):
+    papers = dict.fromkeys(surgery.BESIDE_A_MODEL, "about it")
+    fl.save_model(tiny_model(), tokenizer, tmp_path / "model", beside=papers)
+    for name in papers:
+        assert (tmp_path / "model" / name).read_text(encoding="utf-8") == "about it"
+
+
+def test_a_dtype_of_the_same_size_is_no_smaller_one(monkeypatch):
+    model = tiny_model(dtype=torch.float16, vocab_size=8)
+    for weight in model.parameters():
+        weight.data.zero_()  # which any dtype holds
+    monkeypatch.setattr(surgery, "source_dtype", lambda _: torch.bfloat16)
+    assert surgery._dtype_to_save(model) == torch.float16
+    assert surgery._dtype_to_save(model.float()) == torch.bfloat16
+    model.lm_head.weight.data[0, 0] = 1 + 2**-10  # more digits than bfloat16 has
+    assert surgery._dtype_to_save(model) == torch.float32
+
+
+def test_older_releases_read_how_positions_are_scaled(tmp_path):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    both = {
+        "full_attention": {"rope_type": "default", "rope_theta": 9.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
+    }
+    config = {
+        "rope_parameters": {**scaling, "rope_theta": 7.0, "partial_rotary_factor": 0.5},
+        "text_config": {"rope_parameters": both},
+        "a": None,
+    }
+    added = {"rope_theta": 7.0, "partial_rotary_factor": 0.5, "rope_scaling": scaling}
+    of_text = {"rope_theta": 9.0, "rope_local_base_freq": 5.0}
+    settings = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<é>"]}
+    for name, value in (("config", config), ("tokenizer_config", settings)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    surgery._say_it_to_older_releases(tmp_path)
+    texts = [
+        (tmp_path / f"{name}.json").read_text("utf-8") for name in ("config", "tokenizer_config")
+    ]
+    wanted = config | added | {"text_config": config["text_config"] | of_text}
+    # laid out as transformers does, to the letter
+    assert texts[0] == json.dumps(wanted, indent=2, sort_keys=True) + "\n"
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<é>"]}
+    assert texts[1] == json.dumps(named, indent=2, ensure_ascii=False) + "\n"

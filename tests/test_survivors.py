@@ -114,3 +114,20 @@ def test_every_observation_has_a_stratum():
     """Labels without a stratum were left out in silence, or ended in an IndexError."""
     with pytest.raises(ValueError, match="argument 2 is longer"):
         jackknife_variance(np.ones((4, 1)), lambda sums: sums[:, 0], range(4), [0, 0, 1])
+
+
+def test_two_categories_have_an_interval_and_one_has_none():
+    """NaN for fewer than three values."""
+    low, high = rows._interval_of_mean([1.0, 3.0])
+    half = stats.t.ppf(0.975, 1)  # the standard error is 1
+    assert (low, high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert np.isnan(rows._interval_of_mean([1.0])).all()
+
+
+def test_ties_are_what_is_neither_higher_nor_lower():
+    """The draws that lie higher added, not taken off: "equal to 6" where none is."""
+    row = {"measure": "gap", "n_random": 4, "random_low": -0.1, "random_high": 0.05}
+    words = rows._chance_in_words(row | {"random_above": 3, "random_below": 1})
+    assert words == "lower than 3 of 4 random cuts (-10.0% … +5.0%)"
+    words = rows._chance_in_words(row | {"random_above": 2, "random_below": 1})
+    assert words == "lower than 2 of 4 random cuts, equal to 1 (-10.0% … +5.0%)"

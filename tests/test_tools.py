@@ -231,9 +231,26 @@ def f(a: int = 1) -> "x < y":
     ]
     for mutant in found:
         compile(mutant.applied(source), "mutant", "exec")
+        assert mutant.function == "f"
     assert mutants.survivor_line("m", found[0]) == (
         '- `m`, in `def f(a: int = 1) -> "x < y":`: `1` → `2`'
     )
+
+
+def test_a_mutant_meets_the_tests_that_enter_its_function(monkeypatch):
+    source = (
+        b"A = 1\nclass C:\n    B = 2\n    def f(self):\n        def g():\n            return 3\n"
+    )
+    found = mutants.mutants_of(source)
+    assert [mutant.function for mutant in found] == ["", "", "C.f.<locals>.g"]
+    seen = {
+        "test_surgery": {"a": (20.0, []), "b": (5.0, ["gates: C.f.<locals>.g"])},
+        "test_gates": {"c": (9.0, ["gates: C.f.<locals>.g"]), "d": (1.0, ["gates: C.f"])},
+    }
+    monkeypatch.setattr(mutants, "WATCHED", seen)
+    assert mutants.tests_of("gates", found[2]) == {"test_gates": ["c"], "test_surgery": ["b"]}
+    # outside of all functions every test fits, the fastest first, as far as the time goes
+    assert mutants.tests_of("gates", found[0]) == {"test_gates": ["d", "c"], "test_surgery": ["b"]}
 
 
 def test_the_report_on_mutants_keeps_what_was_known():

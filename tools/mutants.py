@@ -48,9 +48,9 @@ TESTS = {
     "surgery": ["test_surgery", "test_safety", "test_unequal", "test_bad_input", "test_device_map"],
     "capture": ["test_capture", "test_families", "test_unequal", "test_bad_input"],
     "evaluation.chance": ["test_evaluation", "test_compare"],
-    "evaluation.compare": ["test_compare", "test_faults", "test_unequal"],
-    "evaluation.flattening": ["test_compare", "test_unequal"],
-    "evaluation.readings": ["test_compare", "test_faults", "test_unequal"],
+    "evaluation.compare": ["test_evaluation", "test_compare", "test_faults", "test_unequal"],
+    "evaluation.flattening": ["test_evaluation", "test_compare", "test_unequal"],
+    "evaluation.readings": ["test_evaluation", "test_compare", "test_faults", "test_unequal"],
     "evaluation.rows": ["test_survivors", "test_compare", "test_safety"],
 }
 ENOUGH = 30  # seconds of tests that a mutant gets
@@ -167,13 +167,13 @@ class _Changed(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
 
 class Watch:
-    """A plugin of pytest that notes how long each test takes and which functions of fairlab it
-    enters: what its fixtures need belongs to it."""
+    """A plugin of pytest that notes how long each test takes, but for its fixtures, which serve
+    others, too; and which functions of fairlab it enters, its fixtures among them."""
 
     def __init__(self):
         self.tests, self.failed = {}, set()
-        self.seconds, self.entered = 0.0, set()  # of the test, or the fixture, that runs
-        self.fixtures = {}  # name → seconds, functions
+        self.seconds, self.entered = 0.0, set()  # of fixtures; of the test or fixture that runs
+        self.fixtures = {}  # name → functions
 
     def note(self, frame, event, argument):
         """Take down a function that is entered, as the function that `sys.settrace` asks for."""
@@ -191,10 +191,10 @@ class Watch:
         yield
         sys.settrace(None)
         seconds = time.perf_counter() - start - self.seconds
-        for name in item.fixturenames:
-            of_fixture, entered = self.fixtures.get(name, (0.0, set()))
-            seconds, self.entered = seconds + of_fixture, self.entered | entered
-        self.tests[item.nodeid] = (round(seconds, 3), sorted(self.entered))
+        entered = self.entered.union(
+            *map(self.fixtures.get, self.fixtures.keys() & item.fixturenames)
+        )
+        self.tests[item.nodeid] = (round(seconds, 3), sorted(entered))
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_fixture_setup(self, fixturedef):
@@ -202,9 +202,9 @@ class Watch:
         outer, self.entered = self.entered, set()
         start = time.perf_counter()
         yield
-        seconds = time.perf_counter() - start
-        self.fixtures[fixturedef.argname] = (seconds, self.entered)
-        self.seconds, self.entered = self.seconds + seconds, outer
+        self.seconds += time.perf_counter() - start
+        self.fixtures.setdefault(fixturedef.argname, set()).update(self.entered)
+        self.entered = outer
 
     def pytest_runtest_logreport(self, report):
         """Remember what fails."""
