@@ -36,6 +36,7 @@ SLOW = {
     "test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers",
     "test_a_stopped_benchmark_goes_on_with_the_next_task",
     "test_a_stopped_run_goes_on_from_its_cache",
+    "test_accelerate_launches_a_score",
     "test_after_an_interrupt_the_model_is_the_one_it_was",
     "test_an_address_elsewhere_is_refused",
     "test_an_empty_cut_changes_nothing",
@@ -102,6 +103,7 @@ SLOW = {
     "test_what_n_items_can_show_has_the_power_that_it_promises",
     "test_what_needs_no_weights_is_refused_before_they_are_read",
     "test_what_was_found_is_printed_before_it_is_saved",
+    "test_where_one_process_is_killed_the_others_end_and_the_run_goes_on",
     "test_without_a_method_the_cut_is_the_guarded_one",
 }
 # over ten seconds each, the longest first: they start first, so that no worker ends with one of
