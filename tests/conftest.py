@@ -23,6 +23,7 @@ import fairlab as fl
 # over two seconds, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
     "test_a_comparison_and_what_it_keeps",
+    "test_a_comparison_deals_its_readings",
     "test_a_comparison_is_frozen_in_the_form_of_controls",
     "test_a_cut_is_chosen_once",
     "test_a_damaged_reading_is_measured_again",
@@ -33,6 +34,7 @@ SLOW = {
     "test_a_run_sends_each_step_with_its_pictures",
     "test_a_run_shows_its_steps_and_a_bad_prompt_loses_nothing",
     "test_a_scale_is_gates_and_is_said",
+    "test_a_stop_at_any_line_of_its_beginning_leaves_no_trace",
     "test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers",
     "test_a_stopped_benchmark_goes_on_with_the_next_task",
     "test_a_stopped_run_goes_on_from_its_cache",
@@ -68,7 +70,10 @@ SLOW = {
     "test_kill_9_while_saving_costs_no_model",
     "test_nbval_follows_the_rule_and_names_lesson_cell_and_values",
     "test_no_public_function_takes_a_weight_that_is_not_finite",
+    "test_nothing_runs_in_a_report",
+    "test_nothing_runs_in_an_explorer",
     "test_of_a_model_folder_only_the_name_is_shown",
+    "test_prompts_are_checked_before_the_model_is_there",
     "test_quick_changes_are_those_of_compare",
     "test_random_controls_of_gates_are_gates",
     "test_refined_scores_are_gaps_of_single_cuts",
