@@ -90,7 +90,7 @@ class Problem:
         Whether it is only worth reading: the row is valid.
     line : int
         The line at which the row begins: of JSON lines, and where that is another number, since
-        cells above it hold line breaks; else 0.
+        a line `sep=` or cells with line breaks stand above it; else 0.
     """
 
     row: int
@@ -122,7 +122,7 @@ class CheckedFile:
     path : Path
         The file.
     form : str
-        Its encoding and what stands between its cells.
+        Its encoding, and what stands between its cells or that it holds JSON lines.
     columns : tuple of str
         The header, with fairlab's names for fairlab's columns.
     cells : dict of int to tuple of str
@@ -194,8 +194,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     in which the prompts differ, and `category` is "custom". Without a column `split` every third
     sentence of a category (the second, the fifth, …) is held out and the others are for training:
     never two rows of one sentence apart, and in a category with two sentences or more at least one
-    on each side, wherever the sentences that categories share allow it. What was filled in so is
-    printed, to be read. The columns harsher and kinder hold answers, for the decision gap:
+    on each side, wherever the sentences that categories share allow it. Templates and splits
+    that were filled in so are printed, to be read. The columns harsher and kinder hold answers, for the decision gap:
     `check_file(path).outcomes` has them.
 
     Parameters

@@ -177,15 +177,15 @@ class CsvTable:
     Parameters
     ----------
     form : str
-        Its encoding and what stands between its cells.
+        Its encoding, and what stands between its cells or that it holds JSON lines.
     header : list of str
         The cells of the first row; of JSON lines, the names in them.
     rows : list of (int, list of str)
         The rows below it that are not empty, with the numbers that a spreadsheet shows: the header
         is row 1. Of JSON lines, all that are not empty, with the numbers of the lines.
     lines : dict of int to int
-        The line at which a row begins, by its number: another one where cells above it hold line
-        breaks.
+        The line at which a row begins, by its number: another one where a line `sep=` or cells
+        with line breaks stand above it.
     guess : str
         How its letters were guessed; "" where they are sure.
     """

@@ -286,7 +286,7 @@ def near(value):
         return {key: near(one) for key, one in value.items()}
     if isinstance(value, list):
         return [near(one) for one in value]
-    return pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value
+    return pytest.approx(value, rel=1e-6, abs=1e-12) if isinstance(value, float) else value
 
 
 @real

@@ -164,13 +164,13 @@ def check(
 ) -> None:
     """Find every problem of form in a file of pairs; load no model, only its tokenizer.
 
-    Prints each problem with the row's number in a spreadsheet (the header is row 1) and a remedy:
-    blanks too many; templates that are not the prompts' sentence; what is there twice; a sentence
-    that is both for training and held out. Then notices, which leave a row valid: words that the
-    tokenizer splits into unlike numbers of tokens (names often are; their gap is measured, but
-    scores that compare token by token refuse them), with words that would fit. Last, what the file
-    leaves out and was filled in, and how the valid rows are split. Exit code 0: every row is valid;
-    2: there are problems, or the file can't be read.
+    Prints each problem with the row's number in a spreadsheet (the header is row 1; of a .jsonl
+    file, the line's) and a remedy: blanks too many; templates that are not the prompts' sentence;
+    what is there twice; a sentence that is both for training and held out. Then notices, which
+    leave a row valid: words that the tokenizer splits into unlike numbers of tokens (names often
+    are; their gap is measured, but scores that compare token by token refuse them), with words that
+    would fit. Last, the templates that were taken from the prompts, and how the valid rows are
+    split. Exit code 0: every row is valid; 2: there are problems, or the file can't be read.
 
     \b
     Example: fairlab check mine.csv --fix valid.csv

@@ -247,9 +247,10 @@ def plot_tradeoff(
 
     The change is the mean over categories. Dots with intervals are the cuts, those of one method
     joined in order of size; an open diamond is what the same cut does to neutral pairs, if they
-    were read: where it lies high above its dot, the cut acts on people's words more than on others;
-    where both lie low together, the model has become deafer. Grey dots are random cuts. The dotted
-    line is a mere flattening of the predictions: a cut above it buys less than a temperature.
+    were read: where it stays near 0 and its dot lies far below, the cut narrows people's gap more
+    than that of others; where both lie low together, the model has become deafer. Grey dots are
+    random cuts. The dotted line is a mere flattening of the predictions: a cut above it buys less
+    than a temperature.
 
     Parameters
     ----------

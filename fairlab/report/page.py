@@ -101,9 +101,9 @@ def write_report(
         0 and the range of random cuts, and that this is specific only where the interval of the
         difference from neutral pairs lies below 0 and the gap of neutral pairs stays in the range
         of random cuts. Without random cuts, as of a changed model, 0 alone decides whether it was
-        narrowed or widened; it says that what random changes do is not known, and never that this
-        is specific. It warns where the comparison's `continuations` have more harsh words, or fewer
-        kind ones, after the first word of a pair, and the change brought that.
+        narrowed or widened; where it was, it says that what random changes do is not known; and
+        never that this is specific. It warns where the comparison's `continuations` have more harsh
+        words, or fewer kind ones, after the first word of a pair, and the change brought that.
 
     Raises
     ------
