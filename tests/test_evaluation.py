@@ -140,8 +140,8 @@ def test_held_out_pairs_become_lists_and_there_are_some():
     pair = fl.ARTICLE_PAIR
     held_out = fl.HeldOut(iter([pair]), (pair,), TEXT)
     assert (held_out.pairs, held_out.neutral) == ([pair], [pair])
-    for pairs, neutral in (([], [pair]), ([pair], [])):
-        with pytest.raises(ValueError, match="pairs: expected at least one"):
+    for name, pairs, neutral in (("pairs", [], [pair]), ("neutral", [pair], [])):
+        with pytest.raises(ValueError, match=f"{name}: expected at least one"):
             fl.HeldOut(pairs, neutral, TEXT)
 
 

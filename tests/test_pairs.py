@@ -549,7 +549,7 @@ def test_a_pair_of_unequal_length_is_measurable_unless_it_ends_in_a_blank(tokeni
 def test_answers_are_words_and_each_is_there_once(harsher, kinder, says):
     with pytest.raises(ValueError, match=says):
         fl.Outcomes(harsher, kinder)
-    assert fl.Outcomes(("deny", "turn away"), ["grant"]).kinder == ["grant"]
+    assert fl.Outcomes(("deny", "turn away"), ["grant"]).kinder == ("grant",)
 
 
 def test_special_tokens_in_front_are_counted_and_no_part_of_the_text(tokenizer, bos_tokenizer):

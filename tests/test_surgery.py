@@ -798,7 +798,8 @@ def test_older_releases_read_how_positions_are_scaled(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     surgery._say_it_to_older_releases(tmp_path)
     texts = [
-        (tmp_path / f"{name}.json").read_text("utf-8") for name in ("config", "tokenizer_config")
+        (tmp_path / f"{name}.json").read_text(encoding="utf-8")
+        for name in ("config", "tokenizer_config")
     ]
     wanted = config | added | {"text_config": config["text_config"] | of_text}
     # laid out as transformers does, to the letter
