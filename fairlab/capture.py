@@ -197,8 +197,8 @@ def pair_differences(
     ValueError
         As `neuron_differences`, but the layers may have any width.
     """
-    points = check_points(model, points)
-    shape = (len(as_pairs(pairs)), len(points), len(decoder_layers(model)))
+    points, pairs = check_points(model, points), as_pairs(pairs)
+    shape = (len(pairs), len(points), len(decoder_layers(model)))
     # filled where the model computes, and fetched once at the end
     difference, scale = tables = torch.zeros(2, *shape, device=input_device(model))
 

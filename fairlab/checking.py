@@ -195,8 +195,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     sentence of a category (the second, the fifth, …) is held out and the others are for training:
     never two rows of one sentence apart, and in a category with two sentences or more at least one
     on each side, wherever the sentences that categories share allow it. Templates and splits
-    that were filled in so are printed, to be read. The columns harsher and kinder hold answers, for
-    the decision gap: `check_file(path).outcomes` has them.
+    that were filled in so are printed, to be read (the first three of each). The columns harsher
+    and kinder hold answers, for the decision gap: `check_file(path).outcomes` has them.
 
     Parameters
     ----------

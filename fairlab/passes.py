@@ -50,6 +50,9 @@ def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]
         def measure_again(*args: object, **kwargs: object) -> object:
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
+            for argument, value in given.arguments.items():
+                if isinstance(value, Iterator):  # a second try would find it empty
+                    given.arguments[argument] = list(value)
             while True:
                 try:
                     return measure(*given.args, **given.kwargs)

@@ -440,3 +440,24 @@ def test_layers_of_two_widths_make_no_table(tokenizer, some_pairs):
     cut = fl.prune(tiny_model(), fl.NeuronSelection({1: (2,)}, (3, 24)))
     with pytest.raises(ValueError, match="different widths at down_proj_input, so they make no"):
         fl.neuron_differences(cut, tokenizer, some_pairs[:2])
+
+
+def test_pairs_may_come_from_a_generator(tokenizer, some_pairs, monkeypatch):
+    """Also where memory runs out, and the measure begins again."""
+    model, points = tiny_model(), ("mlp_output",)
+    wanted, _ = capture.pair_differences(model, tokenizer, some_pairs, points=points)
+    found, _ = capture.pair_differences(model, tokenizer, iter(some_pairs), points=points)
+    assert torch.equal(found, wanted)
+
+    original, calls = capture.run_pairs, []
+
+    def full_at_first(*args, **options):
+        calls.append(options["batch_size"])
+        if len(calls) == 1:
+            raise MemoryError("out of memory")
+        return original(*args, **options)
+
+    monkeypatch.setattr(capture, "run_pairs", full_at_first)
+    with pytest.warns(UserWarning, match="trying again with 16"):
+        again, _ = capture.pair_differences(model, tokenizer, iter(some_pairs), points=points)
+    assert calls == [32, 16] and torch.allclose(again, wanted, atol=1e-6)
