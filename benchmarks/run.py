@@ -7,8 +7,8 @@
 Loading and imports are not timed. Each process times a fixed matrix product before and after its
 work; where the two are more than 10 % apart, or the machine was slower than when it is quiet, the
 run is repeated, and a case that never got a quiet one says so. What was measured goes to
-`benchmarks/results.json` case by case, and from there into the table of `benchmarks/README.md` and
-the figure of both READMEs.
+`benchmarks/results.json` case by case, and from there into the table and the figure of
+`benchmarks/README.md`.
 """
 
 import argparse
