@@ -20,7 +20,7 @@ from packaging.version import Version
 
 import fairlab as fl
 
-# over two seconds, all their parameters together, by `make times`: too long for `make quick`
+# over a second or two, all their parameters together, by `make times`: too long for `make quick`
 SLOW = {
     "test_a_bound_on_a_change_ends_with_code_3",
     "test_a_category_may_have_any_name",
