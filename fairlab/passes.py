@@ -238,12 +238,13 @@ def check_memory(
     width = max((part.in_features + part.out_features for part in matrices), default=0)
     if slopes:
         width = sum(neuron_counts(model))
-    vocabulary, precise = len(model.get_output_embeddings().weight), precise_dtype(model)
+    vocabulary = len(model.get_output_embeddings().weight)
 
     def bytes_of(batch: tuple[int, int, int]) -> int:
         rows, tokens, places = batch
         in_layers = rows * tokens * width * model.dtype.itemsize
-        of_logits = rows * places * vocabulary * precise.itemsize
+        # as the model makes them: of half precision not all become float32 at once
+        of_logits = rows * places * vocabulary * model.dtype.itemsize
         return in_layers + of_logits if slopes else max(in_layers, of_logits)
 
     largest = max(batches, key=bytes_of, default=(0, 0, 0))
@@ -303,6 +304,7 @@ def pair_batches(
     positions: Literal["differing", "all"] = "differing",
     aligned: bool = True,
     logits: bool = True,
+    slopes: bool = False,
     batch_size: int = 32,
 ) -> Iterator[PairBatch]:
     """Yield batches of unique prompts, shortest first, with both prompts of a pair in one batch.
@@ -311,8 +313,8 @@ def pair_batches(
     shared prompts have more than `batch_size` prompts. In half precision each pair is a batch of
     its own: what a prompt's neighbours in a batch change by rounding would be as large as what is
     measured. All input is checked before the first batch, and so is the memory, `logits` of the
-    last tokens included. `aligned` is that of `encode_pair`: pass False where only the last token
-    of each prompt is looked at.
+    last tokens and what a backward pass needs (`slopes`) included. `aligned` is that of
+    `encode_pair`: pass False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
     batch_size = check_batch_size(batch_size)
@@ -327,7 +329,8 @@ def pair_batches(
         batches = [[index] for index in range(len(encoded))]
     else:
         batches = pack_pairs(prompts, batch_size)
-    check_memory(model, [_size_of(indices, prompts, logits) for indices in batches])
+    sizes = [_size_of(indices, prompts, logits) for indices in batches]
+    check_memory(model, sizes, slopes=slopes)
     for indices in progress(batches, desc="prompt pairs", unit="batch"):
         yield _pair_batch(model, indices, prompts, first_positions)
 
@@ -547,15 +550,25 @@ def count_scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
 
 
 def text_chunks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    size: int = 256,
+    *,
+    logits: bool = True,
+    slopes: bool = False,
 ) -> list[list[int]]:
     """Cut a text into windows of one size, without an incomplete one at its end.
 
     They have `size` tokens (BOS not counted), or as many as the model reads. A text of fewer
-    tokens is one chunk.
+    tokens is one chunk. There must be memory to read one of them, with its `logits`, and with a
+    backward pass (`slopes`).
     """
     windows = text_windows(tokenizer, text, size, longest=context_length(model))
-    check_ready(model, longest=len(windows[0]), prompts=windows)
+    length = len(windows[0])
+    check_ready(model, longest=length, prompts=windows)
+    places = length if logits else 0
+    check_memory(model, [(1, length, places)], slopes=slopes, argument="model")
     return [window for window in windows if len(window) == len(windows[0])]
 
 

@@ -457,6 +457,6 @@ def _readings_table(
             part.insert(0, "measure", measure)
             part.insert(0, "selection", name)
             parts.append(part)
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts)
     # the metric where it was not measured or is of unequal length, and decisions without outcomes
     return table.dropna(subset="after", ignore_index=True)
