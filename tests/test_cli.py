@@ -1,4 +1,3 @@
-import csv
 import inspect
 import io
 import json
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from pair_files import SENTENCES, WORDS, rows_of, write_rows
 from typer.testing import CliRunner
 
 import fairlab as fl
@@ -34,12 +34,6 @@ from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 CUT = ["--fraction", "0.1", "--method", "article", "--pairs", "article"]
-SENTENCES = (
-    "The {} man called the office, and",
-    "My {} friend read the letter. Then",
-    "Two {} guests came to",
-)
-WORDS = (("Black", "white"), ("young", "old"))
 COMMANDS = ("diagnose", "score", "prune", "compare", "report")
 CUTTING = ("prune", "compare", "report")
 
@@ -84,22 +78,9 @@ def pairs_csv(tmp_path):
     """Write a function that writes a CSV file of pairs."""
 
     def write(rows, name="pairs.csv"):
-        path = tmp_path / name
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
+        return write_rows(tmp_path / name, rows)
 
     return write
-
-
-def rows_of(sentences, words=WORDS, **more):
-    return [
-        {"prompt_a": s.replace("{}", a), "prompt_b": s.replace("{}", b), **more}
-        for s in sentences
-        for a, b in words
-    ]
 
 
 def strict(text):
