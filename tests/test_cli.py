@@ -555,8 +555,8 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, m
     [
         (["--pairs", "rase"], "category: expected one of age, appearance"),
         (["--pairs", "missing.csv"], "path: no such file: missing.csv"),
-        (["--pairs", "blank.csv"], "1 of 2 rows of blank.csv"),
-        (["--neutral", "blank.csv"], "1 of 2 rows of blank.csv"),
+        (["--pairs", "blank.csv"], "pairs: 1 of 2 rows of blank.csv"),
+        (["--neutral", "blank.csv"], "neutral: 1 of 2 rows of blank.csv"),
         (["--method", "magic"], "method: expected one of guarded, activation"),
         (["--method", "article+magic"], "method: expected one of maw"),
         (["--method", "guarded+maw"], "method: expected one of activation"),
@@ -601,7 +601,17 @@ TWICE = [  # two places, of one word each
     ("commands", "options", "message"),
     [
         (COMMANDS, ["--pairs", "twice.csv"], "prompts differ in more than one place"),
-        (COMMANDS, ["--neutral", "twice.csv"], "prompts differ in more than one place"),
+        (COMMANDS, ["--neutral", "twice.csv"], "neutral: 1 of 1 rows of twice.csv have problems"),
+        (
+            COMMANDS,
+            ["--neutral", "twice.csv", "--skip-invalid"],
+            "neutral: 1 of 1 rows of twice.csv have problems",
+        ),
+        (
+            ("score", "prune"),
+            ["--method", "patching", "--neutral", "unequal.csv"],
+            "neutral: in 2 of 2 neutral pairs that choose the neurons the two prompts differ in",
+        ),
         (("compare", "report"), ["--pairs", "one.csv"], "nothing in one.csv is held out"),
         (("score", "prune"), ["--pairs", "held_out.csv"], "is of the split train, and those"),
         (("compare", "report"), ["--text", "short.txt"], "expected more than 128 tokens"),
@@ -727,7 +737,7 @@ def test_files_that_allow_no_comparison_are_refused(run, pairs_csv, rows, messag
 def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, command, skip):
     asked = []
 
-    def pairs_of_file(tokenizer, path, skip_invalid):
+    def pairs_of_file(tokenizer, path, skip_invalid, argument="pairs"):
         asked.append((Path(path).name, skip_invalid))
         if path.endswith("neutral.tsv") or command in ("score", "prune"):
             raise ValueError("far enough")
