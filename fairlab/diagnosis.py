@@ -150,6 +150,8 @@ def layer_differences(
         categories[pair.category].append(pair)
     if neutral is not None:
         neutral = as_pairs(neutral, argument="neutral")
+        for pair in neutral:
+            encode_pair(tokenizer, pair, argument="neutral")
         band = _layer_table(model, tokenizer, neutral, points)
         band = band[_INTERVALS].add_prefix("neutral_")
     tables = []

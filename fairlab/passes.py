@@ -164,8 +164,9 @@ def check_material(
 ) -> tuple[list[PromptPair], list[PromptPair]]:
     """Return the pairs as lists; refuse them, and a text, before the first of several passes."""
     pairs, neutral = as_pairs(pairs), as_pairs(neutral, argument="neutral")
-    for pair in (*pairs, *neutral):
-        encode_pair(tokenizer, pair, aligned=False)
+    for argument, given in (("pairs", pairs), ("neutral", neutral)):
+        for pair in given:
+            encode_pair(tokenizer, pair, aligned=False, argument=argument)
     if text is not None:
         check_string("text", text)
     return pairs, neutral

@@ -1049,6 +1049,17 @@ def test_a_full_disk_costs_nothing_that_was_there(full):
     assert (full / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_files_that_belong_together_are_written_both_or_not_at_all(full):
+    """Beside the first of them there is no room for the second, though there was before."""
+    old = {full / "page.html": "old", full / "page.json": "old"}
+    for path, text in old.items():
+        path.write_text(text, encoding="utf-8")
+    rest = min(shutil.disk_usage(full).free - 4096, 1_000_000)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_texts(dict(zip(old, ("x" * 5000, "x" * rest), strict=True)))
+    assert {path: path.read_text(encoding="utf-8") for path in full.iterdir()} == old
+
+
 def test_a_full_disk_costs_no_model(full, tiny, tokenizer):
     """A model of 12 MB, and a tokenizer that fails at its end, where writes are patched."""
     folder = make(full / "model")
@@ -1200,7 +1211,7 @@ def test_no_public_function_takes_a_weight_that_is_not_finite(name, tiny, tokeni
 def test_kill_9_while_a_report_is_written_leaves_whole_files(
     tiny, tokenizer, held_out, tmp_path, monkeypatch
 ):
-    """Of its two files the page takes its name first; neither is ever half-written."""
+    """Its two files are complete before one takes its name, and then the numbers do so first."""
     measured = fl.compare(tiny, tokenizer, {"cut": CUT}, some(held_out), n_random=1, metric=False)
     path = tmp_path / "report.html"
     options = {"model": tiny, "model_name": "tiny", "chosen_on": None, "force": True}
@@ -1215,9 +1226,12 @@ def test_kill_9_while_a_report_is_written_leaves_whole_files(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", dies_at(call, os.replace))
             killed_in(write)
-        page = path.read_text(encoding="utf-8")
-        assert page == old[path.name] if call == 1 else page.rstrip().endswith("</html>")
-        assert (tmp_path / "report.json").read_text(encoding="utf-8") == old["report.json"]
+        assert path.read_text(encoding="utf-8") == old[path.name]
+        numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+        assert numbers == "old" if call == 1 else numbers["model"]["name"] == "tiny"
+        (page,) = tmp_path.glob(".report.html.*.part")
+        assert page.read_text(encoding="utf-8").rstrip().endswith("</html>")
+        page.unlink()
     grow_old(tmp_path)
     write()
     assert {file.name for file in tmp_path.iterdir()} == set(old)

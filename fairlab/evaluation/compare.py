@@ -339,8 +339,9 @@ def _check(
         for cut in by_name.values():
             if not isinstance(cut, PreTrainedModel):
                 matching_blocks(model, cut, type(cut), argument)
-    for pair in held_out.everything:
-        encode_pair(tokenizer, pair, aligned=False)
+    for argument in ("pairs", "neutral"):
+        for pair in getattr(held_out, argument):
+            encode_pair(tokenizer, pair, aligned=False, argument=argument)
     count_scored(model, tokenizer, held_out.text)  # refuses a text that is too short
 
 
