@@ -88,10 +88,20 @@ def load_text(name: Literal["calibration", "evaluation"], language: str = "en") 
 def as_path(argument: str, path: object, expected: str = "a path") -> Path:
     """Return a path, or refuse what is none by the name of the argument."""
     try:
-        return Path(path)
+        found = Path(path)
     except TypeError as error:
         got = type(path).__name__
         raise TypeError(f"{argument}: expected {expected}; got {got}") from error
+    if not str(path).strip():  # Path("") would be the folder one stands in
+        raise ValueError(f"{argument}: expected {expected}; got {path!r}")
+    try:
+        found.expanduser().lstat()
+    # a byte 0 is a ValueError, the home of an unknown user a RuntimeError
+    except (OSError, ValueError, RuntimeError) as error:
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            told = f"{argument}: expected {expected}; got a name that can't be looked up"
+            raise ValueError(f"{told}: {str(path)!r:.80}") from error
+    return found
 
 
 def read_text(argument: str, path: str | Path) -> tuple[str, str]:
@@ -638,6 +648,16 @@ def can_be_written(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def checked_cache(cache: str | Path | None) -> Path | None:
+    """Return the absolute path of a folder that keeps what was measured; None without one."""
+    if cache is None:
+        return None
+    folder = checked_path("cache", as_path("cache", cache, "a folder"))
+    if folder.is_file():
+        raise ValueError(f"cache: expected a folder; got the file {cache}")
+    return folder
 
 
 def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import NoneType
 
 import pandas as pd
 from torch import Tensor
@@ -26,7 +25,7 @@ from fairlab.evaluation.readings import (
     read_cut,
 )
 from fairlab.evaluation.rows import Case, case_tables
-from fairlab.files import checked_path, load_text
+from fairlab.files import checked_cache, load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
@@ -321,10 +320,7 @@ def _check_types(
             "held_out: expected fairlab.HeldOut(pairs, neutral, text); got "
             f"{type(held_out).__name__}"
         )
-    if not isinstance(cache, (str, Path, NoneType)):
-        raise TypeError(f"cache: expected a folder; got {type(cache).__name__}")
-    if cache is not None and checked_path("cache", cache).is_file():
-        raise ValueError(f"cache: expected a folder; got the file {cache}")
+    checked_cache(cache)
 
 
 def _check(

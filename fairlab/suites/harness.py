@@ -21,7 +21,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.evaluation.readings import facts_of
-from fairlab.files import checked_path, keep, read_kept
+from fairlab.files import checked_cache, keep, read_kept
 from fairlab.pairs import bare_ids, check_kind, check_tokenizer, listed, prompt_ids
 from fairlab.passes import check_option, check_ready, check_whole, context_length, is_half, progress
 from fairlab.precision import attribute_set_to, full_precision
@@ -101,8 +101,9 @@ def run_lm_eval(
     ValueError, FileNotFoundError
         Unknown task, data or samples for a task that is not run, rows without a column, item
         numbers that are not there, a file of another kind, a batch size that is no whole number, a
-        model in training mode, a question of BBQ longer than the model's sliding window, StereoSet
-        without `data`, or an item of it without one sentence of each label.
+        cache that is no folder or can't be written, a model in training mode, a question of BBQ
+        longer than the model's sliding window, StereoSet without `data`, or an item of it without
+        one sentence of each label.
 
     Notes
     -----
@@ -133,6 +134,7 @@ def run_lm_eval(
     check_tokenizer(tokenizer)
     data, samples = {} if data is None else data, {} if samples is None else samples
     _check_arguments(names, data, samples, batch_size)
+    cache = checked_cache(cache)
     check_ready(model, longest=0)
     batch_size = int(batch_size)
     if is_half(model):
@@ -165,12 +167,11 @@ def _paths_of_tasks(
     tokenizer: PreTrainedTokenizerBase,
     rows: Mapping[str, Sequence[Mapping]],
     chosen: Mapping[str, Sequence[int]],
-    cache: str | Path | None,
+    cache: Path | None,
 ) -> dict[str, Path | None]:
     """Return the file in the cache of each task's items, which need not be there."""
     if cache is None:
         return dict.fromkeys(rows)
-    folder = checked_path("cache", cache)
     model_facts = facts_of(model, bare_ids(tokenizer, "The clerk read the letter."))
     versions = [version("lm_eval")] if any(TASKS[name].folder for name in rows) else []
     paths = {}
@@ -180,7 +181,7 @@ def _paths_of_tasks(
         tokens = [prompt_ids(tokenizer, text) for text in texts]
         facts = [model_facts, versions, name, list(numbers), texts, tokens]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-        paths[name] = folder / f"{name}-{digest}.json"
+        paths[name] = cache / f"{name}-{digest}.json"
     return paths
 
 
