@@ -208,8 +208,9 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     Raises
     ------
     ValueError
-        No such file, no text file, no rows, a line that is no JSON, a column missing, or rows with
-        problems that need no tokenizer to be seen. `check_file` lists them all.
+        No such file, no text file, no rows, a line that is no JSON or holds no text where one
+        should be, a column missing, or rows with problems that need no tokenizer to be seen.
+        `check_file` lists them all.
 
     Warns
     -----
@@ -252,7 +253,7 @@ def check_file(
     ------
     ValueError
         No such file, no text file, no rows, a column missing or there twice, a quotation mark that
-        is not closed, or a line that is no JSON.
+        is not closed, or a line that is no JSON or holds no text where one should be.
     """
     path = as_path("path", path)
     table, columns = _read_table(path)

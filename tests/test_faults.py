@@ -600,16 +600,30 @@ def losses(model, tokenizer, _):
     return passes.token_losses(model, tokenizer, TEXT)
 
 
-# what asks for memory before it runs → what its message names
-ASKED = {
-    "readings": (read, "batch_size"),
-    "activations": (activations, "batch_size"),
-    "attribution": (OF_OTHERS["attribution"], "batch_size"),
-    "texts": (sample, "batch_size"),
-    "benchmarks": (likelihoods, "batch_size"),
-    "perplexity": (losses, "model"),
-    "Fisher's importance": (fisher, "model"),
+def means(model, tokenizer, _):
+    return gating.mean_activations(model, tokenizer, TEXT)
+
+
+def learned(model, tokenizer, held_out):
+    given = (model, tokenizer, held_out.pairs[:8], NEUTRAL, GATES)
+    return fl.learned_gates(*given, text=TEXT, steps=1)
+
+
+def projected(model, tokenizer, held_out):
+    return fl.project_pair(model, tokenizer, held_out.pairs[0])
+
+
+# what asks for memory before it runs
+ASKED = IN_BATCHES | {
+    "perplexity": losses,
+    "mean activations": means,
+    "Fisher's importance": fisher,
+    "learned gates": learned,
+    "a projection": projected,
+    "benchmarks in bfloat16": likelihoods,
 }
+# without logits, it is the layers that take the room
+WITHOUT_LOGITS = ("activations", "mean activations", "a projection")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -617,10 +631,9 @@ ASKED = {
 def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
     name, tiny, tokenizer, held_out, monkeypatch
 ):
-    measure, argument = ASKED[name]
-    # without logits, it is the layers that take the room
-    model = tiny_model(intermediate_size=4096) if name == "activations" else tiny
-    measure = partial(measure, model, tokenizer, held_out)
+    model = tiny_model(intermediate_size=4096) if name in WITHOUT_LOGITS else tiny
+    model = tiny_model(dtype=torch.bfloat16) if "bfloat16" in name else model
+    measure = partial(ASKED[name], model, tokenizer, held_out)
     measure()  # what is tried once for each model is tried
     with Peak(model) as peak:
         measure()
@@ -634,9 +647,17 @@ def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
     with warnings.catch_warnings(action="error"), pytest.raises((UserWarning, MemoryError)):
         measure()
     free[0] = 0
-    says = rf"{argument}: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
+    says = r"memory: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
     with warnings.catch_warnings(action="ignore"), pytest.raises(MemoryError, match=says):
         measure()
+
+
+def test_planting_asks_for_memory_before_it_reads(tiny, tokenizer, held_out, monkeypatch):
+    models.glu_blocks(tiny)  # tried once
+    monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(type(tiny.model), "forward", lambda *_, **__: pytest.fail("the model read"))
+    with pytest.raises(MemoryError, match=r"memory: 1 × 128 tokens at once need more than"):
+        fl.plant_neurons(tiny, tokenizer, held_out.pairs[:4], n=1, cost=0.05)
 
 
 def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, held_out, monkeypatch):
@@ -652,7 +673,7 @@ def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, hel
 def test_a_model_on_several_devices_is_not_looked_at(tiny, monkeypatch):
     monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
     model = deepcopy(tiny)
-    with pytest.raises(MemoryError, match="batch_size: 2 × 3 tokens at once"):
+    with pytest.raises(MemoryError, match="memory: 2 × 3 tokens at once"):
         passes.check_memory(model, [(2, 3, 1), (1, 3, 1)])
     model.model.layers[1].to("meta")
     passes.check_memory(model, [(2, 3, 1)])
