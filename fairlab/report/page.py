@@ -160,7 +160,7 @@ def _check_said(method: object, texts: object, selections: Iterable[str]) -> Non
         check_kind(argument, given, Mapping, f"a dict by {what}")
         for key in given:
             check_kind(argument, key, str, f"strings as keys, each a {what}")
-    if method and "language" in method:
+    if (method or {}).get("language") is not None:
         check_kind("method", method["language"], str, "a string as language")
     known = ["before", *selections]
     for written in (texts or {}).values():
