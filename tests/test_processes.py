@@ -200,7 +200,17 @@ def test_a_launcher_that_stops_the_others_is_understood(monkeypatch, tmp_path):
 
 # ---- real ones
 
-RUN = "from fairlab.cli import main; main()"
+# three chunks: to choose on the whole calibration text takes each process ten seconds
+SHORT = TEXT * 3
+WITH_SHORT_TEXT = f"""
+import fairlab as fl
+fl.load_text = lambda *given: {SHORT!r}
+"""
+RUN = f"""
+{WITH_SHORT_TEXT}
+from fairlab.cli import main
+main()
+"""
 # as the kernel does where memory runs out: without a word, while the second cut is read
 KILLED = f"""
 import os, signal
@@ -240,7 +250,8 @@ def options(folder, tmp_path):
 
 @pytest.fixture
 def alone(capfd, monkeypatch):
-    """Run a command in this process; return the JSON that it prints."""
+    """Run a command on the short text in this process; return the JSON that it prints."""
+    monkeypatch.setattr(fl, "load_text", lambda *given: SHORT)
 
     def alone(*arguments):
         monkeypatch.setattr(sys, "argv", ["fairlab", *map(str, arguments)])
@@ -274,6 +285,7 @@ IMPORTED = [
     "torch.distributed.run",
     "transformers.models.llama.modeling_llama",
 ]
+AS_MODULE = "import runpy; runpy.run_module('fairlab', run_name='__main__', alter_sys=True)"
 LAUNCHER = "from accelerate.commands.launch import main; main()"
 
 
@@ -336,9 +348,9 @@ def test_accelerate_launches_a_score(options, alone, launch, tmp_path):
     expected = alone("score", *options)
     launcher = ["--multi_gpu", "--num_processes", "2", "--main_process_port", free_port()]
     # so that no configuration of accelerate counts
-    (ended,) = launch(
-        [LAUNCHER], [{"HF_HOME": str(tmp_path)}], [*launcher, "-m", "fairlab", "score", *options]
-    )
+    environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    (tmp_path / "short.py").write_text(WITH_SHORT_TEXT + AS_MODULE, encoding="utf-8")
+    (ended,) = launch([LAUNCHER], [environment], [*launcher, "-m", "short", "score", *options])
     assert ended[0] == 0, ended[2]
     assert json.loads(ended[1]) == near(expected)
 
