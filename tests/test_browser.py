@@ -3,11 +3,13 @@ control changes the picture, and a guess is made and locked in by key.
 
 Reports, cards, explorers and the page without code are opened with texts that would like to run.
 
-Each lesson runs as a copy, all its cells at once, as a learner would run them. Of what follows the
-last explorer only the exercises are kept, whose errors must not stop the others: the rest runs with
-all other lessons, and takes half of the time. Screenshots go to build/.
+A lesson runs as a copy, all its cells at once, as a learner would run them. Of what follows the
+last explorer only the exercises are kept, whose errors must not stop the others; of what comes
+before it lesson 03 keeps everything, and the others what the explorer needs. The rest runs with all
+other lessons, and takes half of the time and more. Screenshots go to build/.
 """
 
+import ast
 import json
 import os
 import re
@@ -57,18 +59,48 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def is_explorer(cell):
+    return "nbval-ignore-output" in cell["metadata"].get("tags", [])
+
+
+def is_exercise(cell):
+    return "raises-exception" in cell["metadata"].get("tags", [])
+
+
 def up_to_the_last_explorer(cells):
     """Leave out what follows the last explorer, but for the exercises."""
-    explorers = [
-        place
-        for place, cell in enumerate(cells)
-        if "nbval-ignore-output" in cell["metadata"].get("tags", [])
-    ]
+    explorers = [place for place, cell in enumerate(cells) if is_explorer(cell)]
     last = max(explorers, default=-1)
-    rest = [
-        cell for cell in cells[last + 1 :] if "raises-exception" in cell["metadata"].get("tags", [])
-    ]
-    return cells[: last + 1] + rest
+    return cells[: last + 1] + [cell for cell in cells[last + 1 :] if is_exercise(cell)]
+
+
+def what_explorers_need(cells):
+    """Leave out cells that define nothing that the explorers need, but for the exercises."""
+    kept, needed = [], set()
+    for cell in reversed(cells):
+        if is_exercise(cell):
+            kept.insert(0, cell)
+            continue
+        if cell["cell_type"] != "code" or "colab" in cell["metadata"].get("tags", []):
+            continue
+        defined, read = names_of("".join(cell["source"]))
+        if is_explorer(cell) or defined & needed:
+            kept.insert(0, cell)
+            needed = (needed - defined) | read
+    return kept
+
+
+def names_of(code):
+    """Return the names that a cell defines, and those that it reads."""
+    defined, read = set(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.FunctionDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).split(".")[0])
+    return defined, read
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +113,8 @@ def lab(kernel, tmp_path_factory):
     for path in folder.glob("*.ipynb"):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         notebook["cells"] = up_to_the_last_explorer(notebook["cells"])
+        if not path.name.startswith("03"):
+            notebook["cells"] = what_explorers_need(notebook["cells"])
         notebook["metadata"]["kernelspec"] = {"name": kernel, "display_name": kernel}
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":

@@ -6,12 +6,12 @@ find each other, deal, print once and stop, with real ones.
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import run_tests
 import torch
 import typer
 from pair_files import rows_of, write_rows
@@ -199,7 +200,17 @@ def test_a_launcher_that_stops_the_others_is_understood(monkeypatch, tmp_path):
 
 # ---- real ones
 
-RUN = "from fairlab.cli import main; main()"
+# three chunks: to choose on the whole calibration text takes each process ten seconds
+SHORT = TEXT * 3
+WITH_SHORT_TEXT = f"""
+import fairlab as fl
+fl.load_text = lambda *given: {SHORT!r}
+"""
+RUN = f"""
+{WITH_SHORT_TEXT}
+from fairlab.cli import main
+main()
+"""
 # as the kernel does where memory runs out: without a word, while the second cut is read
 KILLED = f"""
 import os, signal
@@ -232,7 +243,8 @@ def options(folder, tmp_path):
 
 @pytest.fixture
 def alone(capfd, monkeypatch):
-    """Run a command in this process; return the JSON that it prints."""
+    """Run a command on the short text in this process; return the JSON that it prints."""
+    monkeypatch.setattr(fl, "load_text", lambda *given: SHORT)
 
     def alone(*arguments):
         monkeypatch.setattr(sys, "argv", ["fairlab", *map(str, arguments)])
@@ -250,27 +262,69 @@ def free_port():
         return str(found.getsockname()[1])
 
 
-def variables(**more):
-    """Return the environment of a process that needs one thread and no other computer."""
-    near = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **near, **more}
+# what a process runs first: it is what it would be if it had been started from a shell
+START = """
+import os, sys
+os.environ.update({variables})
+sys.argv[:] = {arguments}
+for number, path in enumerate({paths}, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+"""
+# not accelerate.commands: it asks for HF_HOME when it is imported
+IMPORTED = [
+    "accelerate",
+    "fairlab.evaluation.compare",
+    "fairlab.recipes",
+    "torch.distributed.run",
+    "transformers.models.llama.modeling_llama",
+]
+AS_MODULE = "import runpy; runpy.run_module('fairlab', run_name='__main__', alter_sys=True)"
+LAUNCHER = "from accelerate.commands.launch import main; main()"
 
 
-def launch(codes, *arguments):
-    """Run a command in as many processes as there are codes, told what torchrun tells them.
+@pytest.fixture(scope="module")
+def context():
+    """Start processes as forks of one in which the imports are done, where that can be: each would
+    spend five seconds on them."""
+    if not run_tests.CAN_FORK:
+        return multiprocessing.get_context("spawn")
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(IMPORTED)
+    return forking
 
-    Return exit code, standard output and error of each.
-    """
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(len(codes))}
-    started = []
-    for index, code in enumerate(codes):
-        numbers = {"RANK": str(index), "LOCAL_RANK": str(index)}
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        environment = variables(**where, **numbers)
-        started.append(subprocess.Popen(command, env=environment, **pipes, text=True))
-    written = [process.communicate(timeout=300) for process in started]
-    return [(process.returncode, *both) for process, both in zip(started, written, strict=True)]
+
+@pytest.fixture
+def launch(context, tmp_path):
+    """Run code in a process each, told what the environment should hold; return exit code, standard
+    output and error of each."""
+
+    def launch(codes, environments, arguments):
+        near = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+        near |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        started, written = [], []
+        for index, (code, own) in enumerate(zip(codes, environments, strict=True)):
+            paths = [str(tmp_path / f"{index}.{name}") for name in ("out", "err")]
+            facts = {"variables": near | own, "arguments": ["fairlab", *map(str, arguments)]}
+            source = START.format(paths=paths, **facts) + code
+            started.append(context.Process(target=exec, args=(source, {"__name__": "launched"})))
+            started[-1].start()
+            written.append(list(map(Path, paths)))
+        ended = []
+        for process, paths in zip(started, written, strict=True):
+            process.join(timeout=300)
+            texts = [path.read_text(encoding="utf-8") for path in paths]
+            ended.append((process.exitcode, *texts))
+            for path in paths:
+                path.unlink()
+        return ended
+
+    return launch
+
+
+def as_torchrun_tells(number):
+    """Return the environments of so many processes of one run."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(number)}
+    return [where | {"RANK": str(index), "LOCAL_RANK": str(index)} for index in range(number)]
 
 
 def near(value):
@@ -283,32 +337,33 @@ def near(value):
 
 
 @real
-def test_accelerate_launches_a_score(options, alone, tmp_path):
+def test_accelerate_launches_a_score(options, alone, launch, tmp_path):
     expected = alone("score", *options)
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launcher += ["--main_process_port", free_port(), "-m", "fairlab", "score"]
-    command = [sys.executable, "-m", *launcher, *options]
-    environment = variables(HF_HOME=str(tmp_path))  # so that no configuration of accelerate counts
-    run = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == near(expected)
+    launcher = ["--multi_gpu", "--num_processes", "2", "--main_process_port", free_port()]
+    # so that no configuration of accelerate counts
+    environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    (tmp_path / "short.py").write_text(WITH_SHORT_TEXT + AS_MODULE, encoding="utf-8")
+    (ended,) = launch([LAUNCHER], [environment], [*launcher, "-m", "short", "score", *options])
+    assert ended[0] == 0, ended[2]
+    assert json.loads(ended[1]) == near(expected)
 
 
 @real
-def test_where_one_process_is_killed_the_others_end_and_the_run_goes_on(options, alone, tmp_path):
+def test_where_one_process_is_killed_the_others_end_and_the_run_goes_on(
+    options, alone, launch, tmp_path
+):
     cache = tmp_path / "cache"
     compare = ["compare", *options, "--method", "article", "--fraction", "0.1", "--quick"]
     compare += ["--n-random", "3"]
-    first, second = launch([RUN, KILLED], *compare, "--cache", cache)
+    kept_there = [*compare, "--cache", cache]
+    first, second = launch([RUN, KILLED], as_torchrun_tells(2), kept_there)
     assert (first[:2], second[0]) == ((1, ""), -signal.SIGKILL)
     (line,) = [line for line in first[2].splitlines() if line.startswith("fairlab: the run ends")]
     # of five readings the first process has two; the second one was killed in its second
     assert f"what was done (1 chosen cut, 3 readings) is kept in {cache}" in line
     assert line.endswith("the same command goes on from there")
     kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.*") if path.is_file()}
-    first, second = launch([RUN, RUN], *compare, "--cache", cache)
+    first, second = launch([RUN, RUN], as_torchrun_tells(2), kept_there)
     assert (first[0], second) == (0, (0, "", "")), first[2]
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
     assert len(list(cache.rglob("*.npz"))) == 5
