@@ -2,6 +2,7 @@ import inspect
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -423,7 +424,9 @@ def test_no_flattening_is_looked_for_beyond_a_factor_of_1():
 def test_by_default_a_cut_stands_beside_twenty_cuts_of_seed_0(
     tiny, tokenizer, data, cut, monkeypatch
 ):
-    some, read = fl.HeldOut(data["pairs"][:4], data["neutral"][:4], TEXT), []
+    # two names of one and of three tokens
+    unequal = fl.build_pairs(["Then {} was asked to"], [("Emily", "Lakisha")], category="names")
+    some, read = fl.HeldOut(data["pairs"][:4] + unequal, data["neutral"][:4], TEXT), []
     kept = readings.read_cut(tiny, tokenizer, some, cut, metric=False)
 
     def instead(*given, **options):
@@ -431,10 +434,21 @@ def test_by_default_a_cut_stands_beside_twenty_cuts_of_seed_0(
         return kept
 
     monkeypatch.setattr(compare, "read_cut", instead)
-    found = fl.compare(tiny, tokenizer, {"cut": cut}, some)
+    found = fl.compare(tiny, tokenizer, {"cut": cut, "the same": cut}, some)
     assert found.table.n_random.dropna().unique().tolist() == [20]
+    for frame in (found.table, found.draws, found.readings):
+        assert frame.index.tolist() == list(range(len(frame)))
     assert read == [compare.no_cut(tiny), cut, *fl.random_selections(cut, 20, seed=0)]
     assert found.seed == 0
+
+
+def test_where_gates_move_to_is_measured_if_one_of_them_moves(tiny, tokenizer, cut, monkeypatch):
+    monkeypatch.setattr(compare, "mean_activations", lambda *_: "measured")
+    removed = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 24))
+    moved = fl.NeuronGates({0: {1: (0.5, 0.1)}}, (3, 24))
+    means = partial(compare._means_if_needed, tiny, tokenizer)
+    assert means({"cut": cut, "gates": removed}) is None
+    assert means({"cut": cut, "gates": removed, "moved": moved}) == "measured"
 
 
 def test_a_stopped_run_goes_on_from_its_cache(
