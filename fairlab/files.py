@@ -432,10 +432,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     # beside the target, since only within one disk is a file renamed in a single step
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    finally:  # again, since a stop may come in the middle of it
         temporary.unlink(missing_ok=True)
 
 
@@ -582,13 +585,21 @@ def _exchange(folder: Path, fresh: Path) -> None:
     """Put the fresh folder in the place of the old one, which comes back if that fails."""
     old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
     try:
-        os.rename(folder, old)
-        os.rename(fresh, folder)
-    finally:
-        if not folder.is_dir():
-            os.rename(old, folder)
-        if not fresh.exists():  # it has taken the place of the old one
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(folder, old)
+            os.rename(fresh, folder)
+        finally:
+            _leave_one(folder, fresh, old)
+    finally:  # again, since a stop may come in the middle of it
+        _leave_one(folder, fresh, old)
+
+
+def _leave_one(folder: Path, fresh: Path, old: Path) -> None:
+    """Give the old folder its name back, or remove it where the fresh one has taken its place."""
+    if not folder.is_dir():
+        os.rename(old, folder)
+    if not fresh.exists():
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _leftovers(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -630,7 +641,10 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(
         dir=parent, prefix=prefix, ignore_cleanup_errors=True
     ) as folder:
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:  # and again by tempfile, since a stop may come in the middle of it
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from fairlab.precision import full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.weights import (
     DEFAULT_MODEL,
     GEMMA,
@@ -508,13 +508,11 @@ def _hooks_set_aside(model: PreTrainedModel) -> Iterator[None]:
     for module in model.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             kept.append((module, kind, getattr(module, kind)))
-    try:
-        for module, kind, _ in kept:
+    with undoing() as undo:
+        for module, kind, hooks in kept:
+            undo.append(partial(setattr, module, kind, hooks))
             setattr(module, kind, OrderedDict())
         yield
-    finally:
-        for module, kind, hooks in kept:
-            setattr(module, kind, hooks)
 
 
 def _trial(

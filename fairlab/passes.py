@@ -13,7 +13,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import free_bytes, input_device, neuron_counts, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, check_string, check_tokenizer, encode_pair
-from fairlab.precision import full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.weights import progress
 
 Prompt = tuple[int, ...]  # token ids
@@ -695,9 +695,9 @@ def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         collected.append(inputs[0])
 
-    with ExitStack() as stack:
+    with undoing() as undo:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(collect).remove)
+            undo.append(layer.register_forward_pre_hook(collect).remove)
         yield collected
 
 
@@ -710,13 +710,16 @@ def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
 
     # most layers have no `forward` of their own and use that of their class
     own_forwards = {layer: vars(layer).get("forward") for layer in below}
-    try:
-        for layer in own_forwards:
-            layer.forward = return_hidden
-        yield
-    finally:
+
+    def give_back() -> None:
         for layer, forward in own_forwards.items():
             if forward is None:  # it may not have got one yet, where a stop came early
                 vars(layer).pop("forward", None)
             else:
                 layer.forward = forward
+
+    with undoing() as undo:
+        undo.append(give_back)
+        for layer in own_forwards:
+            layer.forward = return_hidden
+        yield

@@ -45,6 +45,7 @@ SLOW = {
     "test_a_run_shows_its_steps_and_a_bad_prompt_loses_nothing",
     "test_a_scale_is_gates_and_is_said",
     "test_a_stop_at_any_line_of_its_beginning_leaves_no_trace",
+    "test_a_stop_at_any_line_of_its_end_leaves_no_trace",
     "test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers",
     "test_a_stop_while_a_model_is_tried_leaves_no_trace",
     "test_a_stopped_benchmark_goes_on_with_the_next_task",

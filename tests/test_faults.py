@@ -763,21 +763,26 @@ def of_the_harness():
     return found
 
 
-class Stopper:
-    """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block and of whose
-    frame `counts` is true."""
+PACKAGE = Path(fl.__file__).parent
 
-    def __init__(self, line, counts):
-        self.left, self.counts = line, counts
+
+class Stopper:
+    """Raise KeyboardInterrupt at the n-th line of fairlab, or of files with other names, that runs
+    inside the block and of whose frame `counts` is true."""
+
+    def __init__(self, line, counts, others=()):
+        self.left, self.counts, self.others = line, counts, others
 
     def __enter__(self):
         sys.settrace(self.trace)
+        return self
 
     def __exit__(self, *_):
         sys.settrace(None)
 
     def trace(self, frame, event, argument):
-        if "fairlab" not in Path(frame.f_code.co_filename).parts:
+        path = Path(frame.f_code.co_filename)
+        if not path.is_relative_to(PACKAGE) and path.stem not in self.others:
             return None
         if event == "line" and self.counts(frame):
             self.left -= 1
@@ -810,6 +815,38 @@ def test_a_stop_at_any_line_of_its_beginning_leaves_no_trace(name, with_hook):
             manager.__exit__(None, None, None)
         assert state_of(with_hook) == before, line
         if entered:
+            break
+    assert 1 < line < 1999
+
+
+# what runs at the end of a block beside fairlab: what calls it, and what takes hooks away
+AT_THE_END = ("contextlib", "hooks")
+
+
+def stopped_at_its_end(manager, error, line, others):
+    """Leave a block, by an error or without one, and be stopped at the n-th line of its end.
+
+    Say whether it ended before. A stop inside contextlib, before that has called what undoes,
+    leaves it to the end of the generator, which comes when the traceback goes: here at once, in a
+    notebook with the next error. Nothing in Python comes before that line.
+    """
+    manager.__enter__()
+    with suppress(KeyboardInterrupt, RuntimeError, OSError):
+        with Stopper(line, lambda frame: True, others) as stopper:
+            manager.__exit__(error and type(error), error, None)
+        return stopper.left > 0
+    return stopper.left > 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_stop_at_any_line_of_its_end_leaves_no_trace(name, fails, with_hook):
+    before = warmed_up(name, with_hook)
+    for line in range(1, 2000):
+        error = RuntimeError("stop") if fails else None
+        ended = stopped_at_its_end(MANAGERS[name](with_hook), error, line, AT_THE_END)
+        assert state_of(with_hook) == before, line
+        if ended:
             break
     assert 1 < line < 1999
 
@@ -863,6 +900,39 @@ def test_a_stop_at_any_line_of_its_beginning_leaves_the_files(name, tmp_path):
         if entered:
             break
     assert line < 199
+
+
+# what writes, renames and removes
+OF_FILES = (*AT_THE_END, "pathlib", "tempfile", "shutil", "weakref")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("name", FILE_MANAGERS)
+def test_a_stop_at_any_line_of_its_end_leaves_the_files(name, fails, tmp_path):
+    """The old file or the new one, as a whole, and nothing beside it."""
+    for line in range(1, 1000):
+        (tmp_path / "old.txt").write_text("old", encoding="utf-8")
+        error = OSError("stop") if fails else None
+        ended = stopped_at_its_end(FILE_MANAGERS[name](tmp_path), error, line, OF_FILES)
+        left = texts_of(tmp_path)
+        new = {"old.txt": ""} if name == "a whole file" and not fails else {"old.txt": "old"}
+        assert left in ({"old.txt": "old"}, new), line
+        if ended:
+            break
+    assert left == new and line < 999
+
+
+def test_a_stop_at_any_line_of_replacing_a_folder_leaves_one_whole_model(folder):
+    """Those of `shutil`, which copies files and removes what is not used, are left out."""
+    new = NEW | {"notes.txt": "mine"}
+    for line in range(1, 500):
+        with suppress(KeyboardInterrupt), Stopper(line, lambda frame: True) as stopper:
+            replace_with(folder, "new")
+        assert texts_of(folder) in (OLD, new), line
+        if stopper.left > 0:
+            break
+        fill_with("old")(folder)
+    assert texts_of(folder) == new and 20 < line < 499
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])

@@ -10,8 +10,9 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from fairlab.evaluation.readings import facts_of
 from fairlab.files import checked_cache, keep, read_kept
 from fairlab.pairs import bare_ids, check_kind, check_tokenizer, listed, prompt_ids
 from fairlab.passes import check_option, check_ready, check_whole, context_length, is_half, progress
-from fairlab.precision import attribute_set_to, full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.suites.bbq import bbq_item, check_bbq_length
 from fairlab.suites.likelihoods import log_likelihoods, start_token
 from fairlab.suites.summaries import summarize_items
@@ -236,21 +237,22 @@ def quiet_harness() -> Iterator[None]:
     def bar(*args: object, disable: bool = False, **options: object) -> object:
         return progress(*args, **options)
 
-    with ExitStack() as undo:
+    with undoing() as undo:
         for name in ("api.model", "api.task", "models.huggingface"):
             module = import_module(f"lm_eval.{name}")
-            # the harness's own bars show always
-            undo.enter_context(attribute_set_to(module, "tqdm", bar))
+            undo.append(partial(setattr, module, "tqdm", module.tqdm))
+            module.tqdm = bar  # the harness's own bars show always
         if datasets.is_progress_bar_enabled():
-            undo.callback(datasets.enable_progress_bars)
+            undo.append(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
         logger = logging.getLogger("lm_eval")
-        undo.callback(logger.setLevel, logger.level)
+        undo.append(partial(logger.setLevel, logger.level))
         logger.setLevel(logging.CRITICAL)
-        undo.callback(random.setstate, random.getstate())
+        undo.append(partial(random.setstate, random.getstate()))
+        undo.append(partial(setattr, warnings, "filters", warnings.filters))
         # it takes the mean of nothing where a category of BBQ has no item
-        undo.enter_context(warnings.catch_warnings(action="ignore", category=RuntimeWarning))
-        yield
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
 
 
 def frugal_model(
