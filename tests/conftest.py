@@ -85,6 +85,7 @@ SLOW = {
     "test_json_comes_back",
     "test_kill_9_while_a_report_is_written_leaves_whole_files",
     "test_kill_9_while_saving_costs_no_model",
+    "test_memory_is_asked_for_first_and_nothing_is_refused_that_fits",
     "test_names_are_cut_compared_and_reported",
     "test_nbval_follows_the_rule_and_names_lesson_cell_and_values",
     "test_neurons_in_another_order_have_their_scores",
