@@ -532,7 +532,8 @@ def test_what_lesson_12_does_on_a_gpu_runs_here(tokenizer, kernel, tmp_path):
     """All categories, the longer text, float16; only the device and the number of random cuts are
     others."""
     # few dimensions: most processors multiply in float16 a hundred times more slowly
-    small = tiny_model("Llama", hidden_size=8, intermediate_size=512, num_hidden_layers=9)
+    sizes = {"hidden_size": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = tiny_model("Llama", **sizes, intermediate_size=512, num_hidden_layers=9)
     fl.save_model(small, tokenizer, tmp_path / "model")
     settings = {"GPU": True, "N_RANDOM": 1, "DEVICE": "cpu", "DTYPE": "float16"}
     printed = run_with("12", {"MODEL": str(tmp_path / "model"), **settings}, tmp_path, kernel)

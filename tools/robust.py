@@ -27,10 +27,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-import torch
 from platformdirs import user_cache_path
 from run_tests import FIRST_LESSONS, NBVAL, PYTEST, ROOT, environment, run_command
-from safetensors.torch import load_file, save_file
 
 import fairlab as fl
 from fairlab import weights
@@ -74,6 +72,10 @@ def noisy_cache(seed: int) -> Path:
     target = cache / Path(source).relative_to(user_cache_path())
     if (target / "sha256.json").is_file():
         return cache
+    # most runs come no further, and lessons wait for this import
+    import torch
+    from safetensors.torch import load_file, save_file
+
     shutil.copytree(source, target, dirs_exist_ok=True)
     for other in Path(source).parent.glob("*-transformers-*"):
         link = target.parent / other.name
