@@ -2,9 +2,8 @@
 
 Contents: `data_path`, `load_text`, `template_text`; `as_path`; `read_text`, `read_csv`,
 `read_json_lines`, `read_json_table`; `readings_folder`; `check_output` and `check_output_folder`
-(before the work), `write_text` and `replace_folder` (after it); `whole_file`, `may_fail`,
-`remove_old`, `check_room`;
-`keep` and `read_kept`; `temporary_folder`.
+(before the work), `write_text`, `write_texts` and `replace_folder` (after it); `whole_file`,
+`may_fail`, `remove_old`, `check_room`; `keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -23,8 +22,8 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -395,8 +394,20 @@ def check_output(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete before it takes its name; folders above it are made."""
-    with whole_file(path) as file:
-        file.write(text.encode())
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write text files that belong together: all are complete before one of them takes its name.
+
+    So an error, such as that of a full disk, leaves the old ones. The names are taken one right
+    after the other; only a process that is killed between two of these steps leaves some old ones.
+    """
+    with ExitStack() as names:
+        for path, text in texts.items():
+            file = names.enter_context(whole_file(path))
+            file.write(text.encode())
+            file.flush()  # a full disk is noticed here
 
 
 @contextmanager

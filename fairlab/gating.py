@@ -68,7 +68,8 @@ class NeuronGates:
     Raises
     ------
     ValueError
-        A layer or neuron that the shape does not have, or what is not two finite numbers.
+        A layer or neuron that the shape does not have, what is not two finite numbers, or gates on
+        all neurons of a layer.
     """
 
     gates: Mapping[int, Mapping[int, tuple[float, float]]]
@@ -147,7 +148,8 @@ class NeuronGates:
         Raises
         ------
         ValueError
-            Tables of unequal shapes, or values that are not finite.
+            Tables of unequal shapes, values that are not finite, or gates on all neurons of a
+            layer.
         """
         given = {"gates": gates} if toward is None else {"gates": gates, "toward": toward}
         check_finite_tables(given)

@@ -40,7 +40,7 @@ def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]
 
     Where memory runs out, or `check_memory` says that it would, it starts again with half of the
     batch, and says so; numbers stay the same but for rounding. With `least` in a batch, or in half
-    precision, where each pair runs alone anyway, the error is raised as it came.
+    precision, where pairs run alone, the error is raised as it came.
     """
 
     def decorate(measure: Callable) -> Callable:
@@ -164,8 +164,9 @@ def check_material(
 ) -> tuple[list[PromptPair], list[PromptPair]]:
     """Return the pairs as lists; refuse them, and a text, before the first of several passes."""
     pairs, neutral = as_pairs(pairs), as_pairs(neutral, argument="neutral")
-    for pair in (*pairs, *neutral):
-        encode_pair(tokenizer, pair, aligned=False)
+    for argument, given in (("pairs", pairs), ("neutral", neutral)):
+        for pair in given:
+            encode_pair(tokenizer, pair, aligned=False, argument=argument)
     if text is not None:
         check_string("text", text)
     return pairs, neutral
@@ -211,7 +212,6 @@ def check_memory(
     batches: Iterable[tuple[int, int, int]],
     *,
     slopes: bool = False,
-    argument: str = "batch_size",
 ) -> None:
     """Raise a MemoryError before any pass, if there is no room for what a batch holds at once.
 
@@ -227,8 +227,6 @@ def check_memory(
     slopes : bool
         Whether a backward pass follows, as in `gate_slopes`: then the activations of all neurons
         are kept until the logits are there.
-    argument : str
-        What the message names: "batch_size", or "model" where nobody chose how much is read.
     """
     device = input_device(model)
     known = device.type in ("cpu", "cuda", "mps")
@@ -251,11 +249,11 @@ def check_memory(
     needed, free = bytes_of(largest), free_bytes(device)
     if needed > free:
         rows, tokens, _ = largest
-        remedy = "lower it, or free some memory" if argument == "batch_size" else "free some memory"
         # no ValueError: `halving` knows it, and tries less
         raise MemoryError(
-            f"{argument}: {rows} × {tokens} tokens at once need more than {needed / 1e9:.2g} GB, "
-            f"and {free / 1e9:.2g} GB are free on {device}; {remedy}"
+            f"memory: {rows} × {tokens} tokens at once need more than {needed / 1e9:.2g} GB, and "
+            f"{free / 1e9:.2g} GB are free on {device}; free some, or read less at once (shorter "
+            "prompts or texts, or a smaller batch_size where there is one)"
         )
 
 
@@ -568,7 +566,7 @@ def text_chunks(
     length = len(windows[0])
     check_ready(model, longest=length, prompts=windows)
     places = length if logits else 0
-    check_memory(model, [(1, length, places)], slopes=slopes, argument="model")
+    check_memory(model, [(1, length, places)], slopes=slopes)
     return [window for window in windows if len(window) == len(windows[0])]
 
 
@@ -659,7 +657,7 @@ def _window_losses(
 ) -> Tensor:
     """Compute the losses of a window, (1, tokens); `batch_size` logits of it are held at once."""
     length = tokens.shape[1]
-    check_memory(model, [(1, length, min(batch_size, length))], argument="model")
+    check_memory(model, [(1, length, min(batch_size, length))])
     if batch_size >= tokens.shape[1]:
         logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
         return _scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu()

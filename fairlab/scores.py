@@ -536,11 +536,10 @@ def weight_scores(
 
 def _row_sizes(weight: Tensor, method: str) -> Tensor:
     """Return one number a row of a weight matrix, the formulas of `weight_scores`."""
-    if method == "maw":
-        low, high = torch.aminmax(weight, dim=1)
-        return high + low.abs()
-    if method == "maw_printed":
-        return weight.abs().amax(1)
+    if method in ("maw", "maw_printed"):
+        # torch.aminmax along a row takes six times as long as these two
+        low, high = weight.amin(1).abs(), weight.amax(1)
+        return high + low if method == "maw" else torch.maximum(high, low)
     if method == "vow":
         return weight.var(1)
     if method == "pon":

@@ -78,6 +78,22 @@ def test_a_prompt_says_something(blank, tokenizer):
         fl.generate(tiny_model(), tokenizer, ["A man", blank])
 
 
+def test_neutral_pairs_that_can_not_be_measured_are_called_neutral(tokenizer):
+    """They came as `pairs:`, and their owner looked among the demographic ones."""
+    model, good, bad = tiny_model(), [fl.ARTICLE_PAIR], [fl.PromptPair("A man", "A man")]
+    start = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 24))
+    held_out = fl.HeldOut(good, bad, TEXT)
+    for measure in (
+        lambda: fl.compare(model, tokenizer, {"cut": CUT}, held_out),
+        lambda: fl.guarded_cut(model, tokenizer, good, bad, fraction=0.1),
+        lambda: fl.balanced_gates(model, tokenizer, good, bad, fraction=0.1),
+        lambda: fl.learned_gates(model, tokenizer, good, bad, start=start),
+        lambda: fl.layer_differences(model, tokenizer, good, neutral=bad),
+    ):
+        with pytest.raises(ValueError, match="^neutral: the two prompts must differ"):
+            measure()
+
+
 @pytest.mark.parametrize(
     ("prompts", "says"),
     [

@@ -683,7 +683,10 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
             "made for 3 layers of 25 neurons",
         ),
         ({"pairs": []}, "pairs: expected at least one"),
-        ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b=fl.ARTICLE_PAIR.prompt_a)]}, "must differ"),
+        (
+            {"neutral": [replace(fl.ARTICLE_PAIR, prompt_b=fl.ARTICLE_PAIR.prompt_a)]},
+            "^neutral: the two prompts must differ",
+        ),
         ({"match": {"damage": torch.zeros(3, 25)}}, "match: expected a table of shape"),
         ({"n_random": 0}, "n_random: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),

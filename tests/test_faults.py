@@ -611,14 +611,14 @@ def projected(model, tokenizer, held_out):
     return fl.project_pair(model, tokenizer, held_out.pairs[0])
 
 
-# what asks for memory before it runs → what its message names
-ASKED = {name: (measure, "batch_size") for name, measure in IN_BATCHES.items()} | {
-    "perplexity": (losses, "model"),
-    "mean activations": (means, "model"),
-    "Fisher's importance": (fisher, "model"),
-    "learned gates": (learned, "model"),
-    "a projection": (projected, "model"),
-    "benchmarks in bfloat16": (likelihoods, "batch_size"),
+# what asks for memory before it runs
+ASKED = IN_BATCHES | {
+    "perplexity": losses,
+    "mean activations": means,
+    "Fisher's importance": fisher,
+    "learned gates": learned,
+    "a projection": projected,
+    "benchmarks in bfloat16": likelihoods,
 }
 # without logits, it is the layers that take the room
 WITHOUT_LOGITS = ("activations", "mean activations", "a projection")
@@ -629,10 +629,9 @@ WITHOUT_LOGITS = ("activations", "mean activations", "a projection")
 def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
     name, tiny, tokenizer, held_out, monkeypatch
 ):
-    measure, argument = ASKED[name]
     model = tiny_model(intermediate_size=4096) if name in WITHOUT_LOGITS else tiny
     model = tiny_model(dtype=torch.bfloat16) if "bfloat16" in name else model
-    measure = partial(measure, model, tokenizer, held_out)
+    measure = partial(ASKED[name], model, tokenizer, held_out)
     measure()  # what is tried once for each model is tried
     with Peak(model) as peak:
         measure()
@@ -646,7 +645,7 @@ def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
     with warnings.catch_warnings(action="error"), pytest.raises((UserWarning, MemoryError)):
         measure()
     free[0] = 0
-    says = rf"{argument}: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
+    says = r"memory: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
     with warnings.catch_warnings(action="ignore"), pytest.raises(MemoryError, match=says):
         measure()
 
@@ -655,7 +654,7 @@ def test_planting_asks_for_memory_before_it_reads(tiny, tokenizer, held_out, mon
     models.glu_blocks(tiny)  # tried once
     monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
     monkeypatch.setattr(type(tiny.model), "forward", lambda *_, **__: pytest.fail("the model read"))
-    with pytest.raises(MemoryError, match=r"model: 1 × 128 tokens at once need more than"):
+    with pytest.raises(MemoryError, match=r"memory: 1 × 128 tokens at once need more than"):
         fl.plant_neurons(tiny, tokenizer, held_out.pairs[:4], n=1, cost=0.05)
 
 
@@ -672,7 +671,7 @@ def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, hel
 def test_a_model_on_several_devices_is_not_looked_at(tiny, monkeypatch):
     monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
     model = deepcopy(tiny)
-    with pytest.raises(MemoryError, match="batch_size: 2 × 3 tokens at once"):
+    with pytest.raises(MemoryError, match="memory: 2 × 3 tokens at once"):
         passes.check_memory(model, [(2, 3, 1), (1, 3, 1)])
     model.model.layers[1].to("meta")
     passes.check_memory(model, [(2, 3, 1)])
@@ -1119,6 +1118,17 @@ def test_a_full_disk_costs_nothing_that_was_there(full):
     assert (full / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_files_that_belong_together_are_written_both_or_not_at_all(full):
+    """Beside the first of them there is no room for the second, though there was before."""
+    old = {full / "page.html": "old", full / "page.json": "old"}
+    for path, text in old.items():
+        path.write_text(text, encoding="utf-8")
+    rest = min(shutil.disk_usage(full).free - 4096, 1_000_000)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_texts(dict(zip(old, ("x" * 5000, "x" * rest), strict=True)))
+    assert {path: path.read_text(encoding="utf-8") for path in full.iterdir()} == old
+
+
 def test_a_full_disk_costs_no_model(full, tiny, tokenizer):
     """A model of 12 MB, and a tokenizer that fails at its end, where writes are patched."""
     folder = make(full / "model")
@@ -1270,7 +1280,7 @@ def test_no_public_function_takes_a_weight_that_is_not_finite(name, tiny, tokeni
 def test_kill_9_while_a_report_is_written_leaves_whole_files(
     tiny, tokenizer, held_out, tmp_path, monkeypatch
 ):
-    """Of its two files the page takes its name first; neither is ever half-written."""
+    """Its two files are complete before one takes its name, and then the numbers do so first."""
     measured = fl.compare(tiny, tokenizer, {"cut": CUT}, some(held_out), n_random=1, metric=False)
     path = tmp_path / "report.html"
     options = {"model": tiny, "model_name": "tiny", "chosen_on": None, "force": True}
@@ -1285,9 +1295,12 @@ def test_kill_9_while_a_report_is_written_leaves_whole_files(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", dies_at(call, os.replace))
             killed_in(write)
-        page = path.read_text(encoding="utf-8")
-        assert page == old[path.name] if call == 1 else page.rstrip().endswith("</html>")
-        assert (tmp_path / "report.json").read_text(encoding="utf-8") == old["report.json"]
+        assert path.read_text(encoding="utf-8") == old[path.name]
+        numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+        assert numbers == "old" if call == 1 else numbers["model"]["name"] == "tiny"
+        (page,) = tmp_path.glob(".report.html.*.part")
+        assert page.read_text(encoding="utf-8").rstrip().endswith("</html>")
+        page.unlink()
     grow_old(tmp_path)
     write()
     assert {file.name for file in tmp_path.iterdir()} == set(old)

@@ -129,7 +129,8 @@ def compare(
         again.
     imitated : dict of str to NeuronSelection or NeuronGates, optional
         Of a changed model: the cut that its random cuts imitate. Without it there are none for that
-        model, `n_random` in its rows is 0, and all that needs them is NaN.
+        model: `n_random` and the counts beside it are 0 in its rows, and their range and what needs
+        it is NaN.
     cache : path, optional
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
         was. A reading is used again only for the same cut, tokens and versions, and a model with
@@ -338,8 +339,9 @@ def _check(
         for cut in by_name.values():
             if not isinstance(cut, PreTrainedModel):
                 matching_blocks(model, cut, type(cut), argument)
-    for pair in held_out.everything:
-        encode_pair(tokenizer, pair, aligned=False)
+    for argument in ("pairs", "neutral"):
+        for pair in getattr(held_out, argument):
+            encode_pair(tokenizer, pair, aligned=False, argument=argument)
     count_scored(model, tokenizer, held_out.text)  # refuses a text that is too short
 
 

@@ -28,7 +28,7 @@ from fairlab._version import __version__
 from fairlab.checking import reads_as_english
 from fairlab.evaluation.compare import Comparison
 from fairlab.evaluation.readings import bits_of
-from fairlab.files import check_output, template_text, write_text
+from fairlab.files import check_output, template_text, write_texts
 from fairlab.gating import NeuronGates, applied
 from fairlab.models import HALF_PRECISION_COSTS, places_of
 from fairlab.pairs import PromptPair, as_pairs, check_kind, load_outcomes, load_pairs
@@ -142,8 +142,7 @@ def write_report(
     # both are made before either is written
     page = _rendered(facts, _figure(comparison))
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
-    for output, content in zip(outputs, (page, numbers), strict=True):
-        write_text(output, content)
+    write_texts(dict(zip(outputs, (page, numbers), strict=True)))
     return "\n".join(verdicts)
 
 
