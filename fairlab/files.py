@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -411,13 +411,17 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     """Write text files that belong together: all are complete before one of them takes its name.
 
     So an error, such as that of a full disk, leaves the old ones. The names are taken one right
-    after the other; only a process that is killed between two of these steps leaves some old ones.
+    after the other; only a stop, or a killed process, between two of these steps leaves some old
+    ones.
     """
-    with ExitStack() as names:
-        for path, text in texts.items():
-            file = names.enter_context(whole_file(path))
-            file.write(text.encode())
-            file.flush()  # a full disk is noticed here
+    if not texts:
+        return
+    (path, text), *others = texts.items()
+    # one inside the other: an ExitStack that is stopped in its own lines leaves files behind
+    with whole_file(path) as file:
+        file.write(text.encode())
+        file.flush()  # a full disk is noticed here
+        write_texts(dict(others))
 
 
 @contextmanager

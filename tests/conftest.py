@@ -46,6 +46,7 @@ SLOW = {
     "test_a_scale_is_gates_and_is_said",
     "test_a_stop_at_any_line_of_its_beginning_leaves_no_trace",
     "test_a_stop_at_any_line_of_its_end_leaves_no_trace",
+    "test_a_stop_at_any_line_of_writing_two_texts_leaves_whole_ones",
     "test_a_stop_at_any_moment_leaves_a_model_with_its_own_papers",
     "test_a_stop_while_a_model_is_tried_leaves_no_trace",
     "test_a_stopped_benchmark_goes_on_with_the_next_task",

@@ -922,6 +922,20 @@ def test_a_stop_at_any_line_of_its_end_leaves_the_files(name, fails, tmp_path):
     assert left == new and line < 999
 
 
+def test_a_stop_at_any_line_of_writing_two_texts_leaves_whole_ones(tmp_path):
+    names = {"page.html", "numbers.json"}
+    for line in range(1, 2000):
+        for name in names:
+            (tmp_path / name).write_text("old", encoding="utf-8")
+        with suppress(KeyboardInterrupt), Stopper(line, lambda frame: True, OF_FILES) as stopper:
+            files.write_texts({tmp_path / name: "new" for name in names})
+        left = texts_of(tmp_path)
+        assert set(left) == names and set(left.values()) <= {"old", "new"}, line
+        if stopper.left > 0:
+            break
+    assert set(left.values()) == {"new"} and 50 < line < 1999
+
+
 def test_a_stop_at_any_line_of_replacing_a_folder_leaves_one_whole_model(folder):
     """Those of `shutil`, which copies files and removes what is not used, are left out."""
     new = NEW | {"notes.txt": "mine"}

@@ -153,6 +153,14 @@ def test_bad_tables_are_refused_before_any_hook(gates, toward, message):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_list_is_no_table():
+    with (
+        pytest.raises(TypeError, match=r"gates: expected a tensor of shape \(layers, neurons\)"),
+        fl.gate(tiny_model(), [[1.0]]),
+    ):
+        pass
+
+
 def test_models_without_gates_and_uneven_ones_are_refused():
     with (
         pytest.raises(ValueError, match="GLU"),
