@@ -2,6 +2,7 @@
 killed."""
 
 import errno
+import functools
 import gc
 import inspect
 import json
@@ -740,6 +741,12 @@ def of_the_harness():
     return found
 
 
+@functools.cache
+def is_ours(filename):
+    """Say whether a file is of the package; asked at every call, of whatever library."""
+    return Path(filename).is_relative_to(Path(fl.__file__).parent)
+
+
 class Stopper:
     """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block and of whose
     frame `counts` is true."""
@@ -754,7 +761,7 @@ class Stopper:
         sys.settrace(None)
 
     def trace(self, frame, event, argument):
-        if "fairlab" not in Path(frame.f_code.co_filename).parts:
+        if not is_ours(frame.f_code.co_filename):
             return None
         if event == "line" and self.counts(frame):
             self.left -= 1
