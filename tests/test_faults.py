@@ -2,6 +2,7 @@
 killed."""
 
 import errno
+import functools
 import gc
 import inspect
 import json
@@ -763,7 +764,11 @@ def of_the_harness():
     return found
 
 
-PACKAGE = Path(fl.__file__).parent
+@functools.cache
+def whose(filename):
+    """Return "fairlab" of a file of the package, else a file's name; asked at every call."""
+    path = Path(filename)
+    return "fairlab" if path.is_relative_to(Path(fl.__file__).parent) else path.stem
 
 
 class Stopper:
@@ -771,7 +776,7 @@ class Stopper:
     inside the block and of whose frame `counts` is true."""
 
     def __init__(self, line, counts, others=()):
-        self.left, self.counts, self.others = line, counts, others
+        self.left, self.counts, self.traced = line, counts, ("fairlab", *others)
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -781,8 +786,7 @@ class Stopper:
         sys.settrace(None)
 
     def trace(self, frame, event, argument):
-        path = Path(frame.f_code.co_filename)
-        if not path.is_relative_to(PACKAGE) and path.stem not in self.others:
+        if whose(frame.f_code.co_filename) not in self.traced:
             return None
         if event == "line" and self.counts(frame):
             self.left -= 1
