@@ -407,7 +407,7 @@ def read_all(
         after = under(method.action)
         chance = {"random": [under(action) for action in method.random]}
         price = after.mean_loss - before.mean_loss
-        (flattening,) = flattened_gaps(model, tokenizer, pairs, losses, [price])
+        (flattening,) = flattened_gaps(model, tokenizer, pairs, losses, [price], batch_size=32)
         case = Case(method.name, held_out, before, after, chance, flattening)
         table, drawn = case_tables(case)
         print(table[table.row == "headline"].sentence.iloc[0], flush=True)

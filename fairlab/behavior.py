@@ -24,6 +24,7 @@ from fairlab.pairs import (
 )
 from fairlab.passes import (
     PairBatch,
+    check_memory,
     check_probabilities,
     check_ready,
     check_whole,
@@ -106,6 +107,9 @@ def generate(
     )
     texts = [""] * len(prompts)  # batches come in another order than the prompts
     batches = batches_of_one_length(encoded, batch_size)
+    # each beam is a row of its own
+    sizes = [(len(indices) * num_beams, len(encoded[indices[0]]), 1) for indices in batches]
+    check_memory(model, sizes)
     for indices in progress(batches, desc="texts", unit="batch"):
         ids = torch.tensor([encoded[index] for index in indices], device=input_device(model))
         begin, settings.max_length = 0, max_length  # begin: the first token that is returned

@@ -18,7 +18,7 @@ brackets)::
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -38,7 +38,7 @@ from fairlab.passes import (
     pair_batches,
     run_decoder,
 )
-from fairlab.precision import full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.processes import share, summed
 
 _DOWN_PROJ = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
@@ -337,8 +337,8 @@ def _hooks(
         shape[:] = inputs[0].shape
 
     embeddings = model.get_input_embeddings()
-    with ExitStack() as stack:
-        stack.callback(embeddings.register_forward_pre_hook(remember_shape).remove)
+    with undoing() as undo:
+        undo.append(embeddings.register_forward_pre_hook(remember_shape).remove)
         for number in numbers:
             for point in points:
                 name = _module_name(all_layers[number], point)
@@ -349,7 +349,7 @@ def _hooks(
                 module = all_layers[number].get_submodule(name)
                 # after the pass, when all that changes an input has changed it: a cut is seen
                 # whichever of the two `with` blocks is the inner one
-                stack.callback(module.register_forward_hook(hook).remove)
+                undo.append(module.register_forward_hook(hook).remove)
         yield
 
 

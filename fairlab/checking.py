@@ -14,6 +14,7 @@ import csv
 import io
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -187,16 +188,15 @@ def _few(sentences: Iterable[str]) -> str:
 
 
 def read_pairs(path: str | Path) -> list[PromptPair]:
-    """Read prompt pairs of one's own from CSV or JSON lines, and print what was guessed.
+    """Read prompt pairs of one's own from CSV or JSON lines, and say what was guessed.
 
     The columns are those of `PromptPair`; `prompt_a` and `prompt_b` are needed, other columns are
     passed over. Where they are missing, `template` and the two attributes are taken from the words
     in which the prompts differ, and `category` is "custom". Without a column `split` every third
     sentence of a category (the second, the fifth, …) is held out and the others are for training:
     never two rows of one sentence apart, and in a category with two sentences or more at least one
-    on each side, wherever the sentences that categories share allow it. Templates and splits
-    that were filled in so are printed, to be read (the first three of each). The columns harsher
-    and kinder hold answers, for the decision gap: `check_file(path).outcomes` has them.
+    on each side, wherever the sentences that categories share allow it. The columns harsher and
+    kinder hold answers, for the decision gap: `check_file(path).outcomes` has them.
 
     Parameters
     ----------
@@ -208,8 +208,15 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
     Raises
     ------
     ValueError
-        No such file, no text file, no rows, a line that is no JSON, a column missing, or rows with
-        problems that need no tokenizer to be seen. `check_file` lists them all.
+        No such file, no text file, no rows, a line that is no JSON or holds no text where one
+        should be, a column missing, or rows with problems that need no tokenizer to be seen.
+        `check_file` lists them all.
+
+    Warns
+    -----
+    UserWarning
+        Templates and splits that were filled in, to be read (the first three of each; as
+        `check_file(path).guessed`), or letters that were guessed.
     """
     checked = check_file(path)
     if checked.problems:
@@ -217,7 +224,8 @@ def read_pairs(path: str | Path) -> list[PromptPair]:
             f"path: {checked.summary}; fairlab.check_file (`fairlab check {path}`) lists them all"
         )
     if checked.guessed:
-        print("\n  ".join([f"{path} leaves this out, and it was filled in:", *checked.guessed]))
+        told = [f"{path} leaves this out, and it was filled in:", *checked.guessed]
+        warnings.warn("\n  ".join(told), stacklevel=2)
     return checked.valid
 
 
@@ -245,7 +253,7 @@ def check_file(
     ------
     ValueError
         No such file, no text file, no rows, a column missing or there twice, a quotation mark that
-        is not closed, or a line that is no JSON.
+        is not closed, or a line that is no JSON or holds no text where one should be.
     """
     path = as_path("path", path)
     table, columns = _read_table(path)

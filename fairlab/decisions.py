@@ -30,6 +30,7 @@ from fairlab.pairs import (
 )
 from fairlab.passes import (
     check_batch_size,
+    check_memory,
     check_ready,
     halving,
     is_half,
@@ -289,11 +290,12 @@ def decision_batches(
     outcomes: Mapping[str, Outcomes] | None = None,
     *,
     batch_size: int = 32,
+    slopes: bool = False,
 ) -> Iterator[DecisionBatch]:
     """Yield batches of at most `batch_size` rows, shortest prompts first.
 
     One pair at a time in half precision, or where a pair needs more rows. All input is checked
-    before the first batch.
+    before the first batch, and so is the memory, that of a backward pass included with `slopes`.
     """
     batch_size = check_batch_size(batch_size)
     outcomes = load_outcomes() if outcomes is None else outcomes
@@ -316,6 +318,8 @@ def decision_batches(
                 size = 0
             batches[-1].append(index)
             size += len(rows[index])
+    sizes = [_size_of(indices, rows, encoded) for indices in batches]
+    check_memory(model, sizes, slopes=slopes)
     for indices in progress(batches, desc="decisions", unit="batch"):
         yield _decision_batch(model, indices, encoded)
 
@@ -372,6 +376,22 @@ def _rows_of(lists: list[List]) -> list[Tokens]:
 def _begins_with(row: Tokens, beginning: Tokens) -> bool:
     """Say whether the first tokens of a row are these."""
     return row[: len(beginning)] == beginning
+
+
+def _size_of(
+    indices: list[int], rows: list[list[Tokens]], encoded: list[list[List]]
+) -> tuple[int, int, int]:
+    """Return the rows of a batch, its longest row, and where in each row there are logits."""
+    different, places, steps = set(), set(), 0
+    for index in indices:
+        different.update(rows[index])
+        for start, continuation in chain.from_iterable(encoded[index]):
+            first = len(start) - 1  # the last token of the prompt predicts the first one behind it
+            places.update(range(first, first + len(continuation)))
+            steps += len(continuation)
+    # several continuations may read the same logits, and each has log-probabilities of its own
+    most = max(len(places), steps // len(different))
+    return len(different), max(map(len, different)), most
 
 
 def _decision_batch(

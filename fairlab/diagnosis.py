@@ -27,7 +27,7 @@ from fairlab.capture import (
 )
 from fairlab.models import decoder_layers, input_device
 from fairlab.pairs import PromptPair, as_pairs, check_pair, count_in_front, encode_pair
-from fairlab.passes import check_option, check_ready, check_whole
+from fairlab.passes import check_memory, check_option, check_ready, check_whole
 from fairlab.statistics import jackknife_interval
 
 ARTICLE_POINTS = (
@@ -150,6 +150,8 @@ def layer_differences(
         categories[pair.category].append(pair)
     if neutral is not None:
         neutral = as_pairs(neutral, argument="neutral")
+        for pair in neutral:
+            encode_pair(tokenizer, pair, argument="neutral")
         band = _layer_table(model, tokenizer, neutral, points)
         band = band[_INTERVALS].add_prefix("neutral_")
     tables = []
@@ -276,6 +278,7 @@ def project_pair(
         start = min(count_in_front(tokenizer, pair), first)
     start = check_whole("start", start, 0, first)  # first: the first token that differs
     check_ready(model, longest=len(ids_a), prompts=[ids_a, ids_b])
+    check_memory(model, [(2, len(ids_a), 0)])
     ids = torch.tensor([ids_a, ids_b], device=input_device(model))  # (2, tokens)
     with record(model, [point]) as activations, torch.no_grad():
         model.base_model(input_ids=ids, use_cache=False)

@@ -23,7 +23,7 @@ from fairlab.files import load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates
 from fairlab.neutral import build_neutral_pairs
-from fairlab.pairs import PromptPair, check_pairs, encode_pair, load_pairs
+from fairlab.pairs import PromptPair, check_pairs, encode_pair, load_pairs, prompt_ids
 from fairlab.passes import check_option, check_scale, check_whole
 from fairlab.plots.cuts import plot_comparison
 from fairlab.plots.layers import plot_layer_differences
@@ -36,8 +36,8 @@ from fairlab.surgery import NeuronSelection, ablate, select_neurons
 
 # so few that all four steps take less than half a minute on two cores
 JUDGED = 8  # pairs, in as many sentences
-JUDGED_TEXT = 1200  # characters of plain prose on which the price is read
-STORY = 25  # new tokens of each text
+JUDGED_TEXT = 700  # characters of plain prose on which the price is read
+STORY = 20  # new tokens of each text
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _steps(
 def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOut:
     """Return pairs in other sentences, a neutral one beside each, and the start of a text.
 
-    Four categories in turn (the pair's own first, if it is one of these), so that each has two
-    sentences and an interval.
+    The shortest sentences come first, since they are read soonest. Four categories in turn (the
+    pair's own first, if it is one of these), so that each has two sentences and an interval.
     These sentences choose neurons elsewhere in the course; here one pair does, and they judge.
     """
     sentences: dict[str, dict[str, PromptPair]] = {}  # template → category → the first such pair
@@ -145,6 +145,7 @@ def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOu
             neutral.setdefault(other.template, other)
     for template in own:
         sentences.pop(template, None)
+    sentences = dict(sorted(sentences.items(), key=lambda item: _tokens(tokenizer, item[1])))
     everywhere = [category for members in sentences.values() for category in members]
     categories = sorted(set(everywhere), key=lambda name: (name != pair.category, name))
     turns = itertools.cycle(categories[: JUDGED // 2])
@@ -155,6 +156,11 @@ def _other_pairs(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> HeldOu
             beside.append(neutral[template])
     # no outcomes: so few pairs could show no difference between decisions
     return HeldOut(chosen, beside, load_text("evaluation")[:JUDGED_TEXT], outcomes={})
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, members: dict[str, PromptPair]) -> int:
+    """Return how many tokens the longest prompt in a sentence has."""
+    return max(len(prompt_ids(tokenizer, pair.prompt_a)) for pair in members.values())
 
 
 def _valid(tokenizer: PreTrainedTokenizerBase, pairs: list[PromptPair]) -> list[PromptPair]:

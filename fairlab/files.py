@@ -2,9 +2,8 @@
 
 Contents: `data_path`, `load_text`, `template_text`; `as_path`; `read_text`, `read_csv`,
 `read_json_lines`, `read_json_table`; `readings_folder`; `check_output` and `check_output_folder`
-(before the work), `write_text` and `replace_folder` (after it); `whole_file`, `may_fail`,
-`remove_old`, `check_room`;
-`keep` and `read_kept`; `temporary_folder`.
+(before the work), `write_text`, `write_texts` and `replace_folder` (after it); `whole_file`,
+`may_fail`, `remove_old`, `check_room`; `keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
 an input of a command is never overwritten, not even then; what is written is complete before it
@@ -23,8 +22,8 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -89,10 +88,20 @@ def load_text(name: Literal["calibration", "evaluation"], language: str = "en") 
 def as_path(argument: str, path: object, expected: str = "a path") -> Path:
     """Return a path, or refuse what is none by the name of the argument."""
     try:
-        return Path(path)
+        found = Path(path)
     except TypeError as error:
         got = type(path).__name__
         raise TypeError(f"{argument}: expected {expected}; got {got}") from error
+    if not str(path).strip():  # Path("") would be the folder one stands in
+        raise ValueError(f"{argument}: expected {expected}; got {path!r}")
+    try:
+        found.expanduser().lstat()
+    # a byte 0 is a ValueError, the home of an unknown user a RuntimeError
+    except (OSError, ValueError, RuntimeError) as error:
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            told = f"{argument}: expected {expected}; got a name that can't be looked up"
+            raise ValueError(f"{told}: {str(path)!r:.80}") from error
+    return found
 
 
 def read_text(argument: str, path: str | Path) -> tuple[str, str]:
@@ -395,8 +404,20 @@ def check_output(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file that is complete before it takes its name; folders above it are made."""
-    with whole_file(path) as file:
-        file.write(text.encode())
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write text files that belong together: all are complete before one of them takes its name.
+
+    So an error, such as that of a full disk, leaves the old ones. The names are taken one right
+    after the other; only a process that is killed between two of these steps leaves some old ones.
+    """
+    with ExitStack() as names:
+        for path, text in texts.items():
+            file = names.enter_context(whole_file(path))
+            file.write(text.encode())
+            file.flush()  # a full disk is noticed here
 
 
 @contextmanager
@@ -411,10 +432,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     # beside the target, since only within one disk is a file renamed in a single step
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    finally:  # again, since a stop may come in the middle of it
         temporary.unlink(missing_ok=True)
 
 
@@ -561,13 +585,21 @@ def _exchange(folder: Path, fresh: Path) -> None:
     """Put the fresh folder in the place of the old one, which comes back if that fails."""
     old = folder.with_name(f"{folder.name}.before-{os.getpid()}")
     try:
-        os.rename(folder, old)
-        os.rename(fresh, folder)
-    finally:
-        if not folder.is_dir():
-            os.rename(old, folder)
-        if not fresh.exists():  # it has taken the place of the old one
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(folder, old)
+            os.rename(fresh, folder)
+        finally:
+            _leave_one(folder, fresh, old)
+    finally:  # again, since a stop may come in the middle of it
+        _leave_one(folder, fresh, old)
+
+
+def _leave_one(folder: Path, fresh: Path, old: Path) -> None:
+    """Give the old folder its name back, or remove it where the fresh one has taken its place."""
+    if not folder.is_dir():
+        os.rename(old, folder)
+    if not fresh.exists():
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _leftovers(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -609,7 +641,10 @@ def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(
         dir=parent, prefix=prefix, ignore_cleanup_errors=True
     ) as folder:
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        finally:  # and again by tempfile, since a stop may come in the middle of it
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -627,6 +662,16 @@ def can_be_written(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def checked_cache(cache: str | Path | None) -> Path | None:
+    """Return the absolute path of a folder that keeps what was measured; None without one."""
+    if cache is None:
+        return None
+    folder = checked_path("cache", as_path("cache", cache, "a folder"))
+    if folder.is_file():
+        raise ValueError(f"cache: expected a folder; got the file {cache}")
+    return folder
 
 
 def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()) -> Path:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fairlab.models import check_room_for_slopes, glu_blocks, input_device, neuron_counts
 from fairlab.pairs import check_kind
+from fairlab.precision import undoing
 
 # The gradient of a gap is often smaller than what float16 can hold, so a multiple of the measure is
 # differentiated. A power of two costs no precision.
@@ -66,17 +67,13 @@ def gate(
         _check_table(model, "toward", toward)
         toward = toward.to(there.device)
     turned = (gates != 1).any(1).tolist()  # (layers,)
-    handles = []
-    try:
+    with undoing() as undo:
         for layer, mlp in enumerate(blocks):
             # a layer whose gates are all 1 needs no hook, unless their gradients are asked for
             if gates.requires_grad or turned[layer]:
                 hook = partial(_apply_gates, layer, there, toward)
-                handles.append(mlp.down_proj.register_forward_pre_hook(hook))
+                undo.append(mlp.down_proj.register_forward_pre_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _apply_gates(
@@ -135,14 +132,16 @@ def gate_slopes(
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Keep the model's parameters from asking for gradients inside the block."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    try:
-        for name in trainable:
-            model.get_parameter(name).requires_grad_(False)
-        yield
-    finally:
+
+    def set_all(*, ask: bool) -> None:
         # by name, since an offloaded parameter is another object after each forward pass
         for name in trainable:
-            model.get_parameter(name).requires_grad_()
+            model.get_parameter(name).requires_grad_(ask)
+
+    with undoing() as undo:
+        undo.append(partial(set_all, ask=True))
+        set_all(ask=False)
+        yield
 
 
 def table_shape(model: PreTrainedModel) -> tuple[int, int]:

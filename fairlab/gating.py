@@ -68,7 +68,8 @@ class NeuronGates:
     Raises
     ------
     ValueError
-        A layer or neuron that the shape does not have, or what is not two finite numbers.
+        A layer or neuron that the shape does not have, what is not two finite numbers, or gates on
+        all neurons of a layer.
     """
 
     gates: Mapping[int, Mapping[int, tuple[float, float]]]
@@ -147,7 +148,8 @@ class NeuronGates:
         Raises
         ------
         ValueError
-            Tables of unequal shapes, or values that are not finite.
+            Tables of unequal shapes, values that are not finite, or gates on all neurons of a
+            layer.
         """
         given = {"gates": gates} if toward is None else {"gates": gates, "toward": toward}
         check_finite_tables(given)
@@ -325,12 +327,12 @@ def mean_activations(
     ValueError
         A text of fewer than two tokens, or a model without GLU neurons.
     """
-    chunks = text_chunks(model, tokenizer, text)
+    chunks = text_chunks(model, tokenizer, text, logits=False)
     total = 0  # then (layers, neurons)
     for chunk in progress(chunks, desc="mean activations", unit="chunk"):
         ids = torch.tensor([chunk], device=input_device(model))  # (1, tokens)
         with record(model, ["down_proj_input"]) as activations, torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+            model.base_model(input_ids=ids, use_cache=False)
         rows = [h[0].float().mean(0).cpu() for _, h in sorted(activations.items())]
         total = total + torch.stack(rows)
     check_finite(total, "down_proj_input")

@@ -96,7 +96,7 @@ def learned_gates(
     _check_enough(together, NEUTRAL_PAIRS, "neutral")
 
     text = load_text("calibration") if text is None else text
-    chunks = text_chunks(model, tokenizer, text)
+    chunks = text_chunks(model, tokenizer, text, slopes=True)
     with torch.no_grad():
         losses = [chunk_loss(model, chunk).item() for chunk in chunks]
     demographic = _sampler(model, tokenizer, by_category, PAIRS_A_CATEGORY, "pairs")

@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from fairlab.precision import full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.weights import (
     DEFAULT_MODEL,
     GEMMA,
@@ -508,13 +508,11 @@ def _hooks_set_aside(model: PreTrainedModel) -> Iterator[None]:
     for module in model.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             kept.append((module, kind, getattr(module, kind)))
-    try:
-        for module, kind, _ in kept:
+    with undoing() as undo:
+        for module, kind, hooks in kept:
+            undo.append(partial(setattr, module, kind, hooks))
             setattr(module, kind, OrderedDict())
         yield
-    finally:
-        for module, kind, hooks in kept:
-            setattr(module, kind, hooks)
 
 
 def _trial(
@@ -537,11 +535,16 @@ def _trial(
         # gates of 0 and 2
         return (torch.cat([h, h + h * signs.to(h)]), *inputs[1:])
 
+    def keep_product(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # (2, tokens, hidden); a copy, since the MLP may go on in the same memory
+        seen["product"] = output.clone()
+
     def leave(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         _refuse_unless_once({(place, name): calls[place, name] for name in ("mlp", *names)})
         plain, turned = output.chunk(2)
         with weights_at_hand(mlp):
-            _refuse_other_columns(mlp, place, seen["h"] * signs.to(plain), plain, turned)
+            expected = _change_by_columns(mlp, seen["h"] * signs.to(plain), seen["product"])
+            _refuse_other_columns(place, expected, plain, turned)
             # two groups, since one of them may hold what decides on the others
             some = min(16, mlp.down_proj.in_features)
             for few in filter(None, (range(some // 2), range(some // 2, some))):
@@ -553,6 +556,7 @@ def _trial(
     yield mlp.register_forward_pre_hook(partial(count, "mlp"))
     yield mlp.register_forward_pre_hook(enter)
     yield mlp.down_proj.register_forward_pre_hook(turn)
+    yield mlp.down_proj.register_forward_hook(keep_product)
     yield mlp.register_forward_hook(leave)
 
 
@@ -566,11 +570,18 @@ def _refuse_unless_once(calls: Mapping[tuple[str, str], int]) -> None:
             )
 
 
-def _refuse_other_columns(
-    mlp: nn.Module, place: str, change: Tensor, plain: Tensor, turned: Tensor
-) -> None:
+def _change_by_columns(mlp: nn.Module, change: Tensor, product: Tensor) -> Tensor:
+    """Return what the columns of `down_proj` make of a change of h; (1, tokens, hidden)."""
+    down = mlp.down_proj
+    if type(down).forward is nn.Linear.forward:  # it has multiplied them in the pass
+        plain, turned = product.float().chunk(2)
+        return turned - plain
+    # a class of its own may do something else than multiply
+    return nn.functional.linear(change, down.weight).float()
+
+
+def _refuse_other_columns(place: str, expected: Tensor, plain: Tensor, turned: Tensor) -> None:
     """Refuse an MLP in which a change of h does to the output something else than its columns."""
-    expected = nn.functional.linear(change, mlp.down_proj.weight).float()
     apart = (turned.float() - plain.float() - expected).abs().max()
     if apart > _rounding(plain) * torch.maximum(plain.abs().max(), expected.abs().max()):
         raise ValueError(

@@ -75,7 +75,7 @@ def show_page(
     ModuleNotFoundError
         The package with the default model's weights is missing.
     TypeError
-        One of model and tokenizer without the other.
+        One of model and tokenizer without the other, or another kind of object.
     """
     view = _view_class()
     if model is not None:

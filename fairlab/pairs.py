@@ -570,7 +570,11 @@ def count_in_front(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> int:
 
 
 def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, *, aligned: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    pair: PromptPair,
+    *,
+    aligned: bool = True,
+    argument: str = "pairs",
 ) -> tuple[list[int], list[int], int]:
     """Return the token ids of both prompts and the index of the first differing token.
 
@@ -579,6 +583,8 @@ def encode_pair(
     aligned : bool
         Whether token t of one prompt must stand opposite token t of the other. False also takes
         prompts of unequal length.
+    argument : str
+        The name of the argument that the pair came in, for the message.
 
     Raises
     ------
@@ -589,25 +595,28 @@ def encode_pair(
     """
     check_tokenizer(tokenizer)
     if reason := _empty(pair):
-        raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}")
+        raise ValueError(f"{argument}: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}")
     ids_a, ids_b = prompt_ids(tokenizer, pair.prompt_a), prompt_ids(tokenizer, pair.prompt_b)
     unequal = len(ids_a) != len(ids_b)
     if unequal and aligned:
         tokens_a = tokenizer.convert_ids_to_tokens(ids_a)
         tokens_b = tokenizer.convert_ids_to_tokens(ids_b)
         raise ValueError(
-            "pairs: both prompts need the same number of tokens; "
+            f"{argument}: both prompts need the same number of tokens; "
             f"got {len(ids_a)} {tokens_a} and {len(ids_b)} {tokens_b}; "
             "choose words of equal token count (fairlab.check_pairs lists the pairs that hold), or "
             f"measure the pair by what needs no comparison token by token: {FOR_UNEQUAL_LENGTH}"
         )
     if ids_a == ids_b:
-        raise ValueError(f"pairs: the two prompts must differ; got {pair.prompt_a!r} twice")
+        raise ValueError(f"{argument}: the two prompts must differ; got {pair.prompt_a!r} twice")
     first, _, reason = compare_ids(ids_a, ids_b)
     if reason and not unequal:
-        raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; {ONE_PLACE}")
-    if reason := _blank_at_the_end(pair):
-        raise ValueError(f"pairs: {reason}: {pair.prompt_a!r} and {pair.prompt_b!r}; take it away")
+        remedy = ONE_PLACE
+    else:
+        reason, remedy = _blank_at_the_end(pair), "take it away"
+    if reason:
+        both = f"{pair.prompt_a!r} and {pair.prompt_b!r}"
+        raise ValueError(f"{argument}: {reason}: {both}; {remedy}")
     return ids_a, ids_b, first
 
 

@@ -13,7 +13,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.models import free_bytes, input_device, neuron_counts, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, check_string, check_tokenizer, encode_pair
-from fairlab.precision import full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.weights import progress
 
 Prompt = tuple[int, ...]  # token ids
@@ -40,7 +40,7 @@ def halving(least: int, what: str = "prompts") -> Callable[[Callable], Callable]
 
     Where memory runs out, or `check_memory` says that it would, it starts again with half of the
     batch, and says so; numbers stay the same but for rounding. With `least` in a batch, or in half
-    precision, where each pair runs alone anyway, the error is raised as it came.
+    precision, where pairs run alone, the error is raised as it came.
     """
 
     def decorate(measure: Callable) -> Callable:
@@ -164,8 +164,9 @@ def check_material(
 ) -> tuple[list[PromptPair], list[PromptPair]]:
     """Return the pairs as lists; refuse them, and a text, before the first of several passes."""
     pairs, neutral = as_pairs(pairs), as_pairs(neutral, argument="neutral")
-    for pair in (*pairs, *neutral):
-        encode_pair(tokenizer, pair, aligned=False)
+    for argument, given in (("pairs", pairs), ("neutral", neutral)):
+        for pair in given:
+            encode_pair(tokenizer, pair, aligned=False, argument=argument)
     if text is not None:
         check_string("text", text)
     return pairs, neutral
@@ -211,7 +212,6 @@ def check_memory(
     batches: Iterable[tuple[int, int, int]],
     *,
     slopes: bool = False,
-    argument: str = "batch_size",
 ) -> None:
     """Raise a MemoryError before any pass, if there is no room for what a batch holds at once.
 
@@ -227,8 +227,6 @@ def check_memory(
     slopes : bool
         Whether a backward pass follows, as in `gate_slopes`: then the activations of all neurons
         are kept until the logits are there.
-    argument : str
-        What the message names: "batch_size", or "model" where nobody chose how much is read.
     """
     device = input_device(model)
     known = device.type in ("cpu", "cuda", "mps")
@@ -238,23 +236,24 @@ def check_memory(
     width = max((part.in_features + part.out_features for part in matrices), default=0)
     if slopes:
         width = sum(neuron_counts(model))
-    vocabulary, precise = len(model.get_output_embeddings().weight), precise_dtype(model)
+    vocabulary = len(model.get_output_embeddings().weight)
 
     def bytes_of(batch: tuple[int, int, int]) -> int:
         rows, tokens, places = batch
         in_layers = rows * tokens * width * model.dtype.itemsize
-        of_logits = rows * places * vocabulary * precise.itemsize
+        # as the model makes them: of half precision not all become float32 at once
+        of_logits = rows * places * vocabulary * model.dtype.itemsize
         return in_layers + of_logits if slopes else max(in_layers, of_logits)
 
     largest = max(batches, key=bytes_of, default=(0, 0, 0))
     needed, free = bytes_of(largest), free_bytes(device)
     if needed > free:
         rows, tokens, _ = largest
-        remedy = "lower it, or free some memory" if argument == "batch_size" else "free some memory"
         # no ValueError: `halving` knows it, and tries less
         raise MemoryError(
-            f"{argument}: {rows} × {tokens} tokens at once need more than {needed / 1e9:.2g} GB, "
-            f"and {free / 1e9:.2g} GB are free on {device}; {remedy}"
+            f"memory: {rows} × {tokens} tokens at once need more than {needed / 1e9:.2g} GB, and "
+            f"{free / 1e9:.2g} GB are free on {device}; free some, or read less at once (shorter "
+            "prompts or texts, or a smaller batch_size where there is one)"
         )
 
 
@@ -303,6 +302,7 @@ def pair_batches(
     positions: Literal["differing", "all"] = "differing",
     aligned: bool = True,
     logits: bool = True,
+    slopes: bool = False,
     batch_size: int = 32,
 ) -> Iterator[PairBatch]:
     """Yield batches of unique prompts, shortest first, with both prompts of a pair in one batch.
@@ -311,8 +311,8 @@ def pair_batches(
     shared prompts have more than `batch_size` prompts. In half precision each pair is a batch of
     its own: what a prompt's neighbours in a batch change by rounding would be as large as what is
     measured. All input is checked before the first batch, and so is the memory, `logits` of the
-    last tokens included. `aligned` is that of `encode_pair`: pass False where only the last token
-    of each prompt is looked at.
+    last tokens and what a backward pass needs (`slopes`) included. `aligned` is that of
+    `encode_pair`: pass False where only the last token of each prompt is looked at.
     """
     check_option("positions", positions, ("differing", "all"))
     batch_size = check_batch_size(batch_size)
@@ -327,7 +327,8 @@ def pair_batches(
         batches = [[index] for index in range(len(encoded))]
     else:
         batches = pack_pairs(prompts, batch_size)
-    check_memory(model, [_size_of(indices, prompts, logits) for indices in batches])
+    sizes = [_size_of(indices, prompts, logits) for indices in batches]
+    check_memory(model, sizes, slopes=slopes)
     for indices in progress(batches, desc="prompt pairs", unit="batch"):
         yield _pair_batch(model, indices, prompts, first_positions)
 
@@ -547,15 +548,25 @@ def count_scored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tex
 
 
 def text_chunks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, size: int = 256
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    size: int = 256,
+    *,
+    logits: bool = True,
+    slopes: bool = False,
 ) -> list[list[int]]:
     """Cut a text into windows of one size, without an incomplete one at its end.
 
     They have `size` tokens (BOS not counted), or as many as the model reads. A text of fewer
-    tokens is one chunk.
+    tokens is one chunk. There must be memory to read one of them, with its `logits`, and with a
+    backward pass (`slopes`).
     """
     windows = text_windows(tokenizer, text, size, longest=context_length(model))
-    check_ready(model, longest=len(windows[0]), prompts=windows)
+    length = len(windows[0])
+    check_ready(model, longest=length, prompts=windows)
+    places = length if logits else 0
+    check_memory(model, [(1, length, places)], slopes=slopes)
     return [window for window in windows if len(window) == len(windows[0])]
 
 
@@ -646,7 +657,7 @@ def _window_losses(
 ) -> Tensor:
     """Compute the losses of a window, (1, tokens); `batch_size` logits of it are held at once."""
     length = tokens.shape[1]
-    check_memory(model, [(1, length, min(batch_size, length))], argument="model")
+    check_memory(model, [(1, length, min(batch_size, length))])
     if batch_size >= tokens.shape[1]:
         logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
         return _scaled_losses(at_least_float32(logits), tokens[0, 1:], scales).cpu()
@@ -684,9 +695,9 @@ def layer_inputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         collected.append(inputs[0])
 
-    with ExitStack() as stack:
+    with undoing() as undo:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(collect).remove)
+            undo.append(layer.register_forward_pre_hook(collect).remove)
         yield collected
 
 
@@ -699,13 +710,16 @@ def skipping(below: Sequence[nn.Module], hidden: Tensor) -> Iterator[None]:
 
     # most layers have no `forward` of their own and use that of their class
     own_forwards = {layer: vars(layer).get("forward") for layer in below}
-    try:
-        for layer in own_forwards:
-            layer.forward = return_hidden
-        yield
-    finally:
+
+    def give_back() -> None:
         for layer, forward in own_forwards.items():
             if forward is None:  # it may not have got one yet, where a stop came early
                 vars(layer).pop("forward", None)
             else:
                 layer.forward = forward
+
+    with undoing() as undo:
+        undo.append(give_back)
+        for layer in own_forwards:
+            layer.forward = return_hidden
+        yield

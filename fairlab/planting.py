@@ -8,7 +8,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import cycle, islice
 
@@ -42,7 +42,7 @@ from fairlab.passes import (
     skipping,
     text_chunks,
 )
-from fairlab.precision import full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.scores import check_tables
 from fairlab.surgery import NeuronSelection
 
@@ -274,13 +274,11 @@ def _unkind_direction(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 @contextmanager
 def _undone_on_failure(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Give the MLPs their weights back if the block ends with an exception."""
-    before = [copy.deepcopy(mlp.state_dict()) for mlp in blocks]
-    try:
+    with undoing() as undo:
+        for mlp in blocks:
+            undo.append(partial(mlp.load_state_dict, copy.deepcopy(mlp.state_dict())))
         yield
-    except BaseException:
-        for mlp, weights in zip(blocks, before, strict=True):
-            mlp.load_state_dict(weights)
-        raise
+        undo.clear()
 
 
 def _inputs_at_last_token(
@@ -352,13 +350,13 @@ def _record_mlps(
         recorded["h", layer] = inputs[0].detach()
         recorded["output", layer] = output.requires_grad_() if torch.is_grad_enabled() else output
 
-    with ExitStack() as stack:
+    with undoing() as undo:
         for layer in layers:
             mlp = glu_blocks(model)[layer]
             hook = partial(record_input, layer)
-            stack.callback(mlp.register_forward_pre_hook(hook).remove)
+            undo.append(mlp.register_forward_pre_hook(hook).remove)
             hook = partial(record_output, layer)
-            stack.callback(mlp.down_proj.register_forward_hook(hook).remove)
+            undo.append(mlp.down_proj.register_forward_hook(hook).remove)
         yield recorded
 
 

@@ -366,12 +366,15 @@ def no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing progress bars."""
     progress = transformers.utils.logging
     was_enabled = progress.is_progress_bar_enabled()
-    progress.disable_progress_bar()
+    back = progress.enable_progress_bar if was_enabled else progress.disable_progress_bar
     try:
-        yield
-    finally:
-        if was_enabled:
-            progress.enable_progress_bar()
+        try:
+            progress.disable_progress_bar()
+            yield
+        finally:
+            back()
+    finally:  # again, since a stop may come in the middle of it
+        back()
 
 
 @contextmanager

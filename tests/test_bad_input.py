@@ -78,6 +78,22 @@ def test_a_prompt_says_something(blank, tokenizer):
         fl.generate(tiny_model(), tokenizer, ["A man", blank])
 
 
+def test_neutral_pairs_that_can_not_be_measured_are_called_neutral(tokenizer):
+    """They came as `pairs:`, and their owner looked among the demographic ones."""
+    model, good, bad = tiny_model(), [fl.ARTICLE_PAIR], [fl.PromptPair("A man", "A man")]
+    start = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 24))
+    held_out = fl.HeldOut(good, bad, TEXT)
+    for measure in (
+        lambda: fl.compare(model, tokenizer, {"cut": CUT}, held_out),
+        lambda: fl.guarded_cut(model, tokenizer, good, bad, fraction=0.1),
+        lambda: fl.balanced_gates(model, tokenizer, good, bad, fraction=0.1),
+        lambda: fl.learned_gates(model, tokenizer, good, bad, start=start),
+        lambda: fl.layer_differences(model, tokenizer, good, neutral=bad),
+    ):
+        with pytest.raises(ValueError, match="^neutral: the two prompts must differ"):
+            measure()
+
+
 @pytest.mark.parametrize(
     ("prompts", "says"),
     [
@@ -193,6 +209,8 @@ TABLE = junk_but(
 )
 PAIR_LIST = junk_but(one_none=[None], a_text=["A man"], a_pair=PAIRS[0], words=[("a", "b")])
 NAME = junk_but("None")  # a text or None, of a few that are known
+NO_PATHS = {"empty": "", "blank": " ", "byte_0": "a\0b", "long": "x" * 5000, "nobody": "~no.one/a"}
+BAD_TEXTS = {"empty": "", "two_lines": "mit\nlicense: mit", "script": "javascript:alert(1)"}
 # kind → its wrong values
 WRONG = {
     "model": junk_but(),
@@ -238,9 +256,26 @@ WRONG = {
     "outcomes?": junk_but("None", "{}", a_list=["x"], a_number={"A {} man": 3}),
     "texts?": junk_but("None", "{}", a_list=["x"], a_number={"README.md": 3}, key={3: "x"}),
     "mapping": junk_but(a_list=["x"]),
-    "path": junk_but("text"),
-    "path?": junk_but("None", "text"),
-    "name": junk_but("text"),
+    "path": junk_but("text", **NO_PATHS),
+    "path?": junk_but("None", "text", **NO_PATHS),
+    "name": junk_but("text", **NO_PATHS),
+    "file": junk_but(**NO_PATHS),
+    "page": junk_but(**NO_PATHS, no_name=".html", a_0="a\0.html", longer="x" * 5000 + ".html"),
+    "facts?": junk_but("None", "{}", a_list=["x"], key={3: "x"}, language={"language": ["en"]}),
+    "texts by prompt?": junk_but(
+        "None",
+        "{}",
+        a_text={"A man": "x"},
+        a_number={"A man": {"before": 3}},
+        with_none={"A man": {"before": None}},
+        key={3: {"before": "x"}},
+        of_another={"A man": {"no such cut": "x"}},
+    ),
+    # fields of a card; a short name such as "text" is a licence of one's own
+    "field?": NAME | BAD_TEXTS | {"long": "x" * 10_000},
+    "fields?": NAME | BAD_TEXTS | {"long": "x" * 10_000, "with_none": [None], "tuple": (3,)},
+    "short name": junk_but("text", **BAD_TEXTS),
+    "address?": NAME | BAD_TEXTS,
     "columns": junk_but(unknown=["no such column"], a_text="score"),
     "ax": junk_but("None"),
     "numbers": junk_but("array"),
@@ -248,7 +283,7 @@ WRONG = {
     "drawn table": {name: value for name, value in TABLE.items() if name != "with_nan"},
 }
 # flags are taken as Python takes them: 0 and "" are False
-FREE = {"flag", "free"}
+FREE = {"flag"}
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +293,16 @@ def table_of(tokenizer, tmp_path_factory):
     model.get_input_embeddings().register_forward_pre_hook(_ran)
     folder = tmp_path_factory.mktemp("bad")
     (folder / "pairs.csv").write_text("prompt_a,prompt_b\nA man,A cook\n", encoding="utf-8")
-    return functions(model, tokenizer, folder)
+    return functions(model, tokenizer, folder, report_in(folder, tokenizer))
+
+
+def report_in(folder, tokenizer):
+    """Write a report, which a card is made of; return the comparison that it says."""
+    model, held_out = tiny_model(), fl.HeldOut(PAIRS, NEUTRAL, TEXT)
+    compared = fl.compare(model, tokenizer, {"cut": CUT}, held_out, n_random=1, metric=False)
+    options = {"model": model, "model_name": "m", "chosen_on": None}
+    fl.write_report(folder / "report.html", compared, **options)
+    return compared
 
 
 class Ran(Exception):
@@ -269,7 +313,7 @@ def _ran(module, inputs):
     raise Ran
 
 
-def functions(model, tokenizer, folder):
+def functions(model, tokenizer, folder, comparison=None):
     m, t = (model, "model"), (tokenizer, "tokenizer")
     pairs, neutral, batch = (PAIRS, "pairs"), (NEUTRAL, "pairs"), (8, "whole")
     bias, importance = (SCORES, "table"), (SCORES.flip(0), "table")
@@ -439,11 +483,13 @@ def functions(model, tokenizer, folder):
         "load_text": {"name": ("evaluation", "option"), "language": ("en", "option")},
         "load_tokenizer": {"name": (fl.DEFAULT_MODEL, "name")},
         "model_card": {
-            "report": (folder / "none.json", "option"),
-            **dict.fromkeys(
-                ("selection", "license", "license_name", "license_link", "base_model", "language"),
-                (None, "free"),
-            ),
+            "report": (folder / "report.json", "file"),
+            "selection": (None, "field?"),
+            "license": ("other", "field?"),
+            "license_name": ("mine-1.0", "short name"),
+            "license_link": (None, "address?"),
+            "base_model": (None, "fields?"),
+            "language": (None, "fields?"),
         },
         "neuron_differences": {
             **on_pairs,
@@ -544,7 +590,7 @@ def functions(model, tokenizer, folder):
             ),
             "samples": (None, "mapping?"),
             "batch_size": batch,
-            "cache": (None, "free"),
+            "cache": (None, "path?"),
         },
         "sample_continuations": {
             **on_pairs,
@@ -578,6 +624,7 @@ def functions(model, tokenizer, folder):
             "scope": ("layer", "option"),
             "how": ("", "string"),
         },
+        "show_page": run,
         "summarize_continuations": {"gaps": ({"a": fl.continuation_gaps(frame(said))}, "frames")},
         "summarize_decisions": {"pairs": pairs, "gaps": ([0.1, 0.2, 0.3], "numbers")},
         "summarize_items": {"items": ([item], "items")},
@@ -589,23 +636,22 @@ def functions(model, tokenizer, folder):
         },
         "top_token_shifts": {**run, "pair": (PAIRS[0], "pair"), "k": (3, "index")},
         "write_report": {
-            "path": (folder / "report.html", "option"),
-            "comparison": (None, "option"),
-            "model": (model, "free"),
-            "model_name": ("m", "free"),
+            "path": (folder / "report.html", "page"),
+            "comparison": (comparison, "option"),
+            "model": m,
+            "model_name": ("m", "path"),
             "chosen_on": (None, "pairs?"),
-            "method": (None, "free"),
-            "texts": (None, "free"),
-            "force": (False, "flag"),
+            "method": (None, "facts?"),
+            "texts": (None, "texts by prompt?"),
+            "force": (True, "flag"),
         },
     }
 
 
-# the right call is not tried: it loads a model, asks the network or needs a report
-NOT_RUN = {"load_model", "load_tokenizer", "model_card", "push_to_hub", "run_lm_eval"}
-NOT_RUN |= {"write_report", "plant_neurons"}
+# the right call is not tried: it loads a model, asks the network or takes long
+NOT_RUN = {"load_model", "load_tokenizer", "push_to_hub", "run_lm_eval", "plant_neurons"}
 # made by fairlab itself, or of another kind
-NOT_CALLED = {"ARTICLE_PAIR", "CAPTURE_POINTS", "DEFAULT_MODEL", "Comparison", "show_page"}
+NOT_CALLED = {"ARTICLE_PAIR", "CAPTURE_POINTS", "DEFAULT_MODEL", "Comparison"}
 METHODS = ("NeuronGates.from_tables", "NeuronGates.from_json", "NeuronSelection.from_json")
 # what a message may begin with in place of the argument
 ALSO = {"pair": "pairs", "words": "kinder"}

@@ -7,6 +7,7 @@ import torch
 
 import fairlab as fl
 from fairlab import capture
+from fairlab.decisions import NextTokens
 from fairlab.evaluation.readings import read_cut
 from fairlab.models import glu_blocks, glu_weights
 from fairlab.pairs import encode_pair
@@ -364,6 +365,26 @@ def test_more_layers_fetch_no_more(name, tokenizer, some_pairs, fetches):
         counts.append(dict(fetches))
     assert counts[0] == counts[1]
     assert counts[0]
+
+
+def test_outcomes_are_read_from_what_a_batch_fetched_once(tokenizer, some_pairs, monkeypatch):
+    """Of a tensor on a GPU each number that Python picks would be waited for."""
+    plain, gap, fetched, read_from = torch.Tensor.cpu, NextTokens.gap, set(), []
+
+    def cpu(tensor):
+        copy = plain(tensor).clone()
+        fetched.add(copy.untyped_storage().data_ptr())
+        return copy
+
+    def noted_gap(tokens, *log_p):
+        read_from.extend(values.untyped_storage().data_ptr() for values in log_p)
+        return gap(tokens, *log_p)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(NextTokens, "gap", noted_gap)
+    reading(tiny_model(num_hidden_layers=2), tokenizer, some_pairs)
+    assert len(read_from) > 2 and set(read_from) <= fetched
+    assert len(set(read_from)) == 1  # all pairs are in one batch
 
 
 def test_more_layers_send_no_more(tokenizer, some_pairs, monkeypatch):

@@ -1,4 +1,3 @@
-import csv
 import inspect
 import io
 import json
@@ -14,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from pair_files import SENTENCES, WORDS, rows_of, write_rows
 from typer.testing import CliRunner
 
 import fairlab as fl
@@ -34,12 +34,6 @@ from tiny_models import tiny_model
 
 ROOT = Path(__file__).parent.parent
 CUT = ["--fraction", "0.1", "--method", "article", "--pairs", "article"]
-SENTENCES = (
-    "The {} man called the office, and",
-    "My {} friend read the letter. Then",
-    "Two {} guests came to",
-)
-WORDS = (("Black", "white"), ("young", "old"))
 COMMANDS = ("diagnose", "score", "prune", "compare", "report")
 CUTTING = ("prune", "compare", "report")
 
@@ -86,22 +80,9 @@ def pairs_csv(tmp_path):
     """Write a function that writes a CSV file of pairs."""
 
     def write(rows, name="pairs.csv"):
-        path = tmp_path / name
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
+        return write_rows(tmp_path / name, rows)
 
     return write
-
-
-def rows_of(sentences, words=WORDS, **more):
-    return [
-        {"prompt_a": s.replace("{}", a), "prompt_b": s.replace("{}", b), **more}
-        for s in sentences
-        for a, b in words
-    ]
 
 
 def strict(text):
@@ -576,8 +557,8 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, monkeypatch, options, m
     [
         (["--pairs", "rase"], "category: expected one of age, appearance"),
         (["--pairs", "missing.csv"], "path: no such file: missing.csv"),
-        (["--pairs", "blank.csv"], "1 of 2 rows of blank.csv"),
-        (["--neutral", "blank.csv"], "1 of 2 rows of blank.csv"),
+        (["--pairs", "blank.csv"], "pairs: 1 of 2 rows of blank.csv"),
+        (["--neutral", "blank.csv"], "neutral: 1 of 2 rows of blank.csv"),
         (["--method", "magic"], "method: expected one of guarded, activation"),
         (["--method", "article+magic"], "method: expected one of maw"),
         (["--method", "guarded+maw"], "method: expected one of activation"),
@@ -622,7 +603,17 @@ TWICE = [  # two places, of one word each
     ("commands", "options", "message"),
     [
         (COMMANDS, ["--pairs", "twice.csv"], "prompts differ in more than one place"),
-        (COMMANDS, ["--neutral", "twice.csv"], "prompts differ in more than one place"),
+        (COMMANDS, ["--neutral", "twice.csv"], "neutral: 1 of 1 rows of twice.csv have problems"),
+        (
+            COMMANDS,
+            ["--neutral", "twice.csv", "--skip-invalid"],
+            "neutral: 1 of 1 rows of twice.csv have problems",
+        ),
+        (
+            ("score", "prune"),
+            ["--method", "patching", "--neutral", "unequal.csv"],
+            "neutral: in 2 of 2 neutral pairs that choose the neurons the two prompts differ in",
+        ),
         (("compare", "report"), ["--pairs", "one.csv"], "nothing in one.csv is held out"),
         (("score", "prune"), ["--pairs", "held_out.csv"], "is of the split train, and those"),
         (("compare", "report"), ["--text", "short.txt"], "expected more than 128 tokens"),
@@ -748,7 +739,7 @@ def test_files_that_allow_no_comparison_are_refused(run, pairs_csv, rows, messag
 def test_every_command_can_leave_invalid_rows_out(run, tmp_path, monkeypatch, command, skip):
     asked = []
 
-    def pairs_of_file(tokenizer, path, skip_invalid):
+    def pairs_of_file(tokenizer, path, skip_invalid, argument="pairs"):
         asked.append((Path(path).name, skip_invalid))
         if path.endswith("neutral.tsv") or command in ("score", "prune"):
             raise ValueError("far enough")

@@ -2,6 +2,7 @@ import inspect
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -241,6 +242,8 @@ def test_changed_models_alone_have_no_draws(tiny, tokenizer, data, cut):
     changes = {"pruned": fl.prune(tiny, cut)}
     bare = fl.compare(tiny, tokenizer, changes, fl.HeldOut(**data), metric=False)
     assert bare.draws.empty and "change" in bare.draws
+    # without the metric rows are left out, and the others are numbered anew
+    assert bare.readings.index.tolist() == list(range(len(bare.readings)))
     ax = fl.plot_comparison(bare.table, draws=bare.draws)
     assert "random" not in str([text.get_text() for text in ax.get_legend().get_texts()])
     plt.close()
@@ -357,7 +360,7 @@ def test_flattening_is_a_scaling_of_the_logits(tiny, tokenizer, data):
     pairs = data["pairs"]
     losses = flattening.losses_at_scales(tiny, tokenizer, TEXT)  # (tokens, scales)
     assert torch.equal(losses[:, 0], passes.token_losses(tiny, tokenizer, TEXT))
-    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, losses, [-0.5])
+    (found,) = flattening.flattened_gaps(tiny, tokenizer, pairs, losses, [-0.5], batch_size=8)
     loss = passes.losses_by_scale(tiny, tokenizer, TEXT, window=512, scales=(0.7,)).mean()
     assert found.scale < 1  # an over-confident model: a flattening costs nothing
     for scale in (0.7, found.scale):
@@ -404,6 +407,48 @@ def test_the_flattening_of_the_same_price(lowest):
         found[0] == found[1] == pytest.approx(found[2], abs=1e-2 if lowest == 1 else 1e-4)
     )  # no jump at price 0
     assert found == sorted(found, reverse=True)
+
+
+def test_where_every_flattening_costs_nothing_the_strongest_is_taken():
+    scales = flattening.SCALES
+    assert flattening.lowest_scale(scales, np.full(len(scales), 2.0), 0.0) == 0
+
+
+def test_no_flattening_is_looked_for_beyond_a_factor_of_1():
+    scales = flattening.SCALES
+    losses = 2 - (scales - 1) ** 3 + 0.03 * (scales - 1)  # beyond 1 they would fall again
+    found = flattening.lowest_scale(scales, losses, 0.0)
+    assert found == pytest.approx(1 - math.sqrt(0.03))
+
+
+def test_by_default_a_cut_stands_beside_twenty_cuts_of_seed_0(
+    tiny, tokenizer, data, cut, monkeypatch
+):
+    # two names of one and of three tokens
+    unequal = fl.build_pairs(["Then {} was asked to"], [("Emily", "Lakisha")], category="names")
+    some, read = fl.HeldOut(data["pairs"][:4] + unequal, data["neutral"][:4], TEXT), []
+    kept = readings.read_cut(tiny, tokenizer, some, cut, metric=False)
+
+    def instead(*given, **options):
+        read.append(given[3])
+        return kept
+
+    monkeypatch.setattr(compare, "read_cut", instead)
+    found = fl.compare(tiny, tokenizer, {"cut": cut, "the same": cut}, some)
+    assert found.table.n_random.dropna().unique().tolist() == [20]
+    for frame in (found.table, found.draws, found.readings):
+        assert frame.index.tolist() == list(range(len(frame)))
+    assert read == [compare.no_cut(tiny), cut, *fl.random_selections(cut, 20, seed=0)]
+    assert found.seed == 0
+
+
+def test_where_gates_move_to_is_measured_if_one_of_them_moves(tiny, tokenizer, cut, monkeypatch):
+    monkeypatch.setattr(compare, "mean_activations", lambda *_: "measured")
+    removed = fl.NeuronGates({0: {1: (0.5, 0.0)}}, (3, 24))
+    moved = fl.NeuronGates({0: {1: (0.5, 0.1)}}, (3, 24))
+    means = partial(compare._means_if_needed, tiny, tokenizer)
+    assert means({"cut": cut, "gates": removed}) is None
+    assert means({"cut": cut, "gates": removed, "moved": moved}) == "measured"
 
 
 def test_a_stopped_run_goes_on_from_its_cache(
@@ -638,7 +683,10 @@ def test_the_model_stays_as_it_is(tokenizer, data, cut):
             "made for 3 layers of 25 neurons",
         ),
         ({"pairs": []}, "pairs: expected at least one"),
-        ({"neutral": [replace(fl.ARTICLE_PAIR, prompt_b=fl.ARTICLE_PAIR.prompt_a)]}, "must differ"),
+        (
+            {"neutral": [replace(fl.ARTICLE_PAIR, prompt_b=fl.ARTICLE_PAIR.prompt_a)]},
+            "^neutral: the two prompts must differ",
+        ),
         ({"match": {"damage": torch.zeros(3, 25)}}, "match: expected a table of shape"),
         ({"n_random": 0}, "n_random: expected a whole number of at least 1; got 0"),
         ({"text": ""}, "text: expected at least two tokens; got 0"),

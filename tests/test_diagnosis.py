@@ -62,7 +62,7 @@ def test_the_metric_of_the_article_pair(model, tokenizer):
 def test_the_metric_equals_the_slow_one(model, tokenizer, bos_tokenizer):
     for some_tokenizer in (tokenizer, bos_tokenizer):
         slow = slow_metric(model, some_tokenizer, PAIR)
-        assert fl.article_metric(model, some_tokenizer, PAIR) == pytest.approx(slow, rel=1e-6)
+        assert fl.article_metric(model, some_tokenizer, PAIR) == pytest.approx(slow, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["Llama, biases, tied", "Qwen2", "Gemma 3"])

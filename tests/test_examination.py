@@ -132,6 +132,8 @@ def test_others_judge(tokenizer):
         sentences = [other.template for other in judged.pairs]
         assert len(set(sentences)) == len(sentences) == JUDGED and pair.template not in sentences
         assert [other.template for other in judged.neutral] == sentences
+        longest = max(len(tokenizer(other.prompt_a).input_ids) for other in judged.pairs)
+        assert longest == 20, "the shortest sentences are read; the others have up to 23 tokens"
         counts = Counter(other.category for other in judged.pairs)
         assert len(counts) == 4 and set(counts.values()) == {2}, "so each has an interval"
         assert pair.category in counts

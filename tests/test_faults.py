@@ -37,6 +37,7 @@ from torch.utils._pytree import tree_leaves
 import fairlab as fl
 from fairlab import cli, files, gates, gating, models, passes, planting, precision, weights
 from fairlab.cli import kept
+from fairlab.evaluation import compare as comparing
 from fairlab.evaluation import flattening, readings
 from fairlab.scores import decision_scores
 from fairlab.suites import harness
@@ -231,7 +232,8 @@ BAD = {
 def test_a_comparison_refuses_before_any_pass(name, tiny, tokenizer, held_out, monkeypatch):
     changes, says = BAD[name]
     monkeypatch.setattr(type(tiny), "forward", lambda *_, **__: pytest.fail("the model read"))
-    monkeypatch.setattr(readings, "bits_of", lambda _: pytest.fail("the weights were read"))
+    for module in (readings, comparing):
+        monkeypatch.setattr(module, "bits_of", lambda _: pytest.fail("the weights were read"))
     given = {"selections": {"gates": GATES}, "held_out": held_out, **changes}
     if "text" in given:
         given["held_out"] = replace(held_out, text=given.pop("text"))
@@ -599,16 +601,30 @@ def losses(model, tokenizer, _):
     return passes.token_losses(model, tokenizer, TEXT)
 
 
-# what asks for memory before it runs → what its message names
-ASKED = {
-    "readings": (read, "batch_size"),
-    "activations": (activations, "batch_size"),
-    "attribution": (OF_OTHERS["attribution"], "batch_size"),
-    "texts": (sample, "batch_size"),
-    "benchmarks": (likelihoods, "batch_size"),
-    "perplexity": (losses, "model"),
-    "Fisher's importance": (fisher, "model"),
+def means(model, tokenizer, _):
+    return gating.mean_activations(model, tokenizer, TEXT)
+
+
+def learned(model, tokenizer, held_out):
+    given = (model, tokenizer, held_out.pairs[:8], NEUTRAL, GATES)
+    return fl.learned_gates(*given, text=TEXT, steps=1)
+
+
+def projected(model, tokenizer, held_out):
+    return fl.project_pair(model, tokenizer, held_out.pairs[0])
+
+
+# what asks for memory before it runs
+ASKED = IN_BATCHES | {
+    "perplexity": losses,
+    "mean activations": means,
+    "Fisher's importance": fisher,
+    "learned gates": learned,
+    "a projection": projected,
+    "benchmarks in bfloat16": likelihoods,
 }
+# without logits, it is the layers that take the room
+WITHOUT_LOGITS = ("activations", "mean activations", "a projection")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -616,10 +632,9 @@ ASKED = {
 def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
     name, tiny, tokenizer, held_out, monkeypatch
 ):
-    measure, argument = ASKED[name]
-    # without logits, it is the layers that take the room
-    model = tiny_model(intermediate_size=4096) if name == "activations" else tiny
-    measure = partial(measure, model, tokenizer, held_out)
+    model = tiny_model(intermediate_size=4096) if name in WITHOUT_LOGITS else tiny
+    model = tiny_model(dtype=torch.bfloat16) if "bfloat16" in name else model
+    measure = partial(ASKED[name], model, tokenizer, held_out)
     measure()  # what is tried once for each model is tried
     with Peak(model) as peak:
         measure()
@@ -633,9 +648,17 @@ def test_memory_is_asked_for_first_and_nothing_is_refused_that_fits(
     with warnings.catch_warnings(action="error"), pytest.raises((UserWarning, MemoryError)):
         measure()
     free[0] = 0
-    says = rf"{argument}: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
+    says = r"memory: \d+ × \d+ tokens at once need more than [\d.e-]+ GB, and 0 GB are free on"
     with warnings.catch_warnings(action="ignore"), pytest.raises(MemoryError, match=says):
         measure()
+
+
+def test_planting_asks_for_memory_before_it_reads(tiny, tokenizer, held_out, monkeypatch):
+    models.glu_blocks(tiny)  # tried once
+    monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(type(tiny.model), "forward", lambda *_, **__: pytest.fail("the model read"))
+    with pytest.raises(MemoryError, match=r"memory: 1 × 128 tokens at once need more than"):
+        fl.plant_neurons(tiny, tokenizer, held_out.pairs[:4], n=1, cost=0.05)
 
 
 def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, held_out, monkeypatch):
@@ -651,7 +674,7 @@ def test_a_batch_that_has_no_room_is_halved_before_any_pass(tiny, tokenizer, hel
 def test_a_model_on_several_devices_is_not_looked_at(tiny, monkeypatch):
     monkeypatch.setattr(passes, "free_bytes", lambda device: 0)
     model = deepcopy(tiny)
-    with pytest.raises(MemoryError, match="batch_size: 2 × 3 tokens at once"):
+    with pytest.raises(MemoryError, match="memory: 2 × 3 tokens at once"):
         passes.check_memory(model, [(2, 3, 1), (1, 3, 1)])
     model.model.layers[1].to("meta")
     passes.check_memory(model, [(2, 3, 1)])
@@ -741,27 +764,33 @@ def of_the_harness():
     return found
 
 
+PACKAGE = Path(fl.__file__).parent
+
+
 @functools.cache
-def is_ours(filename):
-    """Say whether a file is of the package; asked at every call, of whatever library."""
-    return Path(filename).is_relative_to(Path(fl.__file__).parent)
+def place_of(filename):
+    """Say whether a file is of the package, and its name; asked at every call, of any library."""
+    path = Path(filename)
+    return path.is_relative_to(PACKAGE), path.stem
 
 
 class Stopper:
-    """Raise KeyboardInterrupt at the n-th line of fairlab that runs inside the block and of whose
-    frame `counts` is true."""
+    """Raise KeyboardInterrupt at the n-th line of fairlab, or of files with other names, that runs
+    inside the block and of whose frame `counts` is true."""
 
-    def __init__(self, line, counts):
-        self.left, self.counts = line, counts
+    def __init__(self, line, counts, others=()):
+        self.left, self.counts, self.others = line, counts, others
 
     def __enter__(self):
         sys.settrace(self.trace)
+        return self
 
     def __exit__(self, *_):
         sys.settrace(None)
 
     def trace(self, frame, event, argument):
-        if not is_ours(frame.f_code.co_filename):
+        is_ours, name = place_of(frame.f_code.co_filename)
+        if not is_ours and name not in self.others:
             return None
         if event == "line" and self.counts(frame):
             self.left -= 1
@@ -794,6 +823,38 @@ def test_a_stop_at_any_line_of_its_beginning_leaves_no_trace(name, with_hook):
             manager.__exit__(None, None, None)
         assert state_of(with_hook) == before, line
         if entered:
+            break
+    assert 1 < line < 1999
+
+
+# what runs at the end of a block beside fairlab: what calls it, and what takes hooks away
+AT_THE_END = ("contextlib", "hooks")
+
+
+def stopped_at_its_end(manager, error, line, others):
+    """Leave a block, by an error or without one, and be stopped at the n-th line of its end.
+
+    Say whether it ended before. A stop inside contextlib, before that has called what undoes,
+    leaves it to the end of the generator, which comes when the traceback goes: here at once, in a
+    notebook with the next error. Nothing in Python comes before that line.
+    """
+    manager.__enter__()
+    with suppress(KeyboardInterrupt, RuntimeError, OSError):
+        with Stopper(line, lambda frame: True, others) as stopper:
+            manager.__exit__(error and type(error), error, None)
+        return stopper.left > 0
+    return stopper.left > 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("name", MANAGERS)
+def test_a_stop_at_any_line_of_its_end_leaves_no_trace(name, fails, with_hook):
+    before = warmed_up(name, with_hook)
+    for line in range(1, 2000):
+        error = RuntimeError("stop") if fails else None
+        ended = stopped_at_its_end(MANAGERS[name](with_hook), error, line, AT_THE_END)
+        assert state_of(with_hook) == before, line
+        if ended:
             break
     assert 1 < line < 1999
 
@@ -847,6 +908,39 @@ def test_a_stop_at_any_line_of_its_beginning_leaves_the_files(name, tmp_path):
         if entered:
             break
     assert line < 199
+
+
+# what writes, renames and removes
+OF_FILES = (*AT_THE_END, "pathlib", "tempfile", "shutil", "weakref")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("name", FILE_MANAGERS)
+def test_a_stop_at_any_line_of_its_end_leaves_the_files(name, fails, tmp_path):
+    """The old file or the new one, as a whole, and nothing beside it."""
+    for line in range(1, 1000):
+        (tmp_path / "old.txt").write_text("old", encoding="utf-8")
+        error = OSError("stop") if fails else None
+        ended = stopped_at_its_end(FILE_MANAGERS[name](tmp_path), error, line, OF_FILES)
+        left = texts_of(tmp_path)
+        new = {"old.txt": ""} if name == "a whole file" and not fails else {"old.txt": "old"}
+        assert left in ({"old.txt": "old"}, new), line
+        if ended:
+            break
+    assert left == new and line < 999
+
+
+def test_a_stop_at_any_line_of_replacing_a_folder_leaves_one_whole_model(folder):
+    """Those of `shutil`, which copies files and removes what is not used, are left out."""
+    new = NEW | {"notes.txt": "mine"}
+    for line in range(1, 500):
+        with suppress(KeyboardInterrupt), Stopper(line, lambda frame: True) as stopper:
+            replace_with(folder, "new")
+        assert texts_of(folder) in (OLD, new), line
+        if stopper.left > 0:
+            break
+        fill_with("old")(folder)
+    assert texts_of(folder) == new and 20 < line < 499
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, SystemExit])
@@ -1034,6 +1128,17 @@ def test_a_full_disk_costs_nothing_that_was_there(full):
     assert (full / "mine.txt").read_text(encoding="utf-8") == "mine"
 
 
+def test_files_that_belong_together_are_written_both_or_not_at_all(full):
+    """Beside the first of them there is no room for the second, though there was before."""
+    old = {full / "page.html": "old", full / "page.json": ""}
+    for path, text in old.items():
+        path.write_text(text, encoding="utf-8")
+    rest = min(shutil.disk_usage(full).free, 1_000_000)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_texts(dict(zip(old, ("x" * 3000, "x" * rest), strict=True)))
+    assert {path: path.read_text(encoding="utf-8") for path in full.iterdir()} == old
+
+
 def test_a_full_disk_costs_no_model(full, tiny, tokenizer):
     """A model of 12 MB, and a tokenizer that fails at its end, where writes are patched."""
     folder = make(full / "model")
@@ -1185,7 +1290,7 @@ def test_no_public_function_takes_a_weight_that_is_not_finite(name, tiny, tokeni
 def test_kill_9_while_a_report_is_written_leaves_whole_files(
     tiny, tokenizer, held_out, tmp_path, monkeypatch
 ):
-    """Of its two files the page takes its name first; neither is ever half-written."""
+    """Its two files are complete before one takes its name, and then the numbers do so first."""
     measured = fl.compare(tiny, tokenizer, {"cut": CUT}, some(held_out), n_random=1, metric=False)
     path = tmp_path / "report.html"
     options = {"model": tiny, "model_name": "tiny", "chosen_on": None, "force": True}
@@ -1200,9 +1305,12 @@ def test_kill_9_while_a_report_is_written_leaves_whole_files(
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", dies_at(call, os.replace))
             killed_in(write)
-        page = path.read_text(encoding="utf-8")
-        assert page == old[path.name] if call == 1 else page.rstrip().endswith("</html>")
-        assert (tmp_path / "report.json").read_text(encoding="utf-8") == old["report.json"]
+        assert path.read_text(encoding="utf-8") == old[path.name]
+        numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+        assert numbers == "old" if call == 1 else numbers["model"]["name"] == "tiny"
+        (page,) = tmp_path.glob(".report.html.*.part")
+        assert page.read_text(encoding="utf-8").rstrip().endswith("</html>")
+        page.unlink()
     grow_old(tmp_path)
     write()
     assert {file.name for file in tmp_path.iterdir()} == set(old)

@@ -155,6 +155,35 @@ def test_the_map_has_every_lesson():
         assert title in drawn
 
 
+def arrows_in(description):
+    """Return lesson → the lesson whose arrow leads to it, as words say it of those after 06."""
+    led = re.search(r"From 06 arrows lead to ([^.;]*)", description)[1]
+    arrows = dict.fromkeys(re.findall(r"\d\d", led), "06")
+    # the title of a lesson, its question, and perhaps what it builds on
+    for lesson, base in re.findall(r"(\d\d) [^?.]*\? It builds on (\d\d)\.", description):
+        arrows[lesson] = base
+    return arrows
+
+
+def test_the_map_leads_where_the_lessons_say_that_one_may_start():
+    wanted = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))[7:]:
+        first = nbformat.read(path, as_version=4).cells[0].source
+        before = re.search(r"\*Before you start\*: ([^;]*);", first)[1]
+        needed = re.sub(r"section \d of \[\d\d\]", "", before)
+        wanted[path.name[:2]] = max(re.findall(r"\[(\d\d)\]", needed))
+    assert arrows_in(words(tree("course_map")[1])) == wanted
+    # lessons' numbers stand six units below the middle of their boxes, where arrows end
+    places = {y - 6: number for x, y, number in texts(tree("course_map")) if x == 450}
+    drawn = {}
+    for path in tree("course_map").iter(f"{SVG}path"):
+        end = re.search(r"(\d+) H(435|755)$", path.get("d"))
+        if end:
+            drawn[places[int(end[1])]] = {"435": "06", "755": "08"}[end[2]]  # left, right
+    below = {"08": "07", "09": "08"}  # arrows straight down
+    assert drawn | below == wanted
+
+
 @pytest.mark.parametrize("name", ["README.md", "notebooks/README.md"])
 def test_the_map_is_shown_where_the_lessons_are_listed(name):
     page = ROOT / name

@@ -85,7 +85,7 @@ def test_older_releases_have_one_switch(monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
     with full_precision():
         assert seen == ["highest"]
-    assert seen == ["highest", "medium"]
+    assert seen[0] == "highest" and set(seen[1:]) == {"medium"}  # said twice: see `undoing`
 
 
 def test_the_decorated_functions_keep_their_signatures():

@@ -5,7 +5,6 @@ find each other, deal, print once and stop, with real ones.
 """
 
 import contextlib
-import csv
 import json
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ import pytest
 import run_tests
 import torch
 import typer
+from pair_files import rows_of, write_rows
 
 import fairlab as fl
 from fairlab import cli, processes
@@ -237,14 +237,7 @@ def folder(tokenizer, tmp_path_factory):
 @pytest.fixture
 def options(folder, tmp_path):
     """Write a few pairs; return the options that choose on them, in little time."""
-    path = tmp_path / "pairs.csv"
-    sentences = ("The {} man called, and", "My {} friend read. Then", "Two {} guests came to")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["prompt_a", "prompt_b"])
-        for sentence in sentences:
-            for a, b in (("Black", "white"), ("young", "old")):
-                rows.writerow([sentence.replace("{}", a), sentence.replace("{}", b)])
+    path = write_rows(tmp_path / "pairs.csv", rows_of())
     return ["--model", folder, "--pairs", path, "--neutral", path, "--dtype", "float64", "--json"]
 
 

@@ -126,12 +126,15 @@ def test_the_numbers_are_the_tables_and_strict_json(tiny, measured, written):
     assert "1, 5, 9" in text
 
 
-def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path):
+def test_of_a_model_folder_only_the_name_is_shown(tiny, measured, tmp_path, monkeypatch):
     folder = tmp_path / "private" / "mine"
     folder.mkdir(parents=True)
-    fl.write_report(tmp_path / "p.html", **measured, model=tiny, model_name=folder)
-    assert strict(tmp_path / "p.json")["model"]["name"] == "mine"
-    assert "private" not in (tmp_path / "p.html").read_text(encoding="utf-8")
+    monkeypatch.chdir(folder)
+    for name in (folder, "."):
+        options = {"model": tiny, "model_name": name, "force": True}
+        fl.write_report(tmp_path / "p.html", **measured, **options)
+        assert strict(tmp_path / "p.json")["model"]["name"] == "mine"
+        assert "private" not in (tmp_path / "p.html").read_text(encoding="utf-8")
 
 
 def test_the_page_opens_with_what_was_asked_and_what_to_do(measured, written):
@@ -952,6 +955,9 @@ def test_terms_are_those_asked_for_then_those_stated(written, tmp_path, monkeypa
     asked = {"license": "apache-2.0", "base_model": "a/b", "language": "de"}
     header = metadata(fl.model_card(report, **asked), tmp_path)
     assert header == header | asked and "license_name" not in header
+    for several in (["de", "en"], ("de", "en")):  # YAML has no tuples but Python's own
+        header = metadata(fl.model_card(report, license="mit", language=several), tmp_path)
+        assert header["language"] == ["de", "en"]
 
     # what the Hub would refuse is left out
     hostile = {"license": "mit\n---\n", "language": [["en"]], "base_model": HOSTILE, "a": HOSTILE}

@@ -41,6 +41,10 @@ def norm_behind(mlp, x):
     return rms_norm(mlp.down_proj(h_of(mlp, x)), x.shape[-1:])
 
 
+def doubled_in_place(mlp, x):
+    return mlp.down_proj(h_of(mlp, x)).mul_(2)
+
+
 def other_order(mlp, x):
     return mlp.down_proj(h_of(mlp, x).flip(-1))
 
@@ -62,6 +66,18 @@ def with_its_own_forward():
     mlp = model.model.layers[1].mlp
     mlp.forward = lambda x: mlp.down_proj(h_of(mlp, x))
     return model
+
+
+def with_down_proj(forward):
+    """Give layer 1 a `down_proj` that is no plain product with its matrix."""
+    model = tiny_model(**SMALL)
+    down = model.model.layers[1].mlp.down_proj
+    down.__class__ = type("OtherLinear", (nn.Linear,), {"forward": forward})
+    return model
+
+
+def product_of_signs(down, h):
+    return linear(h, down.weight.sign() * down.weight.abs().mean())
 
 
 def with_layer(forward):
@@ -97,6 +113,11 @@ REFUSED = {
         "calls its gate_proj 0 times",
     ),
     "a norm behind": (lambda: with_code(norm_behind), "not what its column of down_proj"),
+    "twice the output": (lambda: with_code(doubled_in_place), "not what its column of down_proj"),
+    "a matrix of signs": (
+        lambda: with_down_proj(product_of_signs),
+        "not what its column of down_proj",
+    ),
     "a norm before": (lambda: with_code(norm_before), "depends on the others"),
     "another order": (lambda: with_code(other_order), "depends on the others"),
     "an own forward": (with_its_own_forward, "has a forward of its own"),

@@ -120,8 +120,9 @@ def run_kernel(connection: socket.socket) -> None:
 def start(place: str, connection_file: str) -> None:
     """Ask for a kernel, and end when it ends."""
     with socket.socket(socket.AF_UNIX) as connection:
-        # the server may still be about to listen; it answers when its imports are done
-        for _ in range(100):
+        # the server may still be about to listen; it answers when its imports are done, which
+        # takes long where nothing of them has been read before
+        for _ in range(900):
             try:
                 connection.connect(place)
                 break

@@ -141,8 +141,8 @@ def _about(context: typer.Context, version: Version = False) -> None:
     deals the work to processes and prints once: notebooks/cluster.md has the commands.
 
     Exit codes: 0 done; 2 refused, with one line that says why (an input, a file, a missing
-    package), or fairlab check found problems; 3 done, and a bound of --fail-if holds or could not
-    be measured; 130 you stopped it; 1 anything else.
+    package, too little memory), or fairlab check found problems; 3 done, and a bound of --fail-if
+    holds or could not be measured; 130 you stopped it; 1 anything else.
     """
     if processes.count() > 1 and context.invoked_subcommand not in SHARED:
         raise ValueError(

@@ -58,7 +58,7 @@ def chosen_on(tokenizer, options, choosing, methods):
         if is_causal(method):
             neutral = neutral_pairs(tokenizer, options, pairs, "train")
             # patching compares these token by token, too
-            neutral = pairs_for(tokenizer, neutral, method, what="neutral pairs")
+            neutral = pairs_for(tokenizer, neutral, method, argument="neutral")
         found[method] = pairs, neutral
     return found
 

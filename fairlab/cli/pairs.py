@@ -84,7 +84,7 @@ def check_pair_options(options):
     for name in options.files:
         checked = fl.check_file(name)
         if not options.skip_invalid:
-            refuse_problems(checked, name)
+            refuse_problems(checked, name, "pairs" if name == pairs else "neutral")
     if pairs == "article" and options.language != "en":
         raise ValueError(f"language: the article's pair is in English; got {options.language!r}")
     if pairs != "article" and not is_file_name(pairs):
@@ -107,13 +107,13 @@ def load_pool(tokenizer, options):
     return in_chat(tokenizer, options, found)
 
 
-def pairs_of_file(tokenizer, path, skip_invalid):
+def pairs_of_file(tokenizer, path, skip_invalid, argument="pairs"):
     """Return the pairs of a file; refuse one with problems, or leave these rows out and say so."""
     checked = fl.check_file(path, tokenizer=tokenizer)
     if not skip_invalid:
-        refuse_problems(checked, path)
+        refuse_problems(checked, path, argument)
     if not checked.valid:
-        raise ValueError(f"pairs: {checked.summary}: no row is left")
+        raise ValueError(f"{argument}: {checked.summary}: no row is left")
     if checked.problems:
         left_out = len(checked.pairs) - len(checked.valid)
         notice = f"{left_out} of {len(checked.pairs)} rows of {path} left out, not valid:"
@@ -144,23 +144,23 @@ def tell_of_articles(checked, path):
         print("\n  ".join([f"fairlab: {notice}", *shown]), file=sys.stderr)
 
 
-def refuse_problems(checked, path):
+def refuse_problems(checked, path, argument):
     """Raise an error that says how many rows of a file have problems, and what to do."""
     if checked.problems:
         raise ValueError(
-            f"pairs: {checked.summary} (fairlab check {path} lists them all; "
+            f"{argument}: {checked.summary} (fairlab check {path} lists them all; "
             "--skip-invalid leaves these rows out)"
         )
 
 
-def valid_pairs(tokenizer, pairs, name):
+def valid_pairs(tokenizer, pairs, name, argument="pairs"):
     """Return those of fairlab's own pairs that are valid for the tokenizer."""
     table = fl.check_pairs(tokenizer, pairs)
     invalid = table[~table["valid"]]
     if len(invalid) == len(pairs):
         reasons = [f"{row.id}: {row.reason}" for row in invalid.head(5).itertuples()]
         raise ValueError(
-            f"pairs: none of {len(pairs)} of {name} is valid for this tokenizer: "
+            f"{argument}: none of {len(pairs)} of {name} is valid for this tokenizer: "
             + "; ".join(reasons)
         )
     if len(invalid):
@@ -198,7 +198,7 @@ def choosing_and_held_out(tokenizer, options, chooses=True):
     return choosing, held_out
 
 
-def pairs_for(tokenizer, choosing, method, what="pairs"):
+def pairs_for(tokenizer, choosing, method, argument="pairs"):
     """Return the pairs that a method can choose on.
 
     One that compares token by token needs two prompts of one length. Say how many others there are,
@@ -209,10 +209,11 @@ def pairs_for(tokenizer, choosing, method, what="pairs"):
     valid = list(fl.check_pairs(tokenizer, choosing)["valid"])
     if all(valid):
         return choosing
+    what = "pairs" if argument == "pairs" else "neutral pairs"
     found = f"in {valid.count(False)} of {len(valid)} {what} that choose the neurons the two"
     found += f" prompts differ in their number of tokens, and {method} compares token by token"
     if not any(valid):
-        raise ValueError(f"pairs: {found}; take --method guarded")
+        raise ValueError(f"{argument}: {found}; take --method guarded")
     print(f"fairlab: {found}: the others choose", file=sys.stderr)
     return [pair for pair, holds in zip(choosing, valid, strict=True) if holds]
 
@@ -238,14 +239,14 @@ def neutral_pairs(tokenizer, options, pairs, split=None):
     else those that judge.
     """
     if options.neutral:
-        found = pairs_of_file(tokenizer, options.neutral, options.skip_invalid)
+        found = pairs_of_file(tokenizer, options.neutral, options.skip_invalid, "neutral")
         found = part_of(found, split) if split else found
     elif options.is_built:
         words = words_given(options.words)
         found = built_pairs(tokenizer, tuple(pairs), split or "held_out", options.language, words)
     else:
         fairlabs = fl.load_pairs(kind="neutral", split=split or "held_out")
-        found = valid_pairs(tokenizer, fairlabs, "neutral")
+        found = valid_pairs(tokenizer, fairlabs, "neutral", "neutral")
     if not found:
         raise ValueError(
             f"neutral: no pair of these is of the split {split}: {options.neutral_name}; "

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import NoneType
 
 import pandas as pd
 from torch import Tensor
@@ -26,7 +25,7 @@ from fairlab.evaluation.readings import (
     read_cut,
 )
 from fairlab.evaluation.rows import Case, case_tables
-from fairlab.files import checked_path, load_text
+from fairlab.files import checked_cache, load_text
 from fairlab.gates import table_shape
 from fairlab.gating import NeuronGates, mean_activations
 from fairlab.pairs import check_pairs, encode_pair
@@ -129,7 +128,8 @@ def compare(
         again.
     imitated : dict of str to NeuronSelection or NeuronGates, optional
         Of a changed model: the cut that its random cuts imitate. Without it there are none for that
-        model, `n_random` in its rows is 0, and all that needs them is NaN.
+        model: `n_random` and the counts beside it are 0 in its rows, and their range and what needs
+        it is NaN.
     cache : path, optional
         Folder that keeps the readings of every cut, so that a run that was stopped goes on where it
         was. A reading is used again only for the same cut, tokens and versions, and a model with
@@ -320,10 +320,7 @@ def _check_types(
             "held_out: expected fairlab.HeldOut(pairs, neutral, text); got "
             f"{type(held_out).__name__}"
         )
-    if not isinstance(cache, (str, Path, NoneType)):
-        raise TypeError(f"cache: expected a folder; got {type(cache).__name__}")
-    if cache is not None and checked_path("cache", cache).is_file():
-        raise ValueError(f"cache: expected a folder; got the file {cache}")
+    checked_cache(cache)
 
 
 def _check(
@@ -338,8 +335,9 @@ def _check(
         for cut in by_name.values():
             if not isinstance(cut, PreTrainedModel):
                 matching_blocks(model, cut, type(cut), argument)
-    for pair in held_out.everything:
-        encode_pair(tokenizer, pair, aligned=False)
+    for argument in ("pairs", "neutral"):
+        for pair in getattr(held_out, argument):
+            encode_pair(tokenizer, pair, aligned=False, argument=argument)
     count_scored(model, tokenizer, held_out.text)  # refuses a text that is too short
 
 
@@ -456,6 +454,6 @@ def _readings_table(
             part.insert(0, "measure", measure)
             part.insert(0, "selection", name)
             parts.append(part)
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts)
     # the metric where it was not measured or is of unequal length, and decisions without outcomes
     return table.dropna(subset="after", ignore_index=True)

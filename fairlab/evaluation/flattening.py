@@ -18,7 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.capture import run_pairs
 from fairlab.pairs import PromptPair
-from fairlab.passes import WINDOW, PairBatch, divergence, halving, losses_by_scale
+from fairlab.passes import (
+    WINDOW,
+    PairBatch,
+    divergence,
+    halving,
+    log_probabilities,
+    losses_by_scale,
+)
 
 SCALES = np.linspace(1, 0, 21)  # factors on the logits; at 0 every token is as likely as any other
 
@@ -50,7 +57,7 @@ def flattened_gaps(
     pairs: Sequence[PromptPair],
     losses: Tensor,
     prices: Sequence[float],
-    batch_size: int = 32,
+    batch_size: int,
 ) -> list[Flattening]:
     """Find the flattening that costs no more than each price, and measure the gaps under it.
 
@@ -62,7 +69,7 @@ def flattened_gaps(
 
     def see_next(batch: PairBatch, log_p: Tensor) -> None:
         for number, scale in enumerate([1.0, *scales]):
-            flat = (log_p * scale).log_softmax(-1)  # (prompts, vocabulary)
+            flat = log_probabilities(log_p * scale)  # (prompts, vocabulary)
             gaps[number, batch.pairs] = divergence(flat, batch).cpu()
 
     run_pairs(model, tokenizer, pairs, see_next=see_next, aligned=False, batch_size=batch_size)

@@ -148,9 +148,9 @@ def _read(
     places = len(points) * len(decoder_layers(model))
     pronouns = single_token_ids(tokenizer, PRONOUNS)
     # filled where the model computes, and fetched once at the end
-    tables = torch.zeros(4, len(pairs), device=input_device(model))
-    gap, gap_without_pronouns, distance, decision = tables
-    decision += torch.nan  # (pairs,), as the others
+    tables = torch.zeros(3, len(pairs), device=input_device(model))
+    gap, gap_without_pronouns, distance = tables
+    decision = torch.full((len(pairs),), torch.nan)  # (pairs,), filled on the CPU
     single, longer = _known_outcomes(tokenizer, held_out)
     start = time.perf_counter()
 
@@ -164,14 +164,17 @@ def _read(
         numbers = batch.pairs_on_device
         gap[numbers] = divergence(log_p, batch).float()
         gap_without_pronouns[numbers] = divergence(log_p_without_pronouns, batch).float()
+        if not single:
+            return
+        fetched = log_p.cpu()  # once, and not a few numbers for each pair
         columns = (batch.pairs, batch.rows_a, batch.rows_b)
         for number, row_a, row_b in zip(*(column.tolist() for column in columns), strict=True):
             if number in single:
-                decision[number] = single[number].gap(log_p[row_a], log_p[row_b]).float()
+                decision[number] = single[number].gap(fetched[row_a], fetched[row_b]).float()
 
     options = {"positions": "all", "aligned": False, "batch_size": batch_size}
     run_pairs(model, tokenizer, pairs, points, visit, see_next=see_next, **options)
-    gap, gap_without_pronouns, distance, decision = tables.cpu()
+    gap, gap_without_pronouns, distance = tables.cpu()
     if longer:
         with_longer = [pairs[number] for number in longer]
         options = {"outcomes": held_out.outcomes, "batch_size": batch_size}

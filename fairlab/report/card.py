@@ -15,7 +15,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from yaml import YAMLError  # comes with huggingface_hub
 
-from fairlab.files import template_text
+from fairlab.files import as_path, template_text
+from fairlab.pairs import check_string
 from fairlab.report.terms import CODES, notices, terms_of_cut
 
 NO_LICENCE = (
@@ -25,6 +26,7 @@ NO_LICENCE = (
 # what the Hub makes a link of without being asked
 LINKED = re.compile(r"://|www\.|@", re.IGNORECASE)
 TAGS = ["fairlab", "pruned"]
+REPORT = "the JSON file that write_report wrote"
 NEEDED = (
     "model", "terms", "results", "settings", "method", "groups", "sentences", "language",
     "warnings", "limits", "environment",
@@ -123,21 +125,22 @@ def is_card_of_a_cut(path: str | Path) -> bool:
 def _of_one_cut(report: str | Path, selection: str | None) -> dict:
     """Read a report and keep what belongs to one cut; refuse what is no report, or leaves open
     which cut is meant."""
+    path = as_path("report", report, REPORT)
     try:
-        facts = json.loads(Path(report).read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
         changes = {change["name"]: change for change in facts["methods"]}
         facts = {key: facts[key] for key in NEEDED}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"report: expected the JSON file that write_report wrote; got {str(report)!r}"
-        ) from error
+        raise ValueError(f"report: expected {REPORT}; got {str(report)!r}") from error
     if selection is None and len(changes) == 1:
         (selection,) = changes
+    if selection is not None:
+        check_string("selection", selection)
     cuts = [name for name, change in changes.items() if change["kind"] == "cut"]
     if selection not in cuts:
         raise ValueError(
             f"selection: expected the name of a cut in the report ({', '.join(cuts) or 'none'}); "
-            f"got {selection!r}"
+            f"got {selection!r:.80}"
         )
     for name in set(changes) - {selection}:
         facts["method"].pop(name, None)

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import math
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -28,9 +29,9 @@ from fairlab._version import __version__
 from fairlab.checking import reads_as_english
 from fairlab.evaluation.compare import Comparison
 from fairlab.evaluation.readings import bits_of
-from fairlab.files import check_output, template_text, write_text
+from fairlab.files import as_path, check_output, template_text, write_texts
 from fairlab.gating import NeuronGates, applied
-from fairlab.models import HALF_PRECISION_COSTS, places_of
+from fairlab.models import HALF_PRECISION_COSTS, places_of, refuse_wrapped
 from fairlab.pairs import PromptPair, as_pairs, check_kind, load_outcomes, load_pairs
 from fairlab.passes import is_half
 from fairlab.plots.cuts import plot_comparison
@@ -109,16 +110,21 @@ def write_report(
     ------
     ValueError
         A path that does not end in ".html"; a page or a JSON file that exists, without `force`; a
-        comparison with another model; an empty list of pairs; a text of an unknown name. Nothing is
-        written then.
+        comparison with another model; an empty list of pairs; an empty name; what is no text, or a
+        text of an unknown name. Nothing is written then.
+    TypeError
+        An argument of another kind. Nothing is written then.
     """
     check_kind("path", path, (str, Path), "a path that ends in .html")
     path = Path(path)
     if path.suffix != ".html":
-        raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r}")
+        raise ValueError(f"path: expected a name that ends in .html; got {str(path)!r:.80}")
     chosen_on = None if chosen_on is None else as_pairs(chosen_on, argument="chosen_on")
     check_kind("comparison", comparison, Comparison, "what compare returns")
-    _check_measured(model, comparison, texts)
+    refuse_wrapped(model)
+    as_path("model_name", model_name, "the name or path that load_model was given")
+    _check_said(method, texts, comparison.selections)
+    _check_measured(model, comparison)
     outputs = [path, path.with_suffix(".json")]
     outputs = [check_output("path", output, force=force) for output in outputs]
 
@@ -142,30 +148,38 @@ def write_report(
     # both are made before either is written
     page = _rendered(facts, _figure(comparison))
     numbers = json.dumps(facts, allow_nan=False, ensure_ascii=False, indent=1)
-    for output, content in zip(outputs, (page, numbers), strict=True):
-        write_text(output, content)
+    write_texts(dict(zip(outputs, (page, numbers), strict=True)))
     return "\n".join(verdicts)
 
 
-def _check_measured(
-    model: PreTrainedModel,
-    comparison: Comparison,
-    texts: Mapping[str, Mapping[str, str]] | None,
-) -> None:
-    """Refuse what the page would describe wrongly."""
+def _check_said(method: object, texts: object, selections: Iterable[str]) -> None:
+    """Refuse what is no such text as the page shows: how was chosen, and what the model writes."""
+    for argument, given, what in (("method", method, "name"), ("texts", texts, "prompt")):
+        if given is None:
+            continue
+        check_kind(argument, given, Mapping, f"a dict by {what}")
+        for key in given:
+            check_kind(argument, key, str, f"strings as keys, each a {what}")
+    if (method or {}).get("language") is not None:
+        check_kind("method", method["language"], str, "a string as language")
+    known = ["before", *selections]
+    for written in (texts or {}).values():
+        fits = isinstance(written, Mapping) and set(written) <= set(known)
+        if not fits or not all(isinstance(text, str) for text in written.values()):
+            raise ValueError(
+                f"texts: expected, for each prompt, texts by name ({', '.join(known)}); "
+                f"got {written!r:.200}"
+            )
+
+
+def _check_measured(model: PreTrainedModel, comparison: Comparison) -> None:
+    """Refuse a model that is not the one measured."""
     for change in comparison.selections.values():
         if kind_of(change) != "model":
             with applied(model, change):  # refuses a cut for a model of another shape
                 pass
     if bits_of(model) != comparison.weights_sha256:
         raise ValueError("model: expected the one that the comparison was measured with")
-    known = ["before", *comparison.selections]
-    for written in (texts or {}).values():
-        if not isinstance(written, Mapping) or not set(written) <= set(known):
-            raise ValueError(
-                f"texts: expected, for each prompt, texts by name ({', '.join(known)}); "
-                f"got {written!r}"
-            )
 
 
 def kind_of(change: object) -> str:
@@ -223,9 +237,11 @@ def _what_was_changed(
     comparison: Comparison,
     method: Mapping[str, object] | None,
 ) -> dict[str, object]:
-    name = str(model_name)
-    if Path(model_name).exists():
-        name = Path(model_name).name  # where the folder lies is nobody else's business
+    name, place = str(model_name), Path(model_name).expanduser()
+    if place.exists():
+        # where the folder lies is nobody else's business; of "." and ".." the name is not the last
+        # part
+        name = Path(os.path.abspath(place)).name
     selection = None
     if [judged["kind"] for judged in methods] == ["cut"]:
         selection = methods[0]["selection"]

@@ -131,6 +131,9 @@ def terms_of_cut(
     """
     asked = {field: value for field, value in asked.items() if value is not None}
     _check_asked(asked)
+    for field, value in asked.items():
+        if isinstance(value, tuple):  # of which YAML makes something that is Python's alone
+            asked[field] = list(value)
     stated = _fitting(stated)
     base = asked.get("base_model") or stated.get("base_model") or HUB_IDS.get(name, name)
     terms = _hub_terms(base) if isinstance(base, str) and _fits("base_model", base) else {}
@@ -145,12 +148,13 @@ def terms_of_cut(
 def _check_asked(asked: dict[str, object]) -> None:
     """Refuse what the Hub would refuse, a licence that it does not know, and one without a name."""
     for field, value in asked.items():
-        known = field != "license" or value in LICENCES
-        if known and _fits(field, value):
+        if _fits(field, value) and (field != "license" or value in LICENCES):
             continue
         near = get_close_matches(str(value).lower(), LICENCES, n=2) if field == "license" else []
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise ValueError(f"{field}: expected {FORMS[field][1]}; got {value!r}{hint}")
+        has_short_form = isinstance(value, (str, int, float, list, tuple))
+        got = repr(value) if has_short_form else type(value).__name__
+        raise ValueError(f"{field}: expected {FORMS[field][1]}; got {got:.80}{hint}")
     details = [field for field in ("license_name", "license_link") if field in asked]
     licence = asked.get("license")
     if details and licence != "other":

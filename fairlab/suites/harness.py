@@ -10,8 +10,9 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +22,10 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fairlab.evaluation.readings import facts_of
-from fairlab.files import checked_path, keep, read_kept
+from fairlab.files import checked_cache, keep, read_kept
 from fairlab.pairs import bare_ids, check_kind, check_tokenizer, listed, prompt_ids
 from fairlab.passes import check_option, check_ready, check_whole, context_length, is_half, progress
-from fairlab.precision import attribute_set_to, full_precision
+from fairlab.precision import full_precision, undoing
 from fairlab.suites.bbq import bbq_item, check_bbq_length
 from fairlab.suites.likelihoods import log_likelihoods, start_token
 from fairlab.suites.summaries import summarize_items
@@ -101,8 +102,9 @@ def run_lm_eval(
     ValueError, FileNotFoundError
         Unknown task, data or samples for a task that is not run, rows without a column, item
         numbers that are not there, a file of another kind, a batch size that is no whole number, a
-        model in training mode, a question of BBQ longer than the model's sliding window, StereoSet
-        without `data`, or an item of it without one sentence of each label.
+        cache that is no folder or can't be written, a model in training mode, a question of BBQ
+        longer than the model's sliding window, StereoSet without `data`, or an item of it without
+        one sentence of each label.
 
     Notes
     -----
@@ -133,6 +135,7 @@ def run_lm_eval(
     check_tokenizer(tokenizer)
     data, samples = {} if data is None else data, {} if samples is None else samples
     _check_arguments(names, data, samples, batch_size)
+    cache = checked_cache(cache)
     check_ready(model, longest=0)
     batch_size = int(batch_size)
     if is_half(model):
@@ -165,12 +168,11 @@ def _paths_of_tasks(
     tokenizer: PreTrainedTokenizerBase,
     rows: Mapping[str, Sequence[Mapping]],
     chosen: Mapping[str, Sequence[int]],
-    cache: str | Path | None,
+    cache: Path | None,
 ) -> dict[str, Path | None]:
     """Return the file in the cache of each task's items, which need not be there."""
     if cache is None:
         return dict.fromkeys(rows)
-    folder = checked_path("cache", cache)
     model_facts = facts_of(model, bare_ids(tokenizer, "The clerk read the letter."))
     versions = [version("lm_eval")] if any(TASKS[name].folder for name in rows) else []
     paths = {}
@@ -180,7 +182,7 @@ def _paths_of_tasks(
         tokens = [prompt_ids(tokenizer, text) for text in texts]
         facts = [model_facts, versions, name, list(numbers), texts, tokens]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-        paths[name] = folder / f"{name}-{digest}.json"
+        paths[name] = cache / f"{name}-{digest}.json"
     return paths
 
 
@@ -235,21 +237,22 @@ def quiet_harness() -> Iterator[None]:
     def bar(*args: object, disable: bool = False, **options: object) -> object:
         return progress(*args, **options)
 
-    with ExitStack() as undo:
+    with undoing() as undo:
         for name in ("api.model", "api.task", "models.huggingface"):
             module = import_module(f"lm_eval.{name}")
-            # the harness's own bars show always
-            undo.enter_context(attribute_set_to(module, "tqdm", bar))
+            undo.append(partial(setattr, module, "tqdm", module.tqdm))
+            module.tqdm = bar  # the harness's own bars show always
         if datasets.is_progress_bar_enabled():
-            undo.callback(datasets.enable_progress_bars)
+            undo.append(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
         logger = logging.getLogger("lm_eval")
-        undo.callback(logger.setLevel, logger.level)
+        undo.append(partial(logger.setLevel, logger.level))
         logger.setLevel(logging.CRITICAL)
-        undo.callback(random.setstate, random.getstate())
+        undo.append(partial(random.setstate, random.getstate()))
+        undo.append(partial(setattr, warnings, "filters", warnings.filters))
         # it takes the mean of nothing where a category of BBQ has no item
-        undo.enter_context(warnings.catch_warnings(action="ignore", category=RuntimeWarning))
-        yield
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
 
 
 def frugal_model(
