@@ -131,7 +131,7 @@ def test_pairs_that_are_none_are_refused_before_a_comparison_reads(tokenizer, tm
     model, pair = tiny_model(), fl.ARTICLE_PAIR
     passes, cut = note_rows(model), fl.NeuronSelection({0: (1,)}, (3, 24))
     held_out = fl.HeldOut([pair], [replace(pair, prompt_b=pair.prompt_a)], TEXT)
-    with pytest.raises(ValueError, match="pairs: the two prompts must differ"):
+    with pytest.raises(ValueError, match="neutral: the two prompts must differ"):
         fl.compare(model, tokenizer, {"cut": cut}, held_out, cache=tmp_path / "kept")
     assert passes == [] and not any(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ import robust
 import run_tests
 import torch
 import tried
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import fairlab
 from fairlab import weights
@@ -192,7 +192,7 @@ def test_noise_is_of_the_size_that_it_says(seed, tmp_path, monkeypatch):
     source = tmp_path / "cache" / "fairlab" / "tiny"
     source.mkdir(parents=True)
     weight = torch.linspace(0.5, 2, 20_000)
-    robust.save_file({"weight": weight}, source / "model.safetensors", metadata={"format": "pt"})
+    save_file({"weight": weight}, source / "model.safetensors", metadata={"format": "pt"})
     second = source.with_name("second-0-transformers-5.6.0")
     second.mkdir()
     monkeypatch.setattr(weights, "find_weights", lambda name: (str(source), True))
