@@ -81,8 +81,9 @@ def examine(
     judged : HeldOut, optional
         What the cut is judged on: pairs in other sentences than `pair`, as the last step says of
         them. By default eight pairs of four categories, the pair's own among them if it is one of
-        the course's. Each pair stands in another one of the course's sentences for training, with
-        a neutral pair beside it; the text is the start of `load_text("evaluation")`.
+        the course's. Each pair stands in another one of the course's sentences for training and
+        validation, with a neutral pair beside it; the text is the start of
+        `load_text("evaluation")`.
 
     Yields
     ------

@@ -410,9 +410,8 @@ def write_text(path: Path, text: str) -> None:
 def write_texts(texts: Mapping[Path, str]) -> None:
     """Write text files that belong together: all are complete before one of them takes its name.
 
-    So an error, such as that of a full disk, leaves the old ones. The names are taken one right
-    after the other; only a stop, or a killed process, between two of these steps leaves some old
-    ones.
+    So a full disk leaves the old ones. The names are taken one right after the other; only a stop,
+    a killed process or an error in between leaves some old ones.
     """
     if not texts:
         return
@@ -682,7 +681,7 @@ def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | 
     """Return the absolute path of an output, which is no input and can be written."""
     path = as_path(argument, path).expanduser().resolve()
     for source in filter(None, inputs):
-        source = Path(source).expanduser()
+        source = as_path("input", source).expanduser()
         if source.exists() and source.resolve() == path:
             raise ValueError(
                 f"{argument}: {path} is an input, which is never overwritten; choose another name"

@@ -145,7 +145,7 @@ class _Sampler:
         before = torch.stack(before).float()  # (pairs,)
         weights = torch.stack(weights).float() / len(pairs)
         after = 0
-        for batch in pair_batches(model, tokenizer, pairs, aligned=False):
+        for batch in pair_batches(model, tokenizer, pairs, aligned=False, slopes=True):
             after = after + _weighted_gap(model, batch, weights)
         return after - (before @ weights).to(after.device)
 

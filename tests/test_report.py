@@ -1114,6 +1114,13 @@ class LocalHub:
             shutil.copy(operation.path_or_fileobj, self.root / repo_id / operation.path_in_repo)
 
 
+@pytest.mark.parametrize("folder", ["", " ", "~no.one/model"])
+def test_a_folder_without_a_name_is_not_uploaded(folder, monkeypatch):
+    monkeypatch.setattr("fairlab.report.upload.HfApi", lambda: pytest.fail("the Hub was asked"))
+    with pytest.raises(ValueError, match="folder: expected a path; got"):
+        fl.push_to_hub(folder, "ann/pruned")
+
+
 def test_what_is_pushed_reloads_with_stock_transformers(
     tiny, tokenizer, written, tmp_path, monkeypatch, capsys
 ):

@@ -798,3 +798,9 @@ class TestRealFiles:
         assert (
             len(read_rows("wikitext", datasets / "wikitext2" / "wikitext-2-raw-v1_test.txt")) == 62
         )
+
+
+@pytest.mark.parametrize("path", ["", "~no.one/a.jsonl", "x" * 5000, "a\0b"])
+def test_a_name_that_no_file_has_is_refused_as_data(path):
+    with pytest.raises(ValueError, match="data: expected a file; got"):
+        read_rows("boolq", path)

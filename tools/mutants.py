@@ -370,7 +370,8 @@ def report(found: dict[str, dict], written: str) -> str:
         "# Which changes of the code the tests notice",
         "",
         "Written by `tools/mutants.py`, which says what is changed; the reasons are written by "
-        "hand. A module without a row was not tried.",
+        "hand. A module without a row was not tried; each row is of the module as it stood when it "
+        "was tried, and lines that came or went since are not counted.",
         "",
         "| module | mutants | tried | killed | share of those tried |",
         "|---|---|---|---|---|",

@@ -83,9 +83,11 @@ class Plan:
 
     def given_cut(self):
         """Return the cut of --selection, or the one that made the model of --changed, if known."""
+        from fairlab.files import as_path
+
         path = self.selection
         if self.changed:
-            path = Path(self.changed).expanduser() / "selection.json"
+            path = as_path("changed", self.changed).expanduser() / "selection.json"
             path = path if path.is_file() else None
         return path and read_cut_file(path)
 
@@ -172,13 +174,13 @@ def digest_of_code(folder=Path(fl.__file__).parent):
 def readings_are_kept_in(folder, no_cache):
     """Return the folder that keeps the readings, made where it is missing; None for none."""
 
-    from fairlab.files import can_be_written, readings_folder
+    from fairlab.files import as_path, can_be_written, readings_folder
 
     if no_cache:
         if folder:
             raise ValueError("cache, no_cache: expected one of them; got both")
         return None
-    folder = (folder or readings_folder()).expanduser() / digest_of_code()
+    folder = as_path("cache", folder or readings_folder()).expanduser() / digest_of_code()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = can_be_written(folder)

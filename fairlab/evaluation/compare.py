@@ -353,7 +353,7 @@ def _reader(
     read = partial(read_cut, model, tokenizer, held_out, metric=metric, batch_size=batch_size)
     if cache is None:
         return read
-    folder = Path(cache) / cache_key(model, tokenizer, held_out, metric=metric)
+    folder = checked_cache(cache) / cache_key(model, tokenizer, held_out, metric=metric)
     counts = len(held_out.everything), count_scored(model, tokenizer, held_out.text)
     return KeptReadings(folder, read, counts)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from fairlab.files import as_path
 from fairlab.pairs import check_kind
 from fairlab.surgery import BESIDE_A_MODEL
 from fairlab.weights import FILES_OF_A_MODEL
@@ -46,7 +47,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = True) -> st
     """
     check_kind("folder", folder, (str, Path), "the path of a folder")
     check_kind("repo_id", repo_id, str, '"name" or "organisation/name"')
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     names = files_to_upload(folder)
     missing = [name for name in ("config.json", "README.md") if name not in names]
     if not any(WEIGHTS.fullmatch(name) and name.endswith(".safetensors") for name in names):

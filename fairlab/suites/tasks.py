@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
-from fairlab.files import read_csv, read_json_lines, read_text
+from fairlab.files import as_path, read_csv, read_json_lines, read_text
 from fairlab.passes import check_whole
 from fairlab.suites.bbq import check_bbq_row
 
@@ -94,7 +94,7 @@ TASKS = {
 def read_rows(task: str, source: str | Path | Sequence[Mapping]) -> list[dict]:
     """Return the items of a task from a file or a list, with only the columns that it reads."""
     if isinstance(source, str | Path):
-        source = _read_file(task, Path(source))
+        source = _read_file(task, as_path("data", source, "a file"))
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
         raise TypeError(
             f"data: expected a file or a list of rows for {task}; got {type(source).__name__}"
