@@ -671,9 +671,10 @@ def checked_cache(cache: str | Path | None) -> Path | None:
     """Return the absolute path of a folder that keeps what was measured; None without one."""
     if cache is None:
         return None
-    folder = checked_path("cache", as_path("cache", cache, "a folder"))
+    folder = as_path("cache", cache, "a folder").expanduser().resolve()
     if folder.is_file():
         raise ValueError(f"cache: expected a folder; got the file {cache}")
+    _refuse_read_only("cache", folder, [folder, *folder.parents])
     return folder
 
 
@@ -681,15 +682,22 @@ def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | 
     """Return the absolute path of an output, which is no input and can be written."""
     path = as_path(argument, path).expanduser().resolve()
     for source in filter(None, inputs):
-        source = as_path("input", source).expanduser()
+        try:
+            source = as_path("input", source).expanduser()
+        except ValueError:  # who reads it says so, by its own name
+            continue
         if source.exists() and source.resolve() == path:
             raise ValueError(
                 f"{argument}: {path} is an input, which is never overwritten; choose another name"
             )
-    # the first folder above it that is there; "/" has none
-    parent = next((parent for parent in path.parents if parent.exists()), path)
+    _refuse_read_only(argument, path, path.parents)
+    return path
+
+
+def _refuse_read_only(argument: str, path: Path, folders: Sequence[Path]) -> None:
+    """Refuse an output if nothing can be written in the first of some folders that is there."""
+    parent = next((folder for folder in folders if folder.exists()), path)  # "/" has none
     if not parent.is_dir() or not can_be_written(parent):
         raise ValueError(
             f"{argument}: {path} can't be written: no folder can be made or changed in {parent}"
         )
-    return path

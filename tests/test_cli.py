@@ -1359,6 +1359,8 @@ def test_a_changed_model_with_another_tokenizer_is_refused(
         (["--cache", "c", "--no-cache"], "cache, no_cache: expected one of them; got both"),
         (["--cache", "~no.one/c"], "cache: expected a path; got a name that can't be looked up"),
         (["--changed", "~no.one/m"], "changed: expected a path; got a name that can't be looked"),
+        (["--changed", ""], "changed: expected a path; got ''"),
+        (["--neutral", ""], "neutral: expected a path; got ''"),
     ],
 )
 def test_what_can_not_be_judged_is_said_before_the_model_loads(

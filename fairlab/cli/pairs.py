@@ -72,9 +72,12 @@ def check_pair_options(options):
     A category, a file, words, a language, a text or a use of the chat template that is not there,
     and a file whose text has problems.
     """
+    from fairlab.files import as_path
     from fairlab.passes import check_option
 
     pairs = options.pairs
+    if options.neutral is not None:
+        as_path("neutral", options.neutral)  # "" would count as not given
     fl.load_text("evaluation", options.language)
     if options.neutral and options.words:
         raise ValueError("neutral, neutral_words: expected one of them; got both")

@@ -42,8 +42,11 @@ class Plan:
     where: Mapping = field(default_factory=dict)  # of a changed model, for load_model
 
     def __post_init__(self):
+        from fairlab.files import as_path
         from fairlab.weights import find_weights
 
+        if self.changed is not None:
+            as_path("changed", self.changed)  # "" would count as not given
         asked = [name for name in ("method", "selection", "changed") if getattr(self, name)]
         if len(asked) > 1:
             raise ValueError(f"{', '.join(asked)}: expected one of them; got {len(asked)}")

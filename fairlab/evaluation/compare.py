@@ -123,7 +123,7 @@ def compare(
     metric : bool
         Whether to measure the article's metric, for which every layer is looked at.
     match : dict of str to Tensor, optional
-        Tougher random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
+        Other random cuts: for each table of shape (layers, neurons), such as {"damage": Fisher's
         importance}, another `n_random` of `random_selections(…, match=table)`. They take as long
         again.
     imitated : dict of str to NeuronSelection or NeuronGates, optional
