@@ -6,8 +6,8 @@ Contents: `data_path`, `load_text`, `template_text`; `as_path`; `read_text`, `re
 `may_fail`, `remove_old`, `check_room`; `keep` and `read_kept`; `temporary_folder`.
 
 What fairlab promises for what it writes: an output that exists is refused unless `force` is given;
-an input of a command is never overwritten, not even then; what is written is complete before it
-takes its name.
+a file that a command was given is never overwritten, not even then (one in a folder that it was
+given, only then); what is written is complete before it takes its name.
 """
 
 import codecs
@@ -672,7 +672,7 @@ def checked_cache(cache: str | Path | None) -> Path | None:
     if cache is None:
         return None
     folder = as_path("cache", cache, "a folder").expanduser().resolve()
-    if folder.is_file():
+    if os.path.isfile(folder):  # as below
         raise ValueError(f"cache: expected a folder; got the file {cache}")
     _refuse_read_only("cache", folder, [folder, *folder.parents])
     return folder
@@ -696,7 +696,8 @@ def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | 
 
 def _refuse_read_only(argument: str, path: Path, folders: Sequence[Path]) -> None:
     """Refuse an output if nothing can be written in the first of some folders that is there."""
-    parent = next((folder for folder in folders if folder.exists()), path)  # "/" has none
+    # of a folder that may not be entered, Path.exists would raise; "/" has no parent
+    parent = next((folder for folder in folders if os.path.exists(folder)), path)
     if not parent.is_dir() or not can_be_written(parent):
         raise ValueError(
             f"{argument}: {path} can't be written: no folder can be made or changed in {parent}"
