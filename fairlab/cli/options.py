@@ -141,7 +141,9 @@ DeviceMap = Annotated[
     ),
 ]
 Dtype = Annotated[str, Option(help="auto, float32, bfloat16, …")]
-Force = Annotated[bool, Option("--force", help="Replace an output that exists. A file that was given never is.")]
+Force = Annotated[
+    bool, Option("--force", help="Replace an output that exists. A file that was given never is.")
+]
 FailIf = Annotated[
     list[str] | None,
     Option(
