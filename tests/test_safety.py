@@ -1,5 +1,6 @@
 """Nothing is destroyed, and ordinary situations give no wrong numbers without a word."""
 
+import errno
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from platformdirs.windows import Windows
 from tokenizers.processors import TemplateProcessing
 
 import fairlab as fl
-from fairlab import cli, models, weights
+from fairlab import cli, files, models, weights
 from fairlab.files import check_output, write_text
 from fairlab.pairs import prompt_ids
 from fairlab.passes import token_losses
@@ -72,6 +73,23 @@ def test_a_place_that_cannot_be_written(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="can't be written"):
         check_output("out", tmp_path / "sub" / "x.csv")
+
+
+def test_a_folder_that_may_not_be_entered(tmp_path, monkeypatch):
+    private, plain = tmp_path / "private", os.stat
+
+    def stat(path, **options):
+        if isinstance(path, str | Path) and private in Path(path).parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, **options)
+
+    private.mkdir()
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(files, "can_be_written", lambda folder: folder != private)
+    with pytest.raises(ValueError, match="cache: .*kept can't be written: .* changed in .*private"):
+        files.checked_cache(private / "kept")
+    with pytest.raises(ValueError, match="out: .*x.csv can't be written: .* changed in .*private"):
+        check_output("out", private / "sub" / "x.csv")
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path):
