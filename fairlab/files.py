@@ -86,7 +86,7 @@ def load_text(name: Literal["calibration", "evaluation"], language: str = "en") 
 
 
 def as_path(argument: str, path: object, expected: str = "a path") -> Path:
-    """Return a path, or refuse what is none by the name of the argument."""
+    """Return a path, "~" expanded, or refuse what is none by the name of the argument."""
     try:
         found = Path(path)
     except TypeError as error:
@@ -101,7 +101,7 @@ def as_path(argument: str, path: object, expected: str = "a path") -> Path:
         if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
             told = f"{argument}: expected {expected}; got a name that can't be looked up"
             raise ValueError(f"{told}: {str(path)!r:.80}") from error
-    return found
+    return found.expanduser()
 
 
 def read_text(argument: str, path: str | Path) -> tuple[str, str]:
@@ -127,7 +127,7 @@ def read_text(argument: str, path: str | Path) -> tuple[str, str]:
         There is no such file, it is a pointer of Git LFS, or it is no text file; the message has
         the line.
     """
-    path = as_path(argument, path).expanduser()
+    path = as_path(argument, path)
     if not path.is_file():
         raise ValueError(f"{argument}: no such file: {path}")
     content = path.read_bytes()
@@ -430,6 +430,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Folders above it are made. What killed processes left of the same file is removed. A power cut,
     other than a killed process, may still cost what was written in the last seconds.
     """
+    path = path.expanduser()  # a shell leaves the "~" of --out=~/x.csv as it is
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_old(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
     # beside the target, since only within one disk is a file renamed in a single step
@@ -671,7 +672,7 @@ def checked_cache(cache: str | Path | None) -> Path | None:
     """Return the absolute path of a folder that keeps what was measured; None without one."""
     if cache is None:
         return None
-    folder = as_path("cache", cache, "a folder").expanduser().resolve()
+    folder = as_path("cache", cache, "a folder").resolve()
     if os.path.isfile(folder):  # as below
         raise ValueError(f"cache: expected a folder; got the file {cache}")
     _refuse_read_only("cache", folder, [folder, *folder.parents])
@@ -680,10 +681,10 @@ def checked_cache(cache: str | Path | None) -> Path | None:
 
 def checked_path(argument: str, path: str | Path, inputs: Sequence[str | Path | None] = ()) -> Path:
     """Return the absolute path of an output, which is no input and can be written."""
-    path = as_path(argument, path).expanduser().resolve()
+    path = as_path(argument, path).resolve()
     for source in filter(None, inputs):
         try:
-            source = as_path("input", source).expanduser()
+            source = as_path("input", source)
         except ValueError:  # who reads it says so, by its own name
             continue
         if source.exists() and source.resolve() == path:

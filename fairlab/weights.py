@@ -99,7 +99,7 @@ def find_weights(name: str | Path) -> tuple[str, bool]:
         with a file that is not whole, or a GGUF file that can't be unpacked or is not the one that
         fairlab knows.
     """
-    path = as_path("name", name, "the name of a model, or a path").expanduser()
+    path = as_path("name", name, "the name of a model, or a path")
     if name in PACKAGED:
         return str(dequantised(*_packaged_parts(name), sha256=PACKAGED[name].sha256)), True
     if path.suffix.lower() == ".gguf":

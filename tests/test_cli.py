@@ -1339,6 +1339,19 @@ def test_a_changed_model_with_another_tokenizer_is_refused(
     assert "as other tokens than the original does; only models with one vocabulary" in err
 
 
+def test_a_home_that_no_shell_has_expanded_is_one_for_every_step(run, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.chdir(tmp_path)
+    options = ["score", "--method", "maw", "--out=~/x.csv"]
+    assert run(*options)[0] == 0 and (home / "x.csv").is_file()
+    code, _, err = run(*options)
+    assert code == 2 and "exists; choose another name" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 @pytest.mark.parametrize("command", ["compare", "report", "prune"])
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -90,7 +90,7 @@ class Plan:
 
         path = self.selection
         if self.changed:
-            path = as_path("changed", self.changed).expanduser() / "selection.json"
+            path = as_path("changed", self.changed) / "selection.json"
             path = path if path.is_file() else None
         return path and read_cut_file(path)
 
@@ -183,7 +183,7 @@ def readings_are_kept_in(folder, no_cache):
         if folder:
             raise ValueError("cache, no_cache: expected one of them; got both")
         return None
-    folder = as_path("cache", folder or readings_folder()).expanduser() / digest_of_code()
+    folder = as_path("cache", folder or readings_folder()) / digest_of_code()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = can_be_written(folder)

@@ -116,7 +116,7 @@ def model_card(
 def is_card_of_a_cut(path: str | Path) -> bool:
     """Say whether a file is a model card as `model_card` makes it."""
     try:
-        tags = ModelCard.load(Path(path), ignore_metadata_errors=True).data.tags
+        tags = ModelCard.load(Path(path).expanduser(), ignore_metadata_errors=True).data.tags
     except (OSError, ValueError, TypeError, YAMLError):  # not there, or no card
         return False
     return set(TAGS) <= set(tags or ())

@@ -152,7 +152,7 @@ def _label(value: object, count: int) -> int:
 
 def _read_file(task: str, path: Path) -> list[dict]:
     """Return all rows of a file with all of their columns."""
-    if not path.expanduser().is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"data: there is no file {path} for {task}{TASKS[task].advice}")
     kind = path.suffix.lower()
     if kind == ".jsonl":
