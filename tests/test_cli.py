@@ -1345,7 +1345,7 @@ def test_a_home_that_no_shell_has_expanded_is_one_for_every_step(run, tmp_path, 
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
     monkeypatch.chdir(tmp_path)
-    options = ["score", "--method", "maw", "--out=~/x.csv"]
+    options = ["score", "--method", "activation", "--out=~/x.csv"]
     assert run(*options)[0] == 0 and (home / "x.csv").is_file()
     code, _, err = run(*options)
     assert code == 2 and "exists; choose another name" in err
