@@ -199,7 +199,8 @@ def draw(results: dict) -> None:
         ax.barh(place, row["ratio"] - 1, left=1, color="#4477aa", height=0.5)
         ax.plot(row["range"], [place, place], color="black", linewidth=1.5)
         ax.plot(CASES[name].reach, place, "|", color="#ee6677", markersize=14, markeredgewidth=2)
-        ax.annotate(f"{row['ratio']:,.1f}", (row["range"][1], place), (4, -3), **BESIDE)
+        right = max(row["range"][1], CASES[name].reach)  # so that no line runs through the number
+        ax.annotate(f"{row['ratio']:,.1f}", (right, place), (6, -3), **BESIDE)
     titles = [f"{CASES[name].title},\nbeside {CASES[name].peer}" for name in reversed(names)]
     titles = [title.replace("`", "") for title in titles]
     ax.set_yticks(range(len(names)), titles, fontsize=7)

@@ -39,3 +39,15 @@ def test_a_table_says_what_moved_and_what_was_busy(growth):
     assert "the time a pair moves by 10.0% (aimed at: 10%), peak memory by 2.0% (5%)" in text
     assert "| 750 | 8.25 | 11.00 | 1.020 GB |" in text
     assert "On a busy machine: 750." in text
+
+
+def test_the_readme_says_what_was_measured(growth):
+    text = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    said = text.split("## How fast\n")[1].split("\n## ")[0]
+    cases = growth.kept()["cases"]
+    assert f"optipfair takes {cases['cut-llama']['ratio']:.1f} times" in said
+    assert f"lm-evaluation-harness {cases['bbq']['ratio']:.1f} times" in said
+    even = [cases[name]["ratio"] for name in ("lambada_openai", "boolq", "crows_pairs_english")]
+    assert "({:.1f}, {:.1f} and {:.1f})".format(*even) in said
+    assert f"{round(cases['attribution']['ratio'], -3):,.0f} times" in said
+    assert {row["runs"] for row in cases.values()} == {5}
