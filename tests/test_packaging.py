@@ -608,3 +608,22 @@ def test_every_public_name_is_documented():
     for name in fairlab.__all__:
         value = getattr(fairlab, name)
         assert not callable(value) or value.__doc__, name
+
+
+def test_the_site_copies_every_picture_that_its_pages_show():
+    script = ast.parse((ROOT / "tools" / "build_site.py").read_text(encoding="utf-8"))
+    (patterns,) = [
+        ast.literal_eval(node.value)
+        for node in script.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "COPIED"
+    ]
+    copied = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    shown = 0
+    for page in copied:
+        if page.suffix == ".md":
+            text = page.read_text(encoding="utf-8")
+            for source in re.findall(r'(?:<img src="|!\[[^\]]*\]\()([^")]+)', text):
+                if not source.startswith("http"):
+                    shown += 1
+                    assert (page.parent / source).resolve() in copied, (page.name, source)
+    assert shown > 4

@@ -38,6 +38,7 @@ COPIED = [
     "notebooks/solutions/*.ipynb",
     "data/README.md",
     "data/pictures/*.svg",
+    "benchmarks/speed.png",
     "experiments/README.md",
     "README.md",
     "CONTRIBUTING.md",
