@@ -479,9 +479,8 @@ def main() -> None:
     results = kept()
     parts = results.setdefault("growth", {})
     if not options.table:
-        usual = min(probe() for _ in range(5))
         for name in options.parts or PARTS:
-            parts[name] = {**measure(name, usual), "machine": machine()}
+            parts[name] = {**measure(name), "machine": machine()}
             print(f"{name}: {parts[name]['seconds']:.2f} s", flush=True)
             keep(results)
     write_between("<!-- growth -->", "<!-- end growth -->", table(parts))
@@ -490,11 +489,11 @@ def main() -> None:
     print(table(parts))
 
 
-def measure(name: str, usual: float) -> dict:
-    """Run a part in a fresh process, until the machine was quiet where seconds count."""
+def measure(name: str) -> dict:
+    """Run a part in a fresh process, again on a busy machine where seconds count."""
     if name in LIMITS:
         return fresh(name, "--inside", script=__file__)
-    return quiet_run(usual, name, "--inside", script=__file__)
+    return quiet_run(name, "--inside", script=__file__)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@
     python benchmarks/run.py --table          # only the tables, from results.json
 
 Loading and imports are not timed. Each process times a fixed matrix product before and after its
-work; where the two are more than 10 % apart, or the machine was slower than when it is quiet, the
-run is repeated, and a case that never got a quiet one says so. What was measured goes to
-`benchmarks/results.json` case by case, and from there into the table and the figure of
-`benchmarks/README.md`.
+work; where the two are more than 10 % apart, the run is repeated once, and a row says how many of
+its runs were busy the second time, too. What was measured goes to `benchmarks/results.json` case
+by case, and from there into the table and the figure of `benchmarks/README.md`.
 """
 
 import argparse
@@ -29,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 README = ROOT / "benchmarks" / "README.md"
 FIGURE = ROOT / "benchmarks" / "speed.png"
 QUIET = 0.10  # how far the time of the matrix product may move
-TRIES = 4  # of a run, until the machine is quiet
+TRIES = 2  # of a run, where the machine is busy
 SIDE = 1024  # of the matrices
 BESIDE = {"textcoords": "offset points", "fontsize": 8}  # of a number at the end of its bar
 
@@ -82,24 +81,24 @@ def fresh(*words: str, script: str = __file__) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def quiet_run(usual: float, *words: str, script: str = __file__) -> dict:
-    """Run a script until the machine was quiet, at most four times; return the quietest run."""
+def quiet_run(*words: str, script: str = __file__) -> dict:
+    """Run a script, again where the machine was busy; return the quietest run."""
     runs = []
     for _ in range(TRIES):
         runs.append(fresh(*words, script=script))
         before, after = runs[-1]["probes"]
-        if max(before, after, usual) <= (1 + QUIET) * min(before, after, usual):
+        if max(before, after) <= (1 + QUIET) * min(before, after):
             return {**runs[-1], "quiet": True}
     quietest = min(runs, key=lambda run: max(run["probes"]))
     return {**quietest, "quiet": False}
 
 
-def measure(name: str, n: int, usual: float) -> dict:
+def measure(name: str, n: int) -> dict:
     """Run both sides of a case in turns, and return what was measured."""
     runs = {"fairlab": [], "peer": []}
     for turn in range(n):
         for side, results in runs.items():
-            results.append(quiet_run(usual, name, "--side", side))
+            results.append(quiet_run(name, "--side", side))
             note = "" if results[-1]["quiet"] else ", on a busy machine"
             print(f"{name} {turn + 1}/{n} {side}: {results[-1]['seconds']:.2f} s{note}", flush=True)
     _check_agreement(name, runs)
@@ -232,9 +231,8 @@ def main() -> None:
         return
     results = kept()
     if not options.table:
-        usual = min(probe() for _ in range(5))
         for name in options.cases or CASES:
-            row = {**measure(name, options.n, usual), "machine": machine()}
+            row = {**measure(name, options.n), "machine": machine()}
             results.setdefault("cases", {})[name] = row
             keep(results)
     write_between("<!-- ratios -->", "<!-- end -->", table(results))
