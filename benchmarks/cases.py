@@ -67,7 +67,7 @@ def llama_1b() -> torch.nn.Module:
 
 
 def random_llama(shape: dict) -> torch.nn.Module:
-    """Build a Llama of a shape with cheap random weights."""
+    """Build a Llama of a shape with cheap random weights, the same in each process."""
     import transformers
 
     with torch.device("meta"):
@@ -75,6 +75,7 @@ def random_llama(shape: dict) -> torch.nn.Module:
     model = model.to_empty(device="cpu")
     # the frequencies are no parameters: they are computed anew
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    torch.manual_seed(0)
     for parameter in model.parameters():
         parameter.data.uniform_(-0.02, 0.02)
     model.tie_weights()

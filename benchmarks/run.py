@@ -1,6 +1,6 @@
 """Time fairlab against peers on the same work, in fresh processes, in turns.
 
-    python benchmarks/run.py                  # every case, five pairs of runs: an hour or two
+    python benchmarks/run.py                  # every case, five pairs of runs: an hour and a half
     python benchmarks/run.py scores bbq -n 3  # some cases
     python benchmarks/run.py --table          # only the tables, from results.json
 
@@ -101,7 +101,7 @@ def measure(name: str, n: int) -> dict:
             results.append(quiet_run(name, "--side", side))
             note = "" if results[-1]["quiet"] else ", on a busy machine"
             print(f"{name} {turn + 1}/{n} {side}: {results[-1]['seconds']:.2f} s{note}", flush=True)
-    _check_agreement(name, runs)
+        _check_agreement(name, runs)
     pairs = zip(runs["fairlab"], runs["peer"], strict=True)
     ratios = sorted(theirs["seconds"] / ours["seconds"] for ours, theirs in pairs)
     summary = {"runs": n, "ratio": statistics.median(ratios), "range": [ratios[0], ratios[-1]]}
@@ -113,8 +113,8 @@ def measure(name: str, n: int) -> dict:
 
 
 def _check_agreement(name: str, runs: dict[str, list[dict]]) -> None:
-    """Stop where the two sides do not come to the same number."""
-    ours, theirs = (results[0]["result"] for results in runs.values())
+    """Stop where the two sides do not come to the same number in the last turn."""
+    ours, theirs = (results[-1]["result"] for results in runs.values())
     if abs(ours - theirs) > 1e-4 * max(abs(ours), abs(theirs), 1e-9):
         sys.exit(f"{name}: fairlab comes to {ours}, the peer to {theirs}: not the same work")
 

@@ -498,8 +498,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     ValueError
         With special tokens, the tokenizer splits the prompt in another way than without them.
     """
-    ids = list(tokenizer(prompt, verbose=False).input_ids)
     bare = bare_ids(tokenizer, prompt)
+    # where nothing is added, thousands of prompts need no second reading
+    if tokenizer.is_fast and not tokenizer.num_special_tokens_to_add():
+        return bare
+    ids = list(tokenizer(prompt, verbose=False).input_ids)
     # look for the prompt's own tokens, and keep what stands before them
     for start in range(len(ids) - len(bare) + 1):
         end = start + len(bare)

@@ -45,9 +45,12 @@ def test_the_readme_says_what_was_measured(growth):
     text = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
     said = text.split("## How fast\n")[1].split("\n## ")[0]
     cases = growth.kept()["cases"]
-    assert f"optipfair takes {cases['cut-llama']['ratio']:.1f} times" in said
+    assert f"optipfair takes {cases['scores']['ratio']:.1f} times as long for the diff" in said
+    assert f"{cases['scores-llama']['ratio']:.1f} times for 32 pairs in a model of Llama" in said
+    assert f"{cases['cut-llama']['ratio']:.1f} times for the scores and the cut of one" in said
+    assert f"own functions takes {cases['compare']['ratio']:.1f} times as long" in said
     assert f"lm-evaluation-harness {cases['bbq']['ratio']:.1f} times" in said
     even = [cases[name]["ratio"] for name in ("lambada_openai", "boolq", "crows_pairs_english")]
     assert "({:.1f}, {:.1f} and {:.1f})".format(*even) in said
     assert f"{round(cases['attribution']['ratio'], -3):,.0f} times" in said
-    assert {row["runs"] for row in cases.values()} == {5}
+    assert len(cases) == 9 and {row["runs"] for row in cases.values()} == {5}

@@ -92,6 +92,8 @@ def interrupted(function, module, number):
         if calls == number:
             signal.raise_signal(signal.SIGINT)
 
+    # what ran a notebook in an earlier test may have left its own handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     handle = module.register_forward_pre_hook(stop)
     try:
         function()
@@ -99,6 +101,7 @@ def interrupted(function, module, number):
         return True
     finally:
         handle.remove()
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
     return False
 
 

@@ -145,6 +145,11 @@ def test_each_worker_has_its_share_of_the_cores(monkeypatch):
     assert run_tests.environment(16)["OMP_NUM_THREADS"] == "1"
 
 
+def test_what_is_compiled_is_kept_for_the_next_process(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert "PYTHONDONTWRITEBYTECODE" not in run_tests.environment(2)
+
+
 def runs_that_end(code, report, folder, monkeypatch):
     """Let each run of robust write this report, if any, and end with this exit code."""
 

@@ -42,6 +42,7 @@ NBVAL = [
 # of the time of a pass; with these it keeps them for the next tensor
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 IDLE = "FAIRLAB_IDLE"  # the variable that names a part's `idle_file`
+WAITING = ("quick", "unit")  # parts whose tests often wait: for browsers, processes, downloads
 NO_NBVAL = [*LIGHT, "-p", "no:nbval"]  # takes each process seconds to import
 FIRST_LESSONS = sorted(
     str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("0[0-5]_*.ipynb")
@@ -61,7 +62,10 @@ PARTS = {
 def environment(workers: int) -> dict[str, str]:
     """Return the environment of a part whose tests run in so many processes."""
     threads = max((os.cpu_count() or 1) // workers, 1)
-    return {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": str(threads)}
+    variables = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": str(threads)}
+    # containers tend to set it, and then each of many processes compiles all modules anew
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
+    return variables
 
 
 def run_command(
@@ -107,8 +111,8 @@ def run(
             command = [*command[:-1], *map(str, only)]
         if command[:3] == PYTEST:
             command = [*command, f"--junitxml={report}"]
-            if workers > 1:
-                command += ["-n", str(workers)]
+            if workers > 1:  # one more where a worker that waits would leave its core idle
+                command += ["-n", str(workers + (part in WAITING))]
             if sys.stdout.isatty():  # pytest itself may write to a file
                 command += ["--color=yes"]
         log = RESULTS / f"{part}.log"
