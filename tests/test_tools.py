@@ -145,6 +145,25 @@ def test_each_worker_has_its_share_of_the_cores(monkeypatch):
     assert run_tests.environment(16)["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("part", "workers", "number", "threads"),
+    [("unit", 2, "3", "2"), ("quick", 2, "3", "2"), ("lessons", 2, "2", "4"), ("unit", 1, "", "8")],
+)
+def test_tests_that_wait_get_one_worker_more(part, workers, number, threads, tmp_path, monkeypatch):
+    seen = {}
+
+    def run_command(command, variables, **options):
+        seen["number"] = command[command.index("-n") + 1] if "-n" in command else ""
+        seen["threads"] = variables["OMP_NUM_THREADS"]
+        return 0
+
+    monkeypatch.setattr(run_tests, "RESULTS", tmp_path)
+    monkeypatch.setattr(run_tests.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(run_tests, "run_command", run_command)
+    run_tests.run(part, workers, None)
+    assert seen == {"number": number, "threads": threads}
+
+
 def test_what_is_compiled_is_kept_for_the_next_process(monkeypatch):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     assert "PYTHONDONTWRITEBYTECODE" not in run_tests.environment(2)

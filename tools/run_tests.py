@@ -105,14 +105,16 @@ def run(
     start, code = time.perf_counter(), 0
     report = RESULTS / f"{part}.xml"
     report.unlink(missing_ok=True)
+    if part in WAITING and workers > 1:
+        workers += 1  # a worker that waits would leave its core idle
     variables = {**environment(workers), IDLE: str(idle_file(part))}
     for command in PARTS[part]:
         if only and command[-1] == "notebooks":
             command = [*command[:-1], *map(str, only)]
         if command[:3] == PYTEST:
             command = [*command, f"--junitxml={report}"]
-            if workers > 1:  # one more where a worker that waits would leave its core idle
-                command += ["-n", str(workers + (part in WAITING))]
+            if workers > 1:
+                command += ["-n", str(workers)]
             if sys.stdout.isatty():  # pytest itself may write to a file
                 command += ["--color=yes"]
         log = RESULTS / f"{part}.log"
